@@ -1,0 +1,73 @@
+"""Tiny random checkpoints of the true architectures of transformers, for tests on a CPU without a network.
+
+``build("internvl", folder)`` writes config, float32 weights, tokenizer, image processor, chat template and
+generation config; ``AutoModelForImageTextToText`` and ``AutoProcessor`` load the folder, and so does
+``vlmprobe.load``. The same name gives the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlmprobe.testing.tiny.registry import Family
+
+__all__ = ["SKIPPED", "build", "family", "names"]
+
+MODULES = ("families_first",)
+SKIPPED: dict[str, str] = {}  # name of an architecture -> why there is no tiny checkpoint of it
+
+
+def names() -> list[str]:
+    """The families that the installed transformers (and optional packages) can build, in order of the table."""
+    from importlib.util import find_spec
+
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return [
+        entry.name
+        for entry in _table().values()
+        if all(need in CONFIG_MAPPING_NAMES for need in entry.needs)
+        and all(find_spec(package) is not None for package in entry.packages)
+    ]
+
+
+def family(name: str) -> Family:
+    """The entry of ``name``: what its checkpoint can do, and what is particular.
+
+    Raises:
+        LookupError: for a name that is not in the table, with near ones.
+    """
+    from vlmprobe.errors import UnknownModelError, near
+
+    table = _table()
+    if name not in table:
+        reason = f" It is left out: {SKIPPED[name]}." if name in SKIPPED else near(name, list(table))
+        raise UnknownModelError(f"There is no tiny checkpoint named {name!r}.{reason}")
+    return table[name]
+
+
+def build(name: str, folder: str | Path) -> Path:
+    """Write the tiny checkpoint ``name`` into ``folder`` and return the folder.
+
+    Args:
+        name: one of :func:`names`.
+        folder: where to write; it is created.
+
+    Raises:
+        UnknownModelError: for an unknown name.
+    """
+    from vlmprobe.testing.tiny.checkpoint import write
+
+    return write(family(name), Path(folder))
+
+
+def _table() -> dict[str, Family]:
+    from importlib import import_module
+
+    from vlmprobe.testing.tiny.registry import FAMILIES
+
+    for module in MODULES:
+        import_module(f"vlmprobe.testing.tiny.{module}")
+    return FAMILIES

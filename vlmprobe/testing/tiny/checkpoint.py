@@ -1,0 +1,50 @@
+"""Parts to folder: construct the model, draw its weights, save what ``from_pretrained`` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers.utils import logging
+
+from vlmprobe.testing.tiny.registry import Family, Parts
+from vlmprobe.testing.tiny.weights import placeholder_ids, randomise, silence
+
+__all__ = ["write"]
+
+
+def write(entry: Family, folder: Path) -> Path:
+    """Build the family's parts and save them all into ``folder``."""
+    parts = entry.make()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the few initial values that randomise keeps come from the global generator
+        model = _model(parts)
+    randomise(model, scales=parts.weights)
+    silence(model, placeholder_ids(parts.config, parts.processor))
+    tokenizer = getattr(parts.processor, "tokenizer", parts.processor)
+    eos = [tokenizer.convert_tokens_to_ids(token) for token in parts.eos]
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=eos if len(eos) > 1 else eos[0],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    parts.processor.save_pretrained(folder)
+    return folder
+
+
+def _model(parts: Parts) -> transformers.PreTrainedModel:
+    if parts.model_class is None:
+        model = AutoModelForImageTextToText.from_config(parts.config, dtype=torch.float32)
+    else:
+        model = getattr(transformers, parts.model_class)._from_config(parts.config, dtype=torch.float32)
+    return model.eval()

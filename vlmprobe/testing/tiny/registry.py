@@ -1,0 +1,64 @@
+"""The table of families: what a tiny checkpoint is made of, and how a family enters the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["FAMILIES", "Family", "Parts", "family"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a family's factory returns: everything that is saved into a checkpoint folder."""
+
+    config: Any  # PreTrainedConfig of the whole model
+    processor: Any  # ProcessorMixin with tokenizer, image processor and chat template
+    eos: tuple[str, ...]  # tokens that end an answer, into generation_config
+    model_class: str | None = None  # a class of transformers, where AutoModelForImageTextToText has none for the config
+    weights: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> factor on its scale
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture and what holds for its tiny checkpoint.
+
+    Attributes:
+        name: the name of the architecture, as in transformers' ``model_type`` (``-`` and ``.`` become ``_``).
+        make: builds the parts.
+        needs: model types that the installed transformers must know.
+        packages: optional packages that the architecture imports.
+        text_only: a conversation without an image is accepted.
+        several_images: more than one image in a conversation is accepted.
+        batching: a left-padded batch gives the logits of single calls within 1e-4 in float32.
+        notes: what is particular, with the measured figure where numbers differ.
+    """
+
+    name: str
+    make: Callable[[], Parts]
+    needs: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    text_only: bool = True
+    several_images: bool = True
+    batching: bool = True
+    notes: str = ""
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(name: str, *needs: str, **facts: Any) -> Callable[[Callable[[], Parts]], Callable[[], Parts]]:
+    """Enter the decorated factory into the table under ``name``.
+
+    Args:
+        name: the family's name.
+        *needs: model types that transformers must know; ``name`` where none is given.
+        **facts: further fields of :class:`Family`.
+    """
+
+    def enter(make: Callable[[], Parts]) -> Callable[[], Parts]:
+        FAMILIES[name] = Family(name, make, needs or (name,), **facts)
+        return make
+
+    return enter

@@ -1,0 +1,22 @@
+"""Settings of tiny vision towers, as keyword arguments of transformers' configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["tower"]
+
+
+def tower(
+    *, layers: int = 2, heads: int = 2, width: int = 32, image: int = 32, patch: int = 8, **settings: Any
+) -> dict[str, Any]:
+    """What CLIP-like towers take: ``(image / patch) ** 2`` patches of ``patch`` pixels."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": image,
+        "patch_size": patch,
+        **settings,
+    }

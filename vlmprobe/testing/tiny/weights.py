@@ -1,0 +1,98 @@
+"""Random weights whose logits mean something.
+
+The initial values of transformers (normal, 0.02) give a tiny model a nearly uniform distribution: errors of
+any kind vanish in it. Here every parameter is drawn with the scale that keeps a signal's size, so that logits
+spread by one to four, and position, image and gates all show.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["placeholder_ids", "randomise", "silence"]
+
+KEPT = ("A_log", "dt_bias", "e_score_correction_bias")  # recurrences and routers that need their own initial values
+EMBEDDINGS = 0.8
+TIED_LOGITS = 2.5  # spread of logits where the head is the embedding matrix
+LINEAR = 1.3  # times 1/sqrt(fan in): a little above the value that keeps the variance, against saturation to zero
+HEAD = 2.5
+VECTORS = 0.5  # learned positions, queries, class tokens
+GATES = 0.6
+PLACEHOLDER = re.compile(r"(image|img|video|audio|vision|patch|boi|eoi|boa|eoa|pad).*token_(id|index)$")
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, *, seed: int = 0, scales: Mapping[str, float] | None = None) -> None:
+    """Draw every parameter of ``model`` anew, each from a generator seeded by its own name.
+
+    Args:
+        model: a freshly constructed model, whose own initial values say where a norm's weight is centred.
+        seed: another seed gives other weights.
+        scales: fragment of a parameter's name -> factor on the scale it would have had.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    head_weight = getattr(head, "weight", None)
+    tied = head_weight is not None and embeddings is not None and head_weight is getattr(embeddings, "weight", None)
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        owner_name, _, leaf = name.rpartition(".")
+        if not parameter.is_floating_point() or leaf in KEPT:
+            continue
+        factor = 1.0
+        for fragment, scale in (scales or {}).items():
+            if fragment in name:
+                factor *= scale
+        if parameter is head_weight:
+            centre, scale = 0.0, (TIED_LOGITS if tied else HEAD) / parameter.shape[-1] ** 0.5
+        else:
+            centre, scale = _law(modules[owner_name], leaf, parameter)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        parameter.copy_(centre + scale * factor * noise)
+
+
+def _law(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> tuple[float, float]:
+    """The mean and standard deviation of one parameter that is not the head."""
+    kind = type(owner).__name__.lower()
+    shape = parameter.shape
+    if "norm" in kind and parameter.dim() == 1:
+        return (parameter.mean().item(), 0.1) if leaf == "weight" else (0.0, 0.05)
+    if isinstance(owner, nn.Embedding):
+        return 0.0, EMBEDDINGS
+    if leaf.endswith("bias"):
+        return 0.0, 0.05
+    if any(part in leaf for part in ("position", "pos_emb", "cls", "class", "query", "queries", "latents", "token")):
+        return 0.0, VECTORS
+    if parameter.dim() <= 1 or shape.numel() == max(shape):
+        # A gate or layer scale that starts at zero or 1e-5 would hide what is behind it.
+        return GATES, 0.1
+    fan_in = shape[1:].numel() if isinstance(owner, nn.modules.conv._ConvNd) else max(shape[-2:])
+    if isinstance(owner, nn.Linear):
+        fan_in = shape[1]
+    return 0.0, LINEAR / fan_in**0.5
+
+
+@torch.no_grad()
+def silence(model: nn.Module, ids: Iterable[int]) -> None:
+    """Keep tokens that a trained model never says from being the likeliest: their row of the head becomes zero.
+
+    A random model would otherwise write image placeholders, which no forward pass accepts without their image.
+    A logit of zero lies some nine nats below the likeliest of a few hundred that spread by two to three.
+    """
+    weight = getattr(getattr(model, "get_output_embeddings", lambda: None)(), "weight", None)
+    if weight is not None:
+        weight[[each for each in sorted(set(ids)) if each < len(weight)]] = 0.0
+
+
+def placeholder_ids(config: Any, processor: Any) -> set[int]:
+    """The ids that stand for images, their frames and padding, as config and processor name them."""
+    held = [*config.to_dict().items(), *vars(processor).items()]
+    ids = {value for key, value in held if PLACEHOLDER.search(key) and isinstance(value, int) and value >= 0}
+    return ids - {getattr(processor, "tokenizer", processor).eos_token_id}
