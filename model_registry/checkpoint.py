@@ -1,0 +1,202 @@
+"""Load the weights of a checkpoint in its original format, strictly: every weight, and no other.
+
+transformers reads the shards lazily and converts one tensor at a time (``WeightRenaming`` and
+``WeightConverter``), so loading takes about one copy of the weights. What it leaves to a warning is an error here:
+a model with a missing weight would run on random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vlmprobe.errors import CheckpointError, UnknownModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+__all__ = ["load_weights", "local_folder", "read_json", "weight_files"]
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Data only: no pattern here matches Python code.
+HUB_PATTERNS = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "*.safetensors")
+LISTED = 8  # names shown in an error before "and n more"
+
+
+def local_folder(checkpoint: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: itself where it is local, else downloaded from the hub (data files only).
+
+    ``.bin`` shards are fetched only where the repository holds no safetensors.
+
+    Raises:
+        UnknownModelError: there is no such folder, and no such repository can be reached.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(str(checkpoint), revision=revision, allow_patterns=list(HUB_PATTERNS)))
+        if not any(found.glob("*.safetensors")):
+            snapshot_download(str(checkpoint), revision=revision, allow_patterns=["pytorch_model*.bin"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise UnknownModelError(
+            f"{checkpoint!r} is neither a local folder nor a repository that can be read from the hub: {error}"
+        ) from error
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, or holds no JSON object.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} holds no {path.name}; download the checkpoint again.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(held).__name__}, not an object.")
+    return held
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a checkpoint folder, safetensors before ``.bin``, each checked to be there and whole.
+
+    Raises:
+        CheckpointError: no weights, a missing shard, a damaged file, or an index that leaves the folder.
+    """
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        if (folder / single).is_file():
+            files = [folder / single]
+        elif (folder / index).is_file():
+            files = _shards(folder, index)
+        else:
+            continue
+        for file in files:
+            _check_readable(file)
+        return files
+    raise CheckpointError(
+        f"{folder} holds no weights: expected one of {', '.join((*SINGLE_FILES, *INDEX_FILES))}. "
+        "Download the weights, or point to the folder that has them."
+    )
+
+
+def load_weights(
+    model_class: type[Model],
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    conversions: Sequence[WeightRenaming | WeightConverter] = (),
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+    ignore_unexpected: Iterable[str] = (),
+    **options: Any,
+) -> Model:
+    """Build ``model_class(config)`` and load every weight of ``folder`` into it, in evaluation mode.
+
+    Args:
+        model_class: the class to build. Its module may lie outside transformers.
+        folder: a local checkpoint folder.
+        config: the translated configuration; ``config.json`` is not read here.
+        conversions: how the checkpoint's names and layouts become those of ``model_class``; the same for every
+            checkpoint of the class (an operation receives the configuration).
+        dtype: ``"auto"`` is the type in which the weights are stored.
+        device_map: as in ``from_pretrained``.
+        ignore_unexpected: prefixes of weights that the model has no use for and the checkpoint may carry.
+        **options: further arguments of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or weights that are missing, left over or of another shape.
+    """
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+    weight_files(folder)
+    if conversions:
+        register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
+    if dtype == "auto":
+        config = copy.deepcopy(config)
+        config.dtype = None  # so that the stored weights decide, not what config.json says of the training
+    options = {**options, "trust_remote_code": False, "weights_only": True}
+    load: Any = model_class.from_pretrained  # typed as returning the model alone
+    try:
+        model, info = load(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, all at once
+            **options,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
+    _check_complete(folder, model_class.__name__, info, tuple(ignore_unexpected))
+    return model
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    weight_map = read_json(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / index} has no 'weight_map' that says which shard holds which weight.")
+    names = sorted({str(name) for name in weight_map.values()})
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{folder / index} points outside its folder: {_listed(outside)}.")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(names)} weight shards: {_listed(missing)}. Download them."
+        )
+    return [folder / name for name in names]
+
+
+def _check_readable(file: Path) -> None:
+    if file.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(file, framework="pt"):  # reads the header and compares it with the file's length
+            pass
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged or cut short ({error}); download it again.") from error
+
+
+def _check_complete(folder: Path, model: str, info: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
+    unexpected = [name for name in info["unexpected_keys"] if not name.startswith(ignored)]
+    problems = []
+    if info["missing_keys"]:
+        problems.append(f"{len(info['missing_keys'])} missing: {_listed(info['missing_keys'])}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected: {_listed(unexpected)}")
+    if info["mismatched_keys"]:
+        shapes = [f"{name} {tuple(got)} for {tuple(due)}" for name, got, due in info["mismatched_keys"]]
+        problems.append(f"{len(shapes)} of another shape: {_listed(shapes)}")
+    if problems:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit {model} as config.json describes it; {'; '.join(problems)}. "
+            "Nothing was loaded. Check that the weights and config.json come from one checkpoint."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = len(ordered) - LISTED
+    return ", ".join(ordered[:LISTED]) + (f" and {more} more" if more > 0 else "")
