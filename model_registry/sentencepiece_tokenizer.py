@@ -1,0 +1,147 @@
+"""A SentencePiece ``tokenizer.model`` read as the original (slow) tokenizers read it, id for id.
+
+transformers 5 converts such files to its own format and gets other ids for some: it drops a lone ``▁`` before
+Phi-3's first role token, and puts one after every added token of a Yi vocabulary. Here SentencePiece itself
+splits the text between the added tokens, by the rules of the classes that the checkpoints were trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AddedToken
+from transformers.tokenization_python import PythonBackend
+
+from vlmprobe.errors import CheckpointError, MissingExtraError
+
+__all__ = ["SentencePieceTokenizer"]
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+# ModelProto{normalizer_spec{add_dummy_prefix: false}} on the wire. Protocol buffers merge concatenated messages, so
+# appended to a model it switches the prefix off and leaves the rest (the library has no setter for it).
+WITHOUT_DUMMY_PREFIX = bytes([0x1A, 0x02, 0x18, 0x00])
+
+
+class SentencePieceTokenizer(PythonBackend):
+    """Ids of transformers 4's ``LlamaTokenizer`` (use_fast=False) and of InternLM2's tokenizer.
+
+    Args:
+        vocab_file: the ``tokenizer.model``.
+        legacy: the first ``LlamaTokenizer`` rule: every piece of text between added tokens is encoded alone, as the
+            model file says. Otherwise the whole text gets one leading space, which is taken away again only before
+            a token of ``named``.
+        named: the special tokens that tokenizer_config.json names (``bos_token`` to ``mask_token`` and
+            ``additional_special_tokens``); a special token that is only an added one does not count.
+        add_bos_token: put the begin token before every text.
+        add_eos_token: put the end token after every text.
+        **options: special tokens and ``added_tokens_decoder`` of the base class.
+
+    Raises:
+        MissingExtraError: sentencepiece is not installed.
+        CheckpointError: the file is no SentencePiece model.
+    """
+
+    def __init__(
+        self,
+        vocab_file: str,
+        *,
+        legacy: bool,
+        named: Sequence[str],
+        add_bos_token: bool = True,
+        add_eos_token: bool = False,
+        **options: Any,
+    ) -> None:
+        self.pieces = _processor(Path(vocab_file), dummy_prefix=legacy)
+        self.legacy = legacy
+        self.named = frozenset(named)
+        self.add_bos_token = add_bos_token
+        self.add_eos_token = add_eos_token
+        super().__init__(clean_up_tokenization_spaces=False, **options)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces in the model file, added tokens not counted."""
+        return int(self.pieces.get_piece_size())
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every piece and added token with its id."""
+        vocab = {self.pieces.id_to_piece(each): each for each in range(self.vocab_size)}
+        return {**vocab, **self._added_tokens_encoder}
+
+    def tokenize(self, text: str, **options: Any) -> list[str]:
+        """The pieces of a text, without begin and end tokens."""
+        if self.legacy or not text:
+            return super().tokenize(text, **options)
+        pieces = super().tokenize(SPACE + text.replace(SPACE, " "), **options)
+        if len(pieces) > 1 and pieces[0] == SPACE and pieces[1] in self.named:
+            return pieces[1:]
+        return pieces
+
+    def _tokenize(self, text: str, **options: Any) -> list[str]:
+        if self.legacy or not text.startswith((SPACE, " ")):
+            return list(self.pieces.encode(text, out_type=str))
+        # SentencePiece eats leading spaces, so the text is encoded behind a guard, whose pieces are cut off.
+        guard = str(self.unk_token)
+        return list(self.pieces.encode(guard + text, out_type=str))[len(self.pieces.encode(guard)) :]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return int(self.pieces.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return str(self.pieces.id_to_piece(index)) if 0 <= index < self.vocab_size else ""
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """The ids with the begin and end tokens that the checkpoint asks for."""
+        begin = [self.bos_token_id] if self.add_bos_token else []
+        end = [self.eos_token_id] if self.add_eos_token else []
+        first = begin + token_ids_0 + end
+        return first if token_ids_1 is None else first + begin + token_ids_1 + end
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of the pieces; a space that only marks the beginning of the text is left out."""
+        text = ""
+        run: list[str] = []
+        for place, token in enumerate(tokens):
+            if token in self._added_tokens_encoder:
+                text += self.pieces.decode(run) + token
+                run = []
+            elif token:
+                first = place == 0 and not self.legacy and token.startswith(SPACE)
+                run.append(token[1:] if first else token)
+        return text + self.pieces.decode([piece for piece in run if piece])
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write the model file into a folder."""
+        target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}tokenizer.model"
+        target.write_bytes(self.pieces.serialized_model_proto())
+        return (str(target),)
+
+
+def added_tokens(config: Mapping[str, Any], older: Mapping[str, int], named: Sequence[str]) -> dict[int, AddedToken]:
+    """Added tokens by id, from tokenizer_config.json or, before transformers 4.34, from added_tokens.json."""
+    listed = config.get("added_tokens_decoder")
+    if listed is not None:
+        fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+        return {int(key): AddedToken(**{name: token[name] for name in fields}) for key, token in listed.items()}
+    return {
+        each: AddedToken(content, normalized=content not in named, special=content in named)
+        for content, each in older.items()
+    }
+
+
+def _processor(file: Path, *, dummy_prefix: bool) -> Any:
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise MissingExtraError("sentencepiece", "sentencepiece") from error
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        held = file.read_bytes()
+        processor.LoadFromSerializedProto(held if dummy_prefix else held + WITHOUT_DUMMY_PREFIX)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{file} is missing or no SentencePiece model ({error}); download it again.") from error
+    return processor
