@@ -1,0 +1,32 @@
+"""InternVL checkpoints in transformers' own format ("-hf": InternVL2.5, InternVL3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.messages import Conversation
+from vlmprobe.table import ImageSpan
+
+__all__ = ["InternVL"]
+
+
+class InternVL(Adapter):
+    """The tiles of a picture stand one after the other with no token between them, so a run is cut into tiles here."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is a native InternVL one (the original format says ``internvl_chat``)."""
+        return config.get("model_type") == "internvl"
+
+    def spans(self, ids: np.ndarray, conversation: Conversation) -> tuple[ImageSpan, ...]:
+        """One span for each tile, the thumbnail last."""
+        size = self.processor.image_seq_length  # positions of one tile
+        return tuple(
+            ImageSpan(span.image, tile, start, start + size)
+            for span in super().spans(ids, conversation)
+            for tile, start in enumerate(range(span.start, span.stop, size))
+        )

@@ -1,0 +1,29 @@
+"""Mllama (Llama 3.2 Vision): images enter by cross-attention, and their placeholder has no row in the LM head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vlmprobe.adapter import Adapter
+
+__all__ = ["Mllama"]
+
+
+class Mllama(Adapter):
+    """An image is a single position here, whatever its size; the text attends to its tiles through a mask."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is an Mllama one."""
+        return config.get("model_type") == "mllama"
+
+    def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
+        """As the base class; new positions see the images that the last prompt position sees."""
+        grown = super().extend(inputs, ids, drop)
+        if (mask := inputs.get("cross_attention_mask")) is not None:  # [N, S, images, tiles]
+            kept = mask[:, : mask.shape[1] - drop]
+            grown["cross_attention_mask"] = torch.cat([kept, kept[:, -1:].expand(-1, ids.shape[1], -1, -1)], dim=1)
+        return grown

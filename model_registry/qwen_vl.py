@@ -1,0 +1,51 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures are sized by Qwen's own qwen-vl-utils."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.errors import ImageError
+from vlmprobe.messages import Conversation, ImagePart
+
+__all__ = ["QwenVL"]
+
+FAMILY = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+
+class QwenVL(Adapter):
+    """An image part may say ``min_pixels``, ``max_pixels``, or ``resized_height`` and ``resized_width``.
+
+    Where it does not, the limits of the checkpoint's own image processor hold.
+    """
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is of the Qwen-VL family."""
+        return config.get("model_type") in FAMILY
+
+    @property
+    def image_options(self) -> frozenset[str]:
+        """The size options that qwen-vl-utils reads."""
+        return frozenset({"min_pixels", "max_pixels", "resized_height", "resized_width"})
+
+    def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        """As the base class, with every picture resized by qwen-vl-utils before the processor sees it."""
+        pictures = [self._sized(part) for conversation in conversations for part in conversation.image_parts]
+        pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
+        # The sizes are those that the processor would choose itself, so it must not interpolate a second time.
+        sized = {"images": pictures, "do_resize": False} if pictures else {}
+        return dict(self.processor(text=self.render(conversations), return_tensors="pt", **sized, **pad))
+
+    def _sized(self, part: ImagePart) -> Any:
+        from qwen_vl_utils import process_vision_info
+
+        pixels = self.processor.image_processor
+        limits = {"min_pixels": pixels.size["shortest_edge"], "max_pixels": pixels.size["longest_edge"]}
+        message = {"role": "user", "content": [{"type": "image", "image": part.image, **limits, **part.options}]}
+        try:
+            images, _ = process_vision_info([message], image_patch_size=pixels.patch_size)
+        except (ValueError, AssertionError) as error:
+            raise ImageError(f"qwen-vl-utils cannot size a {part.image.width} x {part.image.height} picture: {error}") from error
+        return images[0]

@@ -1,0 +1,57 @@
+"""vlmprobe: generation logits, prompt logits and per-token confidence of any vision-language model, through one API.
+
+>>> import vlmprobe
+>>> probe = vlmprobe.load("demo")
+>>> result = probe.generate("What is in the picture?", image="scene.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlmprobe._version import __version__
+
+if TYPE_CHECKING:
+    from vlmprobe.errors import VlmprobeError
+    from vlmprobe.probe import Probe, Request, load, wrap
+    from vlmprobe.result import Result, Scores, load_result
+    from vlmprobe.table import TokenTable
+
+__all__ = [
+    "Probe",
+    "Request",
+    "Result",
+    "Scores",
+    "TokenTable",
+    "VlmprobeError",
+    "__version__",
+    "load",
+    "load_result",
+    "wrap",
+]
+
+_ROOMS = {
+    "Probe": "vlmprobe.probe",
+    "Request": "vlmprobe.probe",
+    "load": "vlmprobe.probe",
+    "wrap": "vlmprobe.probe",
+    "Result": "vlmprobe.result",
+    "Scores": "vlmprobe.result",
+    "load_result": "vlmprobe.result",
+    "TokenTable": "vlmprobe.table",
+    "VlmprobeError": "vlmprobe.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'vlmprobe' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_ROOMS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

@@ -1,0 +1,358 @@
+"""The adapter contract: what vlmprobe must know about one family of models.
+
+:class:`Adapter` does everything for a model that follows the conventions of transformers
+(``AutoModelForImageTextToText`` and ``AutoProcessor`` with a chat template). A family that departs from
+them overrides the method where it departs, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from safetensors import SafetensorError
+
+from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError
+from vlmprobe.messages import Conversation, ImagePart, Message
+from vlmprobe.table import ImageSpan
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+__all__ = [
+    "Adapter",
+    "Capabilities",
+    "Continuation",
+    "EncodedPrompt",
+    "Encoding",
+    "ImageSpan",
+    "divide_runs",
+    "placeholder_runs",
+]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a family can do. What it cannot is refused with a clear error, or done one by one."""
+
+    batching: bool = True  # several prompts in one left-padded batch give the numbers of single calls
+    several_images: bool = True  # more than one image in a conversation
+    text_only: bool = True  # a conversation without an image
+    prefix_reuse: bool = True  # the cache of a prompt can be continued by several candidates
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt as the model will see it, without any padding."""
+
+    ids: np.ndarray  # int64 [S], image placeholders included
+    spans: tuple[ImageSpan, ...]  # in sequence order; empty for text only
+    text: str  # the rendered template that was tokenised (image placeholders as the processor reads them)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A left-padded batch of N prompts: the keyword arguments of the model, and each prompt's own ids and spans."""
+
+    inputs: dict[str, Any]  # for model.forward and model.generate; input_ids [N, S], attention_mask [N, S], pixels, ...
+    prompts: tuple[EncodedPrompt, ...]  # N
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a text continues a prompt: the first ``shared`` prompt ids stand, then come ``ids``.
+
+    ``shared`` is the prompt's whole length unless the tokenizer merges across the boundary.
+    """
+
+    shared: int
+    ids: tuple[int, ...]
+
+
+class Adapter:
+    """One family of models: how to load, encode, and where the parts of the network are.
+
+    Everything here works as it stands for a model that follows transformers' conventions. A subclass says which
+    checkpoints it handles and overrides what its family does differently.
+
+    Attributes:
+        name: the name under which the entry point publishes it.
+        generic: a generic adapter is asked only when no other handles the checkpoint.
+        capabilities: what the family can do; an instance may narrow it.
+    """
+
+    name: ClassVar[str] = ""
+    generic: ClassVar[bool] = False
+    capabilities: Capabilities = Capabilities()
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model  # a transformers PreTrainedModel with GenerationMixin
+        self.processor = processor
+
+    # -- which checkpoints, and how to load them ---------------------------------------------------
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether this adapter is for a checkpoint with this ``config.json``. Runs no code of the checkpoint."""
+        raise NotImplementedError(f"{cls.__name__} must say which checkpoints it handles")
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        config: Mapping[str, Any],
+        dtype: torch.dtype | str = "auto",
+        device_map: Any = "cpu",
+        revision: str | None = None,
+        **options: Any,
+    ) -> Adapter:
+        """Load the model and its processor, in evaluation mode, onto ``device_map``.
+
+        Args:
+            checkpoint: a local folder or a hub id.
+            config: the checkpoint's ``config.json`` as read.
+            dtype: a torch dtype, or ``"auto"`` for the one the checkpoint was saved in.
+            device_map: as in ``from_pretrained``: a device such as ``"cpu"``, ``"auto"``, or a map.
+            revision: commit, branch or tag of a hub checkpoint.
+            **options: further arguments of ``from_pretrained``.
+
+        Raises:
+            CheckpointError: where weights are missing, or do not fit the configuration.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        try:
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                checkpoint,
+                dtype=dtype,
+                device_map=device_map,
+                revision=revision,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
+            processor = AutoProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{checkpoint} cannot be loaded: {error}") from error
+        problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")}
+        if any(problems.values()):
+            listed = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
+            raise CheckpointError(
+                f"{checkpoint} lacks weights that the model needs ({listed}). vlmprobe never fills them with random "
+                "numbers: check that every shard was downloaded."
+            )
+        return cls(model.eval(), processor)
+
+    # -- the conversation as model inputs ----------------------------------------------------------
+
+    def encode(self, conversations: Sequence[Conversation]) -> Encoding:
+        """The conversations as one left-padded batch of model inputs, on the CPU.
+
+        Raises:
+            CapabilityError: where the processor cannot take what the conversations hold.
+        """
+        for conversation in conversations:
+            self.check(conversation)
+        inputs = self.process(conversations)
+        texts = self.render(conversations)
+        prompts = []
+        for row, conversation in enumerate(conversations):
+            ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].numpy()
+            prompts.append(EncodedPrompt(ids, self.spans(ids, conversation), texts[row]))
+        return Encoding(dict(inputs), tuple(prompts))
+
+    def check(self, conversation: Conversation) -> None:
+        """Refuse what the family cannot take, before anything runs."""
+        pictures = len(conversation.images)
+        if not pictures and not self.capabilities.text_only:
+            raise CapabilityError(f"{self.name} needs an image in every conversation: pass image=.")
+        if pictures > 1 and not self.capabilities.several_images:
+            raise CapabilityError(f"{self.name} takes one image in a conversation, and got {pictures}.")
+        unknown = {key for part in conversation.image_parts for key in part.options} - self.image_options
+        if unknown:
+            raise CapabilityError(
+                f"{self.name} knows no image option {', '.join(sorted(unknown))}; "
+                f"it knows: {', '.join(sorted(self.image_options)) or 'none'}."
+            )
+
+    @property
+    def image_options(self) -> frozenset[str]:
+        """Keys that an image part may carry beside its image, such as ``max_pixels``."""
+        return frozenset()
+
+    def render(self, conversations: Sequence[Conversation]) -> list[str]:
+        """The chat template's text of each conversation, ready for the model's answer."""
+        return list(
+            self.processor.apply_chat_template(
+                [conversation.to_chat() for conversation in conversations], tokenize=False, **self._template(conversations)
+            )
+        )
+
+    def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        """Everything that the processor returns for the conversations, left-padded where there are several."""
+        pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
+        return dict(
+            self.processor.apply_chat_template(
+                [conversation.to_chat() for conversation in conversations],
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs=pad,
+                **self._template(conversations),
+            )
+        )
+
+    def _template(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        template = getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
+        if template is None:
+            raise CheckpointError(
+                f"{self.model.config.name_or_path or 'the checkpoint'} has no chat template: "
+                "set processor.chat_template and use vlmprobe.wrap(model, processor)."
+            )
+        continues = conversations[0].continues
+        return {"chat_template": template, "add_generation_prompt": not continues, "continue_final_message": continues}
+
+    # -- where the images are ----------------------------------------------------------------------
+
+    @property
+    def image_ids(self) -> frozenset[int]:
+        """The placeholder ids whose positions the model fills with image features."""
+        config = self.model.config
+        found = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
+        return frozenset(each for each in found if isinstance(each, int))
+
+    def spans(self, ids: np.ndarray, conversation: Conversation) -> tuple[ImageSpan, ...]:
+        """The runs of image positions in a prompt, told apart by image.
+
+        Raises:
+            AdapterError: where the positions cannot be divided among the images.
+        """
+        runs = placeholder_runs(ids, self.image_ids)
+        pictures = conversation.images
+        if len(pictures) <= 1 or len(runs) == len(pictures):
+            sizes = [stop - start for start, stop in runs] if len(runs) == len(pictures) else [len(ids)]
+        else:
+            sizes = [self._positions_of(part) for part in conversation.image_parts]
+            total = sum(stop - start for start, stop in runs)
+            if sum(sizes) != total:
+                raise AdapterError(
+                    f"{self.name}: the prompt has {total} image positions, the images alone give {sizes}; "
+                    "the adapter must say which position belongs to which image."
+                )
+        return divide_runs(runs, sizes)
+
+    def _positions_of(self, part: ImagePart) -> int:
+        alone = Conversation((Message("user", (part,)),))
+        return sum(stop - start for start, stop in placeholder_runs(self.process([alone])["input_ids"][0].numpy(), self.image_ids))
+
+    # -- continuing a prompt -----------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a rendered prompt without images put in: special tokens are added unless the text begins with them."""
+        begin = getattr(self.tokenizer, "bos_token", None)
+        plain = not (begin and text.startswith(begin))
+        return list(self.tokenizer(text, add_special_tokens=plain)["input_ids"])
+
+    def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
+        """How ``text``, written right after the prompt, is tokenised together with it.
+
+        Raises:
+            AdapterError: where the prompt's text does not give the prompt's ids after the last image.
+        """
+        alone, whole = self.tokenize(prompt.text), self.tokenize(prompt.text + text)
+        after_images = len(prompt.ids) - (prompt.spans[-1].stop if prompt.spans else 0)
+        tail = min(after_images, len(alone))
+        if tail and alone[-tail:] != prompt.ids[-tail:].tolist():
+            raise AdapterError(f"{self.name}: the rendered prompt does not tokenise to the ids that the model is given.")
+        common = 0
+        while common < min(len(alone), len(whole)) and alone[common] == whole[common]:
+            common += 1
+        merged = len(alone) - common
+        if merged and merged >= tail:
+            raise AdapterError(f"{self.name}: {text!r} merges with the prompt across an image or the whole prompt.")
+        return Continuation(len(prompt.ids) - merged, tuple(whole[common:]))
+
+    def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
+        """Model inputs for each prompt less its last ``drop`` positions, followed by ``ids`` [N, T].
+
+        Whatever runs along the sequence changes with it. New positions are attended to and are text: masks grow by
+        ones, type ids by zeros.
+        """
+        import torch
+
+        batch, length = inputs["input_ids"].shape
+        grown = dict(inputs)
+        for key, value in inputs.items():
+            if isinstance(value, torch.Tensor) and value.shape == (batch, length):
+                fill = ids.to(value) if key == "input_ids" else value.new_full(ids.shape, int(key.endswith("mask")))
+                grown[key] = torch.cat([value[:, : length - drop], fill], dim=1)
+        return grown
+
+    # -- where the parts of the network are --------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer: ``decode``, ``convert_ids_to_tokens``, ``all_special_ids``."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def outer(self) -> Any:
+        """The module whose ``forward`` runs the backbone, then the head: usually the model itself."""
+        return self.model
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The child of ``outer`` whose ``last_hidden_state`` [N, S, H] the model's own ``forward`` hands to the head."""
+        backbone = self.outer.base_model
+        if backbone is self.outer:
+            raise AdapterError(f"{self.name}: {type(self.outer).__name__} has no backbone module; the adapter must name it.")
+        return backbone
+
+    @property
+    def head(self) -> nn.Module:
+        """The LM head, a module from [.., H] to [.., V]."""
+        return self.outer.get_output_embeddings()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers of the language model, in order."""
+        return self.outer.get_decoder().layers
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last decoder layer, whose output enters the head."""
+        return self.outer.get_decoder().norm
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer, from the model's generation config."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+
+
+def placeholder_runs(ids: np.ndarray, placeholders: frozenset[int]) -> list[tuple[int, int]]:
+    """Contiguous runs (start, stop) of placeholder ids, in order."""
+    import numpy as np
+
+    held = np.isin(ids, list(placeholders)).astype(np.int8)
+    edges = np.flatnonzero(np.diff(held, prepend=0, append=0))
+    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def divide_runs(runs: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[ImageSpan, ...]:
+    """Runs as image spans, where image i takes the next ``sizes[i]`` positions; a run may be cut between images."""
+    spans: list[ImageSpan] = []
+    image, tile, left = 0, 0, sizes[0] if sizes else 0
+    for start, stop in runs:
+        while start < stop:
+            if left == 0:
+                image, tile, left = image + 1, 0, sizes[image + 1]
+            taken = min(left, stop - start)
+            spans.append(ImageSpan(image, tile, start, start + taken))
+            start, tile, left = start + taken, tile + 1, left - taken
+    return tuple(spans)

@@ -1,0 +1,171 @@
+"""Hook the backbone and the decoding loop of one ``generate`` call, and reduce logits to columns on the device.
+
+Two sources, both the model's own arithmetic:
+
+- While decoding, the loop hands each step's raw logits to the first logits processor. They are reduced at once;
+  of the full rows only the current one is kept. The token drawn from a row is read off the next step's ids, so
+  nothing waits for the device.
+- For prompt rows (and for beams, whose rows are known only at the end) the hidden states that enter the LM head
+  are kept, [S, H], and :class:`Head` runs the model's own ``forward`` from there on, in chunks of rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from vlmprobe.measures import RowStats, processed_logprobs, row_stats
+
+__all__ = ["Head", "Steps", "watch_backbone"]
+
+CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
+
+
+class Head:
+    """From hidden states [R, H] to logits [R, V] by the model's own outer ``forward``.
+
+    A bare call of the LM head would miss what many models do around it (scaling of the hidden state, scaling and
+    soft-capping of the logits). So the outer module is copied shallowly, its backbone replaced by one that returns
+    the given rows, and its class's ``forward`` called. The model itself is not touched; weights are shared.
+    """
+
+    def __init__(self, outer: nn.Module, backbone: nn.Module) -> None:
+        name = next(name for name, child in outer.named_children() if child is backbone)
+        self._outer = copy.copy(outer)
+        self._given = _Given()
+        self._outer.__dict__["_modules"] = {**outer._modules, name: self._given}
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits [R, V] in the model's dtype for hidden states [R, H]."""
+        self._given.rows.hidden = hidden.unsqueeze(0)
+        try:
+            ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+            # The class's forward, for accelerate may have put a wrapper bound to the original on the instance.
+            return type(self._outer).forward(self._outer, input_ids=ids, use_cache=False, return_dict=True).logits[0]
+        finally:
+            self._given.rows.hidden = None
+
+    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The same in chunks of rows whose float32 logits stay below ``CHUNK_BYTES``."""
+        step, start = 1, 0  # the vocabulary is learnt from the first row
+        while start < len(hidden):
+            rows = slice(start, min(start + step, len(hidden)))
+            logits = self(hidden[rows])
+            yield rows, logits
+            start, step = rows.stop, max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
+
+    def stats(self, hidden: Tensor, ids: Tensor, top: int, keep: list[Tensor] | None = None) -> RowStats:
+        """Statistics of the tokens ``ids`` [R] under the rows of ``hidden`` [R, H]; float32 rows go to ``keep``."""
+        parts = []
+        for rows, logits in self.chunks(hidden):
+            parts.append(row_stats(logits, ids[rows].to(logits.device), top))
+            if keep is not None:
+                keep.append(logits.float().cpu())
+        return RowStats.join(parts)
+
+
+class _Given(nn.Module):
+    """A backbone that returns hidden states it was given (by this thread) in place of computing them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = threading.local()
+
+    def forward(self, *_: Any, **__: Any) -> _Output:
+        return _Output(self.rows.hidden)
+
+
+class _Output:
+    """The part of a model output that an outer ``forward`` reads: hidden states; everything else is None."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return (self.last_hidden_state,)[place]
+        return self.last_hidden_state if place in (0, "last_hidden_state") else None
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.last_hidden_state if name == "last_hidden_state" else default
+
+
+@contextmanager
+def watch_backbone(backbone: nn.Module, seen: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call ``seen`` with each ``last_hidden_state`` that this thread's runs of the backbone return."""
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        if threading.get_ident() == owner:
+            seen(output[0] if isinstance(output, tuple) else output.last_hidden_state)
+
+    handle = backbone.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Steps:
+    """What a decoding loop without beams says at each step, for a batch of N."""
+
+    def __init__(self, top: int, *, keep_logits: bool) -> None:
+        self.top = top
+        self.stats: list[RowStats] = []  # [T] of N rows
+        self.processed: list[Tensor] = []  # [T] of [N]; empty where nothing processes the logits
+        self.logits: list[Tensor] | None = [] if keep_logits else None  # [T] of [N, V], on the CPU
+        self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
+        self._scores: Tensor | None = None
+
+    def around(self, processors: LogitsProcessorList) -> LogitsProcessorList:
+        """The loop's processors with this recorder before the first and after the last."""
+        if not processors:
+            return LogitsProcessorList([_Call(self._before)])
+        return LogitsProcessorList([_Call(self._before_processing), *processors, _Call(self._after)])
+
+    def finish(self, tokens: Tensor) -> None:
+        """The token [N] that was drawn at the last step."""
+        if self._raw is None:
+            return
+        self.stats.append(row_stats(self._raw, tokens, self.top))
+        if self._scores is not None:
+            self.processed.append(processed_logprobs(self._scores, tokens))
+        if self.logits is not None:
+            self.logits.append(self._raw.cpu())
+        self._raw = self._scores = None
+
+    def pending_is_bad(self) -> bool:
+        """Whether the row whose token was never drawn holds NaN or infinity."""
+        return self._raw is not None and not bool(torch.logsumexp(self._raw, dim=-1).isfinite().all())
+
+    def _before(self, ids: Tensor, raw: Tensor) -> Tensor:
+        self.finish(ids[:, -1])
+        self._raw = raw
+        return raw
+
+    def _before_processing(self, ids: Tensor, raw: Tensor) -> Tensor:
+        self._before(ids, raw.clone())  # some processors write into the scores they are given
+        return raw
+
+    def _after(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self._scores = scores
+        return scores
+
+
+class _Call(LogitsProcessor):
+    def __init__(self, call: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.call = call
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.call(input_ids, scores)

@@ -1,0 +1,99 @@
+"""From token ids to text: whole characters, and the place of each token in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["Detokenizer"]
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+LONGEST = 4  # bytes of a character in UTF-8, so at most so many tokens make one
+
+
+class Detokenizer:
+    """Text of tokens for one tokenizer. Holds small caches and no state of any call."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.special = frozenset(tokenizer.all_special_ids) | {key for key, token in added.items() if token.special}
+        self.alone = lru_cache(maxsize=65536)(self._alone)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The tokenizer's own text of the ids, special tokens kept, no clean-up."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token in its place, so that the ordinary tokens join to the decoded text.
+
+        A character that is spread over several tokens stands in the row that completes it; the rows before are
+        empty. A character that the sequence ends in the middle of is left out. Special tokens stand as they
+        are written in the vocabulary.
+        """
+        texts = []
+        ordinary: list[int] = []  # ids so far, special ones left out: they do not take part in decoding
+        start = done = 0  # the window: ordinary[start:done] is decoded context, ordinary[done:] awaits its text
+        for each in ids:
+            if each in self.special:
+                texts.append(self.alone(each))
+                continue
+            ordinary.append(each)
+            before, now = self.decode(ordinary[start:done]), self.decode(ordinary[start:])
+            waits = now.endswith(REPLACEMENT) and len(ordinary) - done < LONGEST
+            if waits or len(now) < len(before):
+                texts.append("")
+                continue
+            texts.append(now[len(before) :])
+            start, done = done, len(ordinary)
+        return texts
+
+    def offsets(self, ids: Sequence[int], texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Start and stop of each token in the text that the ordinary tokens join to.
+
+        All pieces of one character share its span; a special token has an empty span at its place.
+        """
+        spans: list[tuple[int, int]] = []
+        pieces: list[int] = []  # rows that wait for the character that they are a part of
+        stop = 0
+        for row, (each, text) in enumerate(zip(ids, texts, strict=True)):
+            if each in self.special:
+                spans.append((stop, stop))
+                continue
+            start, stop = stop, stop + len(text)
+            spans.append((start, stop))
+            pieces.append(row)
+            if text:
+                for piece in pieces:
+                    spans[piece] = (start, stop)
+                pieces = []
+        return spans
+
+    def join(self, ids: Iterable[int], texts: Iterable[str]) -> str:
+        """The text without special tokens."""
+        return "".join(text for each, text in zip(ids, texts, strict=True) if each not in self.special)
+
+    def _alone(self, each: int) -> str:
+        """Text of a token outside any context; bytes that are no whole character are written as ``<0xE7>``."""
+        if each < 0:
+            return ""
+        text = self.decode([each])
+        piece = self.tokenizer.convert_ids_to_tokens(each)
+        if not isinstance(piece, str):
+            return text
+        if REPLACEMENT in text:
+            table = _byte_of_character()
+            known = all(character in table for character in piece)
+            return "".join(f"<0x{table[character]:02X}>" for character in piece) if known else piece
+        if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
+            return " " + text  # SentencePiece decoders drop the space of a first token
+        return text
+
+
+@lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """The printable character that byte-level BPE writes for each byte (Radford et al. 2019), reversed."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(moved)}

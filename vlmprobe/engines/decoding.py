@@ -1,0 +1,85 @@
+"""Generation options: checked and turned into a ``GenerationConfig`` of their own, before anything runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import GenerationConfig
+
+from vlmprobe.errors import GenerationOptionError, near
+
+__all__ = ["generation_config"]
+
+DEFAULT_NEW_TOKENS = 128
+OURS = {  # options of transformers whose place a probe takes
+    "output_logits": 'the full raw rows come with keep="logits"',
+    "output_scores": "processed log-probabilities are the column scores",
+    "output_hidden_states": 'the states that enter the head come with keep="hidden"',
+    "output_attentions": "attentions are not read by a probe",
+    "return_dict_in_generate": "a probe always returns a Result",
+    "num_return_sequences": "one request has one answer: call again with another seed",
+    "guidance_scale": "it runs the model a second time within a step, whose numbers would be mixed in",
+    "prompt_lookup_num_tokens": "speculative steps draw several tokens at once",
+    "assistant_model": "speculative steps draw several tokens at once",
+    "streamer": "use probe.stream",
+    "token_healing": "it rewrites the prompt",
+}
+NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
+    "max_new_tokens": (int, 1, 2**31),
+    "min_new_tokens": (int, 0, 2**31),
+    "num_beams": (int, 1, 2**15),
+    "top_k": (int, 0, 2**31),
+    "temperature": (float, 1e-9, 1e9),
+    "top_p": (float, 1e-9, 1.0),
+    "min_p": (float, 0.0, 1.0),
+    "typical_p": (float, 1e-9, 1.0),
+    "repetition_penalty": (float, 1e-9, 1e9),
+    "no_repeat_ngram_size": (int, 0, 2**31),
+}
+
+
+def generation_config(base: GenerationConfig, options: Mapping[str, Any]) -> GenerationConfig:
+    """A copy of the model's generation config with the options of one call put in.
+
+    Raises:
+        GenerationOptionError: for an option that does not exist, has an impossible value, or that a probe
+            cannot honour without mixing up its numbers.
+    """
+    known = set(GenerationConfig().to_dict()) | {"max_new_tokens", "stop_strings"}
+    for name, value in options.items():
+        if name in OURS and not _is_neutral(name, value):
+            raise GenerationOptionError(f"{name} cannot be given to a probe: {OURS[name]}.")
+        if name not in known and name not in OURS:
+            raise GenerationOptionError(f"There is no generation option {name!r}.{near(name, known)}")
+        _check_number(name, value)
+    config = copy.deepcopy(base)
+    given = {name: value for name, value in options.items() if name not in OURS}
+    try:
+        config.update(**given)
+        config.validate()
+    except (ValueError, TypeError) as error:
+        raise GenerationOptionError(f"impossible generation options: {error}") from error
+    if config.max_new_tokens is None:
+        if "max_length" not in given:
+            config.max_new_tokens = DEFAULT_NEW_TOKENS
+            config.max_length = None
+    elif "max_new_tokens" in given and "max_length" not in given:
+        config.max_length = None  # a default of the checkpoint would only cause a warning
+    config.return_dict_in_generate = True  # beams: which beam each token came from
+    return config
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    return value is None or value is False or (name in ("num_return_sequences", "guidance_scale") and value == 1)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if name not in NUMBERS or value is None:
+        return
+    kind, least, most = NUMBERS[name]
+    fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not fits or not least <= value <= most:
+        span = f"at least {least:g}" if most >= 2**15 else f"from {least:g} to {most:g}"
+        raise GenerationOptionError(f"{name} must be {'an integer' if kind is int else 'a number'}, {span}; got {value!r}.")

@@ -1,0 +1,98 @@
+"""From columns of an engine to a ``TokenTable``: which rows a prompt has, and the text of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.detokenize import Detokenizer
+from vlmprobe.table import ImageSpan, TokenTable, empty_numbers
+
+__all__ = ["PromptRows", "prompt_rows", "token_table"]
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The rows of a prompt table: each text token is one, each image is one."""
+
+    positions: np.ndarray  # int64 [T], the first position of an image
+    ids: np.ndarray  # int64 [T]
+    kinds: list[str]  # [T]
+
+    @property
+    def scored(self) -> np.ndarray:
+        """int64 [R]: the rows that have a distribution (no image, not the first position)."""
+        text = np.array([kind != "image" for kind in self.kinds], dtype=bool)
+        return np.flatnonzero(text & (self.positions > 0))
+
+
+def prompt_rows(ids: np.ndarray, spans: Sequence[ImageSpan], special: frozenset[int]) -> PromptRows:
+    """Rows of a prompt of ids [S]. An image takes all from its first to its last position, separators of tiles too."""
+    begins = {}
+    inside = np.zeros(len(ids), dtype=bool)
+    for image in {span.image for span in spans}:
+        start = min(span.start for span in spans if span.image == image)
+        stop = max(span.stop for span in spans if span.image == image)
+        begins[start] = image
+        inside[start:stop] = True
+    positions = np.array([place for place in range(len(ids)) if not inside[place] or place in begins], dtype=np.int64)
+    kinds = [
+        "image" if place in begins else "special" if int(ids[place]) in special else "text" for place in positions.tolist()
+    ]
+    return PromptRows(positions, ids[positions], kinds)
+
+
+def token_table(
+    detokenizer: Detokenizer,
+    ids: np.ndarray,
+    positions: np.ndarray,
+    kinds: list[str],
+    numbers: Mapping[str, np.ndarray],
+    *,
+    at: np.ndarray | None = None,
+    alternatives: int,
+    spans: tuple[ImageSpan, ...] = (),
+    context: Sequence[int] = (),
+    **rows: np.ndarray | None,
+) -> TokenTable:
+    """Build a table of T rows.
+
+    Args:
+        detokenizer: of the model's tokenizer.
+        ids: int64 [T]; ``positions`` and ``kinds`` likewise.
+        numbers: the numeric columns of R rows (``logprobs``, ``entropy``, ``ranks``, ``logsumexp``, ``top_ids``,
+            ``top_logprobs``).
+        at: int64 [R], the rows that the numbers are for; all T where None. The others get NaN.
+        alternatives: K, used where there are no numbers at all.
+        spans: image spans of a prompt.
+        context: ids before the first row that decide how its text is read (a candidate after its prompt).
+        **rows: further columns of R rows: ``logits``, ``hidden``, ``scores``, or None.
+    """
+    count = len(ids)
+    at = np.arange(count) if at is None else at
+    width = numbers["top_ids"].shape[1] if len(at) else alternatives
+    columns: dict[str, Any] = empty_numbers(count, width)
+    for name, values in numbers.items():
+        if len(at):
+            columns[name][at] = values
+    for name, values in rows.items():
+        if values is not None:
+            columns[name] = np.full((count, *values.shape[1:]), np.nan, np.float32)
+            columns[name][at] = values
+    listed = [*map(int, context), *ids.tolist()]
+    texts = detokenizer.texts(listed)[len(context) :]
+    image = [kind == "image" for kind in kinds]
+    texts = [detokenizer.alone(int(each)) if shown else text for each, text, shown in zip(ids, texts, image, strict=True)]
+    return TokenTable(
+        ids=np.asarray(ids, dtype=np.int64),
+        tokens=texts,
+        kinds=kinds,
+        positions=np.asarray(positions, dtype=np.int64),
+        offsets=np.array(detokenizer.offsets(ids.tolist(), texts), dtype=np.int64).reshape(count, 2),
+        top_tokens=[[detokenizer.alone(each) for each in row] for row in columns["top_ids"].tolist()],
+        image_spans=spans,
+        **columns,
+    )

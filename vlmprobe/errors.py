@@ -1,0 +1,83 @@
+"""Errors of vlmprobe: each says what is wrong and what to do about it.
+
+Every error derives from :class:`VlmprobeError` and, where Python has a built-in of the same meaning,
+from that too, so ``except ValueError`` and ``except FileNotFoundError`` keep working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AdapterError",
+    "CapabilityError",
+    "CheckpointError",
+    "GenerationOptionError",
+    "ImageError",
+    "MessageError",
+    "MissingExtraError",
+    "NonFiniteLogitsError",
+    "RemoteCodeError",
+    "ResultError",
+    "UnknownModelError",
+    "VlmprobeError",
+    "near",
+]
+
+
+class VlmprobeError(Exception):
+    """Base of every error that vlmprobe raises on purpose."""
+
+
+class ImageError(VlmprobeError, ValueError):
+    """An image cannot be read, or must not be (too large, hostile, not an image)."""
+
+
+class MessageError(VlmprobeError, ValueError):
+    """A prompt or chat message has a wrong role, part or shape."""
+
+
+class GenerationOptionError(VlmprobeError, ValueError):
+    """A generation option is unknown, impossible, or not one that a probe can honour."""
+
+
+class UnknownModelError(VlmprobeError, LookupError):
+    """No adapter handles the checkpoint, or no checkpoint is at the given place."""
+
+
+class RemoteCodeError(UnknownModelError):
+    """The checkpoint asks to run code of its own, which vlmprobe never does."""
+
+
+class CheckpointError(VlmprobeError, ValueError):
+    """A checkpoint is incomplete, damaged, or of an unsupported version."""
+
+
+class AdapterError(VlmprobeError, RuntimeError):
+    """An adapter breaks its contract, or two adapters claim one checkpoint."""
+
+
+class CapabilityError(VlmprobeError, ValueError):
+    """The model or engine cannot do what was asked; the message names what can."""
+
+
+class NonFiniteLogitsError(VlmprobeError, ArithmeticError):
+    """The model returned NaN or infinite logits where a distribution was due."""
+
+
+class ResultError(VlmprobeError, ValueError):
+    """A saved result cannot be read, or an operation does not fit the result."""
+
+
+class MissingExtraError(VlmprobeError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is needed here; install it with: pip install 'vlmprobe[{extra}]'")
+
+
+def near(word: str, known: Iterable[str], *, most: int = 3) -> str:
+    """``" Did you mean a, b?"`` for the known words nearest to ``word``, or an empty string."""
+    found = difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
+    return f" Did you mean {', '.join(found)}?" if found else ""

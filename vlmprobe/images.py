@@ -1,0 +1,275 @@
+"""Load an image from anything people have: path, URL, bytes, Pillow image or array.
+
+Files, URLs and bytes are untrusted: formats are limited to those that Pillow decodes itself (none that starts
+another program, such as PostScript), sizes are checked in the header before anything is decoded, and whatever
+a hostile file makes a decoder raise arrives as an :class:`~vlmprobe.errors.ImageError`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import itertools
+import os
+import re
+import stat
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from vlmprobe import pixels
+from vlmprobe.errors import ImageError, near
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DEFAULT_LIMITS", "ImageNotFoundError", "ImageSource", "Limits", "data_uri", "load_image", "thumbnail"]
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"
+)
+
+# Only what Pillow decodes in process. JPEG stands for its multi-picture variant too.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
+MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|file):", re.IGNORECASE)
+BASE64 = re.compile(r"[A-Za-z0-9+/\s]{40,}={0,2}\s*")
+LAZY = threading.Lock()  # Pillow's lazily opened images share one file position between threads
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What loading may cost. Pillow images and arrays are not limited: their memory is already spent."""
+
+    max_pixels: int = 89_478_485  # width x height; the size from which Pillow warns of decompression bombs
+    max_bytes: int = 256 * 1024**2  # of a file, of bytes, of a decoded data URL
+    url_bytes: int = 64 * 1024**2  # of a download
+    url_seconds: float = 20.0  # for a whole download, redirects included
+    url_redirects: int = 5
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class ImageNotFoundError(ImageError, FileNotFoundError):
+    """No file is at the given path."""
+
+
+def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """Load an image, upright and in RGB.
+
+    Args:
+        source: a path, an ``http(s)`` URL, a base64 ``data:`` URL, the bytes of a file, a Pillow image (the
+            frame at which it stands), or a NumPy array or torch tensor as :func:`vlmprobe.pixels.from_array`
+            takes them; where [3, W, 3] fits both layouts, tensors are channels first and arrays channels last.
+            URLs are fetched wherever they point, the own network included: see :mod:`vlmprobe.fetch`.
+        limits: of size, pixels and time. To exceed the default for one picture, load it by this function
+            with other limits and pass the image on.
+
+    Returns:
+        A new image of mode ``RGB``, fully loaded, tied to no file: turned by its EXIF entry, the first frame of
+        an animation, transparent pixels composed onto white, 16-bit samples scaled.
+
+    Raises:
+        ImageNotFoundError: no file is there (also a ``FileNotFoundError``).
+        ImageError: the image cannot be read or exceeds a limit; the message says what to do.
+    """
+    if isinstance(source, Image.Image):
+        return _from_pil(source)
+    if isinstance(source, str):
+        scheme = SCHEME.match(source.strip())
+        return _from_address(source.strip(), scheme[1] or scheme[2], limits) if scheme else _from_path(source, limits)
+    if isinstance(source, os.PathLike):
+        return _from_path(source, limits)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decoded(bytes(source), "The image bytes", limits)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return _from_array(source)
+    raise ImageError(
+        f"An image cannot be {'None' if source is None else f'of type {type(source).__name__}'}: {_remedy(source)}."
+    )
+
+
+def thumbnail(image: Image.Image, side: int) -> Image.Image:
+    """A copy that is at most ``side`` pixels wide and high, in proportion; never enlarged."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
+
+
+def data_uri(image: Image.Image) -> str:
+    """The image as a ``data:image/png;base64,`` URL, lossless."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _from_pil(image: Image.Image) -> Image.Image:
+    try:
+        if isinstance(image, ImageFile.ImageFile):
+            with LAZY:
+                return pixels.from_pil(image)
+        return pixels.from_pil(image)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(
+            f"The Pillow image (mode {image.mode}) cannot be read as RGB ({error}): check that its file is whole "
+            "and open, or convert it yourself with image.convert('RGB')."
+        ) from error
+
+
+def _from_array(source: Any) -> Image.Image:
+    is_tensor = hasattr(source, "detach") and hasattr(source, "cpu")
+    try:
+        if is_tensor:
+            source = source.detach().cpu()
+            # NumPy lacks bfloat16 and the 8-bit floats.
+            source = source.float() if source.is_floating_point() else source
+        array = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ImageError(f"{type(source).__name__} cannot become a NumPy array ({error}): pass a dense one.") from error
+    return pixels.from_array(array, channels_first=is_tensor)
+
+
+def _from_address(address: str, scheme: str, limits: Limits) -> Image.Image:
+    if scheme.lower() == "data":
+        return _decoded(_data_url(address, limits), "The data URL", limits)
+    if scheme.lower() in ("http", "https"):
+        from vlmprobe.fetch import fetch, shown  # here, because urllib costs 30 ms that most programs never need
+
+        body = fetch(address, seconds=limits.url_seconds, max_bytes=limits.url_bytes, redirects=limits.url_redirects)
+        return _decoded(body, shown(address), limits)
+    remedy = "pass the path without file://" if scheme.lower() == "file" else "download the file and pass its path"
+    raise ImageError(f"{_short(address)} is not read, only http(s) and data: URLs are: {remedy}.")
+
+
+def _data_url(url: str, limits: Limits) -> bytes:
+    header, comma, payload = url[5:].partition(",")
+    if not comma or not header.lower().replace(" ", "").endswith(";base64"):
+        raise ImageError("The data URL is not base64: write data:image/png;base64,... or pass the bytes themselves.")
+    text = b"".join((unquote_to_bytes(payload) if "%" in payload else payload.encode()).split())
+    if len(text) // 4 * 3 > limits.max_bytes:
+        raise _too_many_bytes("The data URL", limits)
+    try:
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise ImageError(
+            f"The data URL holds broken base64 ({error}): make it with base64.b64encode, or pass the bytes themselves."
+        ) from error
+
+
+def _from_path(source: str | os.PathLike[str], limits: Limits) -> Image.Image:
+    text = os.fspath(source)
+    if not isinstance(text, str) or not text.strip():
+        raise ImageError("The image path is empty: pass a path, a URL, bytes, a Pillow image or an array.")
+    path = Path(os.path.expanduser(text))
+    name = _short(str(path))
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise ImageError(f"{name} is a folder: pass the path of one picture in it.")
+        if not stat.S_ISREG(kind):
+            raise ImageError(f"{name} is not a regular file: pass the path of a picture, or its bytes.")
+        with path.open("rb") as file:
+            data = file.read(limits.max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _missing(text, path, name) from error
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # too long or with a null character: hardly meant as a path
+        if BASE64.fullmatch(text):
+            raise _missing(text, path, name) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name} cannot be read ({reason}): check the path and its permissions.") from error
+    return _decoded(data, name, limits)
+
+
+def _missing(text: str, path: Path, name: str) -> ImageError:
+    if BASE64.fullmatch(text):
+        return ImageNotFoundError(
+            f"No file is called {name}, and it looks like base64: put 'data:image/png;base64,' before it, "
+            "or pass base64.b64decode(...) of it."
+        )
+    if re.match(r"https?:/", text):
+        return ImageNotFoundError(f"No file is at {name}, and it looks like a URL: pass it as a string, not as a path.")
+    hint = ""
+    if path.parent.is_dir():
+        with os.scandir(path.parent) as entries:
+            hint = near(path.name, [entry.name for entry in itertools.islice(entries, 2000)])
+    else:
+        hint = f" The folder {_short(str(path.parent))} does not exist either."
+    return ImageNotFoundError(f"No file is at {name} (working folder {_short(os.getcwd())}): check the path.{hint}")
+
+
+def _decoded(data: bytes, name: str, limits: Limits) -> Image.Image:
+    if not data:
+        raise ImageError(f"{name}: there is nothing in it (0 bytes). Save or download the picture again.")
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(name, limits)
+    Image.init()
+    formats = [each for each in FORMATS if each in Image.OPEN]  # AVIF depends on how Pillow was built
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height > limits.max_pixels:
+                raise ImageError(
+                    f"{name} is {image.width} x {image.height} pixels, more than {limits.max_pixels:,}: shrink it, or "
+                    "pass load_image(source, Limits(max_pixels=...)) in its place if you trust it."
+                )
+            return pixels.from_pil(image)
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a picture that can be read here: {_guess(data)}.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{name} has more pixels than Pillow decodes ({error}): shrink it; PIL.Image.MAX_IMAGE_PIXELS is the "
+            "limit if you trust it."
+        ) from error
+    except Exception as error:  # decoders raise nearly anything on a damaged file
+        raise ImageError(f"{name} is truncated or damaged ({error}): save or download the picture again.") from error
+
+
+def _guess(data: bytes) -> str:
+    """What the bytes probably are instead, and the remedy."""
+    start = data[:512].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; run 'git lfs pull'"
+    if b"<svg" in start:
+        return "it is SVG, which is not read; render it to PNG first"
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "it is a web page; use the address of the picture itself"
+    if start.startswith((b"%pdf", b"%!ps")):
+        return "it is PDF or PostScript, which is not read; render the page to PNG first"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
+        return "it is HEIC; convert it to JPEG, or open it with pillow-heif and pass the image"
+    if BASE64.fullmatch(data[:512].decode("latin-1")):
+        return "it looks like base64; pass base64.b64decode(...) of it"
+    if data.startswith(MAGIC):
+        return "its header is cut off or damaged; save or download it again"
+    return f"save it as {READABLE}"
+
+
+def _remedy(source: Any) -> str:
+    if source is None:
+        return "pass a path, a URL, bytes, a Pillow image or an array, or leave the image out"
+    if isinstance(source, (list, tuple)):
+        return "pass one image at a time, or numpy.asarray(...) if these are pixels"
+    if hasattr(source, "read"):
+        return "pass the path, or the bytes that its read() returns"
+    return "pass a path, a URL, bytes, a Pillow image or an array"
+
+
+def _too_many_bytes(name: str, limits: Limits) -> ImageError:
+    return ImageError(f"{name}: more than {limits.max_bytes:,} bytes. Shrink the picture, or raise Limits.max_bytes.")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}")

@@ -1,0 +1,171 @@
+"""Pixels of any kind (Pillow modes, arrays) as upright 8-bit RGB.
+
+Ranges: 8-bit samples are taken as they are, 16-bit samples are scaled so that 65535 becomes 255, floats run
+from 0 to 1, and truth values are black and white. Transparent pixels are composed onto white.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vlmprobe.errors import ImageError
+
+__all__ = ["from_array", "from_pil"]
+
+SIXTEEN_BITS = 65535
+FORMATS_OF_16_BITS = ("PNG", "PPM")  # formats whose mode "I" Pillow fills up to 65535, whatever the file's own maximum
+TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0
+OVERSHOOT = 1e-3  # how far a float may leave 0..1, as interpolation makes it do
+
+
+def from_pil(image: Image.Image) -> Image.Image:
+    """Turn an image upright by its EXIF entry and bring it to 8-bit RGB.
+
+    Args:
+        image: any mode. The frame at which it stands is used. ``I`` holds 8 bits if no value exceeds 255 and
+            the file format does not say otherwise, else 16; ``F`` runs from 0 to 1, or to 255 as Pillow's own
+            conversions have it.
+
+    Returns:
+        A new image, mode ``RGB``, fully loaded, without a file.
+
+    Raises:
+        ImageError: for no pixels, values out of range, or a mode that has no way to RGB.
+    """
+    if 0 in image.size:
+        raise ImageError(f"The image is {image.width} x {image.height} pixels: it has none. Pass one with content.")
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        # The tag and the format belong to the file's object and are lost in the upright copy.
+        tags = getattr(image, "tag_v2", {})
+        wide = _wide_grey(image, inverted=tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO)
+        wide.info["exif"] = image.info.get("exif", b"")
+        return ImageOps.exif_transpose(wide).convert("RGB")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("La", "RGBa"):
+        upright = upright.convert(upright.mode.upper())
+    if upright.has_transparency_data and upright.mode in ("1", "L", "P", "PA", "RGB", "LA", "RGBA"):
+        return _onto_white(upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+def from_array(array: np.ndarray, *, channels_first: bool = False) -> Image.Image:
+    """An image from an array.
+
+    Args:
+        array: [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4 (grey, RGB, RGBA). ``uint8`` and other
+            integers from 0 to 255, ``uint16`` from 0 to 65535, ``bool``, or floats from 0 to 1.
+        channels_first: which layout to take where both fit, such as [3, W, 3].
+
+    Returns:
+        A new image, mode ``RGB``.
+
+    Raises:
+        ImageError: for another shape or type, no elements, NaN, or values out of range.
+    """
+    levels = _levels(_channels_last(array, channels_first))
+    height, width, channels = levels.shape
+    if channels == 4:
+        return _onto_white(Image.fromarray(levels))
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(levels, (height, width, 3))))
+
+
+def _channels_last(array: np.ndarray, channels_first: bool) -> np.ndarray:
+    shape = list(array.shape)
+    if array.size == 0:
+        raise ImageError(f"The image array is empty (shape {shape}): pass one with pixels.")
+    if array.ndim == 2:
+        return array[:, :, None]
+    if array.ndim == 3:
+        last, first = shape[2] in (1, 3, 4), shape[0] in (1, 3, 4)
+        if first and (channels_first or not last):
+            return np.moveaxis(array, 0, 2)
+        if last:
+            return array
+    if array.ndim == 4:
+        raise ImageError(f"The image array has shape {shape}, a batch: pass a list of its images, list(array).")
+    raise ImageError(
+        f"The image array has shape {shape}: pass [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4 channels."
+    )
+
+
+def _levels(array: np.ndarray) -> np.ndarray:
+    """Samples of any type as uint8, same shape."""
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
+        return _scaled(array, SIXTEEN_BITS)
+    if np.issubdtype(array.dtype, np.integer):
+        least, most = int(array.min()), int(array.max())
+        if least < 0 or most > 255:
+            raise ImageError(
+                f"The image array ({array.dtype}) has values from {least} to {most}: "
+                "scale them to 0..255 (or pass uint16, which runs to 65535)."
+            )
+        return array.astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = _finite_range(array)
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            remedy = (
+                "pass the picture before its normalisation by mean and deviation"
+                if low < -OVERSHOOT
+                else "divide by its maximum (255 for 8 bits), or pass it as uint8"
+            )
+            raise ImageError(
+                f"The image array ({array.dtype}) has values from {low:g} to {high:g}; "
+                f"floats must be from 0 to 1: {remedy}."
+            )
+        return _scaled(array.clip(0, 1), 1)
+    raise ImageError(f"The image array has type {array.dtype}: pass uint8, uint16, bool, or floats from 0 to 1.")
+
+
+def _wide_grey(image: Image.Image, *, inverted: bool) -> Image.Image:
+    """Modes of more than 8 bits a sample (``I;16``, ``I``, ``F``), which Pillow's own ``convert`` would clip."""
+    values = np.asarray(image)
+    low, high = _finite_range(values)
+    top: float
+    if image.mode.startswith("I;16"):
+        top = SIXTEEN_BITS
+    elif image.mode == "I":
+        top = 255 if high <= 255 and image.format not in FORMATS_OF_16_BITS else SIXTEEN_BITS
+    else:
+        top = 1 if high <= 1 else 255
+    if low < 0 or high > top:
+        raise ImageError(
+            f"The image (mode {image.mode}) has values from {low:g} to {high:g}: "
+            "scale them to 0..255 and pass a uint8 array."
+        )
+    levels = _scaled(values, top)
+    if inverted:
+        levels = 255 - levels
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        levels = np.where(values == transparent, np.uint8(255), levels)
+    return Image.fromarray(levels)
+
+
+def _scaled(values: np.ndarray, top: float) -> np.ndarray:
+    """Values from 0 to ``top`` as the nearest of 256 levels, halves upwards."""
+    return (values * np.float32(255 / top) + np.float32(0.5)).astype(np.uint8)
+
+
+def _finite_range(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())  # NaN and infinities show in one of the two
+    if not np.isfinite(low + high):
+        bad = np.argwhere(~np.isfinite(values))
+        place: list[Any] = bad[0].tolist()
+        raise ImageError(
+            f"The image has {len(bad)} values that are NaN or infinite, the first at {place}: "
+            "replace them, for example with numpy.nan_to_num."
+        )
+    return low, high
+
+
+def _onto_white(rgba: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")

@@ -1,0 +1,337 @@
+"""``Probe``: the one API. ``load`` and ``wrap`` make one; everything else is a method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmprobe.engines import KEEP, Engine, Options
+from vlmprobe.errors import CapabilityError, GenerationOptionError, MessageError, RemoteCodeError, near
+from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.result import Result, Scores
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlmprobe.adapter import Adapter
+
+__all__ = ["Probe", "Request", "load", "wrap"]
+
+AUTO_BATCH = 8  # requests in one batch with batch_size="auto"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question of :meth:`Probe.generate_many`; ``id`` comes back in ``result.meta["id"]``."""
+
+    prompt: Prompt
+    image: Any = None
+    id: Any = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model that can be asked, and that says how likely everything it said was.
+
+    Many threads may call one probe; their calls take turns on the model.
+    """
+
+    engine: Engine
+    meta: Mapping[str, Any] = field(default_factory=dict)  # model, revision, adapter, dtype, device, versions
+
+    def generate(
+        self,
+        question: Prompt,
+        /,
+        image: Any = None,
+        *,
+        keep: str | Collection[str] = "stats",
+        prompt: bool = True,
+        alternatives: int = 10,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Result:
+        """Answer a question and report every token of prompt and answer.
+
+        Args:
+            question: a string, or chat messages such as
+                ``[{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "..."}]}]``.
+            image: an image or a list of images, put before the text: path, URL, bytes, PIL image or array.
+            keep: ``"stats"`` keeps the columns; ``"logits"`` also the full rows [T, V]; ``"hidden"`` also the states
+                [T, H] that enter the LM head; a set keeps both.
+            prompt: False skips the prompt side.
+            alternatives: K, how many of the likeliest tokens to keep at each position.
+            seed: for sampling; torch's own random state is left as it was.
+            **generation: arguments of transformers' ``GenerationConfig``: ``max_new_tokens`` (the checkpoint's own
+                default, else 128), ``do_sample``, ``temperature``, ``top_k``, ``num_beams``, ...
+
+        Raises:
+            ImageError: for a picture that cannot be read.
+            MessageError: for a malformed conversation.
+            GenerationOptionError: for an unknown or impossible option.
+            CapabilityError: for what the model cannot take.
+            NonFiniteLogitsError: where the model returns NaN or infinite logits.
+        """
+        options = _options(keep, prompt, alternatives, seed, generation)
+        conversation = Conversation.build(question, image)
+        self.engine.check([conversation], options)
+        return self._told(self.engine.generate([conversation], options)[0])
+
+    def generate_many(
+        self,
+        requests: Iterable[Request | Prompt | Mapping[str, Any]],
+        *,
+        batch_size: int | Literal["auto"] = "auto",
+        progress: bool | None = None,
+        keep: str | Collection[str] = "stats",
+        prompt: bool = True,
+        alternatives: int = 10,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Iterator[Result]:
+        """Answer many requests in batches, one result after the other in the order of the requests.
+
+        The numbers are those of single calls: padding is invisible. Sampling with a seed runs the requests one by
+        one, so that each draws what it would draw alone.
+
+        Args:
+            requests: :class:`Request` objects, plain questions, or mappings with ``prompt``, ``image`` and ``id``.
+            batch_size: how many requests run together.
+            progress: whether to show a progress bar; None shows one in a terminal.
+            keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
+        """
+        options = _options(keep, prompt, alternatives, seed, generation)
+        if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+            raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
+        self.engine.check([], options)
+        size = AUTO_BATCH if batch_size == "auto" else batch_size
+        if seed is not None and generation.get("do_sample"):
+            size = 1
+        return self._many(requests, size, options, progress)
+
+    def score(
+        self,
+        question: Prompt,
+        /,
+        candidates: Sequence[str],
+        image: Any = None,
+        *,
+        keep: str | Collection[str] = "stats",
+        alternatives: int = 10,
+    ) -> Scores:
+        """How likely each candidate is as the answer: log-probability of its tokens, written right after the prompt.
+
+        Args:
+            question: a string, or chat messages.
+            candidates: the answers, different and not empty. They are scored as they stand: no space or end token
+                is added.
+            image: as in :meth:`generate`.
+            keep, alternatives: as in :meth:`generate`.
+
+        Raises:
+            MessageError: for an empty, repeated or non-string candidate, or a malformed conversation.
+            ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
+        """
+        options = _options(keep, True, alternatives, None, {})
+        listed = _candidates(candidates)
+        conversation = Conversation.build(question, image)
+        self.engine.check([conversation], options)
+        return self._told(self.engine.score(conversation, listed, options))
+
+    def __repr__(self) -> str:
+        known = ", ".join(f"{key}={self.meta[key]!r}" for key in ("model", "adapter", "dtype", "device") if key in self.meta)
+        return f"Probe({known})"
+
+    def _many(
+        self, requests: Iterable[Any], size: int, options: Options, progress: bool | None
+    ) -> Iterator[Result]:
+        from vlmprobe.progress import tracked
+
+        pending: list[tuple[Request, Conversation]] = []
+        for raw in tracked(requests, progress):
+            request = _request(raw)
+            conversation = Conversation.build(request.prompt, request.image)
+            self.engine.check([conversation], options)
+            if pending and not _together(pending[0][1], conversation):
+                yield from self._batch(pending, options)
+                pending = []
+            pending.append((request, conversation))
+            if len(pending) == size:
+                yield from self._batch(pending, options)
+                pending = []
+        if pending:
+            yield from self._batch(pending, options)
+
+    def _batch(self, pending: list[tuple[Request, Conversation]], options: Options) -> Iterator[Result]:
+        results = self.engine.generate([conversation for _, conversation in pending], options)
+        for (request, _), result in zip(pending, results, strict=True):
+            yield self._told(result, id=request.id)
+
+    def _told(self, result: Any, **more: Any) -> Any:
+        """The result with what is known of the model put into its ``meta``."""
+        return replace(result, meta={**self.meta, **result.meta, **{key: value for key, value in more.items() if value is not None}})
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    adapter: str | None = None,
+    **from_pretrained: Any,
+) -> Probe:
+    """A probe of a checkpoint.
+
+    Args:
+        model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
+        device: ``"auto"`` takes an accelerator where there is one, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
+        dtype: ``"auto"`` for that of the checkpoint; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
+        revision: commit, branch or tag of a hub checkpoint.
+        adapter: name of the adapter to use; found from ``config.json`` where None.
+        **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
+            ``quantization_config``, ``attn_implementation``, ...).
+
+    Raises:
+        UnknownModelError: where there is no such checkpoint, or no adapter for it.
+        RemoteCodeError: where the checkpoint only works by running its own code, or that is asked for.
+        CheckpointError: for missing or damaged files.
+    """
+    from vlmprobe import registry
+
+    if from_pretrained.pop("trust_remote_code", False):
+        raise RemoteCodeError(
+            "vlmprobe runs no code of a checkpoint, so trust_remote_code cannot be set; leave it out."
+        )
+    name = str(model)
+    if name == "demo":
+        from vlmprobe.demo import checkpoint
+
+        model = checkpoint()
+    elif name.startswith("~"):
+        model = Path(name).expanduser()
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap")
+    config = registry.read_config(model, revision)
+    found = registry.find(config, name=adapter, checkpoint=name)
+    made = found.load(
+        os.fspath(model),
+        config=config,
+        dtype=_dtype(dtype),
+        device_map=from_pretrained.pop("device_map", None) or _device(device),
+        revision=revision,
+        **from_pretrained,
+    )
+    return _probe(made, name, revision)
+
+
+def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
+    """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters on it.
+
+    Args:
+        model: a transformers model with a language-modelling head, or a PEFT model around one.
+        processor: its processor, with a chat template.
+        adapter: name of the adapter to use; found from ``model.config`` where None.
+    """
+    from vlmprobe import registry
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(inner, "generate") or not hasattr(inner, "config"):
+        raise TypeError(f"wrap takes a transformers model and its processor; {type(model).__name__} cannot generate")
+    if not hasattr(processor, "apply_chat_template"):
+        raise TypeError(f"wrap takes the model's processor second; {type(processor).__name__} has no chat template")
+    name = inner.config.name_or_path or type(inner).__name__
+    found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=name)
+    return _probe(found(inner, processor), name, None)
+
+
+def _probe(adapter: Adapter, name: str, revision: str | None) -> Probe:
+    from importlib.metadata import version
+
+    from vlmprobe._version import __version__
+    from vlmprobe.engines.local import LocalEngine
+
+    meta = {
+        "model": name,
+        "revision": getattr(adapter.model.config, "_commit_hash", None) or revision,
+        "adapter": adapter.name,
+        "engine": "local",
+        "dtype": str(adapter.model.dtype).removeprefix("torch."),
+        "device": str(adapter.model.device),
+        "versions": {"vlmprobe": __version__, "transformers": version("transformers"), "torch": version("torch")},
+    }
+    return Probe(LocalEngine(adapter), meta)
+
+
+def _options(keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: Mapping[str, Any]) -> Options:
+    kept = frozenset([keep] if isinstance(keep, str) else keep)
+    for each in kept:
+        if each not in KEEP:
+            raise GenerationOptionError(f"keep must be of {', '.join(KEEP)}, not {each!r}.{near(str(each), KEEP)}")
+    if not isinstance(prompt, bool):
+        raise GenerationOptionError("prompt is True or False (report the prompt side or not); the question comes first.")
+    for name, value, least in (("alternatives", alternatives, 1), ("seed", seed, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise GenerationOptionError(f"{name} must be an integer of at least {least}, not {value!r}")
+    return Options(kept, prompt, alternatives, seed, dict(generation))
+
+
+def _candidates(candidates: Any) -> list[str]:
+    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        raise MessageError("candidates is a list of strings, such as ['yes', 'no']")
+    listed = list(candidates)
+    if not listed:
+        raise MessageError("candidates is empty: give at least one answer to score")
+    for place, each in enumerate(listed):
+        if not isinstance(each, str):
+            raise MessageError(f"candidate {place} is {type(each).__name__}, not a string")
+        if not each:
+            raise MessageError(f"candidate {place} is empty: an answer without text has no tokens to score")
+        if each in listed[:place]:
+            raise MessageError(f"candidate {place} repeats candidate {listed.index(each)}: {each!r}")
+    return listed
+
+
+def _request(raw: Any) -> Request:
+    if isinstance(raw, Request):
+        return raw
+    if isinstance(raw, Mapping):
+        unknown = set(raw) - {"prompt", "image", "id"}
+        if unknown or "prompt" not in raw:
+            raise MessageError(f"a request has 'prompt', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
+        return Request(**raw)
+    return Request(raw)
+
+
+def _together(first: Conversation, other: Conversation) -> bool:
+    """Whether two conversations can share a batch: processors want the same images-or-none and kind of prompt."""
+    return len(first.images) == len(other.images) and first.continues == other.continues
+
+
+def _dtype(dtype: Any) -> Any:
+    import torch
+
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, str(dtype), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        names = ("float32", "bfloat16", "float16", "float64")
+        raise GenerationOptionError(f"dtype must be 'auto' or one of {', '.join(names)}, not {dtype!r}.{near(str(dtype), names)}")
+    return found
+
+
+def _device(device: Any) -> str:
+    import torch
+
+    if str(device) == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found.type if found else "cpu"
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise CapabilityError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return str(wanted)

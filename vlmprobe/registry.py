@@ -1,0 +1,168 @@
+"""Find the adapter for a checkpoint. Adapters are entry points of the group ``vlmprobe.adapters``, ours like anyone's."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.errors import AdapterError, CheckpointError, RemoteCodeError, UnknownModelError, near
+
+__all__ = ["adapter_names", "adapters", "clear", "find", "read_config"]
+
+GROUP = "vlmprobe.adapters"
+OURS = "vlmprobe"  # the distribution whose adapters no other may shadow
+HELP = "See docs/add-a-model.md on how to add an adapter."
+
+
+@lru_cache(maxsize=1)
+def adapters() -> dict[str, type[Adapter]]:
+    """Every installed adapter by name. A plug-in that cannot be imported is left out with a warning that names it."""
+    found: dict[str, type[Adapter]] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: not _is_ours(point)):
+        origin = point.dist.name if point.dist else "an unknown package"
+        if point.name in found:
+            warnings.warn(
+                f"{origin} publishes an adapter named {point.name!r}, which is taken: it is left out. "
+                "Its author must rename it.",
+                stacklevel=2,
+            )
+            continue
+        try:
+            adapter = point.load()
+        except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way and must not take the others along
+            warnings.warn(f"adapter {point.name!r} of {origin} is broken and left out: {error!r}", stacklevel=2)
+            continue
+        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+            warnings.warn(
+                f"{point.value} of {origin} is no subclass of vlmprobe.adapter.Adapter: left out", stacklevel=2
+            )
+            continue
+        adapter.name = point.name
+        found[point.name] = adapter
+    return found
+
+
+def adapter_names() -> list[str]:
+    """Names of the installed adapters, without importing any."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def clear() -> None:
+    """Forget what was found, so that the next call looks again (after an installation, and in tests)."""
+    adapters.cache_clear()
+
+
+def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str = "the checkpoint") -> type[Adapter]:
+    """The adapter for a checkpoint with this configuration.
+
+    Order: the adapter asked for by name; our own specific ones; a third party's; the generic one for models
+    native to transformers.
+
+    Raises:
+        UnknownModelError: where nothing handles it, with near names.
+        RemoteCodeError: where nothing handles it and the checkpoint would run code of its own.
+        AdapterError: where two third-party adapters claim it.
+    """
+    known = adapters()
+    if name is not None:
+        if name not in known:
+            raise UnknownModelError(
+                f"No adapter is named {name!r}.{near(name, known)} Installed: {', '.join(sorted(known))}."
+            )
+        return known[name]
+    claims = [adapter for adapter in known.values() if not adapter.generic and adapter.handles(config)]
+    ours = [adapter for adapter in claims if _is_built_in(adapter)]
+    theirs = [adapter for adapter in claims if not _is_built_in(adapter)]
+    if ours and theirs:
+        warnings.warn(
+            f"{checkpoint} is also claimed by {', '.join(repr(adapter.name) for adapter in theirs)}; the built-in "
+            f"{ours[0].name!r} is used. Choose with adapter={theirs[0].name!r}.",
+            stacklevel=3,
+        )
+    if len(ours) > 1 or (not ours and len(theirs) > 1):
+        names = ", ".join(repr(adapter.name) for adapter in (ours or theirs))
+        raise AdapterError(f"{checkpoint} is claimed by {names}: choose one with adapter=.")
+    for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and each.handles(config))):
+        return adapter
+    raise _unknown(config, checkpoint)
+
+
+def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """``config.json`` of a local folder or a hub checkpoint; nothing else is read or run.
+
+    Raises:
+        UnknownModelError: where there is no such folder or hub checkpoint.
+        CheckpointError: where the folder has no readable ``config.json``.
+    """
+    folder = Path(checkpoint)
+    if folder.is_file():
+        raise CheckpointError(f"{checkpoint} is a file: give the folder that holds config.json and the weights.")
+    if folder.is_dir():
+        file = folder / "config.json"
+        if not file.is_file():
+            lora = " It holds a LoRA adapter: load its base model and use vlmprobe.wrap." if (
+                folder / "adapter_config.json"
+            ).is_file() else ""
+            raise CheckpointError(f"{checkpoint} has no config.json, so it is no checkpoint folder.{lora}")
+    else:
+        file = _from_hub(str(checkpoint), revision)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"config.json of {checkpoint} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"config.json of {checkpoint} holds no object.")
+    return config
+
+
+def _from_hub(checkpoint: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
+        raise UnknownModelError(
+            f"There is no folder {checkpoint!r}, and it is no hub id such as 'llava-hf/llava-1.5-7b-hf'. "
+            "Give an existing folder, a hub id, or 'demo'."
+        )
+    try:
+        return Path(hf_hub_download(checkpoint, "config.json", revision=revision))
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UnknownModelError(
+            f"There is no folder {checkpoint!r} here, and the hub did not give its config.json "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling, the connection, "
+            "and for a gated model that you are logged in."
+        ) from error
+
+
+def _unknown(config: Mapping[str, Any], checkpoint: str) -> UnknownModelError:
+    kind = str(config.get("model_type", "unknown"))
+    classes = ", ".join(config.get("architectures") or ["none named"])
+    hint = near(kind, known_model_types())
+    told = f"No adapter handles {checkpoint} (model_type {kind!r}, architecture {classes}).{hint}"
+    if config.get("auto_map"):
+        return RemoteCodeError(
+            f"{told} It asks to run Python code of its own, which vlmprobe never does. Look for a version of it that "
+            f"is native to transformers (often ending in '-hf'), or write an adapter. {HELP}"
+        )
+    return UnknownModelError(f"{told} Newer models may need a newer transformers. {HELP}")
+
+
+def known_model_types() -> list[str]:
+    """Every ``model_type`` that the installed transformers reads as an image-text-to-text model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == OURS
+
+
+def _is_built_in(adapter: type[Adapter]) -> bool:
+    return any(_is_ours(point) and point.name == adapter.name for point in entry_points(group=GROUP))

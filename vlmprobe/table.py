@@ -1,0 +1,199 @@
+"""``TokenTable``: one row per token, NumPy columns of one length, in the order of the sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.errors import MissingExtraError, ResultError
+
+__all__ = ["KINDS", "ImageSpan", "TokenTable"]
+
+KINDS = ("text", "special", "image")
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """A contiguous run of positions that one image, or one tile of it, takes in the model's sequence."""
+
+    image: int  # which image of the conversation, from 0
+    tile: int  # which run of that image, from 0, in sequence order
+    start: int  # first position
+    stop: int  # one past the last position
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """T tokens and what the model said of each.
+
+    Row t is about token t under the distribution from which token t was drawn: the model's output one position
+    before it. The first token of a sequence has no distribution and an image is not text: their numbers are NaN
+    and their rank is -1, and no mean, score or perplexity counts them. All logarithms are natural (nats), all
+    numbers are of the raw logits, before temperature, penalties and filters, except ``scores``.
+
+    The arrays are read-only.
+    """
+
+    ids: np.ndarray  # int64 [T]; an image row holds its placeholder's id
+    tokens: list[str]  # [T] text; pieces of one character carry it in the row that completes it
+    kinds: list[str]  # [T] "text", "special" or "image"
+    positions: np.ndarray  # int64 [T], place in the model's own sequence (an image: its first position)
+    offsets: np.ndarray  # int64 [T, 2], start and stop of the token's characters in the text of this table
+    logprobs: np.ndarray  # float32 [T], nats
+    entropy: np.ndarray  # float32 [T], nats
+    ranks: np.ndarray  # int64 [T]; 0 = the most likely token, -1 = undefined
+    logsumexp: np.ndarray  # float32 [T]; raw logit of the token = logprobs + logsumexp
+    top_ids: np.ndarray  # int64 [T, K], the likeliest tokens, best first; -1 where undefined
+    top_logprobs: np.ndarray  # float32 [T, K], nats
+    top_tokens: list[list[str]]  # [T][K] text of the likeliest tokens
+    image_spans: tuple[ImageSpan, ...] = ()  # every run of image positions, in sequence order
+    logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"
+    hidden: np.ndarray | None = None  # float32 [T, H], what entered the LM head, with keep="hidden"
+    scores: np.ndarray | None = None  # float32 [T], logprob after processors, where it differs from logprobs
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "image_spans" and value is not None and len(value) != len(self.ids):
+                raise ResultError(f"column {field.name} has {len(value)} rows, ids has {len(self.ids)}")
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> TokenTable:
+        """A run of rows as a table of its own; ``image_spans`` are kept whole."""
+        if not isinstance(rows, slice):
+            raise TypeError("a TokenTable is cut with a slice, such as table[2:5]; columns are attributes")
+        changed = {
+            field.name: value[rows]
+            for field in fields(self)
+            if field.name != "image_spans" and (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **changed)
+
+    @property
+    def scored(self) -> np.ndarray:
+        """bool [T]: the rows that have a log-probability (not an image, not the first token)."""
+        return ~np.isnan(self.logprobs)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """float32 [T]: probability of each token, ``exp(logprobs)``."""
+        return np.exp(self.logprobs)
+
+    @property
+    def margin(self) -> np.ndarray:
+        """float32 [T], nats: log-probability of the likeliest token less that of the second."""
+        if self.top_logprobs.shape[1] < 2:
+            raise ResultError("margin needs at least two alternatives: ask with alternatives=2 or more")
+        return self.top_logprobs[:, 0] - self.top_logprobs[:, 1]
+
+    @property
+    def logprob(self) -> float:
+        """Sum of the log-probabilities of the scored rows, nats; NaN where none is scored."""
+        return float(self.logprobs[self.scored].sum(dtype=np.float64)) if self.scored.any() else float("nan")
+
+    @property
+    def perplexity(self) -> float:
+        """``exp`` of the mean negative log-probability over the scored rows; NaN where none is scored."""
+        return float(np.exp(-self.logprobs[self.scored].mean(dtype=np.float64))) if self.scored.any() else float("nan")
+
+    def columns(self) -> dict[str, Any]:
+        """The one-dimensional columns and the alternatives, by name, as :meth:`to_pandas` and :meth:`to_arrow` show them."""
+        table: dict[str, Any] = {
+            "id": self.ids,
+            "token": self.tokens,
+            "kind": self.kinds,
+            "position": self.positions,
+            "logprob": self.logprobs,
+            "confidence": self.confidence,
+            "entropy": self.entropy,
+            "rank": self.ranks,
+            "logsumexp": self.logsumexp,
+            "top_ids": self.top_ids.tolist(),
+            "top_tokens": self.top_tokens,
+            "top_logprobs": self.top_logprobs.tolist(),
+        }
+        if self.scores is not None:
+            table["score"] = self.scores
+        return table
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per token; ``top_*`` cells hold lists."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        return pandas.DataFrame(self.columns())
+
+    def to_arrow(self) -> Any:
+        """A ``pyarrow.Table``, one row per token; ``top_*`` columns are lists."""
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise MissingExtraError("pyarrow", "arrow") from error
+        return pyarrow.table(self.columns())
+
+    def _repr_html_(self) -> str:
+        from vlmprobe.render import table_html
+
+        return table_html(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from vlmprobe.render import table_rich
+
+        yield table_rich(self)
+
+    def __repr__(self) -> str:
+        return f"TokenTable({len(self)} tokens: {''.join(self.tokens)[:60]!r}, perplexity {self.perplexity:.3g})"
+
+    # -- storage -----------------------------------------------------------------------------------
+
+    def to_parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The table as arrays and a JSON-ready mapping; :meth:`from_parts` reads them back."""
+        arrays, rest = {}, {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                arrays[field.name] = value
+            elif field.name == "image_spans":
+                rest[field.name] = [[span.image, span.tile, span.start, span.stop] for span in value]
+            elif value is not None:
+                rest[field.name] = value
+        return arrays, rest
+
+    @classmethod
+    def from_parts(cls, arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> TokenTable:
+        """A table from what :meth:`to_parts` gave."""
+        spans = tuple(ImageSpan(*span) for span in rest["image_spans"])
+        return cls(
+            **{name: np.asarray(array) for name, array in arrays.items()},
+            tokens=list(rest["tokens"]),
+            kinds=list(rest["kinds"]),
+            top_tokens=[list(row) for row in rest["top_tokens"]],
+            image_spans=spans,
+        )
+
+
+def empty_numbers(count: int, alternatives: int) -> dict[str, np.ndarray]:
+    """The numeric columns of ``count`` rows of which nothing is known: NaN, rank -1, ids -1."""
+    return {
+        "logprobs": np.full(count, np.nan, np.float32),
+        "entropy": np.full(count, np.nan, np.float32),
+        "ranks": np.full(count, -1, np.int64),
+        "logsumexp": np.full(count, np.nan, np.float32),
+        "top_ids": np.full((count, alternatives), -1, np.int64),
+        "top_logprobs": np.full((count, alternatives), np.nan, np.float32),
+    }
+
+
+def joined(tokens: Sequence[str]) -> np.ndarray:
+    """Offsets int64 [T, 2] of tokens in their concatenation."""
+    stops = np.cumsum([len(token) for token in tokens], dtype=np.int64)
+    starts = np.concatenate([[0], stops[:-1]]) if len(tokens) else stops
+    return np.stack([starts, stops], axis=-1).astype(np.int64)
