@@ -1,1 +1,1 @@
-"""What tests of models and adapters need: :mod:`vlmprobe.testing.tiny` builds tiny checkpoints of true architectures."""
+"""What tests of models and adapters need: :mod:`vlmprobe.testing.tiny` builds checkpoints of true architectures."""

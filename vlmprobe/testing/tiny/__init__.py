@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SKIPPED", "build", "family", "names"]
 
-MODULES = ("families_first",)
+MODULES = (
+    "families_llava",
+    "families_qwen",
+    "families_gemma",
+    "families_cohere",
+    "families_patchwise",
+)
 SKIPPED: dict[str, str] = {}  # name of an architecture -> why there is no tiny checkpoint of it
 
 

@@ -21,7 +21,7 @@ def write(entry: Family, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the few initial values that randomise keeps come from the global generator
         model = _model(parts)
-    randomise(model, scales=parts.weights)
+    randomise(model, scales=parts.scales, shifts=parts.shifts)
     silence(model, placeholder_ids(parts.config, parts.processor))
     tokenizer = getattr(parts.processor, "tokenizer", parts.processor)
     eos = [tokenizer.convert_tokens_to_ids(token) for token in parts.eos]

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "Parts", "family"]
+import transformers
+
+__all__ = ["FAMILIES", "Family", "Parts", "family", "hf"]
+
+hf: Any = transformers  # its names are resolved when used: an older version that lacks one lacks that family only
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Parts:
     processor: Any  # ProcessorMixin with tokenizer, image processor and chat template
     eos: tuple[str, ...]  # tokens that end an answer, into generation_config
     model_class: str | None = None  # a class of transformers, where AutoModelForImageTextToText has none for the config
-    weights: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> factor on its scale
+    scales: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> factor on its spread
+    shifts: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> added to its mean
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["tower"]
+__all__ = ["MEAN_STD", "square", "tower"]
+
+MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def tower(
-    *, layers: int = 2, heads: int = 2, width: int = 32, image: int = 32, patch: int = 8, **settings: Any
+    *, layers: int = 2, heads: int = 2, width: int = 32, image: int = 32, patch: int = 8, **more: Any
 ) -> dict[str, Any]:
     """What CLIP-like towers take: ``(image / patch) ** 2`` patches of ``patch`` pixels."""
     return {
@@ -18,5 +20,10 @@ def tower(
         "num_attention_heads": heads,
         "image_size": image,
         "patch_size": patch,
-        **settings,
+        **more,
     }
+
+
+def square(side: int) -> dict[str, int]:
+    """A size as image processors take it."""
+    return {"height": side, "width": side}

@@ -7,6 +7,7 @@ spread by one to four, and position, image and gates all show.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -28,13 +29,20 @@ PLACEHOLDER = re.compile(r"(image|img|video|audio|vision|patch|boi|eoi|boa|eoa|p
 
 
 @torch.no_grad()
-def randomise(model: nn.Module, *, seed: int = 0, scales: Mapping[str, float] | None = None) -> None:
+def randomise(
+    model: nn.Module,
+    *,
+    seed: int = 0,
+    scales: Mapping[str, float] | None = None,
+    shifts: Mapping[str, float] | None = None,
+) -> None:
     """Draw every parameter of ``model`` anew, each from a generator seeded by its own name.
 
     Args:
         model: a freshly constructed model, whose own initial values say where a norm's weight is centred.
         seed: another seed gives other weights.
-        scales: fragment of a parameter's name -> factor on the scale it would have had.
+        scales: fragment of a parameter's name -> factor on the spread that it would have had.
+        shifts: fragment of a parameter's name -> what is added to the mean that it would have had.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
@@ -45,17 +53,15 @@ def randomise(model: nn.Module, *, seed: int = 0, scales: Mapping[str, float] | 
         owner_name, _, leaf = name.rpartition(".")
         if not parameter.is_floating_point() or leaf in KEPT:
             continue
-        factor = 1.0
-        for fragment, scale in (scales or {}).items():
-            if fragment in name:
-                factor *= scale
+        factor = math.prod(value for fragment, value in (scales or {}).items() if fragment in name)
+        shift = sum(value for fragment, value in (shifts or {}).items() if fragment in name)
         if parameter is head_weight:
             centre, scale = 0.0, (TIED_LOGITS if tied else HEAD) / parameter.shape[-1] ** 0.5
         else:
             centre, scale = _law(modules[owner_name], leaf, parameter)
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-        parameter.copy_(centre + scale * factor * noise)
+        parameter.copy_(centre + shift + scale * factor * noise)
 
 
 def _law(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> tuple[float, float]:
@@ -93,6 +99,13 @@ def silence(model: nn.Module, ids: Iterable[int]) -> None:
 
 def placeholder_ids(config: Any, processor: Any) -> set[int]:
     """The ids that stand for images, their frames and padding, as config and processor name them."""
-    held = [*config.to_dict().items(), *vars(processor).items()]
-    ids = {value for key, value in held if PLACEHOLDER.search(key) and isinstance(value, int) and value >= 0}
-    return ids - {getattr(processor, "tokenizer", processor).eos_token_id}
+    tokenizer = getattr(processor, "tokenizer", processor)
+    ids = set()
+    for key, value in [*config.to_dict().items(), *vars(processor).items()]:
+        if isinstance(value, str) and PLACEHOLDER.search(f"{key}_id"):
+            value = tokenizer.convert_tokens_to_ids(value)
+        elif not PLACEHOLDER.search(key):
+            continue
+        if isinstance(value, int) and value >= 0:
+            ids.add(value)
+    return ids - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}

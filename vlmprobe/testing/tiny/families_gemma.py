@@ -1,0 +1,211 @@
+"""Gemma 3, 3n and 4, and PaliGemma: scaled embeddings, windows, soft-capped logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmprobe.testing.tiny.dialects import gemma_template, gemma_tokenizer
+from vlmprobe.testing.tiny.registry import Parts, family, hf
+from vlmprobe.testing.tiny.templates import chat
+from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.vision import MEAN_STD, square, tower
+
+__all__: list[str] = []
+
+# Gemma multiplies its embeddings, which are its head too, by the root of the width: a token would mostly say
+# itself again. Smaller embeddings behind a larger final norm leave the say to the layers.
+QUIET: dict[str, Any] = {
+    "scales": {"embed_tokens.weight": 0.5},
+    "shifts": {"language_model.norm.weight": 1.0, "post_attention_layernorm": 0.5, "post_feedforward_layernorm": 0.5},
+}
+WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+@family("gemma3")
+def _gemma3() -> Parts:
+    tokenizer = gemma_tokenizer(
+        boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
+    )
+    processor = hf.Gemma3Processor(
+        image_processor=hf.Gemma3ImageProcessor(size=square(32)),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=gemma_template("<start_of_image>"),
+    )
+    config = hf.Gemma3Config(
+        vision_config=hf.SiglipVisionConfig(**tower(vision_use_head=False)),
+        text_config=hf.Gemma3TextConfig(
+            **decoder(
+                tokenizer,
+                head_dim=16,
+                query_pre_attn_scalar=16,
+                sliding_window=12,
+                layer_types=WINDOWED,
+                # Gemma 3 for images does not apply it, although its config has it.
+                final_logit_softcapping=4.0,
+            )
+        ),
+        mm_tokens_per_image=4,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+    )
+    return Parts(config, processor, ("<end_of_turn>", "<eos>"), **QUIET)
+
+
+@family(
+    "gemma3n",
+    packages=("timm",),
+    notes="The vision tower is timm's test_efficientnet instead of MobileNetV5, which has no tiny variant.",
+)
+def _gemma3n() -> Parts:
+    tokenizer = gemma_tokenizer(
+        boi_token="<start_of_image>",
+        boa_token="<start_of_audio>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+        eoa_token="<end_of_audio>",
+        audio_token="<audio_soft_token>",
+    )
+    processor = hf.Gemma3nProcessor(
+        feature_extractor=hf.Gemma3nAudioFeatureExtractor(feature_size=16),
+        image_processor=hf.SiglipImageProcessor(size=square(64), **MEAN_STD),
+        tokenizer=tokenizer,
+        audio_seq_length=4,
+        image_seq_length=4,
+        chat_template=gemma_template("<image_soft_token>"),
+    )
+    config = hf.Gemma3nConfig(
+        vision_config={
+            "architecture": "test_efficientnet",
+            "hidden_size": 256,
+            "vocab_offset": tokenizer.eoi_token_id,
+            "vocab_size": 2,
+        },
+        audio_config={
+            "hidden_size": 32,
+            "input_feat_size": 16,
+            "conf_num_attention_heads": 2,
+            "conf_num_hidden_layers": 1,
+            "sscp_conv_channel_size": [4, 2],
+            "vocab_offset": tokenizer.eoa_token_id,
+            "vocab_size": 2,
+        },
+        text_config=hf.Gemma3nTextConfig(
+            **decoder(
+                tokenizer,
+                layers=4,
+                head_dim=16,
+                sliding_window=12,
+                layer_types=["sliding_attention", "full_attention"] * 2,
+                num_kv_shared_layers=2,
+                activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+                final_logit_softcapping=5.0,
+                vocab_size_per_layer_input=tokenizer.eoi_token_id,
+                hidden_size_per_layer_input=16,
+                laurel_rank=8,
+            )
+        ),
+        vision_soft_tokens_per_image=4,
+        audio_soft_tokens_per_image=4,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+        image_token_id=tokenizer.image_token_id,
+        boa_token_id=tokenizer.boa_token_id,
+        eoa_token_id=tokenizer.eoa_token_id,
+        audio_token_id=tokenizer.audio_token_id,
+    )
+    return Parts(config, processor, ("<end_of_turn>", "<eos>"), **QUIET)
+
+
+@family("gemma4")
+def _gemma4() -> Parts:
+    tokenizer = gemma_tokenizer(
+        "<|turn>",
+        "<turn|>",
+        "<|video|>",
+        boi_token="<|image>",
+        eoi_token="<image|>",
+        image_token="<|image|>",
+        boa_token="<|audio>",
+        eoa_token="<audio|>",
+        audio_token="<|audio|>",
+    )
+    processor = hf.Gemma4Processor(
+        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
+        image_processor=hf.Gemma4ImageProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3),
+        tokenizer=tokenizer,
+        video_processor=hf.Gemma4VideoProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3),
+        image_seq_length=70,
+        chat_template=gemma_template("<|image|>", opens="<|turn>", closes="<turn|>"),
+    )
+    config = hf.Gemma4Config(
+        vision_config=hf.Gemma4VisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            patch_size=4,
+            pooling_kernel_size=3,
+            position_embedding_size=256,
+        ),
+        text_config=hf.Gemma4TextConfig(
+            **decoder(
+                tokenizer,
+                head_dim=16,
+                global_head_dim=32,
+                sliding_window=12,
+                layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+                final_logit_softcapping=5.0,
+                use_bidirectional_attention="vision",
+                vocab_size_per_layer_input=len(tokenizer),
+                hidden_size_per_layer_input=16,
+            )
+        ),
+        audio_config=None,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+        boa_token_id=tokenizer.boa_token_id,
+        eoa_token_index=tokenizer.eoa_token_id,
+        audio_token_id=tokenizer.audio_token_id,
+    )
+    return Parts(config, processor, ("<turn|>", "<eos>"), **QUIET)
+
+
+@family(
+    "paligemma", text_only=False, notes="The processor refuses text only, adds <bos> after the images and a newline."
+)
+def _paligemma() -> Parts:
+    tokenizer = gemma_tokenizer(image_token="<image>")
+    image_processor = hf.SiglipImageProcessor(size=square(32), **MEAN_STD)
+    image_processor.image_seq_length = 16
+    processor = hf.PaliGemmaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        chat_template=chat(
+            {"system": ("", "\n"), "user": ("", ""), "assistant": ("\n", "")}, generation="", image="<image>"
+        ),
+    )
+    config = hf.PaliGemmaConfig(
+        vision_config=hf.SiglipVisionConfig(**tower(vision_use_head=False)),
+        text_config=hf.Gemma2Config(
+            **decoder(
+                tokenizer,
+                head_dim=16,
+                query_pre_attn_scalar=16,
+                sliding_window=12,
+                layer_types=WINDOWED,
+                final_logit_softcapping=5.0,
+                attn_logit_softcapping=20.0,
+            )
+        ),
+        projection_dim=64,
+        hidden_size=64,
+        vocab_size=len(tokenizer),
+        image_token_index=processor.image_token_id,
+    )
+    return Parts(config, processor, ("<eos>",), **QUIET)
