@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,17 +32,26 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Data only: no pattern here matches Python code.
 HUB_PATTERNS = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "*.safetensors")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 LISTED = 8  # names shown in an error before "and n more"
 
 
-def local_folder(checkpoint: str | Path, *, revision: str | None = None) -> Path:
+def local_folder(
+    checkpoint: str | Path, *, revision: str | None = None, options: MutableMapping[str, Any] | None = None
+) -> Path:
     """The folder of a checkpoint: itself where it is local, else downloaded from the hub (data files only).
 
     ``.bin`` shards are fetched only where the repository holds no safetensors.
 
+    Args:
+        checkpoint: a local folder or a hub id.
+        revision: commit, branch or tag.
+        options: further arguments of ``from_pretrained``; those of the download are taken out of it.
+
     Raises:
         UnknownModelError: there is no such folder, and no such repository can be reached.
     """
+    hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options} if options is not None else {}
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder
@@ -49,9 +59,10 @@ def local_folder(checkpoint: str | Path, *, revision: str | None = None) -> Path
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(str(checkpoint), revision=revision, allow_patterns=list(HUB_PATTERNS)))
+        fetch = partial(snapshot_download, str(checkpoint), revision=revision, **hub)
+        found = Path(fetch(allow_patterns=list(HUB_PATTERNS)))
         if not any(found.glob("*.safetensors")):
-            snapshot_download(str(checkpoint), revision=revision, allow_patterns=["pytorch_model*.bin"])
+            fetch(allow_patterns=["pytorch_model*.bin"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise UnknownModelError(
             f"{checkpoint!r} is neither a local folder nor a repository that can be read from the hub: {error}"

@@ -9,7 +9,7 @@ from typing import Any
 from model_registry.checkpoint import read_json
 from vlmprobe.errors import CheckpointError
 
-__all__ = ["original_tokenizer"]
+__all__ = ["original_tokenizer", "token_id"]
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 INTERNLM2_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
@@ -49,6 +49,18 @@ def original_tokenizer(folder: Path, *, prefer_fast: bool = False) -> Any:
     raise CheckpointError(
         f"{folder} holds no tokenizer: expected tokenizer.model, tokenizer.json, or vocab.json with merges.txt."
     )
+
+
+def token_id(tokenizer: Any, token: str) -> int:
+    """Id of a token that a family cannot do without.
+
+    Raises:
+        CheckpointError: the tokenizer does not know it.
+    """
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise CheckpointError(f"The checkpoint's tokenizer has no token {token}; its files belong to another model.")
+    return int(found)
 
 
 def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:

@@ -70,7 +70,7 @@ class SentencePieceTokenizer(PythonBackend):
         vocab = {self.pieces.id_to_piece(each): each for each in range(self.vocab_size)}
         return {**vocab, **self._added_tokens_encoder}
 
-    def tokenize(self, text: str, **options: Any) -> list[str]:
+    def tokenize(self, text: str, **options: Any) -> list[str]:  # type: ignore[override]
         """The pieces of a text, without begin and end tokens."""
         if self.legacy or not text:
             return super().tokenize(text, **options)

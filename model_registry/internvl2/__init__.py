@@ -1,0 +1,7 @@
+"""InternVL2 and InternVL2.5 in their original format (``InternVLChatModel``, ``model_type: internvl_chat``)."""
+
+from __future__ import annotations
+
+from model_registry.internvl2.adapter import InternVL2
+
+__all__ = ["InternVL2"]

@@ -1,0 +1,89 @@
+"""The adapter: checkpoints of OpenGVLab's ``InternVLChatModel``, loaded without their code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_registry.internvl2.prompt import IMAGE_CONTEXT
+from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlmprobe.messages import Conversation
+
+__all__ = ["InternVL2"]
+
+RUN_OF_CONTEXTS = re.compile(f"(?:{re.escape(IMAGE_CONTEXT)})+")
+
+
+class InternVL2(Adapter):
+    """InternVL2 1B to 76B and InternVL2.5 1B to 78B: Qwen2, InternLM2, Phi-3 and Llama language models."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether config.json is that of an ``InternVLChatModel``."""
+        return config.get("model_type") == "internvl_chat"
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        config: Mapping[str, Any],
+        dtype: torch.dtype | str = "auto",
+        device_map: Any = "cpu",
+        revision: str | None = None,
+        **options: Any,
+    ) -> InternVL2:
+        """Load an original checkpoint; see :meth:`vlmprobe.adapter.Adapter.load`.
+
+        Raises:
+            CheckpointError: a file or weight is missing or does not fit, or a field has an unknown value.
+        """
+        from model_registry.checkpoint import load_weights, local_folder
+        from model_registry.internvl2.configuration import tile_size, translate
+        from model_registry.internvl2.modeling import InternVL2ForConditionalGeneration
+        from model_registry.internvl2.processing import InternVL2Processor
+        from model_registry.internvl2.weights import CONVERSIONS
+        from model_registry.original_tokenizer import original_tokenizer, token_id
+
+        folder = local_folder(checkpoint, revision=revision, options=options)
+        tokenizer = original_tokenizer(folder)
+        translated = translate(config, image_token_id=token_id(tokenizer, IMAGE_CONTEXT))
+        processor = InternVL2Processor.build(
+            config, tokenizer, size=tile_size(config), positions=translated.image_seq_length
+        )
+        end = token_id(tokenizer, processor.template.end_token)
+        model = load_weights(
+            InternVL2ForConditionalGeneration,
+            folder,
+            translated,
+            conversions=CONVERSIONS,
+            dtype=dtype,
+            device_map=device_map,
+            **options,
+        )
+        model.generation_config.eos_token_id = [end]  # the original stops at the template's separator alone
+        model.generation_config.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return cls(model, processor)
+
+    def encode(self, conversations: Sequence[Conversation]) -> Encoding:
+        """The conversations as one left-padded batch of model inputs, on the CPU; one span for each tile."""
+        for conversation in conversations:
+            self.check(conversation)
+        return self.processor.encode(conversations, self.model.config.image_token_id)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a written prompt, with the begin token where the tokenizer adds one."""
+        return self.processor.tokenize(text)
+
+    def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
+        """How ``text``, written right after the prompt, is tokenised together with it."""
+        # One placeholder stands for thousands: they are tokens of their own and change nothing in what follows.
+        short = RUN_OF_CONTEXTS.sub(IMAGE_CONTEXT, prompt.text) if prompt.spans else prompt.text
+        return super().continuation(replace(prompt, text=short), text)

@@ -1,0 +1,125 @@
+"""From a conversation to what InternVL2 sees: the written prompt, its ids, and the tiles of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import normalize, to_tensor
+
+from model_registry.internvl2.prompt import Template, find_template, write_prompt
+from model_registry.tiling import tile_image
+from vlmprobe.adapter import EncodedPrompt, Encoding, ImageSpan
+from vlmprobe.errors import AdapterError, CheckpointError
+from vlmprobe.messages import Conversation
+
+__all__ = ["InternVL2Processor"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class InternVL2Processor:
+    """What ``chat()`` and its ``load_image`` do in the original, from the fields of config.json."""
+
+    tokenizer: Any
+    template: Template
+    system: str  # default system text
+    size: int  # side of a tile, pixels
+    positions: int  # that a tile takes in the sequence
+    dynamic: bool  # whether a picture is tiled at all
+    min_tiles: int
+    max_tiles: int  # of one picture, its thumbnail not counted
+    thumbnail: bool
+    pad_to_square: bool
+
+    @classmethod
+    def build(cls, original: Mapping[str, Any], tokenizer: Any, *, size: int, positions: int) -> InternVL2Processor:
+        """Read the fields of an original config.json; absent ones have the original's defaults.
+
+        Raises:
+            CheckpointError: an unknown template, or an empty range of tiles.
+        """
+        template = find_template(original.get("template"))
+        fewest, most = int(original.get("min_dynamic_patch", 1)), int(original.get("max_dynamic_patch", 6))
+        if not 1 <= fewest <= most:
+            raise CheckpointError(f"config.json asks for at least {fewest} and at most {most} tiles.")
+        return cls(
+            tokenizer=tokenizer,
+            template=template,
+            system=original.get("system_message") or template.system,
+            size=size,
+            positions=positions,
+            dynamic=bool(original.get("dynamic_image_size", False)),
+            min_tiles=fewest,
+            max_tiles=most,
+            thumbnail=bool(original.get("use_thumbnail", False)),
+            pad_to_square=bool(original.get("pad2square", False)),
+        )
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Tiles of an RGB picture, thumbnail last: float32 [tiles, 3, size, size], ImageNet-normalised."""
+        if self.dynamic:
+            tiles = tile_image(
+                image, min_tiles=self.min_tiles, max_tiles=self.max_tiles, size=self.size, thumbnail=self.thumbnail
+            )
+        else:
+            whole = _squared(image) if self.pad_to_square else image
+            tiles = [whole.resize((self.size, self.size), Image.Resampling.BICUBIC)]
+        return torch.stack([normalize(to_tensor(tile), IMAGENET_MEAN, IMAGENET_STD) for tile in tiles])
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a written prompt, with the begin token where the tokenizer adds one."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def encode(self, conversations: Sequence[Conversation], context_id: int) -> Encoding:
+        """A left-padded batch; ``mm_token_type_ids`` is 1 where an image feature goes."""
+        pictures = [[self.pixels(image) for image in conversation.images] for conversation in conversations]
+        prompts = [
+            self._prompt(conversation, [len(tiles) for tiles in images], context_id)
+            for conversation, images in zip(conversations, pictures, strict=True)
+        ]
+        rows, longest = len(prompts), max(len(prompt.ids) for prompt in prompts)
+        filler = self.tokenizer.pad_token_id
+        ids = torch.full((rows, longest), 0 if filler is None else filler, dtype=torch.long)
+        mask, kinds = torch.zeros_like(ids), torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            begin = longest - len(prompt.ids)
+            ids[row, begin:] = torch.from_numpy(prompt.ids)
+            mask[row, begin:] = 1
+            for span in prompt.spans:
+                kinds[row, begin + span.start : begin + span.stop] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        tiles = [each for images in pictures for each in images]
+        if tiles:
+            inputs |= {"pixel_values": torch.cat(tiles), "mm_token_type_ids": kinds}
+        return Encoding(inputs, tuple(prompts))
+
+    def _prompt(self, conversation: Conversation, tiles: Sequence[int], context_id: int) -> EncodedPrompt:
+        contexts = [self.positions * count for count in tiles]
+        text = write_prompt(conversation, self.template, self.system, contexts)
+        ids = np.asarray(self.tokenize(text), dtype=np.int64)
+        if not tiles:
+            return EncodedPrompt(ids, (), text)
+        places = np.flatnonzero(ids == context_id)
+        if len(places) != sum(contexts):
+            raise AdapterError(f"The prompt has {len(places)} image positions, its images take {sum(contexts)}.")
+        spans, done = [], 0
+        for image, count in enumerate(tiles):
+            for tile in range(count):
+                start = int(places[done])
+                spans.append(ImageSpan(image, tile, start, start + self.positions))
+                done += self.positions
+        return EncodedPrompt(ids, tuple(spans), text)
+
+
+def _squared(image: Image.Image) -> Image.Image:
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(each * 255) for each in IMAGENET_MEAN))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -1,0 +1,109 @@
+"""The conversation templates of InternVL2 and InternVL2.5, and prompts written with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vlmprobe.errors import CheckpointError, MessageError, near
+from vlmprobe.messages import Conversation, Message, TextPart
+
+__all__ = ["IMAGE_CONTEXT", "Template", "find_template", "write_prompt"]
+
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a chat becomes text. Each part is followed by its end, but for the answer that the model is to write."""
+
+    begin: str  # before the system text
+    system: str  # the system text of a conversation that has none of its own
+    system_end: str
+    user: str
+    user_end: str
+    assistant: str
+    assistant_end: str  # without white space it is the token that ends an answer
+    answer: str  # what invites the answer: the assistant's role, in its own spelling where nothing follows yet
+
+    @property
+    def end_token(self) -> str:
+        """The token at which the original code stops."""
+        return self.assistant_end.strip()
+
+
+def _uniform(system: str, *, role: str, end: str) -> Template:
+    assistant = role.format("assistant")
+    return Template(role.format("system"), system, end, role.format("user"), end, assistant, end, assistant)
+
+
+SYSTEM_2 = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+SYSTEM_2_5 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+CHATML = "<|im_start|>{}\n"
+TEMPLATES = {
+    "Hermes-2": _uniform(SYSTEM_2, role=CHATML, end="<|im_end|>"),
+    "internlm2-chat": _uniform(SYSTEM_2, role=CHATML, end="<|im_end|>"),
+    "phi3-chat": _uniform(SYSTEM_2, role="<|{}|>\n", end="<|end|>"),
+    "internvl2_5": _uniform(SYSTEM_2_5, role=CHATML, end="<|im_end|>\n"),
+    "internvl_zh": Template("", "", " ", "<human>: ", " ", "<bot>: ", "</s>", "<bot>:"),
+}
+
+
+def find_template(name: object) -> Template:
+    """The template that config.json names.
+
+    Raises:
+        CheckpointError: for a template that is not known.
+    """
+    if not isinstance(name, str) or name not in TEMPLATES:
+        raise CheckpointError(
+            f"config.json names the conversation template {name!r}, which is not known. "
+            f"Known are: {', '.join(TEMPLATES)}.{near(str(name), TEMPLATES)}"
+        )
+    return TEMPLATES[name]
+
+
+def write_prompt(conversation: Conversation, template: Template, system: str, contexts: Sequence[int]) -> str:
+    """The text that is tokenised.
+
+    Args:
+        conversation: a system message of its own takes the place of ``system``.
+        template: of the checkpoint.
+        system: the default system text.
+        contexts: how many positions each image takes, all tiles together; in the order of the images.
+
+    Raises:
+        MessageError: a text holds the image placeholder beside real images, which the model could not tell apart.
+    """
+    messages = list(conversation.messages)
+    if messages[0].role == "system":
+        system = messages.pop(0).text
+    remaining = iter(contexts)
+    text = template.begin + system + template.system_end
+    for place, message in enumerate(messages):
+        role, end = (
+            (template.user, template.user_end)
+            if message.role == "user"
+            else (template.assistant, template.assistant_end)
+        )
+        written = _content(message, remaining, bool(contexts))
+        if conversation.continues and place == len(messages) - 1:
+            return text + role + written
+        text += role + written + end
+    return text + template.answer
+
+
+def _content(message: Message, contexts: Iterator[int], has_images: bool) -> str:
+    written = ""
+    for part in message.parts:
+        if not isinstance(part, TextPart):
+            written += IMAGE_START + IMAGE_CONTEXT * next(contexts) + IMAGE_END + "\n"
+        elif has_images and IMAGE_CONTEXT in part.text:
+            raise MessageError(f"The text holds {IMAGE_CONTEXT}, this model's image placeholder: leave it out.")
+        else:
+            written += part.text
+    return written
