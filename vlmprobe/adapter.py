@@ -261,21 +261,20 @@ class Adapter:
     def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
         """How ``text``, written right after the prompt, is tokenised together with it.
 
+        Tokenised are the rendered prompt and, where a processor adds text of its own after it, the prompt's ids
+        written out again.
+
         Raises:
-            AdapterError: where the prompt's text does not give the prompt's ids after the last image.
+            AdapterError: where neither gives the ids that the prompt ends in.
         """
-        alone, whole = self.tokenize(prompt.text), self.tokenize(prompt.text + text)
-        after_images = len(prompt.ids) - (prompt.spans[-1].stop if prompt.spans else 0)
-        tail = min(after_images, len(alone))
-        if tail and alone[-tail:] != prompt.ids[-tail:].tolist():
-            raise AdapterError(f"{self.name}: the rendered prompt does not tokenise to the ids that the model is given.")
-        common = 0
-        while common < min(len(alone), len(whole)) and alone[common] == whole[common]:
-            common += 1
-        merged = len(alone) - common
-        if merged and merged >= tail:
-            raise AdapterError(f"{self.name}: {text!r} merges with the prompt across an image or the whole prompt.")
-        return Continuation(len(prompt.ids) - merged, tuple(whole[common:]))
+        after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
+        written = str(self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for source in (prompt.text, written):
+            alone, whole = self.tokenize(source), self.tokenize(source + text)
+            merged = len(alone) - _shared(alone, whole)
+            if merged < _shared(alone[::-1], prompt.ids[::-1].tolist()):
+                return Continuation(len(prompt.ids) - merged, tuple(whole[len(alone) - merged :]))
+        raise AdapterError(f"{self.name}: {text!r} cannot be tokenised together with the end of the prompt.")
 
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
         """Model inputs for each prompt less its last ``drop`` positions, followed by ``ids`` [N, T].
@@ -356,3 +355,11 @@ def divide_runs(runs: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[
             spans.append(ImageSpan(image, tile, start, start + taken))
             start, tile, left = start + taken, tile + 1, left - taken
     return tuple(spans)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    return length
