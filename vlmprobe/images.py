@@ -40,7 +40,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|file):", re.IGNORECASE)
-BASE64 = re.compile(r"[A-Za-z0-9+/\s]{40,}={0,2}\s*")
+BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{40,}={0,2}\s*")
 LAZY = threading.Lock()  # Pillow's lazily opened images share one file position between threads
 
 
@@ -156,7 +156,7 @@ def _data_url(url: str, limits: Limits) -> bytes:
     if not comma or not header.lower().replace(" ", "").endswith(";base64"):
         raise ImageError("The data URL is not base64: write data:image/png;base64,... or pass the bytes themselves.")
     text = b"".join((unquote_to_bytes(payload) if "%" in payload else payload.encode()).split())
-    if len(text) // 4 * 3 > limits.max_bytes:
+    if len(text) // 4 * 3 > limits.max_bytes + 2:  # padding stands for up to two bytes
         raise _too_many_bytes("The data URL", limits)
     try:
         return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)

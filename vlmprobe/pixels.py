@@ -66,36 +66,38 @@ def from_array(array: np.ndarray, *, channels_first: bool = False) -> Image.Imag
     Raises:
         ImageError: for another shape or type, no elements, NaN, or values out of range.
     """
-    levels = _levels(_channels_last(array, channels_first))
+    axis = _channel_axis(array.shape, channels_first)
+    levels = _levels(array)
+    levels = levels[:, :, None] if axis is None else np.ascontiguousarray(np.moveaxis(levels, axis, 2))
     height, width, channels = levels.shape
     if channels == 4:
         return _onto_white(Image.fromarray(levels))
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(levels, (height, width, 3))))
 
 
-def _channels_last(array: np.ndarray, channels_first: bool) -> np.ndarray:
-    shape = list(array.shape)
-    if array.size == 0:
-        raise ImageError(f"The image array is empty (shape {shape}): pass one with pixels.")
-    if array.ndim == 2:
-        return array[:, :, None]
-    if array.ndim == 3:
+def _channel_axis(shape: tuple[int, ...], channels_first: bool) -> int | None:
+    """Which axis of an image array holds the channels; None where there is no such axis."""
+    if 0 in shape:
+        raise ImageError(f"The image array is empty (shape {list(shape)}): pass one with pixels.")
+    if len(shape) == 2:
+        return None
+    if len(shape) == 3:
         last, first = shape[2] in (1, 3, 4), shape[0] in (1, 3, 4)
         if first and (channels_first or not last):
-            return np.moveaxis(array, 0, 2)
+            return 0
         if last:
-            return array
-    if array.ndim == 4:
-        raise ImageError(f"The image array has shape {shape}, a batch: pass a list of its images, list(array).")
+            return 2
+    if len(shape) == 4:
+        raise ImageError(f"The image array has shape {list(shape)}, a batch: pass a list of its images, list(array).")
     raise ImageError(
-        f"The image array has shape {shape}: pass [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4 channels."
+        f"The image array has shape {list(shape)}: pass [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4 channels."
     )
 
 
 def _levels(array: np.ndarray) -> np.ndarray:
     """Samples of any type as uint8, same shape."""
     if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
+        return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
