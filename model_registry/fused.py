@@ -1,0 +1,221 @@
+"""A language model that reads image features in place of placeholder embeddings: what the original families share.
+
+The inner model fuses features into the embeddings and runs a stock transformers language model; the outer one
+applies the LM head. A family supplies its vision side through :meth:`FusedModel.image_features`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+__all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "positions_of"]
+
+IMAGE_INPUTS = ("pixel_values", "tgt_sizes", "owners")  # one row for each slice, not for each sequence
+
+
+class FusedConfig(PreTrainedConfig):
+    """Configuration of a fused model: that of its language model and of its vision side."""
+
+    text_config: Any = None  # configuration of a stock language model
+    vision_config: Any = None
+    tie_word_embeddings: bool = False
+
+
+def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids [N, S] that count attended tokens only; a hidden token has position 1, as in the originals."""
+    positions = attention_mask.long().cumsum(-1) - 1
+    return positions.masked_fill(attention_mask == 0, 1)
+
+
+class FusedPreTrainedModel(PreTrainedModel):
+    """What transformers' loader must know of the inner and the outer model."""
+
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]  # noqa: RUF012 - declared so upstream, as are those below
+    supports_gradient_checkpointing = True
+    _no_split_modules = [  # noqa: RUF012
+        "AdaptiveResampler",
+        "GridResampler",
+        "Eva",
+        "VisionTransformer",
+        "NavitTower",
+    ]
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+
+class FusedModel(FusedPreTrainedModel):
+    """The backbone: embeddings with image features put in, then the language model."""
+
+    def __init__(self, config: FusedConfig) -> None:
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+
+    def image_features(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Features [P, Q, H] from ``pixel_values`` [P, ...], and ``tgt_sizes`` and ``owners`` where given."""
+        raise NotImplementedError
+
+    def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings [N, S, H] of token ids."""
+        return self.language_model.embed_tokens(input_ids)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings."""
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        self.language_model.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        tgt_sizes: torch.Tensor | None = None,
+        owners: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the backbone.
+
+        Args:
+            input_ids: [N, S].
+            pixel_values: [P, ...], the slices of all prompts.
+            image_index: [N, S]: 0 for text, i + 1 where row i of the P * Q feature rows goes. The same row may
+                go to several sequences (beams).
+            tgt_sizes: [P, 2], rows and columns of patches of each slice.
+            owners: [P], the prompt that each slice belongs to.
+            attention_mask: [N, past + S]; positions count what it attends to.
+            position_ids: [N, S], where the mask should not decide.
+            past_key_values: the cache.
+            inputs_embeds: [N, S, H] instead of ``input_ids``.
+            **kwargs: for the language model.
+        """
+        embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if pixel_values is not None and image_index is not None:
+            given = {"tgt_sizes": tgt_sizes, "owners": owners}
+            features = self.image_features(
+                pixel_values.to(embeds.dtype), **{name: value for name, value in given.items() if value is not None}
+            )
+            embeds = _fuse(embeds, features.flatten(0, 1).to(embeds), image_index)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = positions_of(attention_mask)[:, -embeds.shape[1] :]
+        return self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+
+class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
+    """The whole model. A subclass builds ``self.model``."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    model: FusedModel
+
+    def __init__(self, config: FusedConfig) -> None:
+        super().__init__(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+
+    def enter_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head reads of the last hidden states: those, unless a family scales them."""
+        return hidden
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head."""
+        return self.lm_head
+
+    def get_decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return self.model.language_model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        tgt_sizes: torch.Tensor | None = None,
+        owners: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [N, kept, V]; arguments as in :meth:`FusedModel.forward`, the rest as in transformers."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_index=image_index,
+            tgt_sizes=tgt_sizes,
+            owners=owners,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(self.enter_head(outputs.last_hidden_state[:, kept]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As upstream; images go in once, and positions count attended tokens."""
+        images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_index")}
+        upstream: Any = super()
+        inputs = upstream.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        embeds, attention_mask = inputs.get("inputs_embeds"), kwargs.get("attention_mask")
+        length = (inputs["input_ids"] if embeds is None else embeds).shape[1]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            inputs["position_ids"] = positions_of(attention_mask)[:, -length:]
+        prefill = kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True)
+        if prefill and (index := images["image_index"]) is not None:
+            grown = nn.functional.pad(index, (0, input_ids.shape[1] - index.shape[1]))
+            inputs |= {**images, "image_index": grown[:, -length:]}
+        return inputs
+
+    def _expand_inputs_for_generation(self, *args: Any, **model_kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """As upstream, but slices are not multiplied: ``image_index`` leads every beam to the same features."""
+        images = {name: model_kwargs.pop(name) for name in IMAGE_INPUTS if name in model_kwargs}
+        upstream: Any = super()
+        input_ids, expanded = upstream._expand_inputs_for_generation(*args, **model_kwargs)
+        return input_ids, {**expanded, **images}
+
+
+def _fuse(embeds: torch.Tensor, features: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    index = image_index.to(embeds.device).unsqueeze(-1)
+    return torch.where(index > 0, features[(index.squeeze(-1) - 1).clamp(min=0)], embeds)

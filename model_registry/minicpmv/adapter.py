@@ -1,0 +1,113 @@
+"""MiniCPM-V in its original checkpoint format, running none of the checkpoint's code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.core_model_loading import WeightRenaming
+
+from model_registry.checkpoint import load_weights, local_folder
+from model_registry.fused_batch import sequence_inputs
+from model_registry.minicpmv.config import RELEASES, Release, release_of, translate
+from model_registry.minicpmv.modeling import MiniCPMVForConditionalGeneration
+from model_registry.minicpmv.processing import MiniCPMVProcessor
+from model_registry.original_tokenizer import original_tokenizer
+from vlmprobe.adapter import Adapter, Encoding
+from vlmprobe.errors import CapabilityError, CheckpointError
+
+if TYPE_CHECKING:
+    from vlmprobe.messages import Conversation
+
+__all__ = ["MiniCPMV"]
+
+RENAMED = (
+    WeightRenaming(r"^llm\.lm_head\.", "lm_head."),
+    WeightRenaming(r"^llm\.model\.", "model.language_model."),
+    WeightRenaming(r"^vpm\.", "model.vision_tower."),
+    WeightRenaming(r"^resampler\.", "model.resampler."),
+)
+
+
+class MiniCPMV(Adapter):
+    """MiniCPM-V 2.0, Llama3-V 2.5, 2.6, 4.0 and 4.5.
+
+    An image part may carry ``max_slice_nums``, the most slices that its image is cut into.
+    """
+
+    def __init__(self, model: Any, processor: MiniCPMVProcessor) -> None:
+        super().__init__(model, processor)
+        self.release: Release = RELEASES[model.config.release]
+        self.capabilities = replace(type(self).capabilities, several_images=self.release.version != "2.0")
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is a MiniCPM-V one in its original format (4.6 and later are native)."""
+        return config.get("model_type") == "minicpmv"
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        config: Mapping[str, Any],
+        dtype: torch.dtype | str = "auto",
+        device_map: Any = "cpu",
+        revision: str | None = None,
+        **options: Any,
+    ) -> MiniCPMV:
+        """As in the base class; 4.5 also takes ``enable_thinking``, as its original ``chat()`` does."""
+        release = release_of(config)
+        thinking = bool(options.pop("enable_thinking", False))
+        if thinking and release.version != "4.5":
+            raise CapabilityError(f"enable_thinking is for MiniCPM-V 4.5; this checkpoint is {release.version}.")
+        folder = local_folder(checkpoint, revision=revision)
+        translated, rules = translate(folder, config)
+        tokenizer = original_tokenizer(folder, prefer_fast=True)
+        ends = tokenizer.convert_tokens_to_ids(list(release.ends))
+        if None in ends or (tokenizer.unk_token_id in ends):
+            raise CheckpointError(f"The tokenizer in {folder} lacks one of the end tokens {', '.join(release.ends)}.")
+        model = load_weights(
+            MiniCPMVForConditionalGeneration,
+            folder,
+            translated,
+            conversions=RENAMED,
+            dtype=dtype,
+            device_map=device_map,
+            **options,
+        )
+        model.generation_config.eos_token_id = ends
+        model.generation_config.pad_token_id = 0
+        return cls(model, MiniCPMVProcessor(tokenizer, rules, release, thinking=thinking))
+
+    @property
+    def image_options(self) -> frozenset[str]:
+        """``max_slice_nums``."""
+        return frozenset({"max_slice_nums"})
+
+    def encode(self, conversations: Sequence[Conversation]) -> Encoding:
+        """As in the base class.
+
+        Inputs beside ids and mask: ``pixel_values`` [P, ...] of all P slices, ``tgt_sizes`` [P, 2] (rows and columns
+        of patches), ``owners`` [P] (the conversation of each slice) and ``image_index`` [N, S].
+        """
+        prompts, images, owners = [], [], []
+        for place, conversation in enumerate(conversations):
+            self.check(conversation)
+            cut = [self.processor.cut(part) for part in conversation.image_parts]
+            prompts.append(self.processor.encode(conversation, cut))
+            images += cut
+            owners += [place] * sum(len(each.grids) for each in cut)
+        inputs: dict[str, Any] = sequence_inputs(prompts, hidden_id=0 if self.release.hides_first_id else None)
+        if images:
+            inputs["pixel_values"] = self.processor.stack(images)
+            inputs["tgt_sizes"] = torch.tensor([grid for image in images for grid in image.grids])
+            inputs["owners"] = torch.tensor(owners)
+        return Encoding(inputs, tuple(prompts))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a whole prompt, as the original encodes it: special tokens are always added."""
+        return list(self.tokenizer.encode(text))

@@ -1,0 +1,179 @@
+"""MiniCPM-V's original ``config.json`` and ``preprocessor_config.json`` as facts that the code here reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionConfig
+
+from model_registry.checkpoint import read_json
+from model_registry.fused import FusedConfig
+from model_registry.language import language_config
+from model_registry.timm_towers import TimmTowerConfig, read_tower
+from vlmprobe.errors import CheckpointError
+
+__all__ = ["RELEASES", "ImageRules", "MiniCPMVConfig", "Release", "release_of", "translate"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What the code of one release does and its config does not say."""
+
+    version: str
+    language: str  # model type of the language model in transformers
+    ends: tuple[str, ...]  # tokens at which the original chat() ends an answer
+    strips: bool = True  # slices as strips of patches; else each as an image of its own
+    patch_mask: bool = True  # padding patches are masked and positions are two-dimensional
+    slice_tag: str = "slice"  # how a slice is enclosed in the prompt
+    hides_first_id: bool = True  # chat() hides every token with id 0 from attention
+    template: bool = True  # the tokenizer has a chat template
+
+
+RELEASES: Mapping[str, Release] = {
+    release.version: release
+    for release in (
+        # MiniCPM is Granite's architecture: Llama with a factor on what each sublayer adds.
+        Release("2.0", "granite", ("</s>",), False, False, "image", False, False),
+        # The original sets the mask of whole rows, so padding is attended to and positions are one-dimensional.
+        # The released weights were trained with it.
+        Release("2.5", "llama", ("<|end_of_text|>", "<|eot_id|>"), True, False, "image", False),
+        Release("2.6", "qwen2", ("<|im_end|>", "<|endoftext|>")),
+        Release("4.0", "llama", ("<|im_end|>", "</s>")),
+        Release("4.5", "qwen3", ("<|im_end|>", "<|endoftext|>")),
+    )
+}
+
+TOWER = "vit_so400m_patch14_siglip_384"  # of 2.0
+# Defaults of the original configuration classes.
+VISION_DEFAULTS = {
+    "hidden_size": 1152,
+    "image_size": 980,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+}
+VISION_KEYS = (*VISION_DEFAULTS, "hidden_act", "layer_norm_eps", "num_channels")
+
+
+class MiniCPMVConfig(FusedConfig):
+    """Sizes of the parts, and the release that decides how they work together."""
+
+    model_type = "vlmprobe_minicpmv"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": PreTrainedConfig}
+
+    release: str = "2.6"
+    query_num: int = 64
+    vision_batch: int = 16  # slices that enter the tower at once (2.6 and later)
+    pad_together: bool = True  # 2.5: strips of a conversation are padded to one length
+    embedding_scale: float = 1.0  # on text embeddings alone, not on image features
+    head_divisor: float = 1.0  # on what enters the LM head
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """How images become slices, pixels and placeholders."""
+
+    max_slices: int
+    resolution: int
+    patch: int
+    queries: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    numbered: bool  # images carry their number in the prompt
+
+
+def release_of(config: Mapping[str, Any]) -> Release:
+    """The release that a ``config.json`` belongs to.
+
+    Raises:
+        CheckpointError: for a version that is not supported.
+    """
+    version = config.get("version")
+    if version is None and {"vision_encoder", "scale_emb", "scale_resolution"} <= config.keys():
+        return RELEASES["2.0"]  # written before the field existed
+    try:
+        return RELEASES[f"{float(str(version)):.1f}"]  # a string in some releases, a number in others
+    except (KeyError, ValueError):
+        raise CheckpointError(
+            f"MiniCPM-V version {version!r} is not supported; supported in the original format are "
+            f"{', '.join(RELEASES)}. Versions 4.6 and later have checkpoints native to transformers."
+        ) from None
+
+
+def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, ImageRules]:
+    """The configuration and image rules of an original checkpoint folder.
+
+    Raises:
+        CheckpointError: for an unsupported version, or files that contradict each other.
+    """
+    release = release_of(config)
+    language = language_config(config)
+    scales: dict[str, Any] = {}
+    vision: PreTrainedConfig
+    if release.version == "2.0":
+        layers, width = config["num_hidden_layers"], config["hidden_size"]
+        language["residual_multiplier"] = config.get("scale_depth", 1) / math.sqrt(layers)
+        language["attention_multiplier"] = (width // config["num_attention_heads"]) ** -0.5
+        scales["embedding_scale"] = config.get("scale_emb", 1)
+        scales["head_divisor"] = width / config.get("dim_model_base", 1)
+        vision = _named_tower(folder, config)
+    else:
+        vision = _vision(config)
+    rules = _rules(folder, config, release)
+    if config.get("slice_mode", True) is not True:
+        raise CheckpointError(f"{folder} sets slice_mode to false, which no release does and vlmprobe cannot run.")
+    return (
+        MiniCPMVConfig(
+            release=release.version,
+            text_config=AutoConfig.for_model(release.language, **language),
+            vision_config=vision,
+            query_num=config.get("query_num", 64),
+            vision_batch=config.get("vision_batch_size", 16),
+            pad_together=config.get("batch_vision_input", True),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            **scales,
+        ),
+        rules,
+    )
+
+
+def _named_tower(folder: Path, config: Mapping[str, Any]) -> TimmTowerConfig:
+    named = str(config["vision_encoder"])
+    if named.split(".")[0] != TOWER:
+        raise CheckpointError(f"{folder} names the vision tower {named!r}; MiniCPM-V 2.0 is known with {TOWER} alone.")
+    queries = config.get("query_num", 64)
+    if math.isqrt(queries) ** 2 != queries:
+        raise CheckpointError(f"{folder}: query_num is {queries}; in 2.0 the queries stand on a square grid.")
+    return read_tower(folder, "vpm.", "siglip")
+
+
+def _vision(config: Mapping[str, Any]) -> Idefics2VisionConfig:
+    given = {**VISION_DEFAULTS, **(config.get("vision_config") or {})}
+    vision = {key: given[key] for key in VISION_KEYS if key in given}
+    vision["num_hidden_layers"] -= bool(config.get("drop_vision_last_layer", True))
+    return Idefics2VisionConfig(**vision)
+
+
+def _rules(folder: Path, config: Mapping[str, Any], release: Release) -> ImageRules:
+    held = config if release.version == "2.0" else read_json(folder / "preprocessor_config.json")
+    queries = config.get("query_num", 64)
+    if (stated := held.get("image_feature_size", queries)) != queries:
+        raise CheckpointError(
+            f"{folder}: config.json has query_num {queries} and preprocessor_config.json image_feature_size {stated}. "
+            "Take both files from one checkpoint."
+        )
+    return ImageRules(
+        max_slices=held.get("max_slice_nums", 9),
+        resolution=held.get("scale_resolution", 448),
+        patch=held.get("patch_size", 14),
+        queries=queries,
+        mean=tuple(held.get("norm_mean", (0.5, 0.5, 0.5))),
+        std=tuple(held.get("norm_std", (0.5, 0.5, 0.5))),
+        numbered=bool(held.get("use_image_id", False)),
+    )

@@ -1,0 +1,160 @@
+"""From a conversation to MiniCPM-V's prompt, token ids and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from model_registry.minicpmv.config import ImageRules, Release
+from model_registry.slicing import SlicePlan, plan_slices, slice_image
+from vlmprobe.adapter import EncodedPrompt
+from vlmprobe.errors import MessageError
+from vlmprobe.messages import Conversation, ImagePart, Message
+from vlmprobe.table import ImageSpan
+
+__all__ = ["MiniCPMVProcessor", "Slices"]
+
+IMAGE_TAG = "(<image>./</image>)"  # stands for an image while the chat template is rendered
+ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 2.0, which has no template
+
+
+@dataclass(frozen=True)
+class Slices:
+    """One image as the vision tower will see it."""
+
+    plan: SlicePlan
+    pixels: tuple[torch.Tensor, ...]  # float32 [3, h, w] each: the overview, then the slices row by row
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of patches of each
+
+
+class MiniCPMVProcessor:
+    """Tokenizer and image rules of one checkpoint.
+
+    Args:
+        tokenizer: of the checkpoint.
+        rules: its image rules.
+        release: its release.
+        thinking: 4.5 alone: let the model write its thoughts first (the original's ``enable_thinking``).
+    """
+
+    def __init__(self, tokenizer: Any, rules: ImageRules, release: Release, *, thinking: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.rules = rules
+        self.release = release
+        self.thinking = thinking
+        tags = ("image",) if release.slice_tag == "image" else ("image", release.slice_tag)
+        self.starts = tokenizer.convert_tokens_to_ids([f"<{tag}>" for tag in tags])
+        self.stops = tokenizer.convert_tokens_to_ids([f"</{tag}>" for tag in tags])
+
+    # -- images --------------------------------------------------------------------------------------
+
+    def cut(self, part: ImagePart) -> Slices:
+        """Cut an image into slices and normalise them."""
+        rules = self.rules
+        most = int(part.options.get("max_slice_nums", rules.max_slices))
+        if most < 1:
+            raise MessageError(f"max_slice_nums is {most}; it must be at least 1.")
+        plan = plan_slices(part.image.size, max_slices=most, resolution=rules.resolution, patch=rules.patch)
+        pixels = tuple(self._normalise(piece) for piece in slice_image(part.image, plan))
+        grids = tuple((piece.shape[1] // rules.patch, piece.shape[2] // rules.patch) for piece in pixels)
+        return Slices(plan, pixels, grids)
+
+    def _normalise(self, image: Image.Image) -> torch.Tensor:
+        scaled = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+        mean, std = np.asarray([self.rules.mean, self.rules.std], dtype=np.float32)
+        return torch.from_numpy(((scaled - mean) / std).transpose(2, 0, 1).copy())
+
+    def stack(self, images: Sequence[Slices]) -> torch.Tensor:
+        """All slices as one tensor with zeros beyond each: strips [P, 3, patch, patch * L], or for 2.0 [P, 3, H, W]."""
+        pixels = [piece for image in images for piece in image.pixels]
+        if self.release.strips:
+            pixels = [self._strip(piece) for piece in pixels]
+        height, width = (max(piece.shape[axis] for piece in pixels) for axis in (1, 2))
+        return torch.stack([F.pad(piece, (0, width - piece.shape[2], 0, height - piece.shape[1])) for piece in pixels])
+
+    def _strip(self, piece: torch.Tensor) -> torch.Tensor:
+        """Patches of [3, h, w] side by side: [3, patch, patch * L]."""
+        patch = self.rules.patch
+        tiles = piece.unfold(1, patch, patch).unfold(2, patch, patch)  # [3, rows, columns, patch, patch]
+        return tiles.permute(0, 3, 1, 2, 4).flatten(2)
+
+    # -- text ----------------------------------------------------------------------------------------
+
+    def encode(self, conversation: Conversation, images: Sequence[Slices]) -> EncodedPrompt:
+        """The prompt of a conversation, with a span for each slice.
+
+        Raises:
+            MessageError: for a conversation that the original cannot express.
+        """
+        text = self._render(conversation, [self._placeholder(image, place) for place, image in enumerate(images)])
+        ids = np.asarray(self.tokenizer.encode(text), dtype=np.int64)
+        return EncodedPrompt(ids, tuple(self._spans(ids, images)), text)
+
+    def _placeholder(self, image: Slices, place: int) -> str:
+        """The tags of an image: the overview, then the rows of slices on lines of their own."""
+        holes = "<unk>" * self.rules.queries
+        number = f"<image_id>{place}</image_id>" if self.rules.numbered else ""
+        overview = f"{number}<image>{holes}</image>"
+        if image.plan.grid is None:
+            return overview
+        columns, rows = image.plan.grid
+        tag = self.release.slice_tag
+        lines = "\n".join([f"<{tag}>{holes}</{tag}>" * columns] * rows)
+        return overview + (f"<slice>{lines}</slice>" if tag == "image" else lines)
+
+    def _spans(self, ids: np.ndarray, images: Sequence[Slices]) -> Iterator[ImageSpan]:
+        starts = np.flatnonzero(np.isin(ids, self.starts)) + 1
+        stops = np.flatnonzero(np.isin(ids, self.stops))
+        slices = [(image, tile) for image, cut in enumerate(images) for tile in range(len(cut.pixels))]
+        if len(starts) != len(slices) or len(stops) != len(slices) or np.any(stops - starts != self.rules.queries):
+            raise MessageError(
+                "The text holds tags that enclose images (<image>, <slice>), which this model would take for images. "
+                "Remove them, and pass images as image parts."
+            )
+        for (image, tile), start, stop in zip(slices, starts.tolist(), stops.tolist(), strict=True):
+            yield ImageSpan(image, tile, start, stop)
+
+    def _render(self, conversation: Conversation, placeholders: Sequence[str]) -> str:
+        messages = conversation.messages
+        asked = [message for message in messages if message.role != "system"]
+        if not asked or asked[0].role != "user":
+            raise MessageError("MiniCPM-V needs a user message first (after a system message, if there is one).")
+        if any(IMAGE_TAG in message.text for message in messages):
+            raise MessageError(f"The text holds {IMAGE_TAG!r}, which stands for an image; pass images as image parts.")
+        if not self.release.template:
+            return self._render_plain(conversation, placeholders)
+        chat = [{"role": message.role, "content": _joined(message)} for message in messages]
+        continues = conversation.continues
+        options = {"enable_thinking": self.thinking} if self.release.version == "4.5" else {}
+        rendered = self.tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues, **options
+        )
+        pieces = rendered.split(IMAGE_TAG)
+        return pieces[0] + "".join(tag + piece for tag, piece in zip(placeholders, pieces[1:], strict=True))
+
+    def _render_plain(self, conversation: Conversation, placeholders: Sequence[str]) -> str:
+        text = ""
+        for place, message in enumerate(conversation.messages):
+            if message.role == "system":
+                raise MessageError(
+                    "MiniCPM-V 2.0 has no system message: put the instruction into the first user message."
+                )
+            images = [at for at, part in enumerate(message.parts) if isinstance(part, ImagePart)]
+            if images not in ([], [0]) or (images and place):
+                raise MessageError("MiniCPM-V 2.0 takes its image as the first part of the first message.")
+            content = message.text
+            if images:
+                content = f"{placeholders[0]}\n{content}"
+            text += ROLE_TAGS[message.role] + content
+        return text if conversation.continues else text + ROLE_TAGS["assistant"]
+
+
+def _joined(message: Message) -> str:
+    """The parts of a message, one a line, as the original ``chat()`` joins them."""
+    return "\n".join(IMAGE_TAG if isinstance(part, ImagePart) else part.text for part in message.parts)

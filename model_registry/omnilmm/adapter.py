@@ -1,0 +1,105 @@
+"""OmniLMM-12B in its original checkpoint format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig
+from transformers.core_model_loading import WeightRenaming
+
+from model_registry.checkpoint import load_weights, local_folder
+from model_registry.fused_batch import sequence_inputs
+from model_registry.language import language_config
+from model_registry.omnilmm.modeling import OmniLMMConfig, OmniLMMForConditionalGeneration
+from model_registry.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
+from model_registry.original_tokenizer import original_tokenizer
+from model_registry.timm_towers import read_tower
+from vlmprobe.adapter import Adapter, Capabilities, Encoding
+from vlmprobe.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from vlmprobe.messages import Conversation
+
+__all__ = ["OmniLMM"]
+
+TOWER = "eva02_enormous_patch14_clip_224"  # the only one that the original code builds
+RENAMED = (WeightRenaming(r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),)
+
+
+class OmniLMM(Adapter):
+    """OmniLMM-12B: one image a conversation, in the first message."""
+
+    capabilities = Capabilities(several_images=False)
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is an OmniLMM one."""
+        return config.get("model_type") == "omnilmm"
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        config: Mapping[str, Any],
+        dtype: torch.dtype | str = "auto",
+        device_map: Any = "cpu",
+        revision: str | None = None,
+        **options: Any,
+    ) -> OmniLMM:
+        """As in the base class; safetensors or ``.bin`` shards."""
+        folder = local_folder(checkpoint, revision=revision)
+        translated = _translate(folder, config)
+        tokenizer = original_tokenizer(folder, prefer_fast=True)
+        tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)  # as the original, where they are missing
+        if max(tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS))) >= translated.text_config.vocab_size:
+            raise CheckpointError(f"{folder}: the image tokens lie beyond the vocabulary of config.json.")
+        model = load_weights(
+            OmniLMMForConditionalGeneration,
+            folder,
+            translated,
+            conversions=RENAMED,
+            dtype=dtype,
+            device_map=device_map,
+            **options,
+        )
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        processor = OmniLMMProcessor(tokenizer, image_size=translated.image_size, queries=translated.num_query)
+        return cls(model, processor)
+
+    def encode(self, conversations: Sequence[Conversation]) -> Encoding:
+        """As in the base class; beside ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""
+        prompts = []
+        for conversation in conversations:
+            self.check(conversation)
+            prompts.append(self.processor.encode(conversation))
+        inputs: dict[str, Any] = sequence_inputs(prompts)
+        images = [image for conversation in conversations for image in conversation.images]
+        if images:
+            inputs["pixel_values"] = torch.stack([self.processor.pixels(image) for image in images])
+        return Encoding(inputs, tuple(prompts))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a whole prompt, with the begin token."""
+        return list(self.tokenizer(text)["input_ids"])
+
+
+def _translate(folder: Path, config: Mapping[str, Any]) -> OmniLMMConfig:
+    named = str(config.get("mm_vision_tower"))
+    if named.split(".")[0] != TOWER:
+        raise CheckpointError(f"{folder} names the vision tower {named!r}; the original code knows {TOWER} alone.")
+    queries = config.get("num_query", 64)
+    if math.isqrt(queries) ** 2 != queries:
+        raise CheckpointError(f"{folder}: num_query is {queries}; the queries stand on a square grid.")
+    return OmniLMMConfig(
+        text_config=AutoConfig.for_model("mistral", **language_config(config)),
+        vision_config=read_tower(folder, "model.vision_tower.", "eva02"),
+        num_query=queries,
+        image_size=config.get("image_size", 448),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
