@@ -18,6 +18,9 @@ __all__ = ["SKIPPED", "build", "family", "names"]
 MODULES = (
     "families_llava",
     "families_qwen",
+    "families_qwen_next",
+    "families_glm",
+    "families_ocr",
     "families_gemma",
     "families_cohere",
     "families_patchwise",

@@ -11,6 +11,7 @@ from vlmprobe.testing.tiny.dialects import (
     mistral_tokenizer,
     qwen_tokenizer,
 )
+from vlmprobe.testing.tiny.grids import deltanet
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
 from vlmprobe.testing.tiny.text import decoder
@@ -125,12 +126,7 @@ def _minicpm_v(version: str) -> Parts:
         vision_config=tower(layers=3, image=32, patch=4),
         text_config={
             "model_type": "qwen3_5_text",
-            **decoder(tokenizer, head_dim=16),
-            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
+            **decoder(tokenizer, **deltanet()),
         },
         insert_layer_id=0,
         image_size=32,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vlmprobe.testing.tiny.dialects import (
     QWEN_SYSTEM,
     chatml_template,
@@ -12,6 +10,7 @@ from vlmprobe.testing.tiny.dialects import (
     qwen_ids,
     qwen_tokenizer,
 )
+from vlmprobe.testing.tiny.grids import grid_processor, mrope, vision3
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.text import decoder
 
@@ -19,53 +18,6 @@ __all__: list[str] = []
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 END = ("<|im_end|>", "<|endoftext|>")
-
-
-def grid_processor(
-    name: str, tokenizer: Any, template: str, *, patch: int, image: str = "Qwen2VL", video: str = "Qwen2VL"
-) -> Any:
-    """A processor over grids of patches, for pictures of 4 to 16 merged patches.
-
-    Args:
-        name: processor class.
-        tokenizer: the tokenizer.
-        template: the chat template.
-        patch: side of a patch in pixels; two by two are merged.
-        image: image processor class, without its ending.
-        video: video processor class, without its ending.
-    """
-    area = (2 * patch) ** 2
-    sizes = {
-        "size": {"shortest_edge": 4 * area, "longest_edge": 16 * area},
-        "patch_size": patch,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-    }
-    return getattr(hf, name)(
-        image_processor=getattr(hf, f"{image}ImageProcessor")(**sizes),
-        tokenizer=tokenizer,
-        video_processor=getattr(hf, f"{video}VideoProcessor")(**sizes),
-        chat_template=template,
-    )
-
-
-def mrope(*section: int, **more: Any) -> dict[str, Any]:
-    """Rotary positions over time, height and width; the sections add up to half the rotated width of a head."""
-    return {"rope_type": "default", "mrope_section": list(section), "rope_theta": 10000.0, **more}
-
-
-def vision3(*, layers: int = 3, **more: Any) -> dict[str, Any]:
-    """The tower of Qwen3-VL and its relatives."""
-    return {
-        "depth": layers,
-        "hidden_size": 32,
-        "out_hidden_size": 64,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "patch_size": 16,
-        "num_position_embeddings": 64,
-        **more,
-    }
 
 
 @family("qwen2_vl")
