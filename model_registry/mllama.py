@@ -27,3 +27,10 @@ class Mllama(Adapter):
             kept = mask[:, : mask.shape[1] - drop]
             grown["cross_attention_mask"] = torch.cat([kept, kept[:, -1:].expand(-1, ids.shape[1], -1, -1)], dim=1)
         return grown
+
+    def continue_from(self, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+        """As the base class, with the image mask of the last prompt position for every new one."""
+        arguments = super().continue_from(inputs, ids)
+        if (mask := inputs.get("cross_attention_mask")) is not None:
+            arguments["cross_attention_mask"] = mask[:, -1:].expand(*ids.shape, -1, -1).to(ids.device)
+        return arguments

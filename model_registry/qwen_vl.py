@@ -47,5 +47,7 @@ class QwenVL(Adapter):
         try:
             images, _ = process_vision_info([message], image_patch_size=pixels.patch_size)
         except (ValueError, AssertionError) as error:
-            raise ImageError(f"qwen-vl-utils cannot size a {part.image.width} x {part.image.height} picture: {error}") from error
+            raise ImageError(
+                f"qwen-vl-utils cannot size a {part.image.width} x {part.image.height} picture: {error}"
+            ) from error
         return images[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError
 
-from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError
+from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, VlmprobeError
 from vlmprobe.messages import Conversation, ImagePart, Message
 from vlmprobe.table import ImageSpan
 
@@ -158,7 +158,13 @@ class Adapter:
         """
         for conversation in conversations:
             self.check(conversation)
-        inputs = self.process(conversations)
+        try:
+            inputs = self.process(conversations)
+        except ValueError as error:
+            if isinstance(error, VlmprobeError):
+                raise
+            what = "this conversation" if conversations[0].images else "a conversation without an image"
+            raise CapabilityError(f"The processor of {self.model.config.model_type} refuses {what}: {error}") from error
         texts = self.render(conversations)
         prompts = []
         for row, conversation in enumerate(conversations):
@@ -189,7 +195,9 @@ class Adapter:
         """The chat template's text of each conversation, ready for the model's answer."""
         return list(
             self.processor.apply_chat_template(
-                [conversation.to_chat() for conversation in conversations], tokenize=False, **self._template(conversations)
+                [conversation.to_chat() for conversation in conversations],
+                tokenize=False,
+                **self._template(conversations),
             )
         )
 
@@ -248,7 +256,10 @@ class Adapter:
 
     def _positions_of(self, part: ImagePart) -> int:
         alone = Conversation((Message("user", (part,)),))
-        return sum(stop - start for start, stop in placeholder_runs(self.process([alone])["input_ids"][0].numpy(), self.image_ids))
+        return sum(
+            stop - start
+            for start, stop in placeholder_runs(self.process([alone])["input_ids"][0].numpy(), self.image_ids)
+        )
 
     # -- continuing a prompt -----------------------------------------------------------------------
 
@@ -268,7 +279,9 @@ class Adapter:
             AdapterError: where neither gives the ids that the prompt ends in.
         """
         after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
-        written = str(self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        written = str(
+            self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
         for source in (prompt.text, written):
             alone, whole = self.tokenize(source), self.tokenize(source + text)
             merged = len(alone) - _shared(alone, whole)
@@ -292,6 +305,13 @@ class Adapter:
                 grown[key] = torch.cat([value[:, : length - drop], fill], dim=1)
         return grown
 
+    def continue_from(self, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+        """Arguments of ``forward``, beside the cache, that continue one prefilled prompt by each of ``ids`` [C, n].
+
+        Called right after the prefill of ``inputs``, so state that the model keeps (rope deltas) is that prompt's.
+        """
+        return {"input_ids": ids}
+
     # -- where the parts of the network are --------------------------------------------------------
 
     @property
@@ -309,7 +329,9 @@ class Adapter:
         """The child of ``outer`` whose ``last_hidden_state`` [N, S, H] the model's own ``forward`` hands to the head."""
         backbone = self.outer.base_model
         if backbone is self.outer:
-            raise AdapterError(f"{self.name}: {type(self.outer).__name__} has no backbone module; the adapter must name it.")
+            raise AdapterError(
+                f"{self.name}: {type(self.outer).__name__} has no backbone module; the adapter must name it."
+            )
         return backbone
 
     @property

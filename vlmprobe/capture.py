@@ -62,11 +62,20 @@ class Head:
             yield rows, logits
             start, step = rows.stop, max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
 
-    def stats(self, hidden: Tensor, ids: Tensor, top: int, keep: list[Tensor] | None = None) -> RowStats:
-        """Statistics of the tokens ``ids`` [R] under the rows of ``hidden`` [R, H]; float32 rows go to ``keep``."""
+    def stats(
+        self, hidden: Tensor, ids: Tensor, top: int, *, of: Tensor | None = None, keep: list[Tensor] | None = None
+    ) -> RowStats:
+        """Statistics of the tokens ``ids`` [M] under rows of ``hidden`` [R, H]; float32 rows [R, V] go to ``keep``.
+
+        ``of`` [M], in ascending order, is the row that each token is drawn from; where None, token i is of row i.
+        """
         parts = []
         for rows, logits in self.chunks(hidden):
-            parts.append(row_stats(logits, ids[rows].to(logits.device), top))
+            if of is None:
+                parts.append(row_stats(logits, ids[rows].to(logits.device), top))
+            else:
+                mine = (of >= rows.start) & (of < rows.stop)
+                parts.append(row_stats(logits, ids[mine].to(logits.device), top, of[mine] - rows.start))
             if keep is not None:
                 keep.append(logits.float().cpu())
         return RowStats.join(parts)

@@ -32,30 +32,40 @@ class RowStats:
 
 
 @torch.no_grad()
-def row_stats(logits: Tensor, ids: Tensor, top: int) -> RowStats:
-    """Reduce each row of logits to what is reported of the token drawn from it.
+def row_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None = None) -> RowStats:
+    """Reduce rows of logits to what is reported of the tokens drawn from them.
 
     Args:
         logits: [N, V], any floating dtype; computed in float32.
-        ids: [N] int64, the token of each row; an id outside ``0..V-1`` has no probability under the row
-            (some models have image ids beyond the head): its logprob is NaN and its rank -1.
+        ids: [M] int64, the tokens; an id outside ``0..V-1`` has no probability under its row (some models have
+            image ids beyond the head): its logprob is NaN and its rank -1.
         top: K, how many of the likeliest tokens to keep (at most V are kept).
+        of: [M] int64, the row that each token is drawn from; where None, M = N and token i is of row i.
 
     Returns:
-        :class:`RowStats`. ``logprobs`` is log-softmax at the token; ``entropy`` is -sum p log p;
+        :class:`RowStats` of M rows. ``logprobs`` is log-softmax at the token; ``entropy`` is -sum p log p;
         ``ranks`` counts the tokens with a strictly greater logit, so 0 is the most likely.
     """
     logits = logits.float()
     vocabulary = logits.shape[-1]
-    logsumexp = torch.logsumexp(logits, dim=-1)
     inside = (ids >= 0) & (ids < vocabulary)
-    chosen = logits.gather(-1, ids.clamp(0, vocabulary - 1).unsqueeze(-1))
-    logprobs = torch.where(inside, chosen.squeeze(-1) - logsumexp, torch.nan)
-    ranks = torch.where(inside, (logits > chosen).sum(dim=-1), -1)
+    within = ids.clamp(0, vocabulary - 1)
+    logsumexp = torch.logsumexp(logits, dim=-1)
     top_logits, top_ids = logits.topk(min(top, vocabulary), dim=-1)
+    top_logprobs = top_logits - logsumexp.unsqueeze(-1)
     # entr is 0 at p = 0, where -p * log(p) would be NaN; softmax shifts by the maximum, so nothing overflows.
     entropy = torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1)
-    return RowStats(logprobs, entropy, ranks, logsumexp, top_ids, top_logits - logsumexp.unsqueeze(-1))
+    if of is None:
+        chosen = logits.gather(-1, within.unsqueeze(-1)).squeeze(-1)
+        ranks = (logits > chosen.unsqueeze(-1)).sum(dim=-1)
+    else:
+        of = of.to(logits.device)
+        chosen = logits[of, within]
+        # One row at a time: many tokens may be drawn from one row, and [M, V] would not fit.
+        ranks = torch.stack([(logits[row] > value).sum() for row, value in zip(of, chosen, strict=True)])
+        logsumexp, entropy, top_ids, top_logprobs = (each[of] for each in (logsumexp, entropy, top_ids, top_logprobs))
+    logprobs = torch.where(inside, chosen - logsumexp, torch.nan)
+    return RowStats(logprobs, entropy, torch.where(inside, ranks, -1), logsumexp, top_ids, top_logprobs)
 
 
 @torch.no_grad()

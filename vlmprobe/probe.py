@@ -142,12 +142,12 @@ class Probe:
         return self._told(self.engine.score(conversation, listed, options))
 
     def __repr__(self) -> str:
-        known = ", ".join(f"{key}={self.meta[key]!r}" for key in ("model", "adapter", "dtype", "device") if key in self.meta)
+        known = ", ".join(
+            f"{key}={self.meta[key]!r}" for key in ("model", "adapter", "dtype", "device") if key in self.meta
+        )
         return f"Probe({known})"
 
-    def _many(
-        self, requests: Iterable[Any], size: int, options: Options, progress: bool | None
-    ) -> Iterator[Result]:
+    def _many(self, requests: Iterable[Any], size: int, options: Options, progress: bool | None) -> Iterator[Result]:
         from vlmprobe.progress import tracked
 
         pending: list[tuple[Request, Conversation]] = []
@@ -172,7 +172,10 @@ class Probe:
 
     def _told(self, result: Any, **more: Any) -> Any:
         """The result with what is known of the model put into its ``meta``."""
-        return replace(result, meta={**self.meta, **result.meta, **{key: value for key, value in more.items() if value is not None}})
+        return replace(
+            result,
+            meta={**self.meta, **result.meta, **{key: value for key, value in more.items() if value is not None}},
+        )
 
 
 def load(
@@ -214,7 +217,9 @@ def load(
     elif name.startswith("~"):
         model = Path(name).expanduser()
     if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap")
+        raise TypeError(
+            f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap"
+        )
     config = registry.read_config(model, revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     made = found.load(
@@ -272,7 +277,9 @@ def _options(keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: M
         if each not in KEEP:
             raise GenerationOptionError(f"keep must be of {', '.join(KEEP)}, not {each!r}.{near(str(each), KEEP)}")
     if not isinstance(prompt, bool):
-        raise GenerationOptionError("prompt is True or False (report the prompt side or not); the question comes first.")
+        raise GenerationOptionError(
+            "prompt is True or False (report the prompt side or not); the question comes first."
+        )
     for name, value, least in (("alternatives", alternatives, 1), ("seed", seed, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise GenerationOptionError(f"{name} must be an integer of at least {least}, not {value!r}")
@@ -319,7 +326,9 @@ def _dtype(dtype: Any) -> Any:
     found = getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         names = ("float32", "bfloat16", "float16", "float64")
-        raise GenerationOptionError(f"dtype must be 'auto' or one of {', '.join(names)}, not {dtype!r}.{near(str(dtype), names)}")
+        raise GenerationOptionError(
+            f"dtype must be 'auto' or one of {', '.join(names)}, not {dtype!r}.{near(str(dtype), names)}"
+        )
     return found
 
 

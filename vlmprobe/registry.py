@@ -106,9 +106,11 @@ def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str
     if folder.is_dir():
         file = folder / "config.json"
         if not file.is_file():
-            lora = " It holds a LoRA adapter: load its base model and use vlmprobe.wrap." if (
-                folder / "adapter_config.json"
-            ).is_file() else ""
+            lora = (
+                " It holds a LoRA adapter: load its base model and use vlmprobe.wrap."
+                if (folder / "adapter_config.json").is_file()
+                else ""
+            )
             raise CheckpointError(f"{checkpoint} has no config.json, so it is no checkpoint folder.{lora}")
     else:
         file = _from_hub(str(checkpoint), revision)

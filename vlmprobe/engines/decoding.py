@@ -82,4 +82,6 @@ def _check_number(name: str, value: Any) -> None:
     fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     if not fits or not least <= value <= most:
         span = f"at least {least:g}" if most >= 2**15 else f"from {least:g} to {most:g}"
-        raise GenerationOptionError(f"{name} must be {'an integer' if kind is int else 'a number'}, {span}; got {value!r}.")
+        raise GenerationOptionError(
+            f"{name} must be {'an integer' if kind is int else 'a number'}, {span}; got {value!r}."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
 from vlmprobe.capture import Head, Steps, watch_backbone
 from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
+from vlmprobe.engines.candidates import Path, SharedPrefix, why_not_shared
 from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.tables import PromptRows, prompt_rows, token_table
 from vlmprobe.errors import GenerationOptionError, NonFiniteLogitsError
@@ -74,9 +75,7 @@ class LocalEngine:
             encoded = time.perf_counter()
             output, seen = self._run(encoding, config, options)
             generated = time.perf_counter()
-            answers = [
-                self._answer(encoding, row, output, seen, config, options) for row in range(len(conversations))
-            ]
+            answers = [self._answer(encoding, row, output, seen, config, options) for row in range(len(conversations))]
         timings = {
             "encode_s": encoded - started,
             "generate_s": generated - encoded,
@@ -98,7 +97,9 @@ class LocalEngine:
 
     def _config(self, options: Options) -> GenerationConfig:
         config = generation_config(self.adapter.model.generation_config, options.generation)
-        config.eos_token_id = sorted(self.adapter.end_ids) if "eos_token_id" not in options.generation else config.eos_token_id
+        config.eos_token_id = (
+            sorted(self.adapter.end_ids) if "eos_token_id" not in options.generation else config.eos_token_id
+        )
         if config.pad_token_id is None and config.eos_token_id:
             ends = config.eos_token_id
             config.pad_token_id = ends if isinstance(ends, int) else ends[0]
@@ -130,8 +131,7 @@ class LocalEngine:
             loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
             return loop(model, input_ids, logits_processor=logits_processor, **rest)
 
-        inputs = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in encoding.inputs.items()}
-        inputs = {key: value.to(model.dtype) if _is_real(value) else value for key, value in inputs.items()}
+        inputs = self._to_model(encoding.inputs)
         criteria = StoppingCriteriaList()
         stop_strings, config.stop_strings = config.stop_strings, None
         if stop_strings:  # generate gives its tokenizer to no custom decoding function
@@ -150,6 +150,16 @@ class LocalEngine:
         if not beams and steps_run < made:
             seen.steps.finish(output.sequences[:, length + steps_run])
         return output, seen
+
+    def _to_model(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs on the model's device, real numbers in its dtype."""
+        model = self.adapter.model
+        return {
+            key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            if isinstance(value, Tensor)
+            else value
+            for key, value in inputs.items()
+        }
 
     @staticmethod
     def _explain_non_finite(steps: Steps, error: RuntimeError) -> None:
@@ -171,10 +181,9 @@ class LocalEngine:
         made = made[:count]
         numbers, extra = self._output_columns(output, seen, row, made, beams, options)
         _require_finite(numbers["logsumexp"], [f"generated token {step}" for step in range(count)])
-        kinds = ["special" if int(each) in self.detokenizer.special else "text" for each in made]
         positions = len(prompt.ids) + np.arange(count)
         table = token_table(
-            self.detokenizer, made, positions, kinds, numbers, alternatives=options.alternatives, **extra
+            self.detokenizer, made, positions, self._kinds(made), numbers, alternatives=options.alternatives, **extra
         )
         prompt_table = None
         if options.prompt:
@@ -194,14 +203,16 @@ class LocalEngine:
         if beams > 1:
             kept: list[Tensor] | None = [] if "logits" in options.keep else None
             ids = torch.as_tensor(made, device=hidden.device)
-            numbers = _numpy(self.head.stats(hidden, ids, options.alternatives, kept))
+            numbers = _numpy(self.head.stats(hidden, ids, options.alternatives, keep=kept))
             logits = torch.cat(kept).numpy() if kept else None
             scores = None
         else:
             parts = [stats.rows(slice(row, row + 1)) for stats in steps.stats[:count]]
             numbers = _numpy(RowStats.join(parts))
             logits = torch.stack([rows[row] for rows in steps.logits[:count]]).numpy() if steps.logits else None
-            scores = torch.stack([part[row] for part in steps.processed[:count]]).cpu().numpy() if steps.processed else None
+            scores = (
+                torch.stack([part[row] for part in steps.processed[:count]]).cpu().numpy() if steps.processed else None
+            )
         kept_hidden = hidden.float().cpu().numpy() if "hidden" in options.keep and hidden is not None else None
         return numbers, {"logits": logits, "scores": scores, "hidden": kept_hidden}
 
@@ -214,7 +225,7 @@ class LocalEngine:
         numbers: dict[str, np.ndarray] = {}
         if len(at):
             ids = torch.as_tensor(rows.ids[at], device=states.device)
-            numbers = _numpy(self.head.stats(hidden, ids, options.alternatives, kept))
+            numbers = _numpy(self.head.stats(hidden, ids, options.alternatives, keep=kept))
             _require_finite(numbers["logsumexp"], [f"prompt position {rows.positions[row]}" for row in at])
         return token_table(
             self.detokenizer,
@@ -232,29 +243,100 @@ class LocalEngine:
     # -- scoring -----------------------------------------------------------------------------------
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
-        """Score each candidate by a full forward of prompt and candidate."""
+        """Score candidates on one prefill of the prompt; where its cache cannot be continued, by a full forward each."""
         started = time.perf_counter()
         with self._lock, _evaluating(self.adapter.model):
             encoding = self.adapter.encode([conversation])
-            continuations = [self.adapter.continuation(encoding.prompts[0], text) for text in candidates]
-            tables = [self._candidate_table(encoding, each, options) for each in continuations]
-        boundaries = [self._boundary(encoding.prompts[0], each) for each in continuations]
-        meta = {"value_kind": "raw", "timings": {"score_s": time.perf_counter() - started}}
+            prompt = encoding.prompts[0]
+            continuations = [self.adapter.continuation(prompt, text) for text in candidates]
+            whole = [each for each in continuations if each.shared == len(prompt.ids)]
+            states, reason = self._shared_states(encoding, whole) if whole else ({}, None)
+            if reason or len(whole) < len(continuations):
+                apart = continuations if reason else [each for each in continuations if each not in whole]
+                states |= {key: rows for each in apart for key, rows in self._forward_states(encoding, each).items()}
+            tables = self._candidate_tables(prompt, continuations, states, options)
+        meta = {
+            "value_kind": "raw",
+            "prefix": reason or "shared",
+            "timings": {"score_s": time.perf_counter() - started},
+        }
         images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
+        boundaries = [self._boundary(prompt, each) for each in continuations]
         return Scores(list(candidates), tables, boundaries, meta, images)
 
-    def _candidate_table(self, encoding: Encoding, candidate: Continuation, options: Options) -> TokenTable:
-        prompt = encoding.prompts[0]
-        added = torch.tensor([candidate.ids])
-        inputs = self.adapter.extend(encoding.inputs, added, drop=len(prompt.ids) - candidate.shared)
-        greedy = generation_config(self.adapter.model.generation_config, {"max_new_tokens": 1, "do_sample": False})
-        whole = Encoding(inputs, encoding.prompts)
-        _, seen = self._run(whole, greedy, Options(alternatives=options.alternatives))
-        ids = np.array(candidate.ids, dtype=np.int64)
-        kinds = ["special" if int(each) in self.detokenizer.special else "text" for each in ids]
-        rows = PromptRows(candidate.shared + np.arange(len(ids)), ids, kinds)
-        before = prompt.ids[: candidate.shared].tolist()
-        return self._rows_table(rows, rows.scored, torch.cat([part[0] for part in seen.prefill]), options, context=before)
+    def _shared_states(
+        self, encoding: Encoding, candidates: Sequence[Continuation]
+    ) -> tuple[dict[tuple[int, Path], Tensor], str | None]:
+        """The state [H] from which each candidate token is drawn, by (shared, ids before it), from one prefill."""
+        output, seen = self._run(encoding, self._one_step(), Options(alternatives=1))
+        if reason := why_not_shared(self.adapter, output.past_key_values):
+            return {}, reason
+        inputs = self._to_model(encoding.inputs)
+        prefix = SharedPrefix(
+            self.adapter, inputs, output.past_key_values, torch.cat([part[0] for part in seen.prefill])[-1]
+        )
+        found = prefix.states([each.ids[:-1] for each in candidates])
+        return {(candidates[0].shared, path): state for path, state in found.items()}, None
+
+    def _forward_states(self, encoding: Encoding, candidate: Continuation) -> dict[tuple[int, Path], Tensor]:
+        """The same for one candidate, from a forward of prompt and candidate."""
+        drop = len(encoding.prompts[0].ids) - candidate.shared
+        inputs = self.adapter.extend(encoding.inputs, torch.tensor([candidate.ids]), drop)
+        _, seen = self._run(Encoding(inputs, encoding.prompts), self._one_step(), Options(alternatives=1))
+        states = torch.cat([part[0] for part in seen.prefill])[candidate.shared - 1 :]
+        return {(candidate.shared, candidate.ids[:place]): states[place] for place in range(len(candidate.ids))}
+
+    def _one_step(self) -> GenerationConfig:
+        return generation_config(
+            self.adapter.model.generation_config, {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
+        )
+
+    def _candidate_tables(
+        self,
+        prompt: EncodedPrompt,
+        candidates: Sequence[Continuation],
+        states: dict[tuple[int, Path], Tensor],
+        options: Options,
+    ) -> list[TokenTable]:
+        wanted = [
+            (each.shared, each.ids[:place], each.ids[place]) for each in candidates for place in range(len(each.ids))
+        ]
+        sources = list(dict.fromkeys((shared, path) for shared, path, _ in wanted))
+        row_of = {source: row for row, source in enumerate(sources)}
+        of = torch.tensor([row_of[shared, path] for shared, path, _ in wanted])
+        order = torch.argsort(of, stable=True)
+        hidden = torch.stack([states[source] for source in sources])
+        kept: list[Tensor] | None = [] if "logits" in options.keep else None
+        ids = torch.tensor([token for _, _, token in wanted])
+        stats = self.head.stats(hidden, ids[order], options.alternatives, of=of[order], keep=kept)
+        numbers = _numpy(stats.rows(torch.argsort(order).to(stats.ranks.device)))
+        _require_finite(
+            numbers["logsumexp"], [f"candidate token {token} after {list(path)}" for _, path, token in wanted]
+        )
+        rows = torch.cat(kept).numpy() if kept else None
+        inner = hidden.float().cpu().numpy() if "hidden" in options.keep else None
+        tables, start = [], 0
+        for each in candidates:
+            cut = slice(start, start + len(each.ids))
+            start = cut.stop
+            made = np.array(each.ids, dtype=np.int64)
+            tables.append(
+                token_table(
+                    self.detokenizer,
+                    made,
+                    each.shared + np.arange(len(made)),
+                    self._kinds(made),
+                    {name: values[cut] for name, values in numbers.items()},
+                    alternatives=options.alternatives,
+                    context=prompt.ids[: each.shared].tolist(),
+                    logits=None if rows is None else rows[of[cut].numpy()],
+                    hidden=None if inner is None else inner[of[cut].numpy()],
+                )
+            )
+        return tables
+
+    def _kinds(self, ids: np.ndarray) -> list[str]:
+        return ["special" if int(each) in self.detokenizer.special else "text" for each in ids]
 
     def _boundary(self, prompt: EncodedPrompt, candidate: Continuation) -> str | None:
         merged = len(prompt.ids) - candidate.shared
@@ -273,10 +355,6 @@ def _length(made: np.ndarray, config: GenerationConfig) -> tuple[int, str]:
         return int(stops[0]) + 1, "stop"
     limit = config.max_new_tokens
     return len(made), "length" if limit is not None and len(made) >= limit else "stop"
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _numpy(stats: RowStats) -> dict[str, np.ndarray]:

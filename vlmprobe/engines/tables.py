@@ -40,7 +40,8 @@ def prompt_rows(ids: np.ndarray, spans: Sequence[ImageSpan], special: frozenset[
         inside[start:stop] = True
     positions = np.array([place for place in range(len(ids)) if not inside[place] or place in begins], dtype=np.int64)
     kinds = [
-        "image" if place in begins else "special" if int(ids[place]) in special else "text" for place in positions.tolist()
+        "image" if place in begins else "special" if int(ids[place]) in special else "text"
+        for place in positions.tolist()
     ]
     return PromptRows(positions, ids[positions], kinds)
 
@@ -85,7 +86,9 @@ def token_table(
     listed = [*map(int, context), *ids.tolist()]
     texts = detokenizer.texts(listed)[len(context) :]
     image = [kind == "image" for kind in kinds]
-    texts = [detokenizer.alone(int(each)) if shown else text for each, text, shown in zip(ids, texts, image, strict=True)]
+    texts = [
+        detokenizer.alone(int(each)) if shown else text for each, text, shown in zip(ids, texts, image, strict=True)
+    ]
     return TokenTable(
         ids=np.asarray(ids, dtype=np.int64),
         tokens=texts,
