@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -481,6 +482,19 @@ def test_byte_limit(tmp_path):
         assert load_image(source, Limits(max_bytes=len(data))).size == (5, 2)
         with pytest.raises(ImageError, match=r"more than .* bytes\. Shrink"):
             load_image(source, Limits(max_bytes=len(data) - 3))
+
+
+def test_a_huge_file_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(2**30)  # sparse: takes no room on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match=r"more than 1,000 bytes"):
+            load_image(path, Limits(max_bytes=1000))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_pillow_s_warning_of_bombs_as_an_error(monkeypatch):
