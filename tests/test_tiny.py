@@ -68,14 +68,17 @@ class Loaded:
         self.processor = AutoProcessor.from_pretrained(self.folder)
 
     def encode(self, *conversations):
-        return self.processor.apply_chat_template(
+        inputs = self.processor.apply_chat_template(
             list(conversations),
             tokenize=True,
             return_dict=True,
             add_generation_prompt=True,
             return_tensors="pt",
-            padding=True,
+            processor_kwargs={"padding": True, **self.entry.processor_kwargs},
         )
+        if self.entry.positions:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return inputs
 
     @torch.no_grad()
     def last(self, *conversations) -> torch.Tensor:

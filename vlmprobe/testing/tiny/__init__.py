@@ -20,10 +20,12 @@ MODULES = (
     "families_qwen",
     "families_qwen_next",
     "families_glm",
+    "families_grids",
     "families_ocr",
     "families_gemma",
     "families_cohere",
     "families_patchwise",
+    "families_tiles",
 )
 SKIPPED: dict[str, str] = {}  # name of an architecture -> why there is no tiny checkpoint of it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,9 @@ class Family:
         text_only: a conversation without an image is accepted.
         several_images: more than one image in a conversation is accepted.
         batching: a left-padded batch gives the logits of single calls within 1e-4 in float32.
+        positions: a left-padded batch needs position_ids that begin at each prompt's first token; ``generate`` makes
+            them, ``forward`` does not.
+        processor_kwargs: what the processor's chat call needs beside the usual.
         notes: what is particular, with the measured figure where numbers differ.
     """
 
@@ -47,6 +50,8 @@ class Family:
     text_only: bool = True
     several_images: bool = True
     batching: bool = True
+    positions: bool = False
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     notes: str = ""
 
 

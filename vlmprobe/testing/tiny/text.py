@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["decoder", "ids_of"]
+__all__ = ["decoder", "ids_of", "latent"]
 
 
 def decoder(tokenizer: Any, *, layers: int = 3, heads: int = 4, width: int = 64, **settings: Any) -> dict[str, Any]:
@@ -31,4 +31,23 @@ def ids_of(tokenizer: Any) -> dict[str, int | None]:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def latent(**more: Any) -> dict[str, Any]:
+    """Multi-head latent attention and a mixture with a shared expert, as in DeepSeek V3 and its relatives."""
+    return {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 16,
+        "q_lora_rank": None,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "moe_intermediate_size": 32,
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        **more,
     }
