@@ -127,7 +127,7 @@ class Adapter:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 checkpoint,
                 dtype=dtype,
                 device_map=device_map,
@@ -139,6 +139,7 @@ class Adapter:
             processor = AutoProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{checkpoint} cannot be loaded: {error}") from error
+        model, report = loaded
         problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")}
         if any(problems.values()):
             listed = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
@@ -326,7 +327,7 @@ class Adapter:
 
     @property
     def backbone(self) -> nn.Module:
-        """The child of ``outer`` whose ``last_hidden_state`` [N, S, H] the model's own ``forward`` hands to the head."""
+        """The child of ``outer`` whose ``last_hidden_state`` [N, S, H] the outer ``forward`` hands to the head."""
         backbone = self.outer.base_model
         if backbone is self.outer:
             raise AdapterError(

@@ -154,9 +154,12 @@ class Steps:
             self.logits.append(self._raw.cpu())
         self._raw = self._scores = None
 
-    def pending_is_bad(self) -> bool:
-        """Whether the row whose token was never drawn holds NaN or infinity."""
-        return self._raw is not None and not bool(torch.logsumexp(self._raw, dim=-1).isfinite().all())
+    def first_bad(self) -> int | None:
+        """The first step whose logits hold NaN or infinity, or None. Waits for the device."""
+        rows = [stats.logsumexp for stats in self.stats]
+        if self._raw is not None:
+            rows.append(torch.logsumexp(self._raw, dim=-1))
+        return next((step for step, row in enumerate(rows) if not bool(row.isfinite().all())), None)
 
     def _before(self, ids: Tensor, raw: Tensor) -> Tensor:
         self.finish(ids[:, -1])

@@ -58,7 +58,7 @@ class Probe:
 
         Args:
             question: a string, or chat messages such as
-                ``[{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "..."}]}]``.
+                ``[{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "Hi"}]}]``.
             image: an image or a list of images, put before the text: path, URL, bytes, PIL image or array.
             keep: ``"stats"`` keeps the columns; ``"logits"`` also the full rows [T, V]; ``"hidden"`` also the states
                 [T, H] that enter the LM head; a set keeps both.
@@ -220,7 +220,7 @@ def load(
         raise TypeError(
             f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap"
         )
-    config = registry.read_config(model, revision)
+    config = registry.read_config(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     made = found.load(
         os.fspath(model),

@@ -1,4 +1,4 @@
-"""Find the adapter for a checkpoint. Adapters are entry points of the group ``vlmprobe.adapters``, ours like anyone's."""
+"""Find the adapter for a checkpoint. Adapters are entry points of the group ``vlmprobe.adapters``, ours too."""
 
 from __future__ import annotations
 

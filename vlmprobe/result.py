@@ -206,8 +206,8 @@ def load_result(path: str | Path) -> Result | Scores:
         document = json.loads(text)
         if document["format"] != FORMAT:
             raise ResultError(f"{path} has layout {document['format']}; this vlmprobe reads layout {FORMAT}.")
-        kind = {"Result": Result, "Scores": Scores}[document["type"]]
-        return kind._from_parts(arrays, document)
+        kinds: dict[str, type[Result] | type[Scores]] = {"Result": Result, "Scores": Scores}
+        return kinds[document["type"]]._from_parts(arrays, document)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ResultError):
             raise

@@ -104,7 +104,7 @@ class TokenTable:
         return float(np.exp(-self.logprobs[self.scored].mean(dtype=np.float64))) if self.scored.any() else float("nan")
 
     def columns(self) -> dict[str, Any]:
-        """The one-dimensional columns and the alternatives, by name, as :meth:`to_pandas` and :meth:`to_arrow` show them."""
+        """The columns by the names under which :meth:`to_pandas` and :meth:`to_arrow` show them."""
         table: dict[str, Any] = {
             "id": self.ids,
             "token": self.tokens,

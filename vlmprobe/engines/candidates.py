@@ -1,4 +1,4 @@
-"""Score many candidates on one prefill: which token sequences must run, and their hidden states from the prompt's cache.
+"""Many candidates on one prefill: which token sequences must run, and their states from the prompt's cache.
 
 A candidate of n tokens needs n rows: the last prompt row, then those after its first 1 .. n-1 tokens. The first is
 there already. Of the rest only the longest sequences run, each in place of all its beginnings, in batches of equal

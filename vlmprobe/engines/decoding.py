@@ -13,6 +13,7 @@ from vlmprobe.errors import GenerationOptionError, near
 __all__ = ["generation_config"]
 
 DEFAULT_NEW_TOKENS = 128
+MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 OURS = {  # options of transformers whose place a probe takes
     "output_logits": 'the full raw rows come with keep="logits"',
     "output_scores": "processed log-probabilities are the column scores",
@@ -40,8 +41,15 @@ NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
 }
 
 
-def generation_config(base: GenerationConfig, options: Mapping[str, Any]) -> GenerationConfig:
+def generation_config(
+    base: GenerationConfig, options: Mapping[str, Any], end_ids: frozenset[int] = frozenset()
+) -> GenerationConfig:
     """A copy of the model's generation config with the options of one call put in.
+
+    Args:
+        base: the model's own config, which is not changed.
+        options: arguments of ``GenerationConfig``.
+        end_ids: the ids that end an answer, unless the options say ``eos_token_id``.
 
     Raises:
         GenerationOptionError: for an option that does not exist, has an impossible value, or that a probe
@@ -67,6 +75,13 @@ def generation_config(base: GenerationConfig, options: Mapping[str, Any]) -> Gen
             config.max_length = None
     elif "max_new_tokens" in given and "max_length" not in given:
         config.max_length = None  # a default of the checkpoint would only cause a warning
+    if end_ids and "eos_token_id" not in options:
+        config.eos_token_id = sorted(end_ids)
+    if config.pad_token_id is None and config.eos_token_id:
+        ends = config.eos_token_id
+        config.pad_token_id = ends if isinstance(ends, int) else ends[0]
+    if (mode := config.get_generation_mode().value) not in MODES:
+        raise GenerationOptionError(f"These options ask for {mode}; a probe reads {', '.join(MODES)}.")
     config.return_dict_in_generate = True  # beams: which beam each token came from
     return config
 

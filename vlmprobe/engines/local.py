@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.stopping_criteria import StopStringCriteria
-from transformers.generation.utils import GENERATION_MODES_MAPPING
+from torch import Tensor
+from transformers import GenerationConfig
 
-from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
-from vlmprobe.capture import Head, Steps, watch_backbone
+from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.capture import Head
 from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
-from vlmprobe.engines.candidates import Path, SharedPrefix, why_not_shared
 from vlmprobe.engines.decoding import generation_config
-from vlmprobe.engines.tables import PromptRows, prompt_rows, token_table
-from vlmprobe.errors import GenerationOptionError, NonFiniteLogitsError
+from vlmprobe.engines.run import Run, alone, run, seeded, to_model
+from vlmprobe.engines.scoring import score
+from vlmprobe.engines.tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
 from vlmprobe.images import thumbnail
 from vlmprobe.measures import RowStats
 from vlmprobe.messages import Conversation
@@ -34,19 +28,6 @@ from vlmprobe.table import TokenTable
 __all__ = ["LocalEngine"]
 
 THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
-MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
-# Hooks and state on a model (rope deltas, adapters' scratch) belong to one call at a time, whoever holds the model.
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_RNG = threading.RLock()  # torch has one global generator per device
-
-
-@dataclass
-class _Seen:
-    """What the hooks of one generate call saw, for a batch of N (times the number of beams)."""
-
-    steps: Steps
-    prefill: list[Tensor]  # hidden states [N, s, H] that cover the S prompt positions
-    decoded: list[Tensor]  # [T] hidden states [N, H] that each step's logits came from; empty where not wanted
 
 
 class LocalEngine:
@@ -56,9 +37,6 @@ class LocalEngine:
         self.adapter = adapter
         self.head = Head(adapter.outer, adapter.backbone)
         self.detokenizer = Detokenizer(adapter.tokenizer)
-        self._lock = _LOCKS.setdefault(adapter.model, threading.RLock())
-
-    # -- generating --------------------------------------------------------------------------------
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Raise what is wrong with a request before anything runs."""
@@ -69,164 +47,110 @@ class LocalEngine:
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
         """Answer N conversations as one batch, in one run of the model."""
         config = self._config(options)
-        started = time.perf_counter()
-        with self._lock, _evaluating(self.adapter.model), _seeded(self.adapter.model, options.seed):
+        model = self.adapter.model
+        clock = [time.perf_counter()]
+        with alone(model), seeded(model, options.seed):
             encoding = self.adapter.encode(conversations)
-            encoded = time.perf_counter()
-            output, seen = self._run(encoding, config, options)
-            generated = time.perf_counter()
-            answers = [self._answer(encoding, row, output, seen, config, options) for row in range(len(conversations))]
-        timings = {
-            "encode_s": encoded - started,
-            "generate_s": generated - encoded,
-            "read_s": time.perf_counter() - generated,
+            clock.append(time.perf_counter())
+            ran = run(self.adapter, to_model(model, encoding.inputs), config, options)
+            clock.append(time.perf_counter())
+            columns = _step_columns(ran)
+            tables = [
+                self._tables(prompt, row, ran, columns, config, options) for row, prompt in enumerate(encoding.prompts)
+            ]
+            clock.append(time.perf_counter())
+        meta = {
+            "value_kind": "raw",
+            "generation_config": _plain(config.to_diff_dict()),
+            "seed": options.seed,
+            "batch_size": len(conversations),
+            "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
         }
-        results = []
-        for row, (text, prompt, table, reason) in enumerate(answers):
-            meta = {
-                "finish_reason": reason,
-                "generation_config": _plain(config.to_diff_dict()),
-                "seed": options.seed,
-                "value_kind": "raw",
-                "batch_size": len(conversations),
-                "timings": timings,
-            }
-            images = tuple(thumbnail(image, THUMBNAIL) for image in conversations[row].images)
-            results.append(Result(text, prompt, table, encoding.prompts[row].ids, meta, images))
-        return results
+        return [
+            Result(
+                text=self.detokenizer.join(output.ids.tolist(), output.tokens),
+                prompt=prompt_side,
+                output=output,
+                input_ids=prompt.ids,
+                meta={**meta, "finish_reason": _finish_reason(output, config)},
+                images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
+            )
+            for conversation, prompt, (prompt_side, output) in zip(conversations, encoding.prompts, tables, strict=True)
+        ]
+
+    def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
+        """Score each candidate as the answer to the conversation."""
+        started = time.perf_counter()
+        with alone(self.adapter.model):
+            tables, boundaries, prefix = score(
+                self.adapter, self.head, self.detokenizer, conversation, candidates, options
+            )
+        meta = {"value_kind": "raw", "prefix": prefix, "timings": {"score_s": time.perf_counter() - started}}
+        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
+        return Scores(list(candidates), tables, boundaries, meta, images)
 
     def _config(self, options: Options) -> GenerationConfig:
-        config = generation_config(self.adapter.model.generation_config, options.generation)
-        config.eos_token_id = (
-            sorted(self.adapter.end_ids) if "eos_token_id" not in options.generation else config.eos_token_id
-        )
-        if config.pad_token_id is None and config.eos_token_id:
-            ends = config.eos_token_id
-            config.pad_token_id = ends if isinstance(ends, int) else ends[0]
-        mode = config.get_generation_mode().value
-        if mode not in MODES:
-            raise GenerationOptionError(f"These options ask for {mode}; a probe reads {', '.join(MODES)}.")
-        return config
+        return generation_config(self.adapter.model.generation_config, options.generation, self.adapter.end_ids)
 
-    def _run(self, encoding: Encoding, config: GenerationConfig, options: Options) -> tuple[Any, _Seen]:
-        model = self.adapter.model
-        beams = (config.num_beams or 1) > 1
-        length = encoding.inputs["input_ids"].shape[1]
-        wants_prompt = options.prompt
-        wants_steps = beams or "hidden" in options.keep
-        seen = _Seen(Steps(options.alternatives, keep_logits="logits" in options.keep and not beams), [], [])
-        covered = 0
-
-        def look(hidden: Tensor) -> None:
-            nonlocal covered
-            covered += hidden.shape[1]
-            if covered <= length and wants_prompt:
-                seen.prefill.append(hidden)
-            if covered >= length and wants_steps:
-                seen.decoded.append(hidden[:, -1].clone())
-
-        def decode(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **rest: Any) -> Any:
-            if not beams:  # beam search hands log-softmax to its processors, and rows change places
-                logits_processor = seen.steps.around(logits_processor)
-            loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
-            return loop(model, input_ids, logits_processor=logits_processor, **rest)
-
-        inputs = self._to_model(encoding.inputs)
-        criteria = StoppingCriteriaList()
-        stop_strings, config.stop_strings = config.stop_strings, None
-        if stop_strings:  # generate gives its tokenizer to no custom decoding function
-            criteria.append(StopStringCriteria(self.adapter.tokenizer, stop_strings))
-        with watch_backbone(self.adapter.backbone, look):
-            try:
-                output = model.generate(
-                    **inputs, generation_config=config, custom_generate=decode, stopping_criteria=criteria
-                )
-            except RuntimeError as error:
-                self._explain_non_finite(seen.steps, error)
-                raise
-        config.stop_strings = stop_strings
-        steps_run = len(seen.steps.stats)
-        made = output.sequences.shape[1] - length
-        if not beams and steps_run < made:
-            seen.steps.finish(output.sequences[:, length + steps_run])
-        return output, seen
-
-    def _to_model(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs on the model's device, real numbers in its dtype."""
-        model = self.adapter.model
-        return {
-            key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            if isinstance(value, Tensor)
-            else value
-            for key, value in inputs.items()
-        }
-
-    @staticmethod
-    def _explain_non_finite(steps: Steps, error: RuntimeError) -> None:
-        bad = [step for step, stats in enumerate(steps.stats) if not stats.logsumexp.isfinite().all()]
-        if bad or steps.pending_is_bad():
-            step = bad[0] if bad else len(steps.stats)
-            raise NonFiniteLogitsError(_non_finite(f"generated token {step}")) from error
-
-    def _answer(
-        self, encoding: Encoding, row: int, output: Any, seen: _Seen, config: GenerationConfig, options: Options
-    ) -> tuple[str, TokenTable | None, TokenTable, str]:
-        prompt = encoding.prompts[row]
-        padded = encoding.inputs["input_ids"].shape[1]
-        made = output.sequences[row, padded:].cpu().numpy()
+    def _tables(
+        self,
+        prompt: EncodedPrompt,
+        row: int,
+        ran: Run,
+        columns: dict[str, np.ndarray],
+        config: GenerationConfig,
+        options: Options,
+    ) -> tuple[TokenTable | None, TokenTable]:
+        """The prompt's table and the answer's of one row of the batch."""
         beams = config.num_beams or 1
-        if beams > 1:
-            made = made[: int((output.beam_indices[row] >= 0).sum())]
-        count, reason = _length(made, config)
-        made = made[:count]
-        numbers, extra = self._output_columns(output, seen, row, made, beams, options)
-        _require_finite(numbers["logsumexp"], [f"generated token {step}" for step in range(count)])
-        positions = len(prompt.ids) + np.arange(count)
-        table = token_table(
-            self.detokenizer, made, positions, self._kinds(made), numbers, alternatives=options.alternatives, **extra
-        )
-        prompt_table = None
-        if options.prompt:
-            rows = prompt_rows(prompt.ids, prompt.spans, self.detokenizer.special)
-            states = torch.cat([part[row * beams] for part in seen.prefill])[padded - len(prompt.ids) :]
-            prompt_table = self._rows_table(rows, rows.scored, states, options, spans=prompt.spans)
-        return self.detokenizer.join(made.tolist(), table.tokens), prompt_table, table, reason
+        output = self._output_table(prompt, row, ran, columns, config, options)
+        if ran.prefill is None:
+            return None, output
+        states = ran.prefill[row * beams, ran.length - len(prompt.ids) :]
+        return self._prompt_table(prompt, states, options), output
 
-    def _output_columns(
-        self, output: Any, seen: _Seen, row: int, made: np.ndarray, beams: int, options: Options
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
-        steps, count = seen.steps, len(made)
-        hidden = None
-        if seen.decoded:
-            source = output.beam_indices[row].tolist() if beams > 1 else [row] * count
-            hidden = torch.stack([seen.decoded[step][source[step]] for step in range(count)])
-        if beams > 1:
-            kept: list[Tensor] | None = [] if "logits" in options.keep else None
-            ids = torch.as_tensor(made, device=hidden.device)
-            numbers = _numpy(self.head.stats(hidden, ids, options.alternatives, keep=kept))
-            logits = torch.cat(kept).numpy() if kept else None
-            scores = None
-        else:
-            parts = [stats.rows(slice(row, row + 1)) for stats in steps.stats[:count]]
-            numbers = _numpy(RowStats.join(parts))
-            logits = torch.stack([rows[row] for rows in steps.logits[:count]]).numpy() if steps.logits else None
-            scores = (
-                torch.stack([part[row] for part in steps.processed[:count]]).cpu().numpy() if steps.processed else None
-            )
-        kept_hidden = hidden.float().cpu().numpy() if "hidden" in options.keep and hidden is not None else None
-        return numbers, {"logits": logits, "scores": scores, "hidden": kept_hidden}
-
-    def _rows_table(
-        self, rows: PromptRows, at: np.ndarray, states: Tensor, options: Options, **more: Any
+    def _output_table(
+        self,
+        prompt: EncodedPrompt,
+        row: int,
+        ran: Run,
+        columns: dict[str, np.ndarray],
+        config: GenerationConfig,
+        options: Options,
     ) -> TokenTable:
-        """The table of ``rows``, numbers for those in ``at`` from ``states`` [S, H], the hidden states of the sequence."""
+        made = ran.sequences[row, ran.length :].cpu().numpy()
+        if ran.beam_indices is not None:
+            made = made[: int((ran.beam_indices[row] >= 0).sum())]
+        made = made[: _answer_length(made, config)]
+        hidden = None
+        if ran.decoded:
+            source = [row] * len(made) if ran.beam_indices is None else ran.beam_indices[row].tolist()
+            hidden = torch.stack([ran.decoded[step][source[step]] for step in range(len(made))])
+        if ran.beam_indices is None:
+            numbers = {name: values[: len(made), row] for name, values in columns.items()}
+            more: dict[str, np.ndarray | None] = {name: numbers.pop(name, None) for name in ("logits", "scores")}
+        else:
+            assert hidden is not None  # run() always keeps them with beams
+            numbers, logits = self._head_columns(hidden, made, options)
+            more = {"logits": logits}
+        require_finite(numbers["logsumexp"], [f"generated token {step}" for step in range(len(made))])
+        return token_table(
+            self.detokenizer,
+            made,
+            len(prompt.ids) + np.arange(len(made)),
+            token_kinds(made, self.detokenizer.special),
+            numbers,
+            alternatives=options.alternatives,
+            rows={"hidden": _kept_hidden(hidden, options), **more},
+        )
+
+    def _prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
+        rows = prompt_rows(prompt.ids, prompt.spans, self.detokenizer.special)
+        at = rows.scored
         hidden = states[torch.as_tensor(rows.positions[at] - 1, device=states.device)]
-        kept: list[Tensor] | None = [] if "logits" in options.keep else None
-        numbers: dict[str, np.ndarray] = {}
-        if len(at):
-            ids = torch.as_tensor(rows.ids[at], device=states.device)
-            numbers = _numpy(self.head.stats(hidden, ids, options.alternatives, keep=kept))
-            _require_finite(numbers["logsumexp"], [f"prompt position {rows.positions[row]}" for row in at])
+        numbers, logits = self._head_columns(hidden, rows.ids[at], options) if len(at) else ({}, None)
+        if numbers:
+            require_finite(numbers["logsumexp"], [f"prompt position {place}" for place in rows.positions[at]])
         return token_table(
             self.detokenizer,
             rows.ids,
@@ -235,171 +159,55 @@ class LocalEngine:
             numbers,
             at=at,
             alternatives=options.alternatives,
-            logits=torch.cat(kept).numpy() if kept else None,
-            hidden=hidden.float().cpu().numpy() if "hidden" in options.keep else None,
-            **more,
+            spans=prompt.spans,
+            rows={"logits": logits, "hidden": _kept_hidden(hidden, options)},
         )
 
-    # -- scoring -----------------------------------------------------------------------------------
-
-    def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
-        """Score candidates on one prefill of the prompt; where its cache cannot be continued, by a full forward each."""
-        started = time.perf_counter()
-        with self._lock, _evaluating(self.adapter.model):
-            encoding = self.adapter.encode([conversation])
-            prompt = encoding.prompts[0]
-            continuations = [self.adapter.continuation(prompt, text) for text in candidates]
-            whole = [each for each in continuations if each.shared == len(prompt.ids)]
-            states, reason = self._shared_states(encoding, whole) if whole else ({}, None)
-            if reason or len(whole) < len(continuations):
-                apart = continuations if reason else [each for each in continuations if each not in whole]
-                states |= {key: rows for each in apart for key, rows in self._forward_states(encoding, each).items()}
-            tables = self._candidate_tables(prompt, continuations, states, options)
-        meta = {
-            "value_kind": "raw",
-            "prefix": reason or "shared",
-            "timings": {"score_s": time.perf_counter() - started},
-        }
-        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
-        boundaries = [self._boundary(prompt, each) for each in continuations]
-        return Scores(list(candidates), tables, boundaries, meta, images)
-
-    def _shared_states(
-        self, encoding: Encoding, candidates: Sequence[Continuation]
-    ) -> tuple[dict[tuple[int, Path], Tensor], str | None]:
-        """The state [H] from which each candidate token is drawn, by (shared, ids before it), from one prefill."""
-        output, seen = self._run(encoding, self._one_step(), Options(alternatives=1))
-        if reason := why_not_shared(self.adapter, output.past_key_values):
-            return {}, reason
-        inputs = self._to_model(encoding.inputs)
-        prefix = SharedPrefix(
-            self.adapter, inputs, output.past_key_values, torch.cat([part[0] for part in seen.prefill])[-1]
-        )
-        found = prefix.states([each.ids[:-1] for each in candidates])
-        return {(candidates[0].shared, path): state for path, state in found.items()}, None
-
-    def _forward_states(self, encoding: Encoding, candidate: Continuation) -> dict[tuple[int, Path], Tensor]:
-        """The same for one candidate, from a forward of prompt and candidate."""
-        drop = len(encoding.prompts[0].ids) - candidate.shared
-        inputs = self.adapter.extend(encoding.inputs, torch.tensor([candidate.ids]), drop)
-        _, seen = self._run(Encoding(inputs, encoding.prompts), self._one_step(), Options(alternatives=1))
-        states = torch.cat([part[0] for part in seen.prefill])[candidate.shared - 1 :]
-        return {(candidate.shared, candidate.ids[:place]): states[place] for place in range(len(candidate.ids))}
-
-    def _one_step(self) -> GenerationConfig:
-        return generation_config(
-            self.adapter.model.generation_config, {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
-        )
-
-    def _candidate_tables(
-        self,
-        prompt: EncodedPrompt,
-        candidates: Sequence[Continuation],
-        states: dict[tuple[int, Path], Tensor],
-        options: Options,
-    ) -> list[TokenTable]:
-        wanted = [
-            (each.shared, each.ids[:place], each.ids[place]) for each in candidates for place in range(len(each.ids))
-        ]
-        sources = list(dict.fromkeys((shared, path) for shared, path, _ in wanted))
-        row_of = {source: row for row, source in enumerate(sources)}
-        of = torch.tensor([row_of[shared, path] for shared, path, _ in wanted])
-        order = torch.argsort(of, stable=True)
-        hidden = torch.stack([states[source] for source in sources])
+    def _head_columns(
+        self, hidden: Tensor, ids: np.ndarray, options: Options
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Columns of the tokens ``ids`` [R] under the states [R, H], and the full rows where they are kept."""
         kept: list[Tensor] | None = [] if "logits" in options.keep else None
-        ids = torch.tensor([token for _, _, token in wanted])
-        stats = self.head.stats(hidden, ids[order], options.alternatives, of=of[order], keep=kept)
-        numbers = _numpy(stats.rows(torch.argsort(order).to(stats.ranks.device)))
-        _require_finite(
-            numbers["logsumexp"], [f"candidate token {token} after {list(path)}" for _, path, token in wanted]
-        )
-        rows = torch.cat(kept).numpy() if kept else None
-        inner = hidden.float().cpu().numpy() if "hidden" in options.keep else None
-        tables, start = [], 0
-        for each in candidates:
-            cut = slice(start, start + len(each.ids))
-            start = cut.stop
-            made = np.array(each.ids, dtype=np.int64)
-            tables.append(
-                token_table(
-                    self.detokenizer,
-                    made,
-                    each.shared + np.arange(len(made)),
-                    self._kinds(made),
-                    {name: values[cut] for name, values in numbers.items()},
-                    alternatives=options.alternatives,
-                    context=prompt.ids[: each.shared].tolist(),
-                    logits=None if rows is None else rows[of[cut].numpy()],
-                    hidden=None if inner is None else inner[of[cut].numpy()],
-                )
-            )
-        return tables
-
-    def _kinds(self, ids: np.ndarray) -> list[str]:
-        return ["special" if int(each) in self.detokenizer.special else "text" for each in ids]
-
-    def _boundary(self, prompt: EncodedPrompt, candidate: Continuation) -> str | None:
-        merged = len(prompt.ids) - candidate.shared
-        if not merged:
-            return None
-        lost = self.detokenizer.decode(prompt.ids[candidate.shared :].tolist())
-        return f"the last {merged} prompt token(s) {lost!r} merge with the candidate; scored from position {candidate.shared}"
+        stats = self.head.stats(hidden, torch.as_tensor(ids, device=hidden.device), options.alternatives, keep=kept)
+        return numpy_columns(stats), torch.cat(kept).numpy() if kept else None
 
 
-def _length(made: np.ndarray, config: GenerationConfig) -> tuple[int, str]:
-    """How many of the generated ids belong to the answer, and why it ended."""
+def _step_columns(ran: Run) -> dict[str, np.ndarray]:
+    """The columns of every step as arrays [T, N, ...], brought to the CPU together; empty with beams."""
+    if ran.beam_indices is not None:
+        return {}
+    steps = ran.steps
+    names = RowStats.__dataclass_fields__
+    columns = {name: torch.stack([getattr(stats, name) for stats in steps.stats]).cpu().numpy() for name in names}
+    if steps.processed:
+        columns["scores"] = torch.stack(steps.processed).cpu().numpy()
+    if steps.logits:
+        columns["logits"] = torch.stack(steps.logits).numpy()
+    return columns
+
+
+def _ends(config: GenerationConfig) -> list[int]:
     ends = config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    stops = np.flatnonzero(np.isin(made, ends))
-    if len(stops):
-        return int(stops[0]) + 1, "stop"
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _answer_length(made: np.ndarray, config: GenerationConfig) -> int:
+    """How many of the generated ids belong to the answer: up to its end token, which belongs to it."""
+    stops = np.flatnonzero(np.isin(made, _ends(config)))
+    return int(stops[0]) + 1 if len(stops) else len(made)
+
+
+def _finish_reason(output: TokenTable, config: GenerationConfig) -> str:
+    if len(output) and int(output.ids[-1]) in _ends(config):
+        return "stop"
     limit = config.max_new_tokens
-    return len(made), "length" if limit is not None and len(made) >= limit else "stop"
+    return "length" if limit is not None and len(output) >= limit else "stop"
 
 
-def _numpy(stats: RowStats) -> dict[str, np.ndarray]:
-    return {name: getattr(stats, name).cpu().numpy() for name in stats.__dataclass_fields__}
-
-
-def _require_finite(logsumexp: np.ndarray, names: Sequence[str]) -> None:
-    bad = np.flatnonzero(~np.isfinite(logsumexp))
-    if len(bad):
-        raise NonFiniteLogitsError(_non_finite(names[bad[0]]))
-
-
-def _non_finite(where: str) -> str:
-    return (
-        f"The model's logits for {where} are not finite. Usual causes: float16 overflow (load with dtype='bfloat16' "
-        "or 'float32'), damaged weights, or a model that does not support the attention implementation in use."
-    )
+def _kept_hidden(hidden: Tensor | None, options: Options) -> np.ndarray | None:
+    return hidden.float().cpu().numpy() if hidden is not None and "hidden" in options.keep else None
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """The JSON-ready part of a generation config."""
     return {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, list, type(None)))}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off and gradients off for the time of a call; every module's mode is put back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _seeded(model: Any, seed: int | None) -> Iterator[None]:
-    """Draw with a seed of one's own and put the global generators back; without a seed they simply go on."""
-    if seed is None:
-        yield
-        return
-    devices = [model.device] if model.device.type == "cuda" else []
-    with _RNG, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlmprobe.detokenize import Detokenizer
+from vlmprobe.errors import NonFiniteLogitsError
 from vlmprobe.table import ImageSpan, TokenTable, empty_numbers
 
-__all__ = ["PromptRows", "prompt_rows", "token_table"]
+if TYPE_CHECKING:
+    from vlmprobe.measures import RowStats
+
+__all__ = ["PromptRows", "numpy_columns", "prompt_rows", "require_finite", "token_kinds", "token_table"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def token_table(
     alternatives: int,
     spans: tuple[ImageSpan, ...] = (),
     context: Sequence[int] = (),
-    **rows: np.ndarray | None,
+    rows: Mapping[str, np.ndarray | None] | None = None,
 ) -> TokenTable:
     """Build a table of T rows.
 
@@ -70,7 +74,7 @@ def token_table(
         alternatives: K, used where there are no numbers at all.
         spans: image spans of a prompt.
         context: ids before the first row that decide how its text is read (a candidate after its prompt).
-        **rows: further columns of R rows: ``logits``, ``hidden``, ``scores``, or None.
+        rows: further columns of R rows: ``logits``, ``hidden``, ``scores``; those that are None are left out.
     """
     count = len(ids)
     at = np.arange(count) if at is None else at
@@ -79,10 +83,10 @@ def token_table(
     for name, values in numbers.items():
         if len(at):
             columns[name][at] = values
-    for name, values in rows.items():
-        if values is not None:
-            columns[name] = np.full((count, *values.shape[1:]), np.nan, np.float32)
-            columns[name][at] = values
+    for name, kept in (rows or {}).items():
+        if kept is not None:
+            columns[name] = np.full((count, *kept.shape[1:]), np.nan, np.float32)
+            columns[name][at] = kept
     listed = [*map(int, context), *ids.tolist()]
     texts = detokenizer.texts(listed)[len(context) :]
     image = [kind == "image" for kind in kinds]
@@ -98,4 +102,29 @@ def token_table(
         top_tokens=[[detokenizer.alone(each) for each in row] for row in columns["top_ids"].tolist()],
         image_spans=spans,
         **columns,
+    )
+
+
+def token_kinds(ids: np.ndarray, special: frozenset[int]) -> list[str]:
+    """``"special"`` or ``"text"`` for each id."""
+    return ["special" if each in special else "text" for each in ids.tolist()]
+
+
+def numpy_columns(stats: RowStats) -> dict[str, np.ndarray]:
+    """The numeric columns of a table from statistics on the device."""
+    return {name: getattr(stats, name).cpu().numpy() for name in stats.__dataclass_fields__}
+
+
+def require_finite(logsumexp: np.ndarray, names: Sequence[str]) -> None:
+    """Raise :class:`NonFiniteLogitsError` that names the first row whose logits hold NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(logsumexp))
+    if len(bad):
+        raise NonFiniteLogitsError(non_finite(names[bad[0]]))
+
+
+def non_finite(where: str) -> str:
+    """The message of :class:`NonFiniteLogitsError`."""
+    return (
+        f"The model's logits for {where} are not finite. Usual causes: float16 overflow (load with dtype='bfloat16' "
+        "or 'float32'), damaged weights, or a model that does not support the attention implementation in use."
     )

@@ -1,0 +1,134 @@
+"""One run of a model's own ``generate`` under capture, alone on the model, leaving no trace."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.stopping_criteria import StopStringCriteria
+from transformers.generation.utils import GENERATION_MODES_MAPPING
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.capture import Steps, watch_backbone
+from vlmprobe.engines import Options
+from vlmprobe.engines.tables import non_finite
+from vlmprobe.errors import NonFiniteLogitsError
+
+__all__ = ["Run", "alone", "run", "seeded", "to_model"]
+
+# Hooks, and state that models keep (rope deltas), belong to one call at a time, whoever holds the model.
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_RNG = threading.RLock()  # torch has one global generator per device
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run over a batch of N prompts of padded length S gave; with B beams the hidden rows are N x B."""
+
+    length: int  # S
+    sequences: Tensor  # int64 [N, S + T], as generate returns them
+    beam_indices: Tensor | None  # int64 [N, T], the row that each token's logits came from; None without beams
+    cache: Any  # the model's key-value cache of everything but the last token
+    steps: Steps  # raw numbers of each step; empty with beams
+    prefill: Tensor | None  # [N x B, S, H], the states that enter the head; where the prompt side is wanted
+    decoded: list[Tensor]  # [T] of [N x B, H], the states each step's logits came from; where wanted, and with beams
+
+
+def run(adapter: Adapter, inputs: Mapping[str, Any], config: GenerationConfig, options: Options) -> Run:
+    """Generate from model inputs that are on the model's device already (:func:`to_model`).
+
+    Raises:
+        NonFiniteLogitsError: where sampling failed because of NaN or infinite logits.
+    """
+    beams = (config.num_beams or 1) > 1
+    length = inputs["input_ids"].shape[1]
+    steps = Steps(options.alternatives, keep_logits="logits" in options.keep and not beams)
+    prefill: list[Tensor] = []
+    decoded: list[Tensor] = []
+    covered = 0
+
+    def look(hidden: Tensor) -> None:
+        nonlocal covered
+        covered += hidden.shape[1]
+        if covered <= length and options.prompt:
+            prefill.append(hidden)
+        if covered >= length and (beams or "hidden" in options.keep):
+            decoded.append(hidden[:, -1].clone())
+
+    def decode(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **rest: Any) -> Any:
+        if not beams:  # beam search hands log-softmax to its processors, and its rows change places
+            logits_processor = steps.around(logits_processor)
+        loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
+        return loop(model, input_ids, logits_processor=logits_processor, **rest)
+
+    stops = StoppingCriteriaList()
+    stop_strings, config.stop_strings = config.stop_strings, None
+    if stop_strings:  # generate gives its tokenizer to no custom decoding function
+        stops.append(StopStringCriteria(adapter.tokenizer, stop_strings))
+    try:
+        with watch_backbone(adapter.backbone, look):
+            output = adapter.model.generate(
+                **inputs, generation_config=config, custom_generate=decode, stopping_criteria=stops
+            )
+    except RuntimeError as error:
+        if (step := steps.first_bad()) is not None:
+            raise NonFiniteLogitsError(non_finite(f"generated token {step}")) from error
+        raise
+    finally:
+        config.stop_strings = stop_strings
+    made = output.sequences.shape[1] - length
+    if not beams and len(steps.stats) < made:
+        steps.finish(output.sequences[:, length + len(steps.stats)])
+    return Run(
+        length=length,
+        sequences=output.sequences,
+        beam_indices=output.beam_indices if beams else None,
+        cache=output.get("past_key_values"),
+        steps=steps,
+        prefill=torch.cat(prefill, dim=1) if prefill else None,
+        decoded=decoded,
+    )
+
+
+def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs on the model's device, real numbers in its dtype."""
+    return {
+        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        if isinstance(value, Tensor)
+        else value
+        for key, value in inputs.items()
+    }
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """One call on the model at a time, dropout and gradients off; every module's mode is put back."""
+    with _LOCKS.setdefault(model, threading.RLock()):
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+@contextmanager
+def seeded(model: Any, seed: int | None) -> Iterator[None]:
+    """Draw with a seed of one's own and put the global generators back; without a seed they simply go on."""
+    if seed is None:
+        yield
+        return
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _RNG, torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
