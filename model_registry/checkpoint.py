@@ -161,6 +161,8 @@ def load_weights(
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
         raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
     _check_complete(folder, model_class.__name__, info, tuple(ignore_unexpected))
+    if folder.parent.name == "snapshots":  # the hub's cache names the folder by the commit
+        model.config._commit_hash = folder.name
     return model
 
 

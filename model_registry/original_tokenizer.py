@@ -85,6 +85,7 @@ def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:
         named=named,
         add_bos_token=bool(config.get("add_bos_token", True)),
         add_eos_token=bool(config.get("add_eos_token", False)),
+        strip_space=name != "InternLM2Tokenizer",
         added_tokens_decoder=added_tokens(config, _optional(folder / "added_tokens.json"), named),
         extra_special_tokens=[token for token in extra if token],
         chat_template=config.get("chat_template"),

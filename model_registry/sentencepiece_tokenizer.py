@@ -36,6 +36,7 @@ class SentencePieceTokenizer(PythonBackend):
             ``additional_special_tokens``); a special token that is only an added one does not count.
         add_bos_token: put the begin token before every text.
         add_eos_token: put the end token after every text.
+        strip_space: decoding leaves out the space that the first piece begins with.
         **options: special tokens and ``added_tokens_decoder`` of the base class.
 
     Raises:
@@ -51,6 +52,7 @@ class SentencePieceTokenizer(PythonBackend):
         named: Sequence[str],
         add_bos_token: bool = True,
         add_eos_token: bool = False,
+        strip_space: bool = True,
         **options: Any,
     ) -> None:
         self.pieces = _processor(Path(vocab_file), dummy_prefix=legacy)
@@ -58,6 +60,7 @@ class SentencePieceTokenizer(PythonBackend):
         self.named = frozenset(named)
         self.add_bos_token = add_bos_token
         self.add_eos_token = add_eos_token
+        self.strip_space = strip_space
         super().__init__(clean_up_tokenization_spaces=False, **options)
 
     @property
@@ -102,17 +105,18 @@ class SentencePieceTokenizer(PythonBackend):
         return first if token_ids_1 is None else first + begin + token_ids_1 + end
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of the pieces; a space that only marks the beginning of the text is left out."""
+        """The text of the pieces. Added tokens are written as they are, without the spaces of the slow classes."""
+        if self.strip_space and tokens and tokens[0].startswith(SPACE):
+            tokens = [tokens[0][1:], *tokens[1:]]
         text = ""
         run: list[str] = []
-        for place, token in enumerate(tokens):
+        for token in tokens:
             if token in self._added_tokens_encoder:
                 text += self.pieces.decode(run) + token
                 run = []
             elif token:
-                first = place == 0 and not self.legacy and token.startswith(SPACE)
-                run.append(token[1:] if first else token)
-        return text + self.pieces.decode([piece for piece in run if piece])
+                run.append(token)
+        return text + str(self.pieces.decode(run))
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the model file into a folder."""

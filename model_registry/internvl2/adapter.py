@@ -70,7 +70,12 @@ class InternVL2(Adapter):
         )
         model.generation_config.eos_token_id = [end]  # the original stops at the template's separator alone
         model.generation_config.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return cls(model, processor)
+        adapter = cls(model, processor)
+        language: Any = model.config.text_config
+        if language.rope_parameters["rope_type"] == "longrope":
+            # Phi-3 rotates every row of a batch by the factors of the longest, so a short row would not stand alone
+            adapter.capabilities = replace(cls.capabilities, batching=False)
+        return adapter
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """The conversations as one left-padded batch of model inputs, on the CPU; one span for each tile."""

@@ -138,5 +138,5 @@ def _rope(original: Mapping[str, Any], kind: str) -> dict[str, Any]:
         factor = int(original.get("max_position_embeddings", 4096)) / trained
         if rope["rope_type"] == "yarn":  # Phi-3's own: the frequencies of longrope, another attention factor
             rope["attention_factor"] = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
-        rope |= {"rope_type": "longrope", "original_max_position_embeddings": trained}
+        rope |= {"rope_type": "longrope", "original_max_position_embeddings": trained, "factor": factor}
     return rope

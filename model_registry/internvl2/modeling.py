@@ -28,7 +28,8 @@ class InternVL2VisionEmbeddings(InternVLVisionEmbeddings):
         """Position embeddings [1, 1 + patches, D] of a picture of ``height`` x ``width`` pixels, CLS first."""
         held = self.position_embeddings
         side = round((held.shape[1] - 1) ** 0.5)
-        rows, columns = height // self.patch_size[0], width // self.patch_size[1]
+        patch: Any = self.patch_size
+        rows, columns = height // patch[0], width // patch[1]
         if (rows, columns) == (side, side):
             return held
         grid = held[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
