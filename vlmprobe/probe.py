@@ -107,9 +107,7 @@ class Probe:
         if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
             raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
         self.engine.check([], options)
-        size = AUTO_BATCH if batch_size == "auto" else batch_size
-        if seed is not None and generation.get("do_sample"):
-            size = 1
+        size = self.engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
         return self._many(requests, size, options, progress)
 
     def score(

@@ -31,6 +31,9 @@ class Engine(Protocol):
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Raise what is wrong with a request before anything runs."""
 
+    def batch_size(self, wanted: int, options: Options) -> int:
+        """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone."""
+
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
         """Answer the conversations as one batch."""
 

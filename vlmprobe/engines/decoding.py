@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import GenerationConfig
@@ -94,7 +95,7 @@ def _check_number(name: str, value: Any) -> None:
     if name not in NUMBERS or value is None:
         return
     kind, least, most = NUMBERS[name]
-    fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if not fits or not least <= value <= most:
         span = f"at least {least:g}" if most >= 2**15 else f"from {least:g} to {most:g}"
         raise GenerationOptionError(

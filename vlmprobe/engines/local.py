@@ -44,6 +44,16 @@ class LocalEngine:
             self.adapter.check(conversation)
         self._config(options)
 
+    def batch_size(self, wanted: int, options: Options) -> int:
+        """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone.
+
+        That is one where padding is not invisible to the model, where draws of a seed would be shared, and where
+        an answer may end by something other than its end token, which only the whole batch's end would tell.
+        """
+        config = self._config(options)
+        apart = bool(config.stop_strings or config.max_time or (options.seed is not None and config.do_sample))
+        return wanted if self.adapter.capabilities.batching and not apart else 1
+
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
         """Answer N conversations as one batch, in one run of the model."""
         config = self._config(options)
