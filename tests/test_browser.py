@@ -1,0 +1,198 @@
+"""The report in a real browser: nothing runs, nothing is fetched, hover and keys show the numbers."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from render_cases import answer, make_table, scores, two_digits
+
+from vlmprobe.render import fragment, page, table_html
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (in the dev dependencies)")
+from selenium.webdriver import ActionChains, Keys  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1100,800",
+)
+OWNING = (
+    "<script>document.title='owned'</script>",
+    " <img src=x onerror=\"document.title='owned'\">",
+    " <svg onload=\"document.title='owned'\">",
+    "</style></script><script>document.title='owned'</script>",
+    ' " onmouseover="document.title=\'owned\'" onfocus="document.title=\'owned\'" x="',
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Open HTML in the browser, in a colour scheme; afterwards the console must be empty and nothing fetched."""
+
+    def open_page(html: str, scheme: str = "light"):
+        file = tmp_path / "report.html"
+        file.write_text(html, encoding="utf-8")
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        ActionChains(browser).move_by_offset(0, 0).reset_actions()
+        browser.get(file.as_uri())
+        return browser
+
+    yield open_page
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+def token(browser, text: str):
+    """The first token that shows ``text``."""
+    found = browser.find_elements(By.XPATH, f"//span[contains(@class, 't ')][starts-with(., '{text}')]")
+    return found[0]
+
+
+def card_of(element):
+    return element.find_element(By.CLASS_NAME, "card")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_hover_shows_the_numbers_and_the_alternatives(show, scheme):
+    browser = show(page([two_digits()]), scheme)
+    seven = token(browser, "seven")
+    card = card_of(seven)
+    assert not card.is_displayed()
+    ActionChains(browser).move_to_element(seven).perform()
+    assert card.is_displayed()
+    assert " ".join(card.text.split()) == (
+        "␣seven 46.7% rank 0 · entropy 1.203 nats · logprob −0.761 "
+        "␣seven 46.7% ␣nine 35.1% ␣one 12.2% ␣four 3.8% ␣two 1.1% all others 1.1%"
+    )
+    widths = "return [...arguments[0].querySelectorAll('i')].map(bar => +getComputedStyle(bar).getPropertyValue('--w'))"
+    assert browser.execute_script(widths, card) == [0.47, 0.35, 0.12, 0.04, 0.01, 0.01]
+    ActionChains(browser).move_to_element(token(browser, "blue")).perform()
+    assert not card.is_displayed()
+
+
+def test_a_card_stays_inside_the_window(show):
+    browser = show(page([answer(*[f" word{number}" for number in range(400)])]))
+    corners = browser.execute_script(
+        "const seen = [...document.querySelectorAll('.t')].map(e => [e.getBoundingClientRect(), e])"
+        ".filter(([r]) => r.bottom < innerHeight - 10);"
+        "const furthest = [...seen].sort(([a], [b]) => b.right - a.right)[0];"
+        "return [seen[0], seen.at(-1), furthest].map(([r, e]) => e)"
+    )
+    for element in corners:
+        ActionChains(browser).move_to_element(element).perform()
+        inside = browser.execute_script(
+            "const r = arguments[0].getBoundingClientRect();"
+            "return r.width > 200 && r.left >= 0 && r.top >= 0 && r.right <= innerWidth && r.bottom <= innerHeight",
+            card_of(element),
+        )
+        assert inside, element.text
+
+
+def test_the_keyboard_reaches_every_token_with_one_tab_stop(show):
+    browser = show(page([two_digits()]))
+    text = browser.find_element(By.CLASS_NAME, "tokens")
+    assert len(text.find_elements(By.CSS_SELECTOR, "[tabindex='0']")) == 1
+    keys = ActionChains(browser)
+    keys.send_keys(Keys.TAB, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT).perform()
+    card = card_of(browser.switch_to.active_element)
+    assert card.is_displayed()
+    assert card.text.startswith("␣seven")
+    ActionChains(browser).send_keys(Keys.END).perform()
+    assert not card.is_displayed()
+    assert card_of(browser.switch_to.active_element).text.startswith("<|end|>")
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not any(each.is_displayed() for each in browser.find_elements(By.CLASS_NAME, "card"))
+
+
+def test_the_prompt_unfolds_with_its_picture_as_a_chip(show):
+    browser = show(page([two_digits()]))
+    chip = browser.find_element(By.CLASS_NAME, "chip")
+    assert not chip.is_displayed()
+    browser.find_element(By.TAG_NAME, "summary").click()
+    assert chip.is_displayed()
+    assert chip.text.split() == ["image", "1", "16", "positions"]
+    loaded = "return [...document.images].map(image => image.complete && image.naturalWidth > 0)"
+    assert browser.execute_script(loaded) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda result: page([result], title="mine"), fragment, lambda r: table_html(r.output)]
+)
+def test_what_a_model_says_is_text_and_never_runs(show, wrap):
+    result = answer(*OWNING)
+    result.meta["question"] = OWNING[1]
+    object.__setattr__(result, "prompt", make_table([(text, 0.5, [(text, 0.3)]) for text in OWNING]))
+    html = wrap(result)
+    if "<title>" not in html:
+        html = f"<!doctype html><meta charset='utf-8'><title>mine</title>{html}"
+    browser = show(html)
+    for element in browser.find_elements(By.CLASS_NAME, "t")[: len(OWNING)]:
+        ActionChains(browser).move_to_element(element).click().perform()
+    assert browser.title == "mine"
+    assert not browser.find_elements(By.CSS_SELECTOR, "svg, img, .tokens script, [onerror], [onmouseover]")
+    shown = browser.find_element(By.CLASS_NAME, "tokens").text
+    for text in OWNING:
+        assert text.strip() in shown
+
+
+def test_the_policy_of_the_page_stops_scripts_that_are_not_its_own(browser, tmp_path):
+    html = page([two_digits()], title="mine").replace("</main>", "<script>document.title='owned'</script></main>")
+    file = tmp_path / "tampered.html"
+    file.write_text(html, encoding="utf-8")
+    browser.get(file.as_uri())
+    assert browser.title == "mine"
+    assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
+
+
+def test_a_fragment_leaves_the_notebook_around_it_alone(show):
+    host = (
+        "<!doctype html><meta charset='utf-8'><div class='t card bar l6'>host</div><p class='note legend'>text</p>"
+        "<table class='rows'><tr><th>a</th><td class='share'>b</td></tr></table><details><summary>s</summary></details>"
+    )
+    read = (
+        "return [...document.body.children].filter(e => !e.matches('[class^=vlmprobe]'))"
+        ".flatMap(e => [e, ...e.querySelectorAll('*')])"
+        ".map(e => [...getComputedStyle(e)].map(name => name + ':' + getComputedStyle(e)[name]).join(';'))"
+    )
+    before = show(host).execute_script(read)
+    ranked = scores({"yes": [0.7], "no": [0.2]})
+    after = show(host + fragment(two_digits()) + fragment(ranked)).execute_script(read)
+    assert len(before) > 6
+    assert before == after
+
+
+def test_a_fragment_needs_no_script_and_inherits_the_colours_of_a_dark_notebook(show):
+    html = fragment(two_digits())
+    assert "<script" not in html
+    browser = show(f"<!doctype html><meta charset='utf-8'><body style='background:#111;color:#e0e0e0'>{html}")
+    seven = token(browser, "seven")
+    assert seven.value_of_css_property("color") == "rgba(224, 224, 224, 1)"
+    assert "underline" in seven.value_of_css_property("text-decoration")
+    ActionChains(browser).move_to_element(seven).perform()
+    assert card_of(seven).is_displayed()

@@ -1,0 +1,230 @@
+"""Results as HTML: a fragment for Jupyter, scoped and free of scripts, and a self-contained page.
+
+Templates escape whatever they are given. The style sheet is one nested block under a class that carries the
+sheet's own hash, so that a fragment neither touches the notebook around it nor another version's fragment.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.images import thumbnail
+from vlmprobe.render import view
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from PIL.Image import Image
+
+    from vlmprobe.result import Scores
+    from vlmprobe.table import TokenTable
+
+__all__ = ["fragment", "page", "table_html"]
+
+PICTURE_SIDE = 480  # pixels: twice the width of the column, for dense screens
+THUMB_SIDE = 40
+PIXEL_ART = 96  # a picture no larger than this is enlarged without smoothing, and stored without loss
+SHOWN_CANDIDATES = 25
+TABLE_HEAD, TABLE_TAIL = 40, 10
+
+
+def fragment(result: Any) -> str:
+    """A ``Result`` or ``Scores`` as a piece of HTML with its own style, for Jupyter. Works without JavaScript."""
+    return _wrapped(_article(result, legend=True))
+
+
+def table_html(table: TokenTable) -> str:
+    """A table's tokens as shaded text and as rows, the middle left out where there are many."""
+    rows = view.rows(table)
+    cut = len(rows) > TABLE_HEAD + TABLE_TAIL
+    article = (
+        _environment()
+        .get_template("table.html")
+        .render(
+            rows=rows,
+            chips=_chips(table, ()),
+            head=rows[:TABLE_HEAD] if cut else rows,
+            tail=rows[-TABLE_TAIL:] if cut else [],
+            omitted=len(rows) - TABLE_HEAD - TABLE_TAIL if cut else 0,
+        )
+    )
+    return _wrapped(article)
+
+
+def page(results: Sequence[Any], title: str | None = None) -> str:
+    """One self-contained HTML page of several results: no request leaves it, and no script but its own runs in it.
+
+    Args:
+        results: each a ``Result`` or ``Scores``, in the order to show.
+        title: the heading; by default the models' names.
+    """
+    from markupsafe import Markup
+
+    models = list(dict.fromkeys(str(each.meta["model"]) for each in results if each.meta.get("model")))
+    sources = list(dict.fromkeys(" · ".join(view.provenance(each.meta)[1:]) for each in results))
+    count = f"{len(results)} results" if len(results) != 1 else ""
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=view.plain(title or ", ".join(models) or "vlmprobe"),
+            subtitle=" · ".join(filter(None, [count, sources[0] if len(sources) == 1 else ""])),
+            articles=[
+                Markup(_article(each, legend=False)) for each in results
+            ],  # rendered by a template: escaped there
+        )
+    )
+
+
+def _article(result: Any, legend: bool) -> str:
+    """A result as one ``<article>``. The class is told by its columns: this floor does not import those above."""
+    common = {
+        "legend": legend,
+        "images": [_picture(image) for image in result.images],
+        "question": view.plain(str(result.meta.get("question") or "")),
+        "provenance": view.provenance(result.meta),
+        "meta": [(view.label(str(name)), _value(value)) for name, value in result.meta.items() if name != "question"],
+    }
+    if hasattr(result, "candidates"):
+        lines = _candidates(result)
+        return (
+            _environment()
+            .get_template("scores.html")
+            .render(
+                common
+                | {
+                    "candidates": lines[:SHOWN_CANDIDATES],
+                    "more": lines[SHOWN_CANDIDATES:],
+                    "mass": view.percent(result.mass),
+                }
+            )
+        )
+    prompt = result.prompt
+    return (
+        _environment()
+        .get_template("result.html")
+        .render(
+            common
+            | {
+                "figures": view.figures(result),
+                "output": view.rows(result.output),
+                "chips": _chips(result.output, result.images),
+                "prompt": [] if prompt is None else view.rows(prompt),
+                "prompt_chips": {} if prompt is None else _chips(prompt, result.images),
+                "prompt_summary": "" if prompt is None else _prompt_summary(prompt),
+            }
+        )
+    )
+
+
+def _wrapped(article: str) -> str:
+    scope, style = _style()
+    return f'<div class="{scope}"><style>{style}</style>{article}</div>'
+
+
+def _candidates(scores: Scores) -> list[dict[str, Any]]:
+    """The candidates, best first. Where the tokens spell more than the candidate, its name stands in their place."""
+    probabilities, logprobs, means, per_byte = scores.probabilities, scores.logprobs, scores.means, scores.per_byte
+    lines = []
+    for rank, place in enumerate(view.order(scores)):
+        table, name, probability = scores.tables[place], scores.candidates[place], float(probabilities[place])
+        lines.append(
+            {
+                "name": view.label(name),
+                "tokens": view.rows(table, alternatives=3) if "".join(table.tokens).strip() == name.strip() else [],
+                "boundary": view.plain(scores.boundaries[place] or ""),
+                "best": not rank,
+                "probability": view.percent(probability),
+                "width": 0 if math.isnan(probability) else round(100 * probability),
+                "logprob": view.nats(float(logprobs[place])),
+                "mean": view.nats(float(means[place])),
+                "per_byte": view.nats(float(per_byte[place])),
+            }
+        )
+    return lines
+
+
+def _chips(table: TokenTable, images: Sequence[Image]) -> dict[int, dict[str, Any]]:
+    """Per image row: its number, how many positions it takes, and a thumbnail where the picture is there."""
+    chips = {}
+    for row, kind in enumerate(table.kinds):
+        if kind == "image":
+            image, count, runs = view.positions(table, row)
+            thumb = _uri(thumbnail(images[image], THUMB_SIDE)) if image < len(images) else None
+            chips[row] = {"number": image + 1, "positions": count, "runs": runs, "thumb": thumb}
+    return chips
+
+
+def _prompt_summary(prompt: TokenTable) -> str:
+    images = prompt.kinds.count("image")
+    words = [f"{len(prompt) - images:,} tokens"]
+    if images:
+        words.append(f"{images} image{'s' if images > 1 else ''}")
+    if not np.isnan(prompt.perplexity):
+        words.append(f"perplexity {prompt.perplexity:.3g}")
+    return " · ".join(words)
+
+
+def _picture(image: Image) -> dict[str, Any]:
+    small = max(image.size) <= PIXEL_ART
+    shown = image if small else thumbnail(image, PICTURE_SIDE)
+    return {"uri": _uri(shown), "width": shown.width, "height": shown.height, "small": small}
+
+
+def _uri(image: Image) -> str:
+    """A ``data:`` URL: PNG for a small picture, JPEG for a photograph, which PNG would make ten times larger."""
+    kind = "PNG" if max(image.size) <= PIXEL_ART else "JPEG"
+    file = io.BytesIO()
+    image.convert("RGB").save(file, kind, **({"optimize": True} if kind == "PNG" else {"quality": 85}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping | list | tuple):
+        return view.plain(json.dumps(value, ensure_ascii=False, default=str))
+    return view.plain(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("vlmprobe.render"), autoescape=True, trim_blocks=True, keep_trailing_newline=False
+    )
+    scope, style = _style()
+    environment.filters |= {"percent": view.percent, "nats": view.nats, "digest": _digest}
+    environment.globals |= {
+        "bounds": view.LEVELS,
+        "scope": scope,
+        "style": Markup(style + _read("page.css")),
+        "script": Markup(_read("keys.js")),
+    }
+    return environment
+
+
+@cache
+def _style() -> tuple[str, str]:
+    """The class that everything stands under, and the style sheet with the widths of bars filled in."""
+    widths = "".join(f".w{width}{{--w:{width / 100:g}}}" for width in range(1, 101))
+    sheet = _read("style.css") + f".vlmprobe {{{widths}}}"
+    scope = f"vlmprobe-{hashlib.sha256(sheet.encode()).hexdigest()[:8]}"
+    return scope, sheet.replace(".vlmprobe ", f".{scope} ")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _read(name: str) -> str:
+    return files("vlmprobe.render").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,0 +1,175 @@
+"""Results in a terminal, through ``rich``: readable in 80 columns, on light and dark ground, and without colour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from vlmprobe.render import view
+
+if TYPE_CHECKING:
+    from vlmprobe.result import Result, Scores
+    from vlmprobe.table import TokenTable
+
+__all__ = ["rich_view", "table_rich"]
+
+# From grey to vermilion at nearly one luminance: with black text each is legible and none glares, whatever the
+# ground. The unsure ones are underlined and bold, for terminals and eyes without colour.
+SHADES = (
+    Style(),
+    Style(),
+    Style(color="black", bgcolor="#9c917c"),
+    Style(color="black", bgcolor="#b58f5c", underline=True),
+    Style(color="black", bgcolor="#cc8538", underline=True),
+    Style(color="black", bgcolor="#dd7820", underline=True, bold=True),
+    Style(color="black", bgcolor="#ec6a13", underline=True, bold=True),
+)
+FAINT = Style(dim=True)
+BAR = 8  # cells
+TOKEN = 18  # cells at most
+ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that stay when the middle is left out
+TEXT_HEAD, TEXT_TAIL = 600, 100  # tokens of running text
+CANDIDATES = 20
+
+
+def rich_view(result: Any) -> RenderableType:
+    """A ``Result`` (answer shaded by confidence, figures, table) or ``Scores`` (candidates as bars), to print."""
+    head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
+    source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
+    if hasattr(result, "candidates"):
+        return Group(*head, _candidates(result), *_boundaries(result), _mass(result), source)
+    rows = view.rows(result.output)
+    answer = Padding(_running(rows, result.output), (1, 0))
+    return Group(*head, answer, _figures(result), source, Text(), _table(rows, result.output), _legend())
+
+
+def table_rich(table: TokenTable) -> RenderableType:
+    """A table with one line per token, the middle left out where there are many."""
+    return Group(_table(view.rows(table), table), _legend())
+
+
+def _figures(result: Result) -> Table:
+    grid = Table.grid(padding=(0, 3))
+    cells = [Text.assemble((f"{name} ", FAINT), (value, "bold")) for name, value, _ in view.figures(result)]
+    for start in range(0, len(cells), 3):
+        grid.add_row(*cells[start : start + 3])
+    return grid
+
+
+def _running(rows: Sequence[view.Row], table: TokenTable) -> Text:
+    text = Text()
+    for row in _ends(rows, TEXT_HEAD, TEXT_TAIL):
+        if isinstance(row, int):
+            text.append(f" ⋯ {row:,} tokens not shown ⋯ ", style=FAINT)
+        elif row.kind == "image":
+            image, count, _ = view.positions(table, row.index)
+            text.append(f"[image {image + 1}, {count:,} positions]", style=FAINT)
+        elif row.kind == "special":
+            text.append(row.text, style=FAINT + _shade(row))
+        else:
+            lead = len(row.text) - len(row.text.lstrip(" ")) if row.text.strip() else 0
+            text.append(row.text[:lead]).append(row.text[lead:], style=_shade(row))
+    return text
+
+
+def _table(rows: Sequence[view.Row], table: TokenTable) -> Table:
+    grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
+    width = min(max((cell_len(row.label) for row in rows), default=0), TOKEN)
+    grid.add_column("token", no_wrap=True, overflow="ellipsis", min_width=width, max_width=TOKEN)
+    grid.add_column("probability", no_wrap=True, min_width=BAR + 7)
+    for name in ("logprob", "rank", "entropy"):
+        grid.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    grid.add_column("alternatives", overflow="ellipsis")  # the only column that wraps is the one that rich narrows
+    for row in _ends(rows, ROW_HEAD, ROW_TAIL):
+        if isinstance(row, int):
+            grid.add_row(Text("⋯", style=FAINT), Text(f"{row:,} rows more", style=FAINT))
+        elif row.kind == "image":
+            image, count, _ = view.positions(table, row.index)
+            grid.add_row(Text(f"[image {image + 1}]", style=FAINT), Text(f"{count:,} positions", style=FAINT))
+        else:
+            grid.add_row(
+                Text().append(row.label, style=_shade(row) + (FAINT if row.kind == "special" else Style())),
+                _bar(row.probability),
+                view.nats(row.logprob),
+                str(row.rank) if row.rank >= 0 else view.DASH,
+                view.nats(row.entropy),
+                _others(row),
+            )
+    return grid
+
+
+def _candidates(scores: Scores) -> Table:
+    grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
+    grid.add_column("candidate", overflow="fold", max_width=28)
+    grid.add_column("among these", no_wrap=True, min_width=BAR + 7)
+    for name in ("logprob", "per token", "per byte"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    ranked = view.order(scores)
+    probabilities, columns = scores.probabilities, (scores.logprobs, scores.means, scores.per_byte)
+    for rank, place in enumerate(ranked[:CANDIDATES]):
+        mark = "¹" if scores.boundaries[place] else ""
+        grid.add_row(
+            Text(view.label(scores.candidates[place]) + mark, style="bold" if not rank else ""),
+            _bar(float(probabilities[place])),
+            *(view.nats(float(column[place])) for column in columns),
+        )
+    if len(ranked) > CANDIDATES:
+        grid.add_row(Text("⋯", style=FAINT), Text(f"{len(ranked) - CANDIDATES:,} more", style=FAINT))
+    return grid
+
+
+def _boundaries(scores: Scores) -> list[Text]:
+    return [Text(f"¹ {view.plain(note)}", style=FAINT) for note in dict.fromkeys(filter(None, scores.boundaries))]
+
+
+def _mass(scores: Scores) -> Text:
+    held = (view.percent(scores.mass), "bold")
+    return Text.assemble(("together the candidates hold ", FAINT), held, (" of what the model would say", FAINT))
+
+
+def _bar(probability: float) -> Text:
+    if math.isnan(probability):
+        return Text(view.DASH, style=FAINT)
+    whole, half = divmod(round(2 * BAR * probability), 2)
+    bar = "━" * whole + "╸" * half
+    return Text(f"{bar:<{BAR}} {view.percent(probability):>6}")
+
+
+def _others(row: view.Row) -> Text:
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for each in row.alternatives:
+        if not each.chosen:
+            text.append("  " if text else "").append(each.label).append(
+                f" {view.percent(each.probability)}", style=FAINT
+            )
+    return text
+
+
+def _legend() -> Text:
+    text = Text("\nprobability of a token ", style=FAINT)
+    names = [f"≥ {view.LEVELS[1]}", *map(str, view.LEVELS[2:]), f"< {view.LEVELS[-1]}"]
+    for name, style in zip(names, SHADES[1:], strict=True):
+        text.append(" ").append(f" {name} ", style=Style(dim=False) + style)
+    return text
+
+
+def _shade(row: view.Row) -> Style:
+    return Style() if row.level is None else SHADES[row.level]
+
+
+def _ends(rows: Sequence[view.Row], head: int, tail: int) -> Iterator[view.Row | int]:
+    """The rows, or, where that leaves out more than three, the first and last with the number between them."""
+    if len(rows) <= head + tail + 3:
+        yield from rows
+    else:
+        yield from rows[:head]
+        yield len(rows) - head - tail
+        yield from rows[-tail:]

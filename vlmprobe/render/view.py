@@ -1,0 +1,217 @@
+"""What HTML and terminal both show of a token: level of confidence, numbers as text, alternatives."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from vlmprobe.result import Result, Scores
+    from vlmprobe.table import TokenTable
+
+__all__ = [
+    "LEVELS",
+    "Alternative",
+    "Row",
+    "figures",
+    "label",
+    "level",
+    "nats",
+    "order",
+    "percent",
+    "plain",
+    "positions",
+    "provenance",
+    "rows",
+    "tiny",
+]
+
+LEVELS = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03)  # level n holds the probabilities from LEVELS[n] up to LEVELS[n - 1]
+PIECE = "◌"  # stands for a token that carries no text of its own: a piece of a character, completed later
+DASH = "–"
+
+# Shown as text they would move the cursor, recolour a terminal, or reorder the words around them.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that the model could have said at one place."""
+
+    label: str
+    probability: float
+    chosen: bool  # this is the token that was said
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token as it is shown. Numbers that do not exist are NaN."""
+
+    index: int
+    text: str  # for running text: safe characters, line breaks kept
+    label: str  # for a table: white space and missing text made visible
+    kind: str  # "text", "special" or "image"
+    level: int | None  # 0 = sure ... len(LEVELS) = unsure; None where there is no probability
+    probability: float
+    logprob: float  # nats
+    rank: int  # 0 = the most likely token, -1 = undefined
+    entropy: float  # nats
+    score: float  # logprob after processors, nats; NaN where it is the same as logprob or unknown
+    alternatives: tuple[Alternative, ...]  # likeliest first, the chosen token among them
+    rest: float  # probability of everything that is not among the alternatives
+
+
+def plain(text: str) -> str:
+    """Text with control characters, bidirectional overrides and lone surrogates visible; breaks and tabs stay."""
+    return UNSAFE.sub(_visible, text)
+
+
+def label(text: str) -> str:
+    """One line that names a token: outer spaces, line breaks and tabs made visible, nothing left empty."""
+    if not text:
+        return PIECE
+    inner = text.strip(" ")
+    lead = len(text) - len(text.lstrip(" "))
+    shown = "␣" * lead + inner + "␣" * (len(text) - lead - len(inner))
+    return plain(shown.replace("\n", "↵").replace("\t", "⇥"))
+
+
+def level(probability: float) -> int | None:
+    """How unsure a probability is, from 0 (at least ``LEVELS[0]``) to ``len(LEVELS)``; None for NaN."""
+    if math.isnan(probability):
+        return None
+    return next((place for place, bound in enumerate(LEVELS) if probability >= bound), len(LEVELS))
+
+
+def percent(probability: float) -> str:
+    """A probability in percent to one decimal; near 0 and 1 the text says that it is not exactly that."""
+    if math.isnan(probability):
+        return DASH
+    if 0.9995 <= probability <= 1.0005:
+        return ">99.9%"
+    return "<0.1%" if probability < 0.0005 else f"{100 * probability:.1f}%"
+
+
+def nats(value: float) -> str:
+    """A log-probability or entropy to about four digits, with a true minus sign and no minus before zero."""
+    if not math.isfinite(value):
+        return DASH if math.isnan(value) else "∞" if value > 0 else "−∞"
+    places = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    return f"{round(value, places) or 0.0:.{places}f}".replace("-", "−")
+
+
+def tiny(logprob: float) -> str:
+    """The probability ``exp(logprob)`` however small it is: in percent, or else as a power of ten."""
+    if math.isnan(logprob) or logprob >= math.log(0.0005):
+        return percent(math.exp(min(logprob, 0.0)))
+    if math.isinf(logprob):
+        return "0"
+    exponent = math.floor(logprob / math.log(10))
+    mantissa = f"{10 ** (logprob / math.log(10) - exponent):.1f}"
+    if mantissa == "10.0":
+        mantissa, exponent = "1.0", exponent + 1
+    return f"{mantissa} × 10{str(exponent).translate(SUPERSCRIPTS)}"
+
+
+def rows(table: TokenTable, alternatives: int = 5) -> list[Row]:
+    """Every row of a table, ready to be shown, with at most ``alternatives`` likeliest tokens and the chosen one."""
+    probabilities = np.exp(table.logprobs.astype(np.float64))
+    tops = np.exp(table.top_logprobs[:, :alternatives].astype(np.float64))
+    scores = np.full(len(table), np.nan) if table.scores is None else table.scores
+    shown = []
+    for place, (token, kind) in enumerate(zip(table.tokens, table.kinds, strict=True)):
+        probability = float(probabilities[place])
+        choices = _alternatives(table, place, tops[place], probability)
+        shown.append(
+            Row(
+                index=place,
+                text=plain(token),
+                label=label(token),
+                kind=kind,
+                level=level(probability),
+                probability=probability,
+                logprob=float(table.logprobs[place]),
+                rank=int(table.ranks[place]),
+                entropy=float(table.entropy[place]),
+                score=float(scores[place]),
+                alternatives=choices,
+                rest=max(0.0, 1 - sum(each.probability for each in choices)) if choices else math.nan,
+            )
+        )
+    return shown
+
+
+def positions(table: TokenTable, row: int) -> tuple[int, int, int]:
+    """Of an image row: which image it is, how many positions it takes in the model, and in how many runs."""
+    start = int(table.positions[row])
+    image = next((span.image for span in table.image_spans if span.start == start), table.kinds[:row].count("image"))
+    runs = [span for span in table.image_spans if span.image == image]
+    return image, sum(span.stop - span.start for span in runs), len(runs)
+
+
+def figures(result: Result) -> list[tuple[str, str, str]]:
+    """The figures that sum up an answer: name, value, and what the figure means."""
+    output = result.output
+    scored = ~np.isnan(output.logprobs)
+    entropy = output.entropy[~np.isnan(output.entropy)]
+    summary = [
+        ("confidence", tiny(output.logprob), "probability of the whole answer given the prompt"),
+        ("perplexity", _short(output.perplexity), "exp of the mean negative log-probability per token"),
+        (
+            "mean entropy",
+            f"{nats(float(entropy.mean(dtype=np.float64)))} nats" if entropy.size else DASH,
+            "of the distributions that the tokens were drawn from",
+        ),
+    ]
+    if scored.any():
+        place = int(np.nanargmin(output.logprobs))
+        worst = f"{label(output.tokens[place].strip() or output.tokens[place])} {tiny(float(output.logprobs[place]))}"
+        summary.append(("least sure", worst, f"the token of least probability, at place {place}"))
+    summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
+    if "finish_reason" in result.meta:
+        summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))
+    return summary
+
+
+def provenance(meta: Mapping[str, Any]) -> list[str]:
+    """Where the numbers come from: model, adapter, dtype, device, as far as ``meta`` says."""
+    return [label(str(meta[name])) for name in ("model", "adapter", "dtype", "device") if meta.get(name)]
+
+
+def order(scores: Scores) -> list[int]:
+    """Candidates by falling log-probability; those without a number last."""
+    return [int(place) for place in np.argsort(-np.nan_to_num(scores.logprobs, nan=-np.inf), kind="stable")]
+
+
+def _alternatives(
+    table: TokenTable, place: int, probabilities: np.ndarray, probability: float
+) -> tuple[Alternative, ...]:
+    found = [
+        Alternative(label(table.top_tokens[place][k]), float(value), bool(table.top_ids[place, k] == table.ids[place]))
+        for k, value in enumerate(probabilities)
+        if not math.isnan(value)
+    ]
+    if found and not math.isnan(probability) and not any(each.chosen for each in found):
+        found.append(Alternative(label(table.tokens[place]), probability, chosen=True))
+    return tuple(found)
+
+
+def _short(value: float) -> str:
+    if not math.isfinite(value):
+        return DASH if math.isnan(value) else "∞"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    return f"‹U+{code:04X}›"
