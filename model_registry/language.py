@@ -21,6 +21,7 @@ KEYS = (
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
+    "original_max_position_embeddings",
     "attention_bias",
     "attention_dropout",
     "mlp_bias",

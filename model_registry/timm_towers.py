@@ -7,6 +7,7 @@ block. Everything else (widths, depth, native grid) comes from the shapes in the
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,6 +104,17 @@ def _shapes(folder: Path, prefix: str) -> Mapping[str, tuple[int, ...]]:
                 named = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118 - no iterator
                 shapes |= {name.removeprefix(prefix): tuple(weights.get_slice(name).get_shape()) for name in named}
         else:
-            held = torch.load(file, map_location="meta", weights_only=True)
-            shapes |= {name.removeprefix(prefix): tuple(held[name].shape) for name in held if name.startswith(prefix)}
+            held = _bin_shapes(file)
+            shapes |= {name.removeprefix(prefix): shape for name, shape in held.items() if name.startswith(prefix)}
     return shapes
+
+
+def _bin_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        held = torch.load(file, map_location="meta", weights_only=True)
+        return {name: tuple(tensor.shape) for name, tensor in held.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} holds something other than tensors, or is damaged ({type(error).__name__}); it is not read. "
+            "Download it again, or take a safetensors version."
+        ) from error

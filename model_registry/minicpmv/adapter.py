@@ -66,7 +66,8 @@ class MiniCPMV(Adapter):
             raise CapabilityError(f"enable_thinking is for MiniCPM-V 4.5; this checkpoint is {release.version}.")
         folder = local_folder(checkpoint, revision=revision)
         translated, rules = translate(folder, config)
-        tokenizer = original_tokenizer(folder, prefer_fast=True)
+        # The original of 2.0 reads tokenizer.model; those of later releases read tokenizer.json.
+        tokenizer = original_tokenizer(folder, prefer_fast=release.version != "2.0")
         ends = tokenizer.convert_tokens_to_ids(list(release.ends))
         if None in ends or (tokenizer.unk_token_id in ends):
             raise CheckpointError(f"The tokenizer in {folder} lacks one of the end tokens {', '.join(release.ends)}.")

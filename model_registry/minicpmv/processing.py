@@ -130,11 +130,11 @@ class MiniCPMVProcessor:
         if not self.release.template:
             return self._render_plain(conversation, placeholders)
         chat = [{"role": message.role, "content": _joined(message)} for message in messages]
-        continues = conversation.continues
+        # An answer that is continued follows the prompt as it was begun, whatever the template does with answers.
+        begun = chat.pop()["content"] if conversation.continues else ""
         options = {"enable_thinking": self.thinking} if self.release.version == "4.5" else {}
-        rendered = self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues, **options
-        )
+        prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
+        rendered = prompt + begun
         pieces = rendered.split(IMAGE_TAG)
         return pieces[0] + "".join(tag + piece for tag, piece in zip(placeholders, pieces[1:], strict=True))
 

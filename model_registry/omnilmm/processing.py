@@ -53,13 +53,10 @@ class OmniLMMProcessor:
         Raises:
             MessageError: for a conversation that the original cannot express.
         """
-        continues = conversation.continues
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "system", "content": SYSTEM}, *self._chat(conversation)],
-            tokenize=False,
-            add_generation_prompt=not continues,
-            continue_final_message=continues,
-        )
+        chat = self._chat(conversation)
+        begun = chat.pop()["content"] if conversation.continues else ""  # an answer to be continued
+        system = {"role": "system", "content": SYSTEM}
+        text = self.tokenizer.apply_chat_template([system, *chat], tokenize=False, add_generation_prompt=True) + begun
         ids = np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int64)
         return EncodedPrompt(ids, self._spans(ids, bool(conversation.images)), text)
 
