@@ -125,6 +125,11 @@ class Conversation:
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, ImagePart))
 
     @property
+    def question(self) -> str:
+        """The text of the last user message, for display."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
     def continues(self) -> bool:
         """Whether the model continues the last (assistant) message rather than begins a new one."""
         return self.messages[-1].role == "assistant"

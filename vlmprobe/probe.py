@@ -78,7 +78,7 @@ class Probe:
         options = _options(keep, prompt, alternatives, seed, generation)
         conversation = Conversation.build(question, image)
         self.engine.check([conversation], options)
-        return self._told(self.engine.generate([conversation], options)[0])
+        return self._told(self.engine.generate([conversation], options)[0], conversation)
 
     def generate_many(
         self,
@@ -137,7 +137,7 @@ class Probe:
         listed = _candidates(candidates)
         conversation = Conversation.build(question, image)
         self.engine.check([conversation], options)
-        return self._told(self.engine.score(conversation, listed, options))
+        return self._told(self.engine.score(conversation, listed, options), conversation)
 
     def __repr__(self) -> str:
         known = ", ".join(
@@ -165,15 +165,12 @@ class Probe:
 
     def _batch(self, pending: list[tuple[Request, Conversation]], options: Options) -> Iterator[Result]:
         results = self.engine.generate([conversation for _, conversation in pending], options)
-        for (request, _), result in zip(pending, results, strict=True):
-            yield self._told(result, id=request.id)
+        for (request, conversation), result in zip(pending, results, strict=True):
+            yield self._told(result, conversation, **({} if request.id is None else {"id": request.id}))
 
-    def _told(self, result: Any, **more: Any) -> Any:
-        """The result with what is known of the model put into its ``meta``."""
-        return replace(
-            result,
-            meta={**self.meta, **result.meta, **{key: value for key, value in more.items() if value is not None}},
-        )
+    def _told(self, result: Any, conversation: Conversation, **more: Any) -> Any:
+        """The result with what is known of the model and the question put into its ``meta``."""
+        return replace(result, meta={**self.meta, "question": conversation.question, **result.meta, **more})
 
 
 def load(

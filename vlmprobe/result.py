@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Scores(Saved):
     meta: dict[str, Any] = field(default_factory=dict)
     images: tuple[Image, ...] = ()  # the pictures asked about, reduced for display
 
-    @property
+    @cached_property
     def logprobs(self) -> np.ndarray:
         """float64 [C], nats: log-probability of each candidate, summed over its tokens."""
         return np.array([table.logprob for table in self.tables])
@@ -138,11 +139,16 @@ class Scores(Saved):
         """float64 [C], nats per UTF-8 byte of the candidate: comparable between tokenizers."""
         return self.logprobs / np.array([len(candidate.encode()) for candidate in self.candidates])
 
-    @property
+    @cached_property
     def probabilities(self) -> np.ndarray:
-        """float64 [C]: softmax of ``logprobs`` over the candidates, so they sum to 1."""
-        shifted = np.exp(self.logprobs - self.logprobs.max())
-        return shifted / shifted.sum()
+        """float64 [C]: softmax of ``logprobs`` over the candidates, so they sum to 1.
+
+        A candidate that has no log-probability (it holds an id beyond the head) stays NaN and takes no part.
+        """
+        if np.isnan(self.logprobs).all():
+            return self.logprobs
+        shifted = np.exp(self.logprobs - np.nanmax(self.logprobs))
+        return shifted / np.nansum(shifted)
 
     @property
     def mass(self) -> float:
@@ -150,12 +156,14 @@ class Scores(Saved):
 
         Above 1 only where one candidate begins with another one.
         """
-        return float(np.exp(self.logprobs).sum())
+        return float(np.nansum(np.exp(self.logprobs)))
 
     @property
     def best(self) -> str:
         """The candidate with the greatest summed log-probability."""
-        return self.candidates[int(np.argmax(self.logprobs))]
+        if np.isnan(self.logprobs).all():
+            raise ResultError("no candidate has a log-probability: all hold ids beyond the model's head")
+        return self.candidates[int(np.nanargmax(self.logprobs))]
 
     def __repr__(self) -> str:
         order = np.argsort(-self.logprobs)[:3]
