@@ -126,8 +126,8 @@ class Scores(Saved):
 
     @cached_property
     def logprobs(self) -> np.ndarray:
-        """float64 [C], nats: log-probability of each candidate, summed over its tokens."""
-        return np.array([table.logprob for table in self.tables])
+        """float64 [C], nats: log-probability of each candidate, summed over all its tokens; NaN where one has none."""
+        return np.array([table.logprobs.sum(dtype=np.float64) for table in self.tables])
 
     @property
     def means(self) -> np.ndarray:
