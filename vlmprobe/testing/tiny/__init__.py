@@ -26,6 +26,9 @@ MODULES = (
     "families_cohere",
     "families_patchwise",
     "families_tiles",
+    "families_deepseek",
+    "families_sam",
+    "families_other",
 )
 SKIPPED: dict[str, str] = {}  # name of an architecture -> why there is no tiny checkpoint of it
 

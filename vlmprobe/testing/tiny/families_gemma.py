@@ -21,36 +21,34 @@ QUIET: dict[str, Any] = {
 WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
-@family("gemma3")
-def _gemma3() -> Parts:
+def _gemma3_like(kind: str, **text: Any) -> Parts:
     tokenizer = gemma_tokenizer(
         boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
     )
-    processor = hf.Gemma3Processor(
+    processor = getattr(hf, f"{kind}Processor")(
         image_processor=hf.Gemma3ImageProcessor(size=square(32)),
         tokenizer=tokenizer,
         image_seq_length=4,
         chat_template=gemma_template("<start_of_image>"),
     )
-    config = hf.Gemma3Config(
+    config = getattr(hf, f"{kind}Config")(
         vision_config=hf.SiglipVisionConfig(**tower(vision_use_head=False)),
         text_config=hf.Gemma3TextConfig(
-            **decoder(
-                tokenizer,
-                head_dim=16,
-                query_pre_attn_scalar=16,
-                sliding_window=12,
-                layer_types=WINDOWED,
-                # Gemma 3 for images does not apply it, although its config has it.
-                final_logit_softcapping=4.0,
-            )
+            **decoder(tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=12, layer_types=WINDOWED, **text)
         ),
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
         image_token_index=tokenizer.image_token_id,
+        tie_word_embeddings=True,
     )
     return Parts(config, processor, ("<end_of_turn>", "<eos>"), **QUIET)
+
+
+@family("gemma3")
+def _gemma3() -> Parts:
+    # Gemma 3 for images does not soft-cap, although its config may say so.
+    return _gemma3_like("Gemma3", final_logit_softcapping=4.0)
 
 
 @family(
@@ -118,9 +116,8 @@ def _gemma3n() -> Parts:
     return Parts(config, processor, ("<end_of_turn>", "<eos>"), **QUIET)
 
 
-@family("gemma4")
-def _gemma4() -> Parts:
-    tokenizer = gemma_tokenizer(
+def _gemma4_tokenizer() -> Any:
+    return gemma_tokenizer(
         "<|turn>",
         "<turn|>",
         "<|video|>",
@@ -131,14 +128,48 @@ def _gemma4() -> Parts:
         eoa_token="<audio|>",
         audio_token="<|audio|>",
     )
-    processor = hf.Gemma4Processor(
-        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
-        image_processor=hf.Gemma4ImageProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3),
+
+
+def _gemma4_processor(kind: str, tokenizer: Any) -> Any:
+    sizes = {"patch_size": 4, "max_soft_tokens": 70, "pooling_kernel_size": 3}
+    return getattr(hf, f"{kind}Processor")(
+        feature_extractor=getattr(hf, f"{kind}AudioFeatureExtractor")(),
+        image_processor=getattr(hf, f"{kind}ImageProcessor")(**sizes),
         tokenizer=tokenizer,
-        video_processor=hf.Gemma4VideoProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3),
+        video_processor=getattr(hf, f"{kind}VideoProcessor")(**sizes),
         image_seq_length=70,
         chat_template=gemma_template("<|image|>", opens="<|turn>", closes="<turn|>"),
     )
+
+
+def _gemma4_text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    return decoder(
+        tokenizer,
+        head_dim=16,
+        global_head_dim=32,
+        sliding_window=12,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        final_logit_softcapping=5.0,
+        use_bidirectional_attention="vision",
+        **more,
+    )
+
+
+def _gemma4_ids(tokenizer: Any) -> dict[str, int]:
+    return {
+        "boi_token_id": tokenizer.boi_token_id,
+        "eoi_token_id": tokenizer.eoi_token_id,
+        "image_token_id": tokenizer.image_token_id,
+        "video_token_id": tokenizer.convert_tokens_to_ids("<|video|>"),
+        "boa_token_id": tokenizer.boa_token_id,
+        "eoa_token_index": tokenizer.eoa_token_id,
+        "audio_token_id": tokenizer.audio_token_id,
+    }
+
+
+@family("gemma4")
+def _gemma4() -> Parts:
+    tokenizer = _gemma4_tokenizer()
     config = hf.Gemma4Config(
         vision_config=hf.Gemma4VisionConfig(
             hidden_size=32,
@@ -152,28 +183,30 @@ def _gemma4() -> Parts:
             position_embedding_size=256,
         ),
         text_config=hf.Gemma4TextConfig(
-            **decoder(
-                tokenizer,
-                head_dim=16,
-                global_head_dim=32,
-                sliding_window=12,
-                layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-                final_logit_softcapping=5.0,
-                use_bidirectional_attention="vision",
-                vocab_size_per_layer_input=len(tokenizer),
-                hidden_size_per_layer_input=16,
-            )
+            **_gemma4_text(tokenizer, vocab_size_per_layer_input=len(tokenizer), hidden_size_per_layer_input=16)
         ),
         audio_config=None,
-        boi_token_id=tokenizer.boi_token_id,
-        eoi_token_id=tokenizer.eoi_token_id,
-        image_token_id=tokenizer.image_token_id,
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
-        boa_token_id=tokenizer.boa_token_id,
-        eoa_token_index=tokenizer.eoa_token_id,
-        audio_token_id=tokenizer.audio_token_id,
+        **_gemma4_ids(tokenizer),
     )
-    return Parts(config, processor, ("<turn|>", "<eos>"), **QUIET)
+    return Parts(config, _gemma4_processor("Gemma4", tokenizer), ("<turn|>", "<eos>"), **QUIET)
+
+
+@family("gemma4_unified")
+def _gemma4_unified() -> Parts:
+    tokenizer = _gemma4_tokenizer()
+    config = hf.Gemma4UnifiedConfig(
+        vision_config={
+            "patch_size": 4,
+            "pooling_kernel_size": 3,
+            "mm_embed_dim": 48,
+            "mm_posemb_size": 128,
+            "output_proj_dims": 48,
+        },
+        text_config=hf.Gemma4UnifiedTextConfig(**_gemma4_text(tokenizer)),
+        audio_config=None,
+        **_gemma4_ids(tokenizer),
+    )
+    return Parts(config, _gemma4_processor("Gemma4Unified", tokenizer), ("<turn|>", "<eos>"), **QUIET)
 
 
 @family(

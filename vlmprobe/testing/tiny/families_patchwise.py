@@ -18,7 +18,7 @@ from vlmprobe.testing.tiny.text import decoder
 from vlmprobe.testing.tiny.tokenizers import byte_level
 from vlmprobe.testing.tiny.vision import tower
 
-__all__: list[str] = []
+__all__ = ["minicpm_v"]
 
 IDEFICS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
 ROWS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
@@ -95,7 +95,13 @@ def _mistral3() -> Parts:
     return Parts(config, processor, ("</s>",))
 
 
-def _minicpm_v(version: str) -> Parts:
+def minicpm_v(version: str, family_name: str = "MiniCPMV4_6") -> Parts:
+    """The parts of a MiniCPM-V 4.6 and its successors.
+
+    Args:
+        version: what follows ``MiniCPM`` in the names of processor and configuration.
+        family_name: what the names of the image and video processors begin with.
+    """
     names = {
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
@@ -109,8 +115,8 @@ def _minicpm_v(version: str) -> Parts:
     tokenizer = qwen_tokenizer(cls="PreTrainedTokenizerFast", **names)
     slices = {"patch_size": 4, "scale_resolution": 32, "max_slice_nums": 4}
     processor = getattr(hf, f"MiniCPM{version}Processor")(
-        image_processor=hf.MiniCPMV4_6ImageProcessor(**slices),
-        video_processor=hf.MiniCPMV4_6VideoProcessor(**slices),
+        image_processor=getattr(hf, f"{family_name}ImageProcessor")(**slices),
+        video_processor=getattr(hf, f"{family_name}VideoProcessor")(**slices),
         tokenizer=tokenizer,
         chat_template=chatml_template("<|image_pad|>"),
     )
@@ -129,9 +135,9 @@ def _minicpm_v(version: str) -> Parts:
             **decoder(tokenizer, **deltanet()),
         },
         insert_layer_id=0,
-        image_size=32,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
+        **({} if version == "Ocr" else {"image_size": 32}),
         **(marks if version == "V4_7" else {}),
     )
     return Parts(config, processor, ("<|im_end|>", "<|endoftext|>"))
@@ -139,9 +145,9 @@ def _minicpm_v(version: str) -> Parts:
 
 @family("minicpmv4_6")
 def _minicpmv4_6() -> Parts:
-    return _minicpm_v("V4_6")
+    return minicpm_v("V4_6")
 
 
 @family("minicpmv4_7")
 def _minicpmv4_7() -> Parts:
-    return _minicpm_v("V4_7")
+    return minicpm_v("V4_7")
