@@ -1,39 +1,58 @@
-"""The part of a flat original ``config.json`` that describes the language model."""
+"""The language model that a flat original ``config.json`` describes among much else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+
+from vlmprobe.errors import CheckpointError
+
 __all__ = ["language_config"]
 
-KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+OPTIONAL = (
     "num_key_value_heads",
     "head_dim",
     "hidden_act",
     "max_position_embeddings",
-    "initializer_range",
     "rms_norm_eps",
-    "rope_theta",
     "rope_scaling",
     "original_max_position_embeddings",
     "attention_bias",
-    "attention_dropout",
     "mlp_bias",
     "sliding_window",
     "use_sliding_window",
     "max_window_layers",
-    "tie_word_embeddings",
     "bos_token_id",
     "eos_token_id",
 )
 
 
-def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the language model's configuration class; nothing that names code or files goes through."""
-    return {key: config[key] for key in KEYS if key in config}
+def language_config(model_type: str, config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of the language model. Nothing that names code or files goes through.
+
+    Args:
+        model_type: its architecture in transformers.
+        config: the original ``config.json``.
+
+    Raises:
+        CheckpointError: for fields that are missing or of a wrong type, and for quantised weights.
+    """
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            "config.json describes quantised weights, which cannot be read from the original format. Load the "
+            "checkpoint that was not quantised, and pass quantization_config= to quantise it."
+        )
+    missing = [name for name in REQUIRED if name not in config]
+    if missing:
+        raise CheckpointError(f"config.json lacks {', '.join(missing)}; download it again.")
+    fields = {name: config[name] for name in (*REQUIRED, *OPTIONAL) if name in config}
+    theta = config.get("rope_theta", 10000.0)
+    try:
+        # A cache is no property of the weights, so what config.json says of it does not count.
+        return AutoConfig.for_model(model_type, **fields, rope_theta=theta, use_cache=True)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"config.json does not describe a {model_type} model: {error}") from error

@@ -336,6 +336,30 @@ def test_files_that_contradict_each_other(tmp_path, file, change, told):
         vlmprobe.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"vision_config": {"hidden_size": "wide"}}, "vision"),
+    ],
+)
+def test_configs_that_describe_no_model(tmp_path, change, told):
+    folder = copied("minicpmv-2.6", tmp_path)
+    edit(folder / "config.json", **change)
+    with pytest.raises(CheckpointError, match=told):
+        vlmprobe.load(folder)
+
+
+def test_a_config_that_lacks_a_size(tmp_path):
+    folder = copied("minicpmv-2.0", tmp_path)
+    held = config(folder)
+    del held["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps(held))
+    with pytest.raises(CheckpointError, match="num_hidden_layers"):
+        vlmprobe.load(folder)
+
+
 def test_missing_preprocessor_config(tmp_path):
     folder = copied("minicpmv-2.6", tmp_path)
     (folder / "preprocessor_config.json").unlink()

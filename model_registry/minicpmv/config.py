@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionConfig
 
@@ -113,15 +114,14 @@ def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, 
         CheckpointError: for an unsupported version, or files that contradict each other.
     """
     release = release_of(config)
-    language = language_config(config)
+    language = language_config(release.language, config)
     scales: dict[str, Any] = {}
     vision: PreTrainedConfig
     if release.version == "2.0":
-        layers, width = config["num_hidden_layers"], config["hidden_size"]
-        language["residual_multiplier"] = config.get("scale_depth", 1) / math.sqrt(layers)
-        language["attention_multiplier"] = (width // config["num_attention_heads"]) ** -0.5
+        language.residual_multiplier = config.get("scale_depth", 1) / math.sqrt(language.num_hidden_layers)
+        language.attention_multiplier = (language.hidden_size // language.num_attention_heads) ** -0.5
         scales["embedding_scale"] = config.get("scale_emb", 1)
-        scales["head_divisor"] = width / config.get("dim_model_base", 1)
+        scales["head_divisor"] = language.hidden_size / config.get("dim_model_base", 1)
         vision = _named_tower(folder, config)
     else:
         vision = _vision(config)
@@ -131,7 +131,7 @@ def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, 
     return (
         MiniCPMVConfig(
             release=release.version,
-            text_config=AutoConfig.for_model(release.language, **language),
+            text_config=language,
             vision_config=vision,
             query_num=config.get("query_num", 64),
             vision_batch=config.get("vision_batch_size", 16),
@@ -157,7 +157,10 @@ def _vision(config: Mapping[str, Any]) -> Idefics2VisionConfig:
     given = {**VISION_DEFAULTS, **(config.get("vision_config") or {})}
     vision = {key: given[key] for key in VISION_KEYS if key in given}
     vision["num_hidden_layers"] -= bool(config.get("drop_vision_last_layer", True))
-    return Idefics2VisionConfig(**vision)
+    try:
+        return Idefics2VisionConfig(**vision)
+    except StrictDataclassError as error:
+        raise CheckpointError(f"vision_config in config.json does not describe a vision tower: {error}") from error
 
 
 def _rules(folder: Path, config: Mapping[str, Any], release: Release) -> ImageRules:

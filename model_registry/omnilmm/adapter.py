@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig
 from transformers.core_model_loading import WeightRenaming
 
 from model_registry.checkpoint import load_weights, local_folder
@@ -97,7 +96,7 @@ def _translate(folder: Path, config: Mapping[str, Any]) -> OmniLMMConfig:
     if math.isqrt(queries) ** 2 != queries:
         raise CheckpointError(f"{folder}: num_query is {queries}; the queries stand on a square grid.")
     return OmniLMMConfig(
-        text_config=AutoConfig.for_model("mistral", **language_config(config)),
+        text_config=language_config("mistral", config),
         vision_config=read_tower(folder, "model.vision_tower.", "eva02"),
         num_query=queries,
         image_size=config.get("image_size", 448),
