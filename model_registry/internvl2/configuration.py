@@ -67,7 +67,8 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
         image_token_id: id of ``<IMG_CONTEXT>``.
 
     Raises:
-        CheckpointError: for a language model, pixel shuffle or size that the original code does not know either.
+        CheckpointError: for a language model, pixel shuffle, layer or size that the original code does not know
+            either, and for LoRA weights that are not merged.
     """
     vision = original.get("vision_config") or {}
     patch = int(vision.get("patch_size", 14))
@@ -85,13 +86,19 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
             f"config.json asks for ps_version {shuffle!r}; known are {', '.join(PIXEL_SHUFFLES)}."
             f"{near(str(shuffle), PIXEL_SHUFFLES)}"
         )
+    if original.get("use_llm_lora") or original.get("use_backbone_lora"):
+        raise CheckpointError("config.json says that LoRA weights stand beside the model's own: merge them first.")
+    tower = _vision(vision)
+    layer, layers = int(original.get("select_layer", -1)), int(tower["num_hidden_layers"])
+    if not -layers - 1 <= layer <= layers:
+        raise CheckpointError(f"config.json asks for select_layer {layer} of a vision tower with {layers} layers.")
     return InternVL2Config(
-        vision_config=_vision(vision),
+        vision_config=tower,
         text_config=_language(original.get("llm_config") or {}),
         image_token_id=image_token_id,
         image_seq_length=int(side * ratio) ** 2,
         downsample_ratio=ratio,
-        vision_feature_layer=int(original.get("select_layer", -1)),
+        vision_feature_layer=layer,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
         tie_word_embeddings=False,
