@@ -308,8 +308,10 @@ def config_of(case: str) -> dict:
     [
         ({"ps_version": "v3"}, "ps_version 'v3'"),
         ({"llm_config": {"architectures": ["Qwen3ForCausalLM"]}}, "Qwen3ForCausalLM.*Did you mean Qwen2ForCausalLM"),
+        ({"llm_config": {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64}}, "lacks vocab_size"),
         ({"force_image_size": 60}, "do not divide evenly"),
         ({"downsample_ratio": 0.3}, "do not divide evenly"),
+        ({"vision_config": {"hidden_size": "wide", "image_size": 56}}, "does not describe an InternVL2 model"),
         ({"select_layer": 4}, "select_layer 4 of a vision tower with 3 layers"),
         ({"use_llm_lora": 16}, "merge them first"),
     ],
@@ -320,7 +322,7 @@ def test_fields_that_cannot_be_honoured(change, told):
 
 
 def test_absent_fields_have_the_defaults_of_the_original():
-    config = translate({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, image_token_id=1)
+    config = translate({"llm_config": config_of("internvl2-llama")["llm_config"]}, image_token_id=1)
     assert (config.ps_version, config.downsample_ratio, config.vision_feature_layer) == ("v1", 0.5, -1)
     vision = config.vision_config
     assert (vision.hidden_size, vision.norm_type, vision.use_qk_norm, vision.attention_bias) == (

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, InternVLConfig, PreTrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import InternVLConfig, PreTrainedConfig
 
+from model_registry.language import language_config
 from vlmprobe.errors import CheckpointError, near
 
 __all__ = ["InternVL2Config", "translate"]
@@ -17,22 +19,6 @@ LANGUAGE_MODELS = {  # architecture -> model type in transformers
     "LlamaForCausalLM": "llama",
     "Phi3ForCausalLM": "phi3",
     "Qwen2ForCausalLM": "qwen2",
-}
-LANGUAGE_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-)
-OWN_FIELDS = {
-    "llama": ("attention_bias", "mlp_bias", "head_dim"),
-    "phi3": ("original_max_position_embeddings", "sliding_window"),
-    "qwen2": ("use_sliding_window", "sliding_window", "max_window_layers"),
 }
 VISION_FIELDS = {  # name in transformers -> (original name, the original's default: the 6B tower)
     "hidden_size": ("hidden_size", 3200),
@@ -92,18 +78,22 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
     layer, layers = int(original.get("select_layer", -1)), int(tower["num_hidden_layers"])
     if not -layers - 1 <= layer <= layers:
         raise CheckpointError(f"config.json asks for select_layer {layer} of a vision tower with {layers} layers.")
-    return InternVL2Config(
-        vision_config=tower,
-        text_config=_language(original.get("llm_config") or {}),
-        image_token_id=image_token_id,
-        image_seq_length=int(side * ratio) ** 2,
-        downsample_ratio=ratio,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=False,
-        ps_version=shuffle,
-    )
+    language = _language(original.get("llm_config") or {})
+    try:
+        return InternVL2Config(
+            vision_config=tower,
+            text_config=language,
+            image_token_id=image_token_id,
+            image_seq_length=int(side * ratio) ** 2,
+            downsample_ratio=ratio,
+            vision_feature_layer=layer,
+            vision_feature_select_strategy="default",
+            projector_hidden_act="gelu",
+            tie_word_embeddings=False,
+            ps_version=shuffle,
+        )
+    except StrictDataclassError as error:
+        raise CheckpointError(f"config.json does not describe an InternVL2 model: {error}") from error
 
 
 def tile_size(original: Mapping[str, Any]) -> int:
@@ -125,14 +115,13 @@ def _language(original: Mapping[str, Any]) -> PreTrainedConfig:
             f"config.json asks for the language model {architecture!r}; known are {', '.join(LANGUAGE_MODELS)}."
             f"{near(str(architecture), LANGUAGE_MODELS)}"
         )
-    fields = {name: original[name] for name in (*LANGUAGE_FIELDS, *OWN_FIELDS[kind]) if name in original}
+    fields = {**original, "rope_scaling": _rope(original, kind), "bos_token_id": None, "eos_token_id": None}
     if architecture == "InternLM2ForCausalLM":
         fields["attention_bias"] = bool(original.get("bias", True))
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        fields[name] = None  # those of the tokenizer and the template count, not the defaults of the architecture
-    return AutoConfig.for_model(
-        kind, **fields, tie_word_embeddings=False, rope_parameters=_rope(original, kind), use_cache=True
-    )
+    language = language_config(kind, fields)
+    language.pad_token_id = None  # like the other two, a matter of the tokenizer
+    language.tie_word_embeddings = False
+    return language
 
 
 def _rope(original: Mapping[str, Any], kind: str) -> dict[str, Any]:
