@@ -136,12 +136,17 @@ class Steps:
         self.logits: list[Tensor] | None = [] if keep_logits else None  # [T] of [N, V], on the CPU
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
+        self._looks = 0  # steps of beam search
 
     def around(self, processors: LogitsProcessorList) -> LogitsProcessorList:
         """The loop's processors with this recorder before the first and after the last."""
         if not processors:
             return LogitsProcessorList([_Call(self._before)])
         return LogitsProcessorList([_Call(self._before_processing), *processors, _Call(self._after)])
+
+    def watching(self, processors: LogitsProcessorList) -> LogitsProcessorList:
+        """The processors of beam search, and before them a look at their rows, so that :meth:`first_bad` works."""
+        return LogitsProcessorList([_Call(self._look), *processors])
 
     def finish(self, tokens: Tensor) -> None:
         """The token [N] that was drawn at the last step."""
@@ -156,6 +161,8 @@ class Steps:
 
     def first_bad(self) -> int | None:
         """The first step whose logits hold NaN or infinity, or None. Waits for the device."""
+        if self._looks:  # log-softmax of a row with NaN or infinity is NaN throughout
+            return self._looks - 1 if self._raw is not None and bool(self._raw.isnan().any()) else None
         rows = [stats.logsumexp for stats in self.stats]
         if self._raw is not None:
             rows.append(torch.logsumexp(self._raw, dim=-1))
@@ -163,6 +170,11 @@ class Steps:
 
     def _before(self, ids: Tensor, raw: Tensor) -> Tensor:
         self.finish(ids[:, -1])
+        self._raw = raw
+        return raw
+
+    def _look(self, ids: Tensor, raw: Tensor) -> Tensor:
+        self._looks += 1
         self._raw = raw
         return raw
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmprobe.engines import KEEP, Engine, Options
-from vlmprobe.errors import CapabilityError, GenerationOptionError, MessageError, RemoteCodeError, near
+from vlmprobe.errors import CapabilityError, GenerationOptionError, MessageError, RemoteCodeError, VlmprobeError, near
 from vlmprobe.messages import Conversation, Prompt
 from vlmprobe.result import Result, Scores
 
@@ -106,6 +106,10 @@ class Probe:
         options = _options(keep, prompt, alternatives, seed, generation)
         if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
             raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
+        if isinstance(requests, (str, Mapping, Request)) or not isinstance(requests, Iterable):
+            raise MessageError(
+                f"generate_many takes a list of requests, not {type(requests).__name__}; for one use generate"
+            )
         self.engine.check([], options)
         size = self.engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
         return self._many(requests, size, options, progress)
@@ -150,9 +154,14 @@ class Probe:
 
         pending: list[tuple[Request, Conversation]] = []
         for raw in tracked(requests, progress):
-            request = _request(raw)
-            conversation = Conversation.build(request.prompt, request.image)
-            self.engine.check([conversation], options)
+            try:
+                request = _request(raw)
+                conversation = Conversation.build(request.prompt, request.image)
+                self.engine.check([conversation], options)
+            except VlmprobeError:
+                if pending:  # the good requests before a bad one are answered
+                    yield from self._batch(pending, options)
+                raise
             if pending and not _together(pending[0][1], conversation):
                 yield from self._batch(pending, options)
                 pending = []

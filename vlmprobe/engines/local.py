@@ -27,6 +27,7 @@ from vlmprobe.table import TokenTable
 
 __all__ = ["LocalEngine"]
 
+COUNT_PADDING = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}  # option: its neutral value
 THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
 
 
@@ -47,12 +48,17 @@ class LocalEngine:
     def batch_size(self, wanted: int, options: Options) -> int:
         """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone.
 
-        That is one where padding is not invisible to the model, where draws of a seed would be shared, and where
-        an answer may end by something other than its end token, which only the whole batch's end would tell.
+        That is one where padding is not invisible to the model, where draws of a seed would be shared, where an
+        answer may end by something other than its end token, which only the whole batch's end would tell, and where
+        an option counts padding as text.
         """
         config = self._config(options)
-        apart = bool(config.stop_strings or config.max_time or (options.seed is not None and config.do_sample))
-        return wanted if self.adapter.capabilities.batching and not apart else 1
+        ends = config.stop_strings or config.max_time
+        drawn = options.seed is not None and config.do_sample
+        counts = config.max_new_tokens is None or any(
+            getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
+        )
+        return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
 
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
         """Answer N conversations as one batch, in one run of the model."""
@@ -82,7 +88,7 @@ class LocalEngine:
                 prompt=prompt_side,
                 output=output,
                 input_ids=prompt.ids,
-                meta={**meta, "finish_reason": _finish_reason(output, config)},
+                meta={**meta, "finish_reason": _finish_reason(output, ran.length, config)},
                 images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
             )
             for conversation, prompt, (prompt_side, output) in zip(conversations, encoding.prompts, tables, strict=True)
@@ -207,11 +213,11 @@ def _answer_length(made: np.ndarray, config: GenerationConfig) -> int:
     return int(stops[0]) + 1 if len(stops) else len(made)
 
 
-def _finish_reason(output: TokenTable, config: GenerationConfig) -> str:
+def _finish_reason(output: TokenTable, prompt: int, config: GenerationConfig) -> str:
     if len(output) and int(output.ids[-1]) in _ends(config):
         return "stop"
-    limit = config.max_new_tokens
-    return "length" if limit is not None and len(output) >= limit else "stop"
+    limit = config.max_new_tokens if config.max_new_tokens is not None else config.max_length - prompt
+    return "length" if len(output) >= limit else "stop"
 
 
 def _kept_hidden(hidden: Tensor | None, options: Options) -> np.ndarray | None:

@@ -63,8 +63,8 @@ def run(adapter: Adapter, inputs: Mapping[str, Any], config: GenerationConfig, o
             decoded.append(hidden[:, -1].clone())
 
     def decode(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **rest: Any) -> Any:
-        if not beams:  # beam search hands log-softmax to its processors, and its rows change places
-            logits_processor = steps.around(logits_processor)
+        # Beam search hands log-softmax to its processors, and its rows change places.
+        logits_processor = steps.watching(logits_processor) if beams else steps.around(logits_processor)
         loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
         return loop(model, input_ids, logits_processor=logits_processor, **rest)
 

@@ -99,7 +99,10 @@ def _tables(
     ids = torch.tensor([token for _, token in wanted])
     stats = head.stats(hidden, ids[order], options.alternatives, of=of[order], keep=chunks)
     numbers = {name: values[torch.argsort(order).numpy()] for name, values in numpy_columns(stats).items()}
-    require_finite(numbers["logsumexp"], [f"candidate token {token} after {list(path)}" for (_, path), token in wanted])
+    names = [
+        f"token {place} of candidate {each}" for each, ids in enumerate(candidates) for place in range(len(ids.ids))
+    ]
+    require_finite(numbers["logsumexp"], names)
     rows = {
         "logits": torch.cat(chunks).numpy() if chunks else None,
         "hidden": hidden.float().cpu().numpy() if "hidden" in options.keep else None,
