@@ -23,14 +23,18 @@ class Mllama(Adapter):
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
         """As the base class; new positions see the images that the last prompt position sees."""
         grown = super().extend(inputs, ids, drop)
-        if (mask := inputs.get("cross_attention_mask")) is not None:  # [N, S, images, tiles]
-            kept = mask[:, : mask.shape[1] - drop]
-            grown["cross_attention_mask"] = torch.cat([kept, kept[:, -1:].expand(-1, ids.shape[1], -1, -1)], dim=1)
+        if (mask := inputs.get("cross_attention_mask")) is not None:
+            grown["cross_attention_mask"] = _longer(mask[:, : mask.shape[1] - drop], ids.shape[1])
         return grown
 
     def continue_from(self, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
-        """As the base class, with the image mask of the last prompt position for every new one."""
+        """As the base class, with the image mask of the whole sequence, of which ``forward`` takes its part."""
         arguments = super().continue_from(inputs, ids)
         if (mask := inputs.get("cross_attention_mask")) is not None:
-            arguments["cross_attention_mask"] = mask[:, -1:].expand(*ids.shape, -1, -1).to(ids.device)
+            arguments["cross_attention_mask"] = _longer(mask, ids.shape[1]).expand(len(ids), -1, -1, -1)
         return arguments
+
+
+def _longer(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """A mask [N, S, images, tiles] with its last row repeated ``count`` times."""
+    return torch.cat([mask, mask[:, -1:].expand(-1, count, -1, -1)], dim=1)
