@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError
 
-__all__ = ["language_config"]
+__all__ = ["language_config", "stretches"]
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 OPTIONAL = (
@@ -56,3 +56,9 @@ def language_config(model_type: str, config: Mapping[str, Any]) -> PreTrainedCon
         return AutoConfig.for_model(model_type, **fields, rope_theta=theta, use_cache=True)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"config.json does not describe a {model_type} model: {error}") from error
+
+
+def stretches(language: PreTrainedConfig) -> bool:
+    """Whether rotary frequencies depend on the longest row of a batch, so that a short row would not stand alone."""
+    rope = getattr(language, "rope_parameters", None) or {}
+    return rope.get("rope_type") in ("dynamic", "longrope")

@@ -7,29 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers.core_model_loading import WeightRenaming
-
-from model_registry.checkpoint import load_weights, local_folder
-from model_registry.fused_batch import sequence_inputs
-from model_registry.minicpmv.config import RELEASES, Release, release_of, translate
-from model_registry.minicpmv.modeling import MiniCPMVForConditionalGeneration
-from model_registry.minicpmv.processing import MiniCPMVProcessor
-from model_registry.original_tokenizer import original_tokenizer
+from model_registry.minicpmv.releases import RELEASES, Release, release_of
 from vlmprobe.adapter import Adapter, Encoding
-from vlmprobe.errors import CapabilityError, CheckpointError
+from vlmprobe.errors import CapabilityError
 
 if TYPE_CHECKING:
+    import torch
+
     from vlmprobe.messages import Conversation
 
 __all__ = ["MiniCPMV"]
 
-RENAMED = (
-    WeightRenaming(r"^llm\.lm_head\.", "lm_head."),
-    WeightRenaming(r"^llm\.model\.", "model.language_model."),
-    WeightRenaming(r"^vpm\.", "model.vision_tower."),
-    WeightRenaming(r"^resampler\.", "model.resampler."),
-)
+RENAMED = {
+    r"^llm\.lm_head\.": "lm_head.",
+    r"^llm\.model\.": "model.language_model.",
+    r"^vpm\.": "model.vision_tower.",
+    r"^resampler\.": "model.resampler.",
+}
 
 
 class MiniCPMV(Adapter):
@@ -38,10 +32,15 @@ class MiniCPMV(Adapter):
     An image part may carry ``max_slice_nums``, the most slices that its image is cut into.
     """
 
-    def __init__(self, model: Any, processor: MiniCPMVProcessor) -> None:
+    def __init__(self, model: Any, processor: Any) -> None:
+        from model_registry.language import stretches
+
         super().__init__(model, processor)
-        self.release: Release = RELEASES[model.config.release]
-        self.capabilities = replace(type(self).capabilities, several_images=self.release.version != "2.0")
+        self.capabilities = replace(
+            self.capabilities,
+            several_images=self.release.version != "2.0",
+            batching=not stretches(model.config.text_config),
+        )
 
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:
@@ -60,29 +59,41 @@ class MiniCPMV(Adapter):
         **options: Any,
     ) -> MiniCPMV:
         """As in the base class; 4.5 also takes ``enable_thinking``, as its original ``chat()`` does."""
+        from transformers.core_model_loading import WeightRenaming
+
+        from model_registry.checkpoint import load_weights, local_folder
+        from model_registry.minicpmv.config import translate
+        from model_registry.minicpmv.modeling import MiniCPMVForConditionalGeneration
+        from model_registry.minicpmv.processing import MiniCPMVProcessor
+        from model_registry.original_tokenizer import original_tokenizer, token_id
+
         release = release_of(config)
         thinking = bool(options.pop("enable_thinking", False))
         if thinking and release.version != "4.5":
             raise CapabilityError(f"enable_thinking is for MiniCPM-V 4.5; this checkpoint is {release.version}.")
-        folder = local_folder(checkpoint, revision=revision)
+        folder = local_folder(checkpoint, revision=revision, options=options)
         translated, rules = translate(folder, config)
         # The original of 2.0 reads tokenizer.model; those of later releases read tokenizer.json.
         tokenizer = original_tokenizer(folder, prefer_fast=release.version != "2.0")
-        ends = tokenizer.convert_tokens_to_ids(list(release.ends))
-        if None in ends or (tokenizer.unk_token_id in ends):
-            raise CheckpointError(f"The tokenizer in {folder} lacks one of the end tokens {', '.join(release.ends)}.")
+        processor = MiniCPMVProcessor(tokenizer, rules, release, thinking=thinking)
+        ends = [token_id(tokenizer, token) for token in release.ends]
         model = load_weights(
             MiniCPMVForConditionalGeneration,
             folder,
             translated,
-            conversions=RENAMED,
+            conversions=[WeightRenaming(source, target) for source, target in RENAMED.items()],
             dtype=dtype,
             device_map=device_map,
             **options,
         )
         model.generation_config.eos_token_id = ends
         model.generation_config.pad_token_id = 0
-        return cls(model, MiniCPMVProcessor(tokenizer, rules, release, thinking=thinking))
+        return cls(model, processor)
+
+    @property
+    def release(self) -> Release:
+        """The release of the checkpoint."""
+        return RELEASES[self.model.config.release]
 
     @property
     def image_options(self) -> frozenset[str]:
@@ -95,6 +106,10 @@ class MiniCPMV(Adapter):
         Inputs beside ids and mask: ``pixel_values`` [P, ...] of all P slices, ``tgt_sizes`` [P, 2] (rows and columns
         of patches), ``owners`` [P] (the conversation of each slice) and ``image_index`` [N, S].
         """
+        import torch
+
+        from model_registry.fused_batch import sequence_inputs
+
         prompts, images, owners = [], [], []
         for place, conversation in enumerate(conversations):
             self.check(conversation)

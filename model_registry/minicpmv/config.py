@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,39 +14,12 @@ from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionCo
 from model_registry.checkpoint import read_json
 from model_registry.fused import FusedConfig
 from model_registry.language import language_config
+from model_registry.minicpmv.releases import ImageRules, Release, release_of
 from model_registry.timm_towers import TimmTowerConfig, read_tower
 from vlmprobe.errors import CheckpointError
 
-__all__ = ["RELEASES", "ImageRules", "MiniCPMVConfig", "Release", "release_of", "translate"]
+__all__ = ["MiniCPMVConfig", "translate"]
 
-
-@dataclass(frozen=True)
-class Release:
-    """What the code of one release does and its config does not say."""
-
-    version: str
-    language: str  # model type of the language model in transformers
-    ends: tuple[str, ...]  # tokens at which the original chat() ends an answer
-    strips: bool = True  # slices as strips of patches; else each as an image of its own
-    patch_mask: bool = True  # padding patches are masked and positions are two-dimensional
-    slice_tag: str = "slice"  # how a slice is enclosed in the prompt
-    hides_first_id: bool = True  # chat() hides every token with id 0 from attention
-    template: bool = True  # the tokenizer has a chat template
-
-
-RELEASES: Mapping[str, Release] = {
-    release.version: release
-    for release in (
-        # MiniCPM is Granite's architecture: Llama with a factor on what each sublayer adds.
-        Release("2.0", "granite", ("</s>",), False, False, "image", False, False),
-        # The original sets the mask of whole rows, so padding is attended to and positions are one-dimensional.
-        # The released weights were trained with it.
-        Release("2.5", "llama", ("<|end_of_text|>", "<|eot_id|>"), True, False, "image", False),
-        Release("2.6", "qwen2", ("<|im_end|>", "<|endoftext|>")),
-        Release("4.0", "llama", ("<|im_end|>", "</s>")),
-        Release("4.5", "qwen3", ("<|im_end|>", "<|endoftext|>")),
-    )
-}
 
 TOWER = "vit_so400m_patch14_siglip_384"  # of 2.0
 # Defaults of the original configuration classes.
@@ -65,7 +37,7 @@ VISION_KEYS = (*VISION_DEFAULTS, "hidden_act", "layer_norm_eps", "num_channels")
 class MiniCPMVConfig(FusedConfig):
     """Sizes of the parts, and the release that decides how they work together."""
 
-    model_type = "vlmprobe_minicpmv"
+    model_type = "minicpmv"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": PreTrainedConfig}
 
     release: str = "2.6"
@@ -74,37 +46,6 @@ class MiniCPMVConfig(FusedConfig):
     pad_together: bool = True  # 2.5: strips of a conversation are padded to one length
     embedding_scale: float = 1.0  # on text embeddings alone, not on image features
     head_divisor: float = 1.0  # on what enters the LM head
-
-
-@dataclass(frozen=True)
-class ImageRules:
-    """How images become slices, pixels and placeholders."""
-
-    max_slices: int
-    resolution: int
-    patch: int
-    queries: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    numbered: bool  # images carry their number in the prompt
-
-
-def release_of(config: Mapping[str, Any]) -> Release:
-    """The release that a ``config.json`` belongs to.
-
-    Raises:
-        CheckpointError: for a version that is not supported.
-    """
-    version = config.get("version")
-    if version is None and {"vision_encoder", "scale_emb", "scale_resolution"} <= config.keys():
-        return RELEASES["2.0"]  # written before the field existed
-    try:
-        return RELEASES[f"{float(str(version)):.1f}"]  # a string in some releases, a number in others
-    except (KeyError, ValueError):
-        raise CheckpointError(
-            f"MiniCPM-V version {version!r} is not supported; supported in the original format are "
-            f"{', '.join(RELEASES)}. Versions 4.6 and later have checkpoints native to transformers."
-        ) from None
 
 
 def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, ImageRules]:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from model_registry.fused import FusedForConditionalGeneration, FusedModel
-from model_registry.minicpmv.config import RELEASES, MiniCPMVConfig
+from model_registry.minicpmv.config import MiniCPMVConfig
+from model_registry.minicpmv.releases import RELEASES
 from model_registry.minicpmv.vision import NavitTower, grid_positions, patch_positions, patches_mask
 from model_registry.resampler import AdaptiveResampler, GridResampler
 from model_registry.timm_towers import build_tower

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from model_registry.minicpmv.config import ImageRules, Release
+from model_registry.minicpmv.releases import ImageRules, Release
+from model_registry.original_tokenizer import token_id
 from model_registry.slicing import SlicePlan, plan_slices, slice_image
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import MessageError
@@ -48,9 +49,9 @@ class MiniCPMVProcessor:
         self.rules = rules
         self.release = release
         self.thinking = thinking
-        tags = ("image",) if release.slice_tag == "image" else ("image", release.slice_tag)
-        self.starts = tokenizer.convert_tokens_to_ids([f"<{tag}>" for tag in tags])
-        self.stops = tokenizer.convert_tokens_to_ids([f"</{tag}>" for tag in tags])
+        tags = {"image", release.slice_tag}
+        self.starts = [token_id(tokenizer, f"<{tag}>") for tag in tags]
+        self.stops = [token_id(tokenizer, f"</{tag}>") for tag in tags]
 
     # -- images --------------------------------------------------------------------------------------
 

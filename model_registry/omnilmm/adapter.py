@@ -7,26 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers.core_model_loading import WeightRenaming
-
-from model_registry.checkpoint import load_weights, local_folder
-from model_registry.fused_batch import sequence_inputs
-from model_registry.language import language_config
-from model_registry.omnilmm.modeling import OmniLMMConfig, OmniLMMForConditionalGeneration
-from model_registry.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
-from model_registry.original_tokenizer import original_tokenizer
-from model_registry.timm_towers import read_tower
 from vlmprobe.adapter import Adapter, Capabilities, Encoding
 from vlmprobe.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
+
+    from model_registry.omnilmm.modeling import OmniLMMConfig
     from vlmprobe.messages import Conversation
 
 __all__ = ["OmniLMM"]
 
 TOWER = "eva02_enormous_patch14_clip_224"  # the only one that the original code builds
-RENAMED = (WeightRenaming(r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),)
+RENAMED = {r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
 
 
 class OmniLMM(Adapter):
@@ -51,7 +44,14 @@ class OmniLMM(Adapter):
         **options: Any,
     ) -> OmniLMM:
         """As in the base class; safetensors or ``.bin`` shards."""
-        folder = local_folder(checkpoint, revision=revision)
+        from transformers.core_model_loading import WeightRenaming
+
+        from model_registry.checkpoint import load_weights, local_folder
+        from model_registry.omnilmm.modeling import OmniLMMForConditionalGeneration
+        from model_registry.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
+        from model_registry.original_tokenizer import original_tokenizer
+
+        folder = local_folder(checkpoint, revision=revision, options=options)
         translated = _translate(folder, config)
         tokenizer = original_tokenizer(folder, prefer_fast=True)
         tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)  # as the original, where they are missing
@@ -61,7 +61,7 @@ class OmniLMM(Adapter):
             OmniLMMForConditionalGeneration,
             folder,
             translated,
-            conversions=RENAMED,
+            conversions=[WeightRenaming(source, target) for source, target in RENAMED.items()],
             dtype=dtype,
             device_map=device_map,
             **options,
@@ -73,6 +73,10 @@ class OmniLMM(Adapter):
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """As in the base class; beside ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""
+        import torch
+
+        from model_registry.fused_batch import sequence_inputs
+
         prompts = []
         for conversation in conversations:
             self.check(conversation)
@@ -89,6 +93,10 @@ class OmniLMM(Adapter):
 
 
 def _translate(folder: Path, config: Mapping[str, Any]) -> OmniLMMConfig:
+    from model_registry.language import language_config
+    from model_registry.omnilmm.modeling import OmniLMMConfig
+    from model_registry.timm_towers import read_tower
+
     named = str(config.get("mm_vision_tower"))
     if named.split(".")[0] != TOWER:
         raise CheckpointError(f"{folder} names the vision tower {named!r}; the original code knows {TOWER} alone.")

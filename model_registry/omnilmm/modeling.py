@@ -19,7 +19,7 @@ __all__ = ["OmniLMMConfig", "OmniLMMForConditionalGeneration", "OmniLMMModel"]
 class OmniLMMConfig(FusedConfig):
     """Sizes of the parts."""
 
-    model_type = "vlmprobe_omnilmm"
+    model_type = "omnilmm"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": PreTrainedConfig}
 
     num_query: int = 64
