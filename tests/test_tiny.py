@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlmprobe.errors import UnknownModelError
 from vlmprobe.testing import tiny
+from vlmprobe.testing.tiny.registry import FAMILIES
 
 REPRESENTATIVE = (
     "internvl",
@@ -76,6 +77,9 @@ class Loaded:
             return_tensors="pt",
             processor_kwargs={"padding": True, **self.entry.processor_kwargs},
         )
+        for key, value in inputs.items():
+            if torch.is_tensor(value) and value.is_floating_point():
+                inputs[key] = value.float()  # llama4's processor returns bfloat16
         if self.entry.positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return inputs
@@ -173,20 +177,25 @@ def test_several_images(checkpoint):
     assert (forward - backward).abs().max() > 1e-3
 
 
-def test_left_padded_batch_equals_single(checkpoint):
-    if not checkpoint.entry.batching:
-        pytest.skip(checkpoint.entry.notes)
+def test_left_padded_batch_equals_single_where_the_table_says_so(checkpoint):
     requests = (
         ask("Hi", picture(1)),
         ask("Describe the picture in one long sentence, and say whether there is a cat.", picture(3, 70, 30)),
     )
-    mask = checkpoint.encode(*requests)["attention_mask"]
+    try:
+        mask = checkpoint.encode(*requests)["attention_mask"]
+    except ValueError:
+        assert not checkpoint.entry.batching
+        return
     assert mask[0, 0] == 0, "the shorter prompt is padded on the left"
     assert mask[0, -1] == 1
     together = checkpoint.last(*requests)
-    for row, request in enumerate(requests):
-        alone = checkpoint.last(request)[0]
-        assert (together[row] - alone).abs().max() < BATCH_TOLERANCE
+    alone = torch.cat([checkpoint.last(request) for request in requests])
+    difference = (together - alone).abs().max().item()
+    # An entry without batching must show its difference: once transformers mends it, the entry is to be changed.
+    assert (difference < BATCH_TOLERANCE) == checkpoint.entry.batching, difference
+    if not checkpoint.entry.batching:
+        assert checkpoint.entry.notes
 
 
 def test_the_first_list_is_complete():
@@ -200,14 +209,27 @@ def _has(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def test_skipped_and_built_are_all_architectures_of_transformers():
+def test_built_or_skipped_is_every_architecture_of_transformers():
+    import transformers
+    from packaging.version import Version
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     spelt = {name.replace("-", "_").replace(".", "_") for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
-    unknown = set(tiny.names()) - spelt
-    assert not unknown
-    assert not set(tiny.names()) & set(tiny.SKIPPED)
-    assert all(reason for reason in tiny.SKIPPED.values())
+    built = set(FAMILIES)
+    assert set(tiny.names()) <= spelt
+    assert not built & set(tiny.SKIPPED)
+    assert all(tiny.SKIPPED.values())
+    if Version(transformers.__version__) <= Version("5.23.0"):  # the newest that the table was written for
+        assert spelt <= built | set(tiny.SKIPPED)
+
+
+def test_sixty_architectures_and_more():
+    import transformers
+    from packaging.version import Version
+
+    if Version(transformers.__version__) < Version("5.23.0"):
+        pytest.skip("an older transformers knows fewer")
+    assert len(FAMILIES) >= 70
 
 
 def test_characters_span_tokens_and_come_back(tmp_path):

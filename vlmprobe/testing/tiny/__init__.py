@@ -30,7 +30,31 @@ MODULES = (
     "families_sam",
     "families_other",
 )
-SKIPPED: dict[str, str] = {}  # name of an architecture -> why there is no tiny checkpoint of it
+NO_TEMPLATE = "its processor takes no chat template"
+ENCODER_DECODER = "an encoder-decoder: the prompt is not in the sequence that is generated"
+SKIPPED: dict[str, str] = {  # name of an architecture -> why there is no tiny checkpoint of it
+    "blip": NO_TEMPLATE,
+    "blip_2": NO_TEMPLATE,
+    "chameleon": NO_TEMPLATE,
+    "diffusion_gemma": "generates by diffusion over blocks, not token by token",
+    "evolla": "reads proteins, not pictures",
+    "florence2": ENCODER_DECODER,
+    "fuyu": NO_TEMPLATE,
+    "git": NO_TEMPLATE,
+    "idefics": NO_TEMPLATE,
+    "instructblip": NO_TEMPLATE,
+    "instructblipvideo": NO_TEMPLATE,
+    "kosmos_2": NO_TEMPLATE,
+    "kosmos_2_5": NO_TEMPLATE,
+    "mistral4": "a text model; a model for images with it is a mistral3",
+    "pi0": "generates actions of a robot, not text",
+    "pix2struct": ENCODER_DECODER,
+    "pp_formulanet": ENCODER_DECODER,
+    "shieldgemma2": "a classifier: its processor writes one prompt per policy itself",
+    "t5gemma2": ENCODER_DECODER,
+    "udop": ENCODER_DECODER,
+    "vision_encoder_decoder": ENCODER_DECODER,
+}
 
 
 def names() -> list[str]:

@@ -210,7 +210,10 @@ def _gemma4_unified() -> Parts:
 
 
 @family(
-    "paligemma", text_only=False, notes="The processor refuses text only, adds <bos> after the images and a newline."
+    "paligemma",
+    text_only=False,
+    notes="The processor refuses text only, and adds <bos> after the images and a newline at the end. The prompt "
+    "attends in both directions: token_type_ids of further tokens must be 1, or the prompt sees them (7.4 in a logit).",
 )
 def _paligemma() -> Parts:
     tokenizer = gemma_tokenizer(image_token="<image>")

@@ -219,7 +219,7 @@ def _granite4_vision() -> Parts:
     return Parts(config, processor, ("<|end_of_text|>",))
 
 
-@family("mllama")
+@family("mllama", notes="Its processor refuses a batch in which one prompt has an image and another has none.")
 def _mllama() -> Parts:
     tokenizer = llama3_tokenizer("<|python_tag|>", "<|image|>")
     image = tokenizer.convert_tokens_to_ids("<|image|>")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vlmprobe.testing.tiny.dialects import (
     chatml_template,
     mistral_template,
@@ -94,6 +96,20 @@ def _granite_docling() -> Parts:
     return Parts(config, processor, ("<|end_of_text|>",))
 
 
+def _got_vision() -> dict[str, Any]:
+    return {
+        "hidden_size": 16,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 128,
+        "patch_size": 2,
+        "window_size": 8,
+        "global_attn_indexes": [],
+        "mlp_dim": 32,
+    }
+
+
 @family(
     "got_ocr2",
     text_only=False,
@@ -109,21 +125,30 @@ def _got_ocr2() -> Parts:
         chat_template=chatml_template("<img><imgpad></img>\n"),
     )
     config = hf.GotOcr2Config(
-        vision_config={
-            "hidden_size": 16,
-            "output_channels": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 128,
-            "patch_size": 2,
-            "window_size": 8,
-            "global_attn_indexes": [],
-            "mlp_dim": 32,
-        },
+        vision_config=_got_vision(),
         text_config=hf.Qwen2Config(**decoder(tokenizer, tie_word_embeddings=True)),
         image_token_index=processor.image_token_id,
         image_seq_length=256,
         tie_word_embeddings=True,
+    )
+    return Parts(config, processor, END)
+
+
+@family(
+    "pp_chart2table", text_only=False, notes="Its processor refuses text only; the template writes 256 image tokens."
+)
+def _pp_chart2table() -> Parts:
+    tokenizer = qwen_tokenizer("<img>", "</img>", cls="PreTrainedTokenizerFast", image_token="<imgpad>")
+    processor = hf.PPChart2TableProcessor(
+        image_processor=hf.PPChart2TableImageProcessor(size=square(128)),
+        tokenizer=tokenizer,
+        chat_template=chatml_template("<img>" + "<imgpad>" * 256 + "</img>\n"),
+    )
+    config = hf.PPChart2TableConfig(
+        vision_config=_got_vision(),
+        text_config=hf.Qwen2Config(**decoder(tokenizer)),
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=256,
     )
     return Parts(config, processor, END)
 

@@ -1,0 +1,26 @@
+"""The conformance checks, one small function each, by theme. Each holds a probe against a path of its own."""
+
+from __future__ import annotations
+
+from vlmprobe.testing.checks import batches, candidates, images, meaning, rows, safety
+from vlmprobe.testing.checks.check import Check
+
+__all__ = ["ALL", "Check"]
+
+ALL: tuple[Check, ...] = (
+    rows.captured_rows,
+    rows.teacher_forced_rows,
+    meaning.own_loss,
+    images.image_matters,
+    images.image_positions,
+    candidates.candidate_ids,
+    batches.batch_is_single,
+    candidates.shared_prefix,
+    meaning.raw_numbers,
+    meaning.emitted_tokens,
+    rows.selected_rows,
+    rows.last_layer,
+    safety.errors,
+    safety.no_trace,
+    safety.threads,
+)

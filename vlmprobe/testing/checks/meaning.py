@@ -1,0 +1,196 @@
+"""C3, C9, C10: what the numbers mean. Raw log-probabilities in nats of the tokens that were emitted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmprobe.errors import CapabilityError
+from vlmprobe.result import Result
+from vlmprobe.testing.checks.check import check
+from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
+from vlmprobe.testing.report import CheckFailure
+from vlmprobe.testing.subject import NEW_TOKENS, Subject, text_rows
+
+__all__ = ["emitted_tokens", "own_loss", "raw_numbers"]
+
+PROCESSED: dict[str, dict[str, Any]] = {
+    "temperature=0.3, top_k=1": {"do_sample": True, "temperature": 0.3, "top_k": 1, "seed": 1},
+    "repetition_penalty=1.8": {"do_sample": False, "repetition_penalty": 1.8},
+    "no_repeat_ngram_size=1": {"do_sample": False, "no_repeat_ngram_size": 1},
+}
+SAMPLING = {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 1.0, "num_beams": 1}
+BEAMS = {"do_sample": False, "num_beams": 3}
+
+
+@check(
+    "C3",
+    "log-probabilities add up to the model's own loss, and probabilities to 1",
+    "another logarithm than the natural one, or a mean called a sum",
+    "probabilities over the alternatives that were kept instead of the vocabulary",
+    "labels that the model shifts once more",
+)
+def own_loss(subject: Subject) -> Sequence[str] | None:
+    """Sum of logprobs = -T x cross-entropy of the model's own loss with exactly the scored tokens as labels."""
+    result = subject.greedy
+    prompt, output = subject.prompt_table(result), result.output
+    rows = text_rows(prompt)
+    scored = np.concatenate([prompt.positions[rows], output.positions])
+    logprobs = np.concatenate([prompt.logprobs[rows], output.logprobs]).astype(np.float64)
+    inputs = subject.written("main", output.ids)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    at = torch.as_tensor(scored, device=labels.device)
+    labels[0, at] = inputs["input_ids"][0, at]
+    loss, notes = _loss(subject, inputs, labels)
+    mean = float(logprobs.mean())
+    if not abs(mean + loss) <= subject.tolerance("rows"):
+        raise CheckFailure(
+            f"sum of {len(scored)} log-probabilities = -T x loss = {-len(scored) * loss:.6f} nats",
+            f"{logprobs.sum():.6f} nats",
+            f"prompt positions from {int(scored[0])} and {len(output)} generated tokens",
+            difference=abs(mean + loss),
+        )
+    _require_probabilities(subject, result)
+    return notes
+
+
+@check(
+    "C9",
+    "raw numbers do not move with temperature, top_k or penalties",
+    "the loop's processed scores reported as logits",
+    "a processor that writes into the logits it is given: keep a copy",
+)
+def raw_numbers(subject: Subject) -> Sequence[str] | None:
+    """Rows under each processor, against a forward over the prompt and the tokens that were emitted."""
+    start = len(subject.prompt().ids)
+    for name, options in PROCESSED.items():
+        result = subject.ask("main", keep="logits", max_new_tokens=3, **{"num_beams": 1, **options})
+        output = result.output
+        if output.logits is None:
+            raise CheckFailure('full rows with keep="logits"', "no logits in the result", name)
+        own = subject.own("main", np.arange(start - 1, start - 1 + len(output)), output.ids)
+        require_rows(
+            output.logits,
+            own,
+            subject.tolerance("paths"),
+            of=f"raw rows generated with {name}",
+            path="the model's own forward over prompt and answer",
+            names=lambda row, output=output, name=name: f"generated token {row}, {subject.named(output, row)}, {name}",
+        )
+        require_numbers(
+            output.logprobs,
+            log_softmax(own)[np.arange(len(output)), output.ids],
+            subject.tolerance("paths"),
+            of=f"raw logprobs with {name}",
+            path="log-softmax of the same forward",
+            names=lambda row, output=output, name=name: f"generated token {row}, {subject.named(output, row)}, {name}",
+        )
+        prompt = subject.prompt_table(result)
+        rows = text_rows(prompt)
+        require_numbers(
+            prompt.logprobs[rows],
+            subject.prompt_table(subject.greedy).logprobs[rows],
+            subject.tolerance("rows"),
+            of=f"prompt logprobs with {name}",
+            path="those without it",
+            names=lambda row, prompt=prompt, rows=rows: subject.named(prompt, int(rows[row])),
+        )
+    return None
+
+
+@check(
+    "C10",
+    "the reported token is the emitted one, under sampling and under beam search",
+    "the likeliest token of a row reported instead of the one that was drawn",
+    "beams that changed places: a row belongs to the beam that the token came from",
+)
+def emitted_tokens(subject: Subject) -> Sequence[str] | None:
+    """Tokens against the model's own generate with the same seed; their numbers against a forward over them."""
+    notes = []
+    for name, options in (("sampling", SAMPLING), ("beam search", BEAMS)):
+        seed = 3
+        try:
+            result = subject.ask("main", keep="logits", max_new_tokens=NEW_TOKENS, seed=seed, **options)
+        except CapabilityError as error:
+            notes.append(f"{name} not checked: {error}")
+            continue
+        emitted = _own_generate(subject, options, seed)
+        if result.output.ids.tolist() != emitted:
+            raise CheckFailure(
+                f"the ids {emitted} that the model's own generate emits, with {name}", f"{result.output.ids.tolist()}"
+            )
+        start = len(subject.prompt().ids)
+        own = subject.own("main", np.arange(start - 1, start - 1 + len(emitted)), emitted)
+        require_numbers(
+            result.output.logprobs,
+            log_softmax(own)[np.arange(len(emitted)), emitted],
+            subject.tolerance("paths"),
+            of=f"logprobs of the tokens emitted by {name}",
+            path="log-softmax of the model's own forward over prompt and answer",
+            names=lambda row, result=result: f"generated token {row}, {subject.named(result.output, row)}",
+        )
+        if name == "sampling" and (own.argmax(axis=-1) == emitted).all():
+            notes.append("every sampled token was the likeliest one, so sampling could not be told from it")
+    return notes
+
+
+def _loss(subject: Subject, inputs: dict[str, Any], labels: Tensor) -> tuple[float, list[str]]:
+    """Mean cross-entropy over the labels: the model's own loss, or torch's on its logits where it has none."""
+    if "labels" in inspect.signature(subject.model.forward).parameters:
+        loss = subject.forward(inputs, labels=labels).loss
+        if loss is not None:
+            return float(loss), []
+    logits = subject.forward(inputs).logits[0, :-1].double()
+    loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:].to(logits.device))
+    return float(loss), ["the model has no loss of its own: torch's cross-entropy on its forward's logits instead"]
+
+
+def _require_probabilities(subject: Subject, result: Result) -> None:
+    for table, rows in (
+        (subject.prompt_table(result), text_rows(subject.prompt_table(result))),
+        (result.output, np.arange(len(result.output))),
+    ):
+        if table.logits is None:
+            raise CheckFailure('full rows with keep="logits"', "no logits in the result")
+        totals = np.exp(table.logits[rows].astype(np.float64) - table.logsumexp[rows, None]).sum(axis=-1)
+        require_numbers(
+            totals,
+            np.ones(len(rows)),
+            1e-4,
+            of="sums of exp(logits - logsumexp)",
+            path="one",
+            names=lambda row, table=table, rows=rows: subject.named(table, int(rows[row])),
+        )
+        chosen = table.logits[rows, table.ids[rows]] - table.logsumexp[rows]
+        require_numbers(
+            table.logprobs[rows],
+            chosen,
+            subject.tolerance("rows"),
+            of="logprobs",
+            path="raw logit of the token less logsumexp",
+            names=lambda row, table=table, rows=rows: subject.named(table, int(rows[row])),
+        )
+
+
+def _own_generate(subject: Subject, options: dict[str, Any], seed: int) -> list[int]:
+    """The ids that the model's own generate emits, up to and with the end token."""
+    model, ends = subject.model, sorted(subject.adapter.end_ids)
+    inputs = subject.written("main", ())
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        sequences = model.generate(
+            **inputs,
+            max_new_tokens=NEW_TOKENS,
+            pad_token_id=model.generation_config.pad_token_id or (ends or [0])[0],
+            **({"eos_token_id": ends} if ends else {}),
+            **options,
+        )
+    made = sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    stop = next((place + 1 for place, each in enumerate(made) if each in ends), len(made))
+    return made[:stop]

@@ -1,0 +1,217 @@
+"""C1, C2, C11, C12: every row of logits is the model's own, whichever way it was captured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlmprobe.table import TokenTable
+from vlmprobe.testing.checks.check import check
+from vlmprobe.testing.checks.watch import last_hidden, replaced_output, tensor_of
+from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
+from vlmprobe.testing.report import CheckFailure
+from vlmprobe.testing.subject import NEW_TOKENS, GREEDY, Subject, text_rows
+
+__all__ = ["captured_rows", "last_layer", "selected_rows", "teacher_forced_rows"]
+
+
+@check(
+    "C1",
+    "captured logits are those of the model's own forward",
+    "rows taken one position early or late: row t is the distribution that token t was drawn from",
+    "the head called on its own, without the scaling or soft-capping that the model's forward puts around it",
+    "model inputs dropped on the way: pass everything that the processor returns",
+)
+def captured_rows(subject: Subject) -> Sequence[str] | None:
+    """Prompt rows and the first generated row, against a forward of the prompt alone."""
+    result = subject.greedy
+    table = subject.prompt_table(result)
+    ids = subject.prompt().ids
+    if not np.array_equal(result.input_ids, ids):
+        raise CheckFailure(
+            f"input_ids of the {len(ids)} positions that the adapter encodes", f"{len(result.input_ids)} other ids"
+        )
+    rows = text_rows(table)
+    if table.logits is None or result.output.logits is None:
+        raise CheckFailure('full rows with keep="logits"', "no logits in the result")
+    came = np.concatenate([table.logits[rows], result.output.logits[:1]])
+    names = [*(f"prompt row {row}, {subject.named(table, row)}" for row in rows), "generated token 0"]
+    require_rows(
+        came,
+        subject.own_prompt,
+        subject.tolerance("rows"),
+        of="prompt rows and the first generated row",
+        path="the model's own forward of the prompt",
+        names=names.__getitem__,
+        hints=lambda: _hints(came, subject.own_prompt),
+    )
+    return None
+
+
+@check(
+    "C2",
+    "rows captured while generating are those of a forward over prompt and answer",
+    "rows of another step, or of the processed scores instead of the raw logits",
+    "extend() of the adapter: an input that runs along the sequence was not continued as the model needs it",
+    "positions after the prompt: rope deltas or position ids that belong to another call",
+)
+def teacher_forced_rows(subject: Subject) -> Sequence[str] | None:
+    """Generated rows, against a forward without cache over the prompt followed by the generated ids."""
+    output = subject.greedy.output
+    if output.logits is None or len(output) != NEW_TOKENS:
+        raise CheckFailure(f"{NEW_TOKENS} generated rows with full logits", f"{len(output)} rows")
+    start = len(subject.prompt().ids)
+    own = subject.own("main", np.arange(start - 1, start - 1 + len(output)), output.ids)
+    require_rows(
+        output.logits,
+        own,
+        subject.tolerance("paths"),
+        of="generated rows",
+        path="the model's own forward over prompt and answer",
+        names=lambda row: f"generated token {row}, {subject.named(output, row)}",
+        hints=lambda: _hints(output.logits, own),
+    )
+    return None
+
+
+@check(
+    "C11",
+    "columns of selected rows, reduced on the device, are those of the full rows of the model's own forward",
+    "the head called on selected rows without the model's scaling or soft-capping",
+    "statistics in half precision: they must be float32 whatever the model's dtype",
+    "rows of a chunk put together in the wrong order",
+)
+def selected_rows(subject: Subject) -> Sequence[str] | None:
+    """The default call, which keeps no full row, against float64 arithmetic on the forward's full rows."""
+    result = subject.ask("main", max_new_tokens=1, **GREEDY)
+    table = subject.prompt_table(result)
+    rows = text_rows(table)
+    tolerance = subject.tolerance("rows")
+    for part, own, label in (
+        (_cut(table, rows), subject.own_prompt[:-1], "prompt row"),
+        (_cut(result.output, np.arange(1)), subject.own_prompt[-1:], "generated row"),
+    ):
+        expected = _columns(own, part["ids"], part["top_ids"])
+        for column in ("logsumexp", "logprobs", "entropy"):
+            require_numbers(
+                part[column],
+                expected[column],
+                tolerance,
+                of=f"{column} of each {label}",
+                path="float64 arithmetic on the full rows of the model's own forward",
+                names=lambda row, part=part: f"token {part['tokens'][row]!r}, position {part['positions'][row]}",
+            )
+        require_rows(
+            part["top_logprobs"],
+            expected["top_logprobs"],
+            tolerance,
+            of=f"top_logprobs of each {label}",
+            path="the same entries of the full rows",
+            names=lambda row, part=part: f"token {part['tokens'][row]!r}, position {part['positions'][row]}",
+        )
+        _require_order(part, own, tolerance, label)
+    return None
+
+
+@check(
+    "C12",
+    "final norm and head on the last decoder layer's output give the logits",
+    "layers, final_norm or head of the adapter name another module (that of the vision tower?)",
+    "something stands between the last layer and the norm that the adapter must put into final_norm",
+)
+def last_layer(subject: Subject) -> Sequence[str] | None:
+    """The states that enter the head are replaced by final_norm(last layer's output); logits must not move."""
+    adapter, inputs = subject.adapter, subject.written("main", ())
+    ran: list[int] = []
+    kept: dict[str, Any] = {}
+    handles = [
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+        for number, layer in enumerate(adapter.layers)
+    ]
+    handles.append(adapter.layers[-1].register_forward_hook(lambda _, __, output: kept.update(last=tensor_of(output))))
+    handles.append(adapter.head.register_forward_hook(lambda _, given, output: kept.update(head=(given[0], output))))
+    try:
+        subject.forward(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if ran != list(range(len(adapter.layers))):
+        raise CheckFailure(f"the {len(adapter.layers)} layers run once each, in order", f"they ran as {ran}")
+    if "head" not in kept or kept["head"][1].shape[-1] < subject.own_prompt.shape[-1]:
+        found = kept["head"][1].shape[-1] if "head" in kept else "nothing: it did not run"
+        raise CheckFailure(f"a head that gives {subject.own_prompt.shape[-1]} logits", f"{found}")
+    with torch.no_grad():
+        normed = adapter.final_norm(kept["last"])
+    states = last_hidden(adapter, subject, inputs)
+    if normed.shape != states.shape:
+        raise CheckFailure(f"states of shape {tuple(states.shape)} from final_norm", f"shape {tuple(normed.shape)}")
+    with replaced_output(adapter.backbone, normed):
+        came = subject.forward(inputs).logits[0]
+    table = subject.prompt_table(subject.greedy)
+    rows = text_rows(table)
+    places = torch.as_tensor([*(table.positions[rows] - 1), len(subject.prompt().ids) - 1], device=came.device)
+    names = [*(subject.named(table, row) for row in rows), "generated token 0"]
+    require_rows(
+        came[places].double().cpu().numpy(),
+        subject.own_prompt,
+        subject.tolerance("rows"),
+        of="logits from final_norm of the last layer's output",
+        path="the model's own forward",
+        names=names.__getitem__,
+    )
+    return None
+
+
+def _cut(table: TokenTable, rows: np.ndarray) -> dict[str, Any]:
+    columns = ("ids", "positions", "logprobs", "entropy", "logsumexp", "ranks", "top_ids", "top_logprobs")
+    return {"tokens": [table.tokens[row] for row in rows], **{name: getattr(table, name)[rows] for name in columns}}
+
+
+def _columns(own: np.ndarray, ids: np.ndarray, top_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of tokens under full rows [R, V], in float64."""
+    logprobs = log_softmax(own)
+    weighted = np.where(logprobs > -np.inf, np.exp(logprobs) * logprobs, 0.0)
+    places = np.arange(len(ids))
+    beyond = ids >= own.shape[-1]
+    chosen = np.minimum(ids, own.shape[-1] - 1)
+    return {
+        "logprobs": np.where(beyond, np.nan, logprobs[places, chosen]),
+        "logsumexp": own[:, 0] - logprobs[:, 0],
+        "entropy": -weighted.sum(axis=-1),
+        "top_logprobs": np.take_along_axis(logprobs, top_ids, axis=-1),
+    }
+
+
+def _require_order(part: dict[str, Any], own: np.ndarray, tolerance: float, label: str) -> None:
+    """Ranks and alternatives, where ties within the tolerance may fall either way."""
+    for row, (token, rank, top) in enumerate(zip(part["ids"], part["ranks"], part["top_ids"], strict=True)):
+        where = f"token {part['tokens'][row]!r}, position {part['positions'][row]}"
+        value = own[row, min(token, own.shape[-1] - 1)]
+        least, most = (int((own[row] > value + slack).sum()) for slack in (tolerance, -tolerance))
+        if not least <= rank <= most:
+            raise CheckFailure(f"rank {least} of the token in its {label}", f"rank {rank}", where)
+        outside = np.delete(own[row], top)
+        if outside.size and own[row, top].min() < outside.max() - 2 * tolerance:
+            raise CheckFailure(f"the {len(top)} likeliest tokens of the {label}", f"{top.tolist()}", where)
+        if (np.diff(part["top_logprobs"][row]) > 0).any():
+            raise CheckFailure("alternatives best first", f"{part['top_logprobs'][row].tolist()}", where)
+
+
+def _hints(came: np.ndarray | None, expected: np.ndarray) -> list[str]:
+    """What wrong rows themselves tell: shifted by one, or by a constant factor."""
+    if came is None or came.shape != expected.shape:
+        return []
+    came = came.astype(np.float64)
+    for shift, name in ((1, "later"), (-1, "earlier")):
+        inner = slice(max(shift, 0), len(came) + min(shift, 0))
+        shifted = slice(max(-shift, 0), len(came) + min(-shift, 0))
+        if len(came) > 2 and np.allclose(came[shifted], expected[inner], atol=1e-3):
+            return [f"each row is the one expected one row {name}: off by one"]
+    usable = (np.abs(expected) > 1e-3) & (np.abs(expected) < 1e30)
+    ratios = came[usable] / expected[usable]
+    if usable.any() and np.std(ratios) < 1e-3 * abs(np.mean(ratios)):
+        return [f"every logit is {np.mean(ratios):.4g} times the expected one: a scaling was lost or applied twice"]
+    return []

@@ -1,0 +1,98 @@
+"""Hooks of the checks' own on a model: what enters the decoder, what leaves it, and putting something else there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.testing.report import CheckFailure
+from vlmprobe.testing.subject import Subject
+
+__all__ = ["decoder_input", "last_hidden", "replaced_output", "tensor_of"]
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The hidden states in what a module returned: a tensor, a tuple that begins with it, or a model output."""
+    if isinstance(output, Tensor):
+        return output
+    return output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+
+
+def with_tensor(output: Any, states: Tensor) -> Any:
+    """The same output with other hidden states in it."""
+    if isinstance(output, Tensor):
+        return states
+    if isinstance(output, tuple):
+        return (states, *output[1:])
+    output.last_hidden_state = states
+    return output
+
+
+@contextmanager
+def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put ``change`` of the hidden states that a module returns in their place."""
+    handle = module.register_forward_hook(
+        lambda _, __, output: with_tensor(output, change(tensor_of(output)))
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def replaced_output(module: nn.Module, states: Tensor) -> Iterator[None]:
+    """Let a module return these hidden states."""
+    with changed_output(module, lambda _: states):
+        yield
+
+
+def last_hidden(adapter: Adapter, subject: Subject, inputs: dict[str, Any]) -> Tensor:
+    """[N, S, H]: what the backbone hands to the head in the model's own forward."""
+    seen: list[Tensor] = []
+    handle = adapter.backbone.register_forward_hook(lambda _, __, output: seen.append(tensor_of(output)))
+    try:
+        subject.forward(inputs)
+    finally:
+        handle.remove()
+    return seen[-1]
+
+
+def decoder_input(subject: Subject, inputs: dict[str, Any]) -> Tensor:
+    """[S, ..]: what enters the first decoder layer in the model's own forward of one prompt."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+    handle = subject.adapter.layers[0].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        subject.forward(inputs)
+    finally:
+        handle.remove()
+    length = inputs["input_ids"].shape[1]
+    if len(seen) != 1 or length not in seen[0].shape:
+        shapes = [tuple(each.shape) for each in seen]
+        raise CheckFailure(
+            f"the first of adapter.layers to take states of {length} positions, once", f"it took {shapes or 'nothing'}"
+        )
+    place = list(seen[0].shape).index(length)
+    return seen[0].movedim(place, 0).reshape(length, -1)
+
+
+@contextmanager
+def noisy_embeddings(subject: Subject) -> Iterator[None]:
+    """Add noise to every token embedding: a position whose decoder input stays holds no token."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(states: Tensor) -> Tensor:
+        drawn = torch.randn(states.shape, generator=generator, dtype=torch.float32)
+        return states + drawn.to(states) * states.float().std().to(states)
+
+    with changed_output(subject.model.get_input_embeddings(), noise):
+        yield

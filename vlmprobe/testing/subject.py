@@ -1,0 +1,192 @@
+"""What the checks share: one probe under test, pictures made here, and the model's own forward as the other path."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
+from vlmprobe.errors import CapabilityError
+from vlmprobe.messages import Conversation
+from vlmprobe.probe import Probe
+from vlmprobe.result import Result
+from vlmprobe.table import TokenTable
+from vlmprobe.testing.compare import scale_of, tolerances
+from vlmprobe.testing.report import SkipCheck
+
+__all__ = ["NEW_TOKENS", "Subject", "text_rows"]
+
+NEW_TOKENS = 6
+SHORT = "What is in the picture?"
+LONG = "Describe the picture in one long sentence, and say which colours it has and where they are."
+GREEDY = {"do_sample": False, "num_beams": 1}
+
+
+class Subject:
+    """One probe under test. Encodings, forwards and answers that several checks need are made once.
+
+    Conversations go by name: ``"main"`` is one picture and a question; ``"other"`` has another picture of the same
+    size, ``"wide"`` a picture of another size and a longer question; ``"text"`` has none; ``"two"`` has two of
+    different sizes, and ``"two other"`` the first of them beside another second one.
+    """
+
+    def __init__(self, probe: Probe, *, exact: bool = False) -> None:
+        if not isinstance(getattr(getattr(probe, "engine", None), "adapter", None), Adapter):
+            raise TypeError(
+                "The checks compare a probe with its own model's forward, so they need one that computes in this "
+                f"process (vlmprobe.load or vlmprobe.wrap), not {type(probe).__name__} {probe!r}."
+            )
+        self.probe = probe
+        self.exact = exact  # whether this is the float64 rerun
+        self.adapter: Adapter = probe.engine.adapter  # type: ignore[attr-defined]
+        self.model = self.adapter.model
+        self._encodings: dict[str, Encoding] = {}
+        self._unavailable: dict[str, str | None] = {}
+
+    # -- what is asked -----------------------------------------------------------------------------
+
+    def conversation(self, name: str) -> Conversation:
+        """A conversation by name."""
+        question, images = {
+            "main": (SHORT, [picture(1)]),
+            "other": (SHORT, [picture(2)]),
+            "wide": (LONG, [picture(3, 72, 40)]),
+            "text": (SHORT, []),
+            "two": (SHORT, [picture(1), picture(3, 72, 40)]),
+            "two other": (SHORT, [picture(1), picture(4, 72, 40)]),
+        }[name]
+        return Conversation.build(question, images)
+
+    def ask(self, name: str, **options: Any) -> Result:
+        """Ask the probe a conversation by name."""
+        return self.probe.generate(self.conversation(name), **options)
+
+    def encoding(self, name: str) -> Encoding:
+        """The adapter's encoding of a conversation."""
+        if name not in self._encodings:
+            self._encodings[name] = self.adapter.encode([self.conversation(name)])
+        return self._encodings[name]
+
+    def prompt(self, name: str = "main") -> EncodedPrompt:
+        """The prompt of a conversation as the adapter encodes it."""
+        return self.encoding(name).prompts[0]
+
+    def unavailable(self, name: str) -> str | None:
+        """Why the model cannot be asked this conversation, or None where it can. Every model must take ``"main"``."""
+        if name not in self._unavailable:
+            try:
+                self.encoding(name)
+                self._unavailable[name] = None
+            except CapabilityError as error:
+                if name == "main":
+                    raise
+                self._unavailable[name] = str(error)
+        return self._unavailable[name]
+
+    def require(self, name: str) -> None:
+        """Skip the check where the model cannot be asked this conversation."""
+        if reason := self.unavailable(name):
+            raise SkipCheck(reason)
+
+    @cached_property
+    def greedy(self) -> Result:
+        """The answer to ``"main"``, greedy, with full rows."""
+        return self.ask("main", keep="logits", max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **GREEDY)
+
+    # -- the other path ----------------------------------------------------------------------------
+
+    def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Model inputs where the model is, real numbers in its dtype."""
+        moved = {}
+        for key, value in inputs.items():
+            if isinstance(value, Tensor):
+                value = value.to(self.model.device)
+                value = value.to(self.model.dtype) if value.is_floating_point() else value
+            moved[key] = value
+        return moved
+
+    def written(self, name: str, ids: Sequence[int], drop: int = 0) -> dict[str, Any]:
+        """Model inputs of a conversation less its last ``drop`` positions, followed by ``ids``."""
+        inputs = self.encoding(name).inputs
+        if len(ids) or drop:
+            inputs = self.adapter.extend(inputs, torch.tensor([list(map(int, ids))], dtype=torch.long), drop)
+        return self.on_device(inputs)
+
+    @torch.no_grad()
+    def forward(self, inputs: dict[str, Any], **more: Any) -> Any:
+        """The output of the model's own forward, without a cache."""
+        return self.model(**inputs, **{"use_cache": False, "return_dict": True, **more})
+
+    def own(self, name: str, rows: Any, ids: Sequence[int] = (), drop: int = 0) -> np.ndarray:
+        """float64 [R, V]: logits of the model's own forward of a conversation followed by ``ids``, at ``rows``."""
+        logits = self.forward(self.written(name, ids, drop)).logits[0]
+        return logits[torch.as_tensor(np.asarray(rows), device=logits.device)].double().cpu().numpy()
+
+    @cached_property
+    def own_prompt(self) -> np.ndarray:
+        """float64 [R, V]: the forward's logits that the text rows of ``greedy.prompt`` and the first answer row are of."""
+        prompt = self.prompt_table(self.greedy)
+        rows = [*(prompt.positions[text_rows(prompt)] - 1), len(self.prompt().ids) - 1]
+        return self.own("main", rows)
+
+    def prompt_table(self, result: Result) -> TokenTable:
+        """The prompt side of a result, which every check here asks for."""
+        if result.prompt is None:
+            raise TypeError("the engine returned no prompt side, though prompt=True was asked")
+        return result.prompt
+
+    def tolerance(self, kind: str) -> float:
+        """The greatest allowed difference of a logit, for ``"rows"`` or ``"paths"``, at this model's scale and dtype."""
+        return tolerances(self.model.dtype, scale_of(self.own_prompt))[kind]
+
+    def named(self, table: TokenTable, row: int) -> str:
+        """Token and position of a row, for a message."""
+        return f"token {table.tokens[row]!r}, position {int(table.positions[row])}"
+
+    # -- bug or noise ------------------------------------------------------------------------------
+
+    @cached_property
+    def in_float64(self) -> Subject:
+        """The same under test in float64: a copy, which is given back with this subject.
+
+        Raises:
+            SkipCheck: where that cannot be, with the reason.
+        """
+        if self.model.dtype == torch.float64:
+            raise SkipCheck("the model runs in float64 already")
+        if not all(parameter.is_floating_point() for parameter in self.model.parameters()):
+            raise SkipCheck("the weights are quantised")
+        needed = 8 * sum(parameter.numel() for parameter in self.model.parameters())
+        if needed > (free := _free_bytes(self.model.device)) / 2:
+            raise SkipCheck(f"it needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free memory")
+        adapter = copy.deepcopy(self.adapter)
+        adapter.model.double()
+        engine = type(self.probe.engine)(adapter)  # type: ignore[call-arg]
+        return Subject(Probe(engine, self.probe.meta), exact=True)
+
+
+def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
+    """A picture of coloured patches, no two of which are alike."""
+    patches = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    return Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def text_rows(table: TokenTable) -> np.ndarray:
+    """int64 [R]: the rows of a table that must have numbers: neither an image nor the first token of the sequence."""
+    text = np.array([kind != "image" for kind in table.kinds], dtype=bool)
+    return np.flatnonzero(text & (table.positions > 0))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # comes with accelerate
+
+    return int(psutil.virtual_memory().available)
