@@ -1,0 +1,74 @@
+"""The commands, and what stands above them: ``--version`` and the help."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from vlmprobe.cli.demo import demo
+from vlmprobe.cli.models import models
+from vlmprobe.cli.probe import probe
+from vlmprobe.cli.score import score
+
+__all__ = ["app"]
+
+EPILOG = 'Begin with vlmprobe demo, then vlmprobe probe MODEL IMAGE "QUESTION".'
+CODES = "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted."
+PROBE_EXAMPLE = f'Example: vlmprobe probe demo scene.png "Which digit is on the left?" --html report.html\n\n{CODES}'
+SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
+
+
+class AskCommand(TyperCommand):
+    """A command of MODEL, IMAGE and QUESTION; the last is optional to the parser alone, for a better message."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage line."""
+        return ["[OPTIONS]", "MODEL", "IMAGE", "QUESTION"]
+
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # they print local variables, a model's weights among them
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from vlmprobe._version import __version__
+
+    found = [f"Python {platform.python_version()}"]
+    for package in ("torch", "transformers"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    typer.echo(f"vlmprobe {__version__} ({', '.join(found)})")
+    raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """What a vision-language model was about to say, and how sure it was.
+
+    Asks a model about a picture, and tells log-probability, entropy, rank
+    and alternatives of every token of the answer and of the prompt.
+    """
+
+
+app.command()(demo)
+app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
+app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
+app.command()(models)

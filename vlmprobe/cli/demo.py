@@ -1,0 +1,94 @@
+"""``vlmprobe demo``: the embedded model, asked about the bundled pictures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli.terminal import console, guarded, working
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vlmprobe.result import Result
+
+__all__ = ["demo"]
+
+QUESTIONS = (
+    "Describe the picture.",
+    "Which digit is on the left?",
+    "What colour is the digit on the right?",
+    "Are the two digits the same?",
+)
+
+
+def demo(
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", help="Where to write the HTML report.", callback=options.file_target),
+    ] = Path("vlmprobe-demo.html"),
+    debug: options.Debug = False,
+) -> None:
+    """Ask the small model that ships with vlmprobe about its bundled pictures. Needs no network.
+
+    It reads scenes of two handwritten digits. The terminal shows its answers and the tokens of the
+    one that it was least sure of; the HTML report shows every token of every answer.
+    """
+    with guarded(debug):
+        from vlmprobe.demo import pictures
+        from vlmprobe.render import page
+
+        files = pictures()
+        opened = inputs.open_probe("demo")
+        requests = [{"prompt": question, "image": file, "id": file.stem} for file in files for question in QUESTIONS]
+        with working(f"Asking {len(requests)} questions"):
+            answers = opened.generate_many(requests, progress=False, do_sample=False)
+            results = [
+                output.told(result, {"question": request["prompt"], "images": [str(request["image"])]})
+                for request, result in zip(requests, answers, strict=True)
+            ]
+        output.write_html(page(results, title="vlmprobe demo"), out)
+        sentences = [result for result in results if result.meta["question"] == QUESTIONS[0]]
+        least = min(sentences, key=lambda result: result.confidence)
+        _print(results, least, files[0].parent / f"{least.meta['id']}.png", out)
+
+
+def _print(results: Sequence[Result], least: Result, picture: Path, out: Path) -> None:
+    screen = console()
+    screen.print("The model that ships with vlmprobe, asked about pictures that it was not trained on.\n")
+    screen.print(_answers(results))
+    screen.print(f"\nThe sentence that it was least sure of, token by token ({picture.name}):\n", style="bold")
+    screen.print(least)
+    for name, text in (
+        ("Every token of every answer", str(out.absolute())),
+        ("Ask it yourself", f'vlmprobe probe demo {shlex.quote(str(picture))} "{QUESTIONS[1]}"'),
+        ("Ask a model of your own", 'vlmprobe probe MODEL IMAGE "QUESTION"'),
+    ):
+        screen.print(f"\n{name}:", style="bold")
+        screen.print(text, soft_wrap=True)
+
+
+def _answers(results: Sequence[Result]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vlmprobe.render.view import percent, plain
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    grid.add_column("question", no_wrap=True, overflow="ellipsis", min_width=max(map(len, QUESTIONS)))
+    grid.add_column("answer", overflow="fold", ratio=1)
+    grid.add_column("confidence", justify="right", no_wrap=True)
+    shown = None
+    for result in results:
+        if result.meta["id"] != shown:
+            if shown is not None:
+                grid.add_row()
+            shown = result.meta["id"]
+            grid.add_row(Text(f"{shown}.png", style="bold"))
+        grid.add_row(Text(result.meta["question"]), Text(plain(result.text)), percent(result.confidence))
+    return grid

@@ -1,0 +1,106 @@
+"""Results as JSON: valid for every reader, and safe to print."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmprobe.result import Result, Scores
+    from vlmprobe.table import TokenTable
+
+__all__ = ["dumps", "result_document", "scores_document"]
+
+
+def result_document(result: Result) -> dict[str, Any]:
+    """What ``vlmprobe probe --json`` prints; ``prompt`` is None where the prompt side was skipped."""
+    prompt = result.prompt
+    spans = [] if prompt is None else prompt.image_spans
+    return {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "confidence": result.confidence,
+        "perplexity": result.output.perplexity,
+        "prompt": None if prompt is None else token_rows(prompt),
+        "output": token_rows(result.output),
+        "image_spans": [{"image": s.image, "tile": s.tile, "start": s.start, "stop": s.stop} for s in spans],
+        "meta": dict(result.meta),
+    }
+
+
+def scores_document(scores: Scores) -> dict[str, Any]:
+    """What ``vlmprobe score --json`` prints, the candidates in the order in which they were given."""
+    columns = zip(
+        scores.candidates,
+        scores.logprobs.tolist(),
+        scores.probabilities.tolist(),
+        scores.means.tolist(),
+        scores.per_byte.tolist(),
+        scores.boundaries,
+        scores.tables,
+        strict=True,
+    )
+    return {
+        "best": scores.best,
+        "mass": scores.mass,
+        "candidates": [
+            {
+                "text": text,
+                "logprob": logprob,
+                "probability": probability,
+                "mean": mean,
+                "per_byte": per_byte,
+                "boundary": boundary,
+                "tokens": token_rows(table),
+            }
+            for text, logprob, probability, mean, per_byte, boundary, table in columns
+        ],
+        "meta": dict(scores.meta),
+    }
+
+
+def token_rows(table: TokenTable) -> list[dict[str, Any]]:
+    """One mapping per token; what is undefined is None, and alternatives that do not exist are left out."""
+    rows = []
+    for t in range(len(table)):
+        alternatives = zip(table.top_ids[t].tolist(), table.top_tokens[t], table.top_logprobs[t].tolist(), strict=True)
+        row = {
+            "id": int(table.ids[t]),
+            "token": table.tokens[t],
+            "kind": table.kinds[t],
+            "position": int(table.positions[t]),
+            "start": int(table.offsets[t, 0]),
+            "stop": int(table.offsets[t, 1]),
+            "logprob": float(table.logprobs[t]),
+            "confidence": float(table.confidence[t]),
+            "entropy": float(table.entropy[t]),
+            "rank": int(table.ranks[t]) if table.ranks[t] >= 0 else None,
+            "logsumexp": float(table.logsumexp[t]),
+            "alternatives": [{"id": i, "token": token, "logprob": p} for i, token, p in alternatives if i >= 0],
+        }
+        if table.scores is not None:
+            row["score"] = float(table.scores[t])
+        if table.logits is not None:
+            row["logits"] = table.logits[t].tolist()
+        rows.append(row)
+    return rows
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """One line of JSON. NaN and infinities are null; what could steer a terminal is escaped, other text is readable."""
+    from vlmprobe.render.view import UNSAFE
+
+    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, default=str)
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value

@@ -1,0 +1,143 @@
+"""What a command reads before a model runs, so that a mistake shows in a second and not after a long load."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vlmprobe.cli.terminal import working
+
+if TYPE_CHECKING:
+    from vlmprobe.probe import Probe
+
+__all__ = ["asked", "candidate_list", "open_probe", "require_generation"]
+
+STDIN, NO_PICTURE = "-", "none"
+
+
+def asked(
+    command: str, model: str, image: str, more: Sequence[str] | None, question: str | None, system: str | None
+) -> tuple[str | list[dict[str, Any]], list[Any], dict[str, Any]]:
+    """The question of the command line: prompt, pictures, and both as ``meta`` tells them.
+
+    Raises:
+        typer.BadParameter: for a missing or empty question, or arguments in another order.
+        ImageError: for a picture that cannot be read.
+    """
+    if question is None:
+        raise typer.BadParameter(
+            f'missing. The order is MODEL IMAGE "QUESTION"; for a question without a picture write none as IMAGE: '
+            f'vlmprobe {command} {model} none "{image}"',
+            param_hint="'QUESTION'",
+        )
+    if not question.strip():
+        raise typer.BadParameter("is empty: ask something, such as 'Describe the picture.'", param_hint="'QUESTION'")
+    sources = [image, *(more or ())]
+    if sources.count(STDIN) > 1:
+        raise typer.BadParameter("standard input (-) can only be read once", param_hint="'IMAGE'")
+    question = _decoded(question)
+    if not _is_picture(image) and Path(question).is_file():
+        raise typer.BadParameter(
+            f'{image!r} is no picture and {question!r} is a file: the order is MODEL IMAGE "QUESTION"',
+            param_hint="'IMAGE'",
+        )
+    pictures = [_picture(source) for source in sources if source != NO_PICTURE]
+    told = {"question": question, "images": [source for source in sources if source != NO_PICTURE]}
+    if system is None:
+        return question, pictures, told
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": _decoded(system)}]},
+        {"role": "user", "content": [{"type": "text", "text": question}]},
+    ]
+    return messages, pictures, told | {"system": system}
+
+
+def _decoded(argument: str) -> str:
+    """An argument as UTF-8 text also where the locale says otherwise: Python then hides its bytes in surrogates."""
+    return os.fsencode(argument).decode("utf-8", errors="replace") if _has_surrogates(argument) else argument
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_picture(source: str) -> bool:
+    return (
+        source in (STDIN, NO_PICTURE)
+        or "://" in source
+        or source.startswith("data:")
+        or Path(source).expanduser().exists()
+    )
+
+
+def _picture(source: str) -> Any:
+    from vlmprobe.images import DEFAULT_LIMITS, load_image
+
+    if source != STDIN:
+        return load_image(source)
+    if sys.stdin.isatty():
+        raise typer.BadParameter(
+            "standard input (-) is a terminal: pipe a picture into the command", param_hint="'IMAGE'"
+        )
+    return load_image(sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1))
+
+
+def candidate_list(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """The candidates of the options and of a file, one a line.
+
+    Raises:
+        typer.BadParameter: for none at all, an empty one, the same one twice, or a file that is not text.
+    """
+    candidates = [_decoded(each) for each in given or ()]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise typer.BadParameter(f"{file} cannot be read: {reason}", param_hint="'--candidates-file'") from error
+        candidates += [line.removesuffix("\r") for line in lines if line.strip()]
+    if not candidates:
+        raise typer.BadParameter(
+            "give at least one, such as --candidate yes --candidate no", param_hint="'--candidate'"
+        )
+    if not all(candidates):
+        raise typer.BadParameter("is empty: an answer without text has no tokens to score", param_hint="'--candidate'")
+    for place, each in enumerate(candidates):
+        if each in candidates[:place]:
+            raise typer.BadParameter(f"{each!r} is given twice", param_hint="'--candidate'")
+    return candidates
+
+
+def require_generation(options: dict[str, Any]) -> None:
+    """Raise :class:`~vlmprobe.errors.GenerationOptionError` for an option that no model could take."""
+    if options:
+        from transformers import GenerationConfig
+
+        from vlmprobe.engines.decoding import generation_config
+
+        generation_config(GenerationConfig(), options)
+
+
+def open_probe(model: str, **load: Any) -> Probe:
+    """Load the model, saying so in a terminal; downloads from the hub show their own progress bars."""
+    from vlmprobe import load as load_probe
+
+    is_local = model == "demo" or Path(model).expanduser().exists()
+    with working(f"Loading {model}", spin=is_local):
+        _no_bars(except_downloads=not is_local and sys.stderr.isatty())
+        return load_probe(model, **load)
+
+
+def _no_bars(*, except_downloads: bool) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # this also turns those of the hub off
+    if except_downloads and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        enable_progress_bars()

@@ -1,0 +1,211 @@
+"""Arguments and options that several commands share, as types for Typer; usage errors are raised here."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "Adapter",
+    "Alternatives",
+    "Debug",
+    "Device",
+    "Dtype",
+    "Html",
+    "Image",
+    "Json",
+    "Logits",
+    "Model",
+    "MoreImages",
+    "Question",
+    "Revision",
+    "Save",
+    "System",
+    "file_target",
+    "generation_options",
+]
+
+MODEL, OUTPUT, GENERATION = "Model", "Output", "Generation"
+DEDICATED = {  # name of a generation option, or of an argument of Probe.generate -> the option that sets it
+    "max_new_tokens": "--max-new-tokens",
+    "temperature": "--temperature",
+    "seed": "--seed",
+    "alternatives": "--alternatives",
+    "keep": "--logits",
+    "prompt": "--no-prompt",
+    "image": "--image",
+}
+PYTHON_WORDS = {"True": True, "False": False, "None": None}
+
+
+def file_target(value: Path | None) -> Path | None:
+    """Check a file to write, before a model has run for it."""
+    if value is not None:
+        if value.is_dir():
+            raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'report.html'}")
+        _require_writable(value)
+    return value
+
+
+def _result_target(value: Path | None) -> Path | None:
+    if value is not None:
+        if value.suffix == ".safetensors" and value.is_dir():
+            raise typer.BadParameter(f"{value} is a folder: name a file in it, or a folder without that ending")
+        if value.suffix != ".safetensors" and value.is_file():
+            raise typer.BadParameter(f"{value} is a file: name a folder, or a file that ends in .safetensors")
+        _require_writable(value)
+    return value
+
+
+def _require_writable(path: Path) -> None:
+    if path.exists() and not os.access(path, os.W_OK):
+        raise typer.BadParameter(f"{path} is not writable")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise typer.BadParameter(f"{above} is a file, so nothing can be written below it")
+    if not path.exists() and not os.access(above, os.W_OK):
+        raise typer.BadParameter(f"the folder {above} is not writable")
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A local folder, a hub id such as llava-hf/llava-1.5-7b-hf, or demo for the small model that ships here.",
+        show_default=False,
+    ),
+]
+Image = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE",
+        help="Path or URL of a picture, - to read it from standard input, or none to ask without one.",
+        show_default=False,
+    ),
+]
+Question = Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to ask, in quotes.", show_default=False)]
+MoreImages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image", "-i", metavar="IMAGE", help="A further picture, put after IMAGE. Repeatable.", show_default=False
+    ),
+]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.", show_default=False)]
+
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=MODEL)
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME",
+        help="Adapter to use, of those that vlmprobe models lists; found from the checkpoint by default.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REV",
+        help="Commit, branch or tag of a hub checkpoint.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one line of JSON instead of the table.", rich_help_panel=OUTPUT)
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Also write a self-contained HTML page.",
+        callback=file_target,
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="PATH",
+        help="Also save everything for vlmprobe.load_result: into a folder, or one file if PATH ends in .safetensors.",
+        callback=_result_target,
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+Logits = Annotated[
+    bool,
+    typer.Option(
+        "--logits",
+        help="Keep the full logit rows, one number per vocabulary entry and token; they go into --save and --json.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Alternatives = Annotated[
+    int,
+    typer.Option(
+        "--alternatives", metavar="K", min=1, help="How many of the likeliest tokens to keep.", rich_help_panel=OUTPUT
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and the warnings of libraries.")]
+
+
+def generation_options(
+    assignments: list[str] | None, max_new_tokens: int | None, temperature: float | None
+) -> dict[str, Any]:
+    """Arguments of ``GenerationConfig`` from the command line.
+
+    Args:
+        assignments: ``name=value`` each; the value is read as JSON, else taken as a string.
+        max_new_tokens: where given.
+        temperature: 0 asks for greedy decoding, more for sampling.
+
+    Raises:
+        typer.BadParameter: for what is not an assignment, or is set twice.
+    """
+    options: dict[str, Any] = {}
+    if max_new_tokens is not None:
+        options["max_new_tokens"] = max_new_tokens
+    if temperature is not None:
+        options["do_sample"] = temperature > 0
+        if temperature > 0:
+            options["temperature"] = temperature
+    seen = set()
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(
+                f"{assignment!r} is not of the form name=value, such as top_p=0.9", param_hint="'--option'"
+            )
+        if name in DEDICATED:
+            raise typer.BadParameter(f"{name} has an option of its own: {DEDICATED[name]}", param_hint="'--option'")
+        if name in seen:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="'--option'")
+        seen.add(name)
+        options[name] = _value(value.strip())
+    return options
+
+
+def _value(text: str) -> Any:
+    if text in PYTHON_WORDS:
+        return PYTHON_WORDS[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,91 @@
+"""Where a result goes: the table or JSON on standard output, files, and a note on each file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vlmprobe.cli import document
+from vlmprobe.cli.terminal import console, note
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vlmprobe.result import Result, Scores
+    from vlmprobe.table import TokenTable
+
+    Shown = TypeVar("Shown", Result, Scores)
+
+__all__ = ["deliver", "print_json", "raw_logits", "told", "write_html"]
+
+LOGIT_COLUMNS = 5
+
+
+def told(result: Shown, question: dict[str, Any]) -> Shown:
+    """The result with the question of the command line in its ``meta``."""
+    return replace(result, meta={**result.meta, **question})
+
+
+def deliver(
+    result: Result | Scores, *, as_json: bool, html: Path | None, save: Path | None, below: list[Any] | None = None
+) -> None:
+    """Write the files, then print; a reader that stops reading loses no file.
+
+    Args:
+        result: what a probe returned.
+        as_json: print JSON and nothing else.
+        html: page to write, or None.
+        save: folder or file to save to, or None.
+        below: what to print after the table.
+    """
+    from vlmprobe.result import Result
+
+    if save is not None:
+        result.save(save)
+    if html is not None:
+        write_html(result.to_html(), html)
+    if as_json:
+        print_json(document.result_document(result) if isinstance(result, Result) else document.scores_document(result))
+    else:
+        screen = console()
+        for part in (result, *(below or ())):
+            screen.print(part)
+    if save is not None:
+        note(f"Saved: {save}")
+    if html is not None:
+        note(f"Report: {html}")
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One line of JSON on standard output."""
+    import sys
+
+    sys.stdout.write(document.dumps(content) + "\n")
+
+
+def write_html(text: str, file: Path) -> None:
+    """Write a page, making the folder that it goes into."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def raw_logits(table: TokenTable) -> Table:
+    """For a terminal: each token's raw logit, and the greatest ones of its row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from vlmprobe.render.view import DASH, label
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    grid.add_column("token", no_wrap=True, min_width=6, max_width=18)
+    grid.add_column("raw logit", justify="right", no_wrap=True, min_width=9)
+    grid.add_column("greatest logits", no_wrap=True, overflow="ellipsis")
+    for t, token in enumerate(table.tokens):
+        row = None if table.logits is None or table.ranks[t] < 0 else table.logits[t]
+        best = Text()
+        for k in range(min(LOGIT_COLUMNS, table.top_ids.shape[1])):
+            if row is not None:
+                best.append(label(table.top_tokens[t][k])).append(f" {row[table.top_ids[t, k]]:.3f}  ", style="dim")
+        grid.add_row(Text(label(token)), DASH if row is None else f"{row[table.ids[t]]:.3f}", best)
+    return grid

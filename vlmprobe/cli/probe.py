@@ -1,0 +1,106 @@
+"""``vlmprobe probe``: ask one question and show every token of the answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli.terminal import guarded, working
+
+__all__ = ["probe"]
+
+
+def probe(
+    model: options.Model,
+    image: options.Image,
+    question: options.Question = None,
+    more_images: options.MoreImages = None,
+    system: options.System = None,
+    as_json: options.Json = False,
+    html: options.Html = None,
+    save: options.Save = None,
+    logits: options.Logits = False,
+    prompt: Annotated[
+        bool | None,
+        typer.Option(
+            "--prompt/--no-prompt",
+            help="Show the prompt's tokens in the terminal too, or leave them out of everything.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    alternatives: options.Alternatives = 10,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            metavar="N",
+            min=1,
+            help="Length limit of the answer; the checkpoint's own, else 128, by default.",
+            rich_help_panel=options.GENERATION,
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            metavar="T",
+            min=0.0,
+            help="Sample at this temperature; 0 takes the likeliest token always. As the checkpoint says by default.",
+            rich_help_panel=options.GENERATION,
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            help="Make sampling repeatable.",
+            rich_help_panel=options.GENERATION,
+            show_default=False,
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="Any other argument of transformers' GenerationConfig, such as num_beams=4 or top_p=0.9. Repeatable.",
+            rich_help_panel=options.GENERATION,
+            show_default=False,
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    debug: options.Debug = False,
+) -> None:
+    """Ask MODEL about IMAGE and show how sure it was of every token of its answer."""
+    generation = options.generation_options(option, max_new_tokens, temperature)
+    with guarded(debug):
+        asked, pictures, question_meta = inputs.asked("probe", model, image, more_images, question, system)
+        inputs.require_generation(generation)
+        opened = inputs.open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+        with working("Answering"):
+            result = opened.generate(
+                asked,
+                image=pictures or None,
+                keep="logits" if logits else "stats",
+                prompt=prompt is not False,
+                alternatives=alternatives,
+                seed=seed,
+                **generation,
+            )
+        below: list[Any] = []
+        if prompt:
+            below += ["\nPrompt:\n", result.prompt]
+        if logits:
+            below += ["", output.raw_logits(result.output)]
+        output.deliver(output.told(result, question_meta), as_json=as_json, html=html, save=save, below=below)

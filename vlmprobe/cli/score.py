@@ -1,0 +1,68 @@
+"""``vlmprobe score``: how likely each of several answers is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli.terminal import guarded, working
+
+__all__ = ["score"]
+
+
+def score(
+    model: options.Model,
+    image: options.Image,
+    question: options.Question = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate",
+            "-c",
+            metavar="TEXT",
+            help="An answer to score, as it stands: no space is added. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    candidates_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--candidates-file",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Further answers, one a line in UTF-8; empty lines are skipped.",
+            show_default=False,
+        ),
+    ] = None,
+    more_images: options.MoreImages = None,
+    system: options.System = None,
+    as_json: options.Json = False,
+    html: options.Html = None,
+    save: options.Save = None,
+    logits: options.Logits = False,
+    alternatives: options.Alternatives = 10,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    debug: options.Debug = False,
+) -> None:
+    """Score answers that you name: the log-probability that MODEL gives to each."""
+    with guarded(debug):
+        candidates = inputs.candidate_list(candidate, candidates_file)
+        asked, pictures, question_meta = inputs.asked("score", model, image, more_images, question, system)
+        opened = inputs.open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+        with working(f"Scoring {len(candidates)} candidates"):
+            scores = opened.score(
+                asked,
+                candidates,
+                image=pictures or None,
+                keep="logits" if logits else "stats",
+                alternatives=alternatives,
+            )
+        output.deliver(output.told(scores, question_meta), as_json=as_json, html=html, save=save)

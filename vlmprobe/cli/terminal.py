@@ -1,0 +1,123 @@
+"""The streams: results on standard output, everything else on standard error, and errors as one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vlmprobe.errors import VlmprobeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["console", "guarded", "note", "one_line", "prepare", "working"]
+
+INTERRUPTED = 128 + 2  # as shells report a command that SIGINT ended
+
+
+def prepare() -> None:
+    """Set up this process: UTF-8 streams whatever the locale, and no chatter of libraries except with ``--debug``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    if "--debug" in sys.argv:
+        return
+    for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"(vlmprobe|model_registry)(\.|$)")
+        warnings.showwarning = _show_warning
+
+
+def console(*, error: bool = False) -> Console:
+    """A console that interprets nothing in what it prints; colours only where a person reads."""
+    from rich.console import Console
+
+    return Console(stderr=error, markup=False, emoji=False, highlight=False)
+
+
+def note(text: str) -> None:
+    """One line on standard error, never broken into several."""
+    console(error=True).print(one_line(text), soft_wrap=True)
+
+
+@contextmanager
+def working(what: str, *, spin: bool = True) -> Iterator[None]:
+    """Say what goes on while it goes on, in a terminal only; what a library prints meanwhile goes to standard error.
+
+    Args:
+        what: shown beside the spinner.
+        spin: False writes a plain line, for work that draws progress bars of its own.
+    """
+    errors = console(error=True)
+    with redirect_stdout(sys.stderr):
+        if not errors.is_terminal:
+            yield
+        elif not spin:
+            errors.print(f"{one_line(what)} ...", style="dim")
+            yield
+        else:
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+            with Progress(*columns, console=errors, transient=True) as progress:
+                progress.add_task(one_line(what), total=None)
+                yield
+
+
+@contextmanager
+def guarded(debug: bool) -> Iterator[None]:
+    """Turn what goes wrong into one line and an exit code: 1 for an error, 130 for Ctrl-C.
+
+    Args:
+        debug: raise errors as they are, for their traceback.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        note("Interrupted.")
+        raise typer.Exit(INTERRUPTED) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if debug:
+            raise
+        _report(error)
+        raise typer.Exit(1) from None
+
+
+def one_line(text: str) -> str:
+    """Text for one line of a terminal: line breaks become spaces, control characters visible."""
+    from vlmprobe.render.view import plain
+
+    return plain(" ".join(text.split()))
+
+
+def _report(error: Exception) -> None:
+    if isinstance(error, VlmprobeError):
+        told = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        first = next(iter(str(error).strip().splitlines()), "")
+        kind = type(error).__name__
+        told = f"{kind}{': ' if first else ''}{first} (unexpected: run again with --debug for the traceback)"
+    from rich.text import Text
+
+    console(error=True).print(Text.assemble(("Error: ", "bold red"), one_line(told)), soft_wrap=True)
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    note(f"Warning: {message}")
