@@ -1,0 +1,35 @@
+"""The embedded default model, ``vlmprobe.load("demo")``: a tiny VLM that reads scenes of real handwriting.
+
+Importing this package is cheap. ``scenes`` makes pictures with questions and answers, ``train`` is the
+recipe of the shipped checkpoint, ``evaluate`` measures it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmprobe.errors import CheckpointError
+
+__all__ = ["checkpoint", "pictures"]
+
+_HERE = Path(__file__).resolve().parent
+
+
+def checkpoint() -> Path:
+    """The folder of the shipped checkpoint, in the format of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: if the installation lacks it.
+    """
+    folder = _HERE / "checkpoint"
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder} holds no weights: install vlmprobe anew, or train them with: "
+            f"python -m vlmprobe.demo.train --out {folder}"
+        )
+    return folder
+
+
+def pictures() -> list[Path]:
+    """The bundled pictures, PNG files named after what they show; the ``unsure_`` one holds a digit hard to read."""
+    return sorted((_HERE / "pictures").glob("*.png"))

@@ -1,0 +1,172 @@
+"""The untrained demo model: an InternVL of a million parameters, its tokenizer, processor and chat template.
+
+Everything is a class of transformers, so the saved folder loads with ``AutoModelForImageTextToText`` and
+``AutoProcessor`` like any checkpoint of the hub.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
+
+from vlmprobe.demo.drawing import COLOURS
+from vlmprobe.demo.handwriting import DIGITS
+from vlmprobe.demo.wordings import WORDINGS
+
+__all__ = ["IMAGE_TOKENS", "PICTURE", "build_model", "build_processor", "build_tokenizer"]
+
+PICTURE = 32  # side of the picture that the vision tower sees, pixels
+PATCH = 4
+GRID = PICTURE // PATCH  # patches along one side
+IMAGE_TOKENS = (GRID // 2) ** 2  # four patches become one token
+WIDTH = 96
+HEADS = 4
+VISION_LAYERS = 4
+LANGUAGE_LAYERS = 4
+MEAN, STD = (0.16, 0.16, 0.18), (0.26, 0.23, 0.23)  # of training pictures, rounded
+
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<img>", "</img>", "<image>", "<video>")
+ANSWER_WORDS = ("a", "an", "and", "on", "the", "left", "right", "yes", "no", *COLOURS, *DIGITS)
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|{{ message.role }}|>
+{%- if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<image>
+{%- elif part.type == 'video' -%}<video>
+{%- elif part.type == 'text' -%}{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|end|>
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
+"""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word of the questions and answers, and bytes for anything else.
+
+    Byte-level as in GPT-2 and Qwen: a word at the beginning of a text and the same word after a space are
+    two tokens, and no text is lost or unknown.
+    """
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    words: dict[str, None] = {}
+    for text in WORDINGS:
+        words.update(dict.fromkeys(piece for piece, _ in splitter.pre_tokenize_str(text)))
+    for word in ANSWER_WORDS:
+        for form in (word, word.capitalize(), f" {word}"):
+            words.update(dict.fromkeys(piece for piece, _ in splitter.pre_tokenize_str(form)))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = dict.fromkeys([*SPECIAL, *alphabet, *words])
+    ids = {token: place for place, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<image>",
+            "video_token": "<video>",
+            "system_token": "<|system|>",
+            "user_token": "<|user|>",
+            "assistant_token": "<|assistant|>",
+        },
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
+    """A processor that resizes any picture to one square of 32 x 32 pixels, without tiles."""
+    look: dict[str, Any] = {
+        "size": {"height": PICTURE, "width": PICTURE},
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+    }
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(crop_to_patches=False, min_patches=1, max_patches=1, **look),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(**look),
+        image_seq_length=IMAGE_TOKENS,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
+    """The model with random weights, float32, drawn from ``seed``; torch's own random state is left alone."""
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LANGUAGE_LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        initializer_range=0.04,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = InternVLVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=VISION_LAYERS,
+        num_attention_heads=HEADS,
+        image_size=[PICTURE, PICTURE],
+        patch_size=[PATCH, PATCH],
+        attention_bias=True,
+        initializer_range=0.08,  # the usual 0.02 suits a width of a thousand; at 96 attention would start uniform
+        layer_scale_init_value=1.0,
+    )
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=IMAGE_TOKENS,
+        downsample_ratio=0.5,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = InternVLForConditionalGeneration(config)
+    place_patches(model)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=32, do_sample=False
+    )
+    return model
+
+
+def place_patches(model: InternVLForConditionalGeneration) -> None:
+    """Start the vision position embeddings at 2-D sines and cosines rather than at transformers' zeros.
+
+    From zeros this model spends a thousand steps on telling left from right.
+    """
+    rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    rates = 1.0 / 100.0 ** (torch.arange(WIDTH // 4) / (WIDTH // 4))
+    waves = [way(place.flatten()[:, None] * rates) for place in (rows, columns) for way in (torch.sin, torch.cos)]
+    embeddings = model.model.vision_tower.embeddings.position_embeddings
+    with torch.no_grad():
+        embeddings[0, 1:] = 0.5 * torch.cat(waves, dim=1)
