@@ -34,19 +34,21 @@ class Detokenizer:
         """
         texts = []
         ordinary: list[int] = []  # ids so far, special ones left out: they do not take part in decoding
-        start = done = 0  # the window: ordinary[start:done] is decoded context, ordinary[done:] awaits its text
+        start = done = 0  # the window: ordinary[start:done] is context, ordinary[done:] ends in a part of a character
+        given = 0  # how many characters of the window's text stand in a row already
         for each in ids:
             if each in self.special:
                 texts.append(self.alone(each))
                 continue
             ordinary.append(each)
-            before, now = self.decode(ordinary[start:done]), self.decode(ordinary[start:])
+            now = self.decode(ordinary[start:])
             waits = now.endswith(REPLACEMENT) and len(ordinary) - done < LONGEST
-            if waits or len(now) < len(before):
-                texts.append("")
-                continue
-            texts.append(now[len(before) :])
-            start, done = done, len(ordinary)
+            whole = now.rstrip(REPLACEMENT) if waits else now
+            texts.append(whole[given:])
+            given = max(given, len(whole))
+            if not waits:
+                start, done = done, len(ordinary)
+                given = len(self.decode(ordinary[start:done]))
         return texts
 
     def offsets(self, ids: Sequence[int], texts: Sequence[str]) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from vlmprobe.engines.candidates import Path, SharedPrefix, why_not_shared
 from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.run import Run, run, to_model
 from vlmprobe.engines.tables import numpy_columns, require_finite, token_kinds, token_table
+from vlmprobe.errors import MessageError
 from vlmprobe.messages import Conversation
 from vlmprobe.table import TokenTable
 
@@ -42,6 +43,9 @@ def score(
     encoding = adapter.encode([conversation])
     prompt = encoding.prompts[0]
     continuations = [adapter.continuation(prompt, text) for text in candidates]
+    for text, each in zip(candidates, continuations, strict=True):
+        if not each.ids:
+            raise MessageError(f"candidate {text!r} adds no token after this prompt, so there is nothing to score")
     whole = [each for each in continuations if each.shared == len(prompt.ids)]
     states, reason = _shared_states(adapter, encoding, whole) if whole else ({}, None)
     for each in continuations:
