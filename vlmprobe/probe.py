@@ -250,8 +250,8 @@ def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(inner, "generate") or not hasattr(inner, "config"):
         raise TypeError(f"wrap takes a transformers model and its processor; {type(model).__name__} cannot generate")
-    if not hasattr(processor, "apply_chat_template"):
-        raise TypeError(f"wrap takes the model's processor second; {type(processor).__name__} has no chat template")
+    if not (hasattr(processor, "apply_chat_template") or hasattr(processor, "tokenizer")):
+        raise TypeError(f"wrap takes the model's processor second, not {type(processor).__name__}")
     name = inner.config.name_or_path or type(inner).__name__
     found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=name)
     return _probe(found(inner, processor), name, None)
