@@ -41,9 +41,12 @@ def demo(
     """
     with guarded(debug):
         from vlmprobe.demo import pictures
+        from vlmprobe.errors import CheckpointError
         from vlmprobe.render import page
 
         files = pictures()
+        if not files:
+            raise CheckpointError("The installation lacks the bundled pictures: install vlmprobe anew.")
         opened = inputs.open_probe("demo")
         requests = [{"prompt": question, "image": file, "id": file.stem} for file in files for question in QUESTIONS]
         with working(f"Asking {len(requests)} questions"):
