@@ -8,6 +8,7 @@ length so that nothing is padded.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["Path", "SharedPrefix", "longest", "why_not_shared"]
 
 Path = tuple[int, ...]  # ids written after the prompt
 CACHE_BYTES = 512 * 2**20  # of repeated prompt cache in one batch
+LOGIT_BYTES = 128 * 2**20  # of logits that the model's forward makes beside the states, and nobody reads
 
 
 def longest(paths: Iterable[Path]) -> list[Path]:
@@ -53,6 +55,8 @@ class SharedPrefix:
         self.inputs = inputs
         self.cache = cache
         self.last = last  # [H], the state at the last prompt position
+        can_cut = "logits_to_keep" in inspect.signature(type(adapter.outer).forward).parameters
+        self._last_row_only = {"logits_to_keep": 1} if can_cut else {}
 
     def states(self, paths: Sequence[Path]) -> dict[Path, Tensor]:
         """The hidden state [H] from which the token after each path is drawn; ``()`` is the prompt's end."""
@@ -64,9 +68,12 @@ class SharedPrefix:
         return found
 
     def _batches(self, paths: Sequence[Path]) -> Iterator[list[Path]]:
-        size = max(1, CACHE_BYTES // max(1, _cache_bytes(self.cache)))
-        for _, group in groupby(paths, key=len):
+        cache = max(1, _cache_bytes(self.cache))
+        row = 4 * int(self.adapter.outer.config.get_text_config().vocab_size)
+        for length, group in groupby(paths, key=len):
             same_length = list(group)
+            logits = row * (1 if self._last_row_only else length)
+            size = max(1, min(CACHE_BYTES // cache, LOGIT_BYTES // logits))
             for start in range(0, len(same_length), size):
                 yield same_length[start : start + size]
 
@@ -78,7 +85,11 @@ class SharedPrefix:
         states: list[Tensor] = []
         with watch_backbone(self.adapter.backbone, states.append):
             self.adapter.outer(
-                **self.adapter.continue_from(self.inputs, ids), past_key_values=cache, use_cache=True, return_dict=True
+                **self.adapter.continue_from(self.inputs, ids),
+                **self._last_row_only,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
             )
         return states[-1]
 
