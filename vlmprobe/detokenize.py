@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 __all__ = ["Detokenizer"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece writes a single byte
 LONGEST = 4  # bytes of a character in UTF-8, so at most so many tokens make one
 
 
@@ -84,6 +86,8 @@ class Detokenizer:
         piece = self.tokenizer.convert_ids_to_tokens(each)
         if not isinstance(piece, str):
             return text
+        if BYTE_PIECE.fullmatch(piece):
+            return text if REPLACEMENT not in text else piece
         if REPLACEMENT in text:
             table = _byte_of_character()
             known = all(character in table for character in piece)

@@ -26,9 +26,22 @@ IMAGE_KEYS = ("image", "path", "url", "base64")  # where an image part may hold 
 
 @dataclass(frozen=True)
 class TextPart:
-    """A piece of text in a message."""
+    """A piece of text in a message.
+
+    Raises:
+        MessageError: where the text holds half a character (a lone surrogate), which no tokenizer can read.
+    """
 
     text: str
+
+    def __post_init__(self) -> None:
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise MessageError(
+                f"The text holds half a character at {error.start} ({self.text[error.start]!r}): "
+                "it was decoded with the wrong encoding; read its bytes as UTF-8."
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmprobe.engines import KEEP, Engine, Options
 from vlmprobe.errors import CapabilityError, GenerationOptionError, MessageError, RemoteCodeError, VlmprobeError, near
-from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.messages import Conversation, Prompt, TextPart
 from vlmprobe.result import Result, Scores
 
 if TYPE_CHECKING:
@@ -299,6 +299,7 @@ def _candidates(candidates: Any) -> list[str]:
     for place, each in enumerate(listed):
         if not isinstance(each, str):
             raise MessageError(f"candidate {place} is {type(each).__name__}, not a string")
+        TextPart(each)  # refuses what no tokenizer can read
         if not each:
             raise MessageError(f"candidate {place} is empty: an answer without text has no tokens to score")
         if each in listed[:place]:

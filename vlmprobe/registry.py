@@ -35,7 +35,9 @@ def adapters() -> dict[str, type[Adapter]]:
             continue
         try:
             adapter = point.load()
-        except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way and must not take the others along
+        except Exception as error:  # a plug-in may fail in any way and must not take the others along
+            if _is_ours(point):
+                raise
             warnings.warn(f"adapter {point.name!r} of {origin} is broken and left out: {error!r}", stacklevel=2)
             continue
         if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):

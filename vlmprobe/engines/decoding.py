@@ -28,6 +28,7 @@ OURS = {  # options of transformers whose place a probe takes
     "streamer": "use probe.stream",
     "token_healing": "it rewrites the prompt",
 }
+SWITCHES = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
 NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
     "max_new_tokens": (int, 1, 2**31),
     "min_new_tokens": (int, 0, 2**31),
@@ -62,7 +63,7 @@ def generation_config(
             raise GenerationOptionError(f"{name} cannot be given to a probe: {OURS[name]}.")
         if name not in known and name not in OURS:
             raise GenerationOptionError(f"There is no generation option {name!r}.{near(name, known)}")
-        _check_number(name, value)
+        _check_value(name, value)
     config = copy.deepcopy(base)
     given = {name: value for name, value in options.items() if name not in OURS}
     try:
@@ -91,7 +92,9 @@ def _is_neutral(name: str, value: Any) -> bool:
     return value is None or value is False or (name in ("num_return_sequences", "guidance_scale") and value == 1)
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_value(name: str, value: Any) -> None:
+    if name in SWITCHES and not isinstance(value, (bool, type(None))):
+        raise GenerationOptionError(f"{name} must be True or False, not {value!r}.")
     if name not in NUMBERS or value is None:
         return
     kind, least, most = NUMBERS[name]
