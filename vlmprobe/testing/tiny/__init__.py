@@ -61,12 +61,15 @@ def names() -> list[str]:
     """The families that the installed transformers (and optional packages) can build, in order of the table."""
     from importlib.util import find_spec
 
+    from packaging.version import Version
+    from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return [
         entry.name
         for entry in _table().values()
         if all(need in CONFIG_MAPPING_NAMES for need in entry.needs)
+        and Version(entry.since) <= Version(__version__)
         and all(find_spec(package) is not None for package in entry.packages)
     ]
 

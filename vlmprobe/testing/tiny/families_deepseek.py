@@ -138,11 +138,10 @@ def _aria() -> Parts:
         chat_template=chat(CHATML, generation="<|im_start|>assistant\n", image="<fim_prefix><|img|><fim_suffix>"),
     )
     config = hf.AriaConfig(
-        vision_config={"model_type": "idefics3_vision", **tower(width=16, image=980, patch=70)},
-        text_config={
-            **decoder(tokenizer, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
-            "intermediate_size": 32,
-        },
+        vision_config=hf.Idefics3VisionConfig(**tower(width=16, image=980, patch=70)),
+        text_config=hf.AriaTextConfig(
+            **decoder(tokenizer, intermediate_size=32, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
+        ),
         projector_patch_to_query_dict={196: 256},
         image_token_index=processor.image_token_id,
     )

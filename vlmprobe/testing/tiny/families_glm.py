@@ -156,7 +156,7 @@ def _glm5_next() -> Parts:
             "index_kpool": 4,
             "index_head_dim": 16,
             "index_n_heads": 2,
-            "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
             "mlp_layer_types": ["dense", "sparse", "sparse"],
             "linear_head_dim": 16,
             "linear_num_heads": 4,

@@ -143,7 +143,7 @@ def minicpm_v(version: str, family_name: str = "MiniCPMV4_6") -> Parts:
     return Parts(config, processor, ("<|im_end|>", "<|endoftext|>"))
 
 
-@family("minicpmv4_6")
+@family("minicpmv4_6", since="5.23.0")
 def _minicpmv4_6() -> Parts:
     return minicpm_v("V4_6")
 

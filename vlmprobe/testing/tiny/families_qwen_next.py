@@ -65,7 +65,7 @@ def _qwen4_exp() -> Parts:
         indexer_head_dim=16,
         indexer_budget=16,
         indexer_compress_ratio=4,
-        **deltanet(layer_types=["linear_attention", "indexed_attention", "linear_attention"]),
+        **deltanet(layer_types=["linear_attention", "full_attention", "linear_attention"]),
         **experts(),
     )
     del text["intermediate_size"]

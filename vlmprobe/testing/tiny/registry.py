@@ -34,6 +34,7 @@ class Family:
         make: builds the parts.
         needs: model types that the installed transformers must know.
         packages: optional packages that the architecture imports.
+        since: the oldest transformers in which the architecture was seen to do what the entry says.
         text_only: a conversation without an image is accepted.
         several_images: more than one image in a conversation is accepted.
         batching: a left-padded batch gives the logits of single calls within 1e-4 in float32.
@@ -47,6 +48,7 @@ class Family:
     make: Callable[[], Parts]
     needs: tuple[str, ...]
     packages: tuple[str, ...] = ()
+    since: str = "5.17.0"
     text_only: bool = True
     several_images: bool = True
     batching: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["MEAN_STD", "square", "tower"]
@@ -10,7 +11,13 @@ MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def tower(
-    *, layers: int = 2, heads: int = 2, width: int = 32, image: int = 32, patch: int = 8, **more: Any
+    *,
+    layers: int = 2,
+    heads: int = 2,
+    width: int = 32,
+    image: int | Sequence[int] = 32,
+    patch: int | Sequence[int] = 8,
+    **more: Any,
 ) -> dict[str, Any]:
     """What CLIP-like towers take: ``(image / patch) ** 2`` patches of ``patch`` pixels."""
     return {
