@@ -11,7 +11,7 @@ __all__ = ["Detokenizer"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece writes a single byte
-LONGEST = 4  # bytes of a character in UTF-8, so at most so many tokens make one
+WAITING = 64  # tokens without a whole character at their end, after which what they hold is no text
 
 
 class Detokenizer:
@@ -31,7 +31,7 @@ class Detokenizer:
         """Text of each token in its place, so that the ordinary tokens join to the decoded text.
 
         A character that is spread over several tokens stands in the row that completes it; the rows before are
-        empty. A character that the sequence ends in the middle of is left out. Special tokens stand as they
+        empty. What the sequence ends in without being a whole character is left out. Special tokens stand as they
         are written in the vocabulary.
         """
         texts = []
@@ -44,7 +44,9 @@ class Detokenizer:
                 continue
             ordinary.append(each)
             now = self.decode(ordinary[start:])
-            waits = now.endswith(REPLACEMENT) and len(ordinary) - done < LONGEST
+            # Byte fallback turns a whole run of bytes into replacement characters until its last character is whole,
+            # so nothing is given away before the run ends well, however long it is.
+            waits = now.endswith(REPLACEMENT) and len(ordinary) - done < WAITING
             whole = now.rstrip(REPLACEMENT) if waits else now
             texts.append(whole[given:])
             given = max(given, len(whole))
@@ -87,7 +89,8 @@ class Detokenizer:
         if not isinstance(piece, str):
             return text
         if BYTE_PIECE.fullmatch(piece):
-            return text if REPLACEMENT not in text else piece
+            byte = int(piece[3:-1], 16)
+            return chr(byte) if byte < 0x80 else piece  # decoders drop a space that stands first
         if REPLACEMENT in text:
             table = _byte_of_character()
             known = all(character in table for character in piece)
