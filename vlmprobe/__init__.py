@@ -13,7 +13,8 @@ from vlmprobe._version import __version__
 
 if TYPE_CHECKING:
     from vlmprobe.errors import VlmprobeError
-    from vlmprobe.probe import Probe, Request, load, wrap
+    from vlmprobe.loading import load, wrap
+    from vlmprobe.probe import Probe, Request
     from vlmprobe.result import Result, Scores, load_result
     from vlmprobe.table import TokenTable
 
@@ -33,8 +34,8 @@ __all__ = [
 _ROOMS = {
     "Probe": "vlmprobe.probe",
     "Request": "vlmprobe.probe",
-    "load": "vlmprobe.probe",
-    "wrap": "vlmprobe.probe",
+    "load": "vlmprobe.loading",
+    "wrap": "vlmprobe.loading",
     "Result": "vlmprobe.result",
     "Scores": "vlmprobe.result",
     "load_result": "vlmprobe.result",

@@ -1,24 +1,20 @@
-"""``Probe``: the one API. ``load`` and ``wrap`` make one; everything else is a method."""
+"""``Probe``: the one API. ``vlmprobe.load`` and ``vlmprobe.wrap`` make one (``loading.py``); the rest are methods."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmprobe.engines import KEEP, Engine, Options
-from vlmprobe.errors import CapabilityError, GenerationOptionError, MessageError, RemoteCodeError, VlmprobeError, near
+from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError, near
 from vlmprobe.messages import Conversation, Prompt, TextPart
 from vlmprobe.result import Result, Scores
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-    from vlmprobe.adapter import Adapter
-
-__all__ = ["Probe", "Request", "load", "wrap"]
+__all__ = ["Probe", "Request"]
 
 AUTO_BATCH = 8  # requests in one batch with batch_size="auto"
 
@@ -182,99 +178,6 @@ class Probe:
         return replace(result, meta={**self.meta, "question": conversation.question, **result.meta, **more})
 
 
-def load(
-    model: str | os.PathLike[str],
-    *,
-    device: str = "auto",
-    dtype: str | torch.dtype = "auto",
-    revision: str | None = None,
-    adapter: str | None = None,
-    **from_pretrained: Any,
-) -> Probe:
-    """A probe of a checkpoint.
-
-    Args:
-        model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
-        device: ``"auto"`` takes an accelerator where there is one, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
-        dtype: ``"auto"`` for that of the checkpoint; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
-        revision: commit, branch or tag of a hub checkpoint.
-        adapter: name of the adapter to use; found from ``config.json`` where None.
-        **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
-            ``quantization_config``, ``attn_implementation``, ...).
-
-    Raises:
-        UnknownModelError: where there is no such checkpoint, or no adapter for it.
-        RemoteCodeError: where the checkpoint only works by running its own code, or that is asked for.
-        CheckpointError: for missing or damaged files.
-    """
-    from vlmprobe import registry
-
-    if from_pretrained.pop("trust_remote_code", False):
-        raise RemoteCodeError(
-            "vlmprobe runs no code of a checkpoint, so trust_remote_code cannot be set; leave it out."
-        )
-    name = str(model)
-    if name == "demo":
-        from vlmprobe.demo import checkpoint
-
-        model = checkpoint()
-    elif name.startswith("~"):
-        model = Path(name).expanduser()
-    if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(
-            f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap"
-        )
-    config = registry.read_config(os.fspath(model), revision)
-    found = registry.find(config, name=adapter, checkpoint=name)
-    made = found.load(
-        os.fspath(model),
-        config=config,
-        dtype=_dtype(dtype),
-        device_map=from_pretrained.pop("device_map", None) or _device(device),
-        revision=revision,
-        **from_pretrained,
-    )
-    return _probe(made, name, revision)
-
-
-def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
-    """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters on it.
-
-    Args:
-        model: a transformers model with a language-modelling head, or a PEFT model around one.
-        processor: its processor, with a chat template.
-        adapter: name of the adapter to use; found from ``model.config`` where None.
-    """
-    from vlmprobe import registry
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not hasattr(inner, "generate") or not hasattr(inner, "config"):
-        raise TypeError(f"wrap takes a transformers model and its processor; {type(model).__name__} cannot generate")
-    if not (hasattr(processor, "apply_chat_template") or hasattr(processor, "tokenizer")):
-        raise TypeError(f"wrap takes the model's processor second, not {type(processor).__name__}")
-    name = inner.config.name_or_path or type(inner).__name__
-    found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=name)
-    return _probe(found(inner, processor), name, None)
-
-
-def _probe(adapter: Adapter, name: str, revision: str | None) -> Probe:
-    from importlib.metadata import version
-
-    from vlmprobe._version import __version__
-    from vlmprobe.engines.local import LocalEngine
-
-    meta = {
-        "model": name,
-        "revision": getattr(adapter.model.config, "_commit_hash", None) or revision,
-        "adapter": adapter.name,
-        "engine": "local",
-        "dtype": str(adapter.model.dtype).removeprefix("torch."),
-        "device": str(adapter.model.device),
-        "versions": {"vlmprobe": __version__, "transformers": version("transformers"), "torch": version("torch")},
-    }
-    return Probe(LocalEngine(adapter), meta)
-
-
 def _options(keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: Mapping[str, Any]) -> Options:
     kept = frozenset([keep] if isinstance(keep, str) else keep)
     for each in kept:
@@ -321,31 +224,3 @@ def _request(raw: Any) -> Request:
 def _together(first: Conversation, other: Conversation) -> bool:
     """Whether two conversations can share a batch: processors want the same images-or-none and kind of prompt."""
     return len(first.images) == len(other.images) and first.continues == other.continues
-
-
-def _dtype(dtype: Any) -> Any:
-    import torch
-
-    if dtype == "auto" or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        names = ("float32", "bfloat16", "float16", "float64")
-        raise GenerationOptionError(
-            f"dtype must be 'auto' or one of {', '.join(names)}, not {dtype!r}.{near(str(dtype), names)}"
-        )
-    return found
-
-
-def _device(device: Any) -> str:
-    import torch
-
-    if str(device) == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found.type if found else "cpu"
-    try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise CapabilityError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return str(wanted)

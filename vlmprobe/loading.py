@@ -1,0 +1,138 @@
+"""``load`` and ``wrap``: a probe of a checkpoint, or of a model that is already loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmprobe.errors import CapabilityError, GenerationOptionError, RemoteCodeError, near
+from vlmprobe.probe import Probe
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlmprobe.adapter import Adapter
+
+__all__ = ["load", "wrap"]
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    adapter: str | None = None,
+    **from_pretrained: Any,
+) -> Probe:
+    """A probe of a checkpoint.
+
+    Args:
+        model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
+        device: ``"auto"`` takes an accelerator where there is one, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
+        dtype: ``"auto"`` for that of the checkpoint; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
+        revision: commit, branch or tag of a hub checkpoint.
+        adapter: name of the adapter to use; found from ``config.json`` where None.
+        **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
+            ``quantization_config``, ``attn_implementation``, ...).
+
+    Raises:
+        UnknownModelError: where there is no such checkpoint, or no adapter for it.
+        RemoteCodeError: where the checkpoint only works by running its own code, or that is asked for.
+        CheckpointError: for missing or damaged files.
+    """
+    from vlmprobe import registry
+
+    if from_pretrained.pop("trust_remote_code", False):
+        raise RemoteCodeError(
+            "vlmprobe runs no code of a checkpoint, so trust_remote_code cannot be set; leave it out."
+        )
+    name = str(model)
+    if name == "demo":
+        from vlmprobe.demo import checkpoint
+
+        model = checkpoint()
+    elif name.startswith("~"):
+        model = Path(name).expanduser()
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap"
+        )
+    config = registry.read_config(os.fspath(model), revision)
+    found = registry.find(config, name=adapter, checkpoint=name)
+    made = found.load(
+        os.fspath(model),
+        config=config,
+        dtype=_dtype(dtype),
+        device_map=from_pretrained.pop("device_map", None) or _device(device),
+        revision=revision,
+        **from_pretrained,
+    )
+    return _probe(made, name, revision)
+
+
+def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
+    """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters on it.
+
+    Args:
+        model: a transformers model with a language-modelling head, or a PEFT model around one.
+        processor: its processor, with a chat template.
+        adapter: name of the adapter to use; found from ``model.config`` where None.
+    """
+    from vlmprobe import registry
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(inner, "generate") or not hasattr(inner, "config"):
+        raise TypeError(f"wrap takes a transformers model and its processor; {type(model).__name__} cannot generate")
+    if not (hasattr(processor, "apply_chat_template") or hasattr(processor, "tokenizer")):
+        raise TypeError(f"wrap takes the model's processor second, not {type(processor).__name__}")
+    name = inner.config.name_or_path or type(inner).__name__
+    found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=name)
+    return _probe(found(inner, processor), name, None)
+
+
+def _probe(adapter: Adapter, name: str, revision: str | None) -> Probe:
+    from importlib.metadata import version
+
+    from vlmprobe._version import __version__
+    from vlmprobe.engines.local import LocalEngine
+
+    meta = {
+        "model": name,
+        "revision": getattr(adapter.model.config, "_commit_hash", None) or revision,
+        "adapter": adapter.name,
+        "engine": "local",
+        "dtype": str(adapter.model.dtype).removeprefix("torch."),
+        "device": str(adapter.model.device),
+        "versions": {"vlmprobe": __version__, "transformers": version("transformers"), "torch": version("torch")},
+    }
+    return Probe(LocalEngine(adapter), meta)
+
+
+def _dtype(dtype: Any) -> Any:
+    import torch
+
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, str(dtype), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        names = ("float32", "bfloat16", "float16", "float64")
+        raise GenerationOptionError(
+            f"dtype must be 'auto' or one of {', '.join(names)}, not {dtype!r}.{near(str(dtype), names)}"
+        )
+    return found
+
+
+def _device(device: Any) -> str:
+    import torch
+
+    if str(device) == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found.type if found else "cpu"
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise CapabilityError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return str(wanted)
