@@ -91,7 +91,7 @@ def require_numbers(
     came, expected = np.asarray(came, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if came.shape != expected.shape:
         raise CheckFailure(f"{len(expected)} numbers, {path}, for {of}", f"{len(came)} numbers")
-    gaps = _gaps(came, expected)
+    gaps = np.where(np.isnan(came) & np.isnan(expected), 0.0, _gaps(came, expected))  # undefined on both sides
     beyond = np.flatnonzero(gaps > tolerance)
     if len(beyond):
         row = int(gaps.argmax())

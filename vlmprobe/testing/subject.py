@@ -122,7 +122,7 @@ class Subject:
     @torch.no_grad()
     def forward(self, inputs: dict[str, Any], **more: Any) -> Any:
         """The output of the model's own forward, without a cache."""
-        return self.model(**inputs, **{"use_cache": False, "return_dict": True, **more})
+        return self.model(**{**inputs, "use_cache": False, "return_dict": True, **more})
 
     def own(self, name: str, rows: Any, ids: Sequence[int] = (), drop: int = 0) -> np.ndarray:
         """float64 [R, V]: logits of the model's own forward of a conversation followed by ``ids``, at ``rows``."""
@@ -168,6 +168,8 @@ class Subject:
             raise SkipCheck(f"it needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free memory")
         adapter = copy.deepcopy(self.adapter)
         adapter.model.double()
+        if hasattr(adapter.model, "set_experts_implementation"):
+            adapter.model.set_experts_implementation("eager")  # grouped matrix products know no float64
         engine = type(self.probe.engine)(adapter)  # type: ignore[call-arg]
         return Subject(Probe(engine, self.probe.meta), exact=True)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from vlmprobe.table import TokenTable
-from vlmprobe.testing.checks.check import check
-from vlmprobe.testing.checks.watch import last_hidden, replaced_output, tensor_of
+from vlmprobe.testing.conformance.check import check
+from vlmprobe.testing.conformance.watch import last_hidden, replaced_output, tensor_of
 from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import NEW_TOKENS, GREEDY, Subject, text_rows
@@ -189,8 +189,11 @@ def _require_order(part: dict[str, Any], own: np.ndarray, tolerance: float, labe
     """Ranks and alternatives, where ties within the tolerance may fall either way."""
     for row, (token, rank, top) in enumerate(zip(part["ids"], part["ranks"], part["top_ids"], strict=True)):
         where = f"token {part['tokens'][row]!r}, position {part['positions'][row]}"
-        value = own[row, min(token, own.shape[-1] - 1)]
-        least, most = (int((own[row] > value + slack).sum()) for slack in (tolerance, -tolerance))
+        if token < own.shape[-1]:
+            value = own[row, token]
+            least, most = (int((own[row] > value + slack).sum()) for slack in (tolerance, -tolerance))
+        else:
+            least = most = -1  # some tokenizers know more ids than the head
         if not least <= rank <= most:
             raise CheckFailure(f"rank {least} of the token in its {label}", f"rank {rank}", where)
         outside = np.delete(own[row], top)

@@ -22,12 +22,15 @@ class Check:
     statement: str
     run: Callable[[Subject], Sequence[str] | None]
     causes: tuple[str, ...]
+    rerun: bool = True  # whether a numerical difference may be rounding, so that float64 decides
 
 
-def check(id: str, statement: str, *causes: str) -> Callable[[Callable[[Subject], Sequence[str] | None]], Check]:
+def check(
+    id: str, statement: str, *causes: str, rerun: bool = True
+) -> Callable[[Callable[[Subject], Sequence[str] | None]], Check]:
     """Turn a function into a :class:`Check`."""
 
     def made(run: Callable[[Subject], Sequence[str] | None]) -> Check:
-        return Check(id, statement, run, causes)
+        return Check(id, statement, run, causes, rerun)
 
     return made

@@ -13,7 +13,7 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import Subject
 
-__all__ = ["decoder_input", "last_hidden", "replaced_output", "tensor_of"]
+__all__ = ["changed_output", "decoder_input", "last_hidden", "noisy_embeddings", "replaced_output", "tensor_of"]
 
 
 def tensor_of(output: Any) -> Tensor:
@@ -23,7 +23,7 @@ def tensor_of(output: Any) -> Tensor:
     return output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
 
 
-def with_tensor(output: Any, states: Tensor) -> Any:
+def _with_tensor(output: Any, states: Tensor) -> Any:
     """The same output with other hidden states in it."""
     if isinstance(output, Tensor):
         return states
@@ -37,7 +37,7 @@ def with_tensor(output: Any, states: Tensor) -> Any:
 def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put ``change`` of the hidden states that a module returns in their place."""
     handle = module.register_forward_hook(
-        lambda _, __, output: with_tensor(output, change(tensor_of(output)))
+        lambda _, __, output: _with_tensor(output, change(tensor_of(output)))
     )
     try:
         yield
@@ -86,13 +86,24 @@ def decoder_input(subject: Subject, inputs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def noisy_embeddings(subject: Subject) -> Iterator[None]:
-    """Add noise to every token embedding: a position whose decoder input stays holds no token."""
+def noisy_embeddings(subject: Subject, ids: Tensor) -> Iterator[None]:
+    """Add noise to every embedding that is looked up for each of ``ids`` [N, S].
+
+    A position whose decoder input stays as it was holds no token: the model put something else there. All tables of
+    the model count, for some have one of their own for special tokens or for each layer.
+    """
     generator = torch.Generator().manual_seed(0)
 
-    def noise(states: Tensor) -> Tensor:
-        drawn = torch.randn(states.shape, generator=generator, dtype=torch.float32)
-        return states + drawn.to(states) * states.float().std().to(states)
+    def noise(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not given or not isinstance(given[0], Tensor) or given[0].shape != ids.shape:
+            return output
+        drawn = torch.randn(output.shape, generator=generator, dtype=torch.float32)
+        return output + drawn.to(output) * output.float().std().to(output)
 
-    with changed_output(subject.model.get_input_embeddings(), noise):
+    tables = [module for module in subject.model.modules() if isinstance(module, nn.Embedding)]
+    handles = [table.register_forward_hook(noise) for table in tables]
+    try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()

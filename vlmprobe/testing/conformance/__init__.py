@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vlmprobe.testing.checks import batches, candidates, images, meaning, rows, safety
-from vlmprobe.testing.checks.check import Check
+from vlmprobe.testing.conformance import batches, candidates, images, meaning, rows, safety
+from vlmprobe.testing.conformance.check import Check
 
 __all__ = ["ALL", "Check"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlmprobe.errors import CapabilityError
 from vlmprobe.result import Result
-from vlmprobe.testing.checks.check import check
+from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import NEW_TOKENS, Subject, text_rows
@@ -40,6 +40,7 @@ def own_loss(subject: Subject) -> Sequence[str] | None:
     result = subject.greedy
     prompt, output = subject.prompt_table(result), result.output
     rows = text_rows(prompt)
+    rows = rows[prompt.ids[rows] < subject.own_prompt.shape[-1]]  # some tokenizers know more ids than the head
     scored = np.concatenate([prompt.positions[rows], output.positions])
     logprobs = np.concatenate([prompt.logprobs[rows], output.logprobs]).astype(np.float64)
     inputs = subject.written("main", output.ids)
@@ -166,6 +167,7 @@ def _require_probabilities(subject: Subject, result: Result) -> None:
             path="one",
             names=lambda row, table=table, rows=rows: subject.named(table, int(rows[row])),
         )
+        rows = rows[table.ids[rows] < table.logits.shape[-1]]
         chosen = table.logits[rows, table.ids[rows]] - table.logsumexp[rows]
         require_numbers(
             table.logprobs[rows],

@@ -1,0 +1,90 @@
+"""C7: padding is invisible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlmprobe.probe import Request
+from vlmprobe.result import Result
+from vlmprobe.testing.conformance.check import check
+from vlmprobe.testing.compare import require_rows
+from vlmprobe.testing.report import CheckFailure
+from vlmprobe.testing.subject import GREEDY, NEW_TOKENS, Subject, text_rows
+
+__all__ = ["batch_is_single"]
+
+
+@check(
+    "C7",
+    "a batch of mixed picture sizes and text lengths gives the numbers of single calls",
+    "right padding, or an attention mask that does not reach the model",
+    "position ids that count the padding",
+    "an architecture that mixes the prompts of a batch: set capabilities.batching to False",
+)
+def batch_is_single(subject: Subject) -> Sequence[str] | None:
+    """Every row of a batch against the model's own forward of that request alone; the batch ends at different steps."""
+    notes, names = [], ["main", "wide", "other"]
+    for extra in ("text", "two"):
+        if reason := subject.unavailable(extra):
+            notes.append(f"{'without a picture' if extra == 'text' else 'several pictures'}: not checked ({reason})")
+        else:
+            names.append(extra)
+    ends = sorted({*subject.adapter.end_ids, int(subject.greedy.output.ids[2])})  # one request ends early
+    requests = [Request(subject.conversation(name).to_chat(), id=name) for name in names]
+    results = list(
+        subject.probe.generate_many(
+            requests,
+            batch_size=3,
+            progress=False,
+            keep="logits",
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=ends,
+            **GREEDY,
+        )
+    )
+    if [result.meta.get("id") for result in results] != names:
+        raise CheckFailure(f"results in the order {names}", f"{[result.meta.get('id') for result in results]}")
+    for name, result in zip(names, results, strict=True):
+        _require_alone(subject, name, result, ends)
+    if not subject.adapter.capabilities.batching:
+        notes.append("the adapter says that it cannot batch: requests ran one by one")
+    return notes
+
+
+def _require_alone(subject: Subject, name: str, result: Result, ends: list[int]) -> None:
+    """One result of the batch is what the model's own forward of that conversation gives."""
+    ids, made = subject.prompt(name).ids, result.output.ids.tolist()
+    if not np.array_equal(result.input_ids, ids):
+        raise CheckFailure(f"the {len(ids)} ids of the prompt alone", f"{len(result.input_ids)} ids", f"request {name!r}")
+    table = subject.prompt_table(result)
+    if table.logits is None or result.output.logits is None:
+        raise CheckFailure('full rows with keep="logits"', "no logits in the result")
+    rows, start = text_rows(table), len(ids)
+    own = subject.own(name, [*(table.positions[rows] - 1), *range(start - 1, start - 1 + len(made))], made)
+    names = [
+        *(f"request {name!r}, prompt row {row}, {subject.named(table, row)}" for row in rows),
+        *(f"request {name!r}, generated token {step}" for step in range(len(made))),
+    ]
+    tolerance = subject.tolerance("paths")
+    require_rows(
+        np.concatenate([table.logits[rows], result.output.logits]),
+        own,
+        tolerance,
+        of="rows of a batch",
+        path="the model's own forward of the request alone",
+        names=names.__getitem__,
+    )
+    short = own[len(rows) :].max(axis=-1) - own[len(rows) + np.arange(len(made)), made]
+    if (short > 2 * tolerance).any():
+        step = int(short.argmax())
+        raise CheckFailure("the likeliest token at each step", f"id {made[step]}, {short[step]:.3g} below it", names[step])
+    inside = [step for step, each in enumerate(made) if each in ends]
+    whole = inside == [len(made) - 1] or (not inside and len(made) == NEW_TOKENS)
+    if not whole:
+        raise CheckFailure(
+            f"an answer that ends with its first end token of {ends}, or after {NEW_TOKENS} tokens",
+            f"{made}",
+            f"request {name!r}",
+        )

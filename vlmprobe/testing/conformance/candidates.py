@@ -1,0 +1,146 @@
+"""C6, C8: candidates are the tokens that would be written, and cost one prefill without changing a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlmprobe.errors import CapabilityError
+from vlmprobe.messages import Conversation, Message, TextPart
+from vlmprobe.result import Scores
+from vlmprobe.testing.conformance.check import check
+from vlmprobe.testing.compare import log_softmax, require_numbers
+from vlmprobe.testing.report import CheckFailure
+from vlmprobe.testing.subject import Subject
+
+__all__ = ["candidate_ids", "shared_prefix"]
+
+CANDIDATES = ["yes", " no", "a tiger", "a tiger's tail is long", "a tiny red house", "3.5", "一只老虎 🐅", "yesterday"]
+BEGUN = "It is a tig"  # an answer that stops inside a word
+ENDINGS = ["er", "ers in the grass", " or not"]
+
+
+@check(
+    "C6",
+    "prompt ids are a prefix of prompt + candidate ids, or the boundary is reported",
+    "the candidate tokenised on its own: with a begin token, or without the merge at the boundary",
+    "a space added or stripped at the boundary",
+)
+def candidate_ids(subject: Subject) -> Sequence[str] | None:
+    """Ids and positions of scored candidates, against prompt text and candidate tokenised in one piece."""
+    _require_ids(subject, subject.conversation("main"), CANDIDATES)
+    question = subject.conversation("main")
+    begun = Conversation((*question.messages, Message("assistant", (TextPart(BEGUN),))))
+    try:
+        _require_ids(subject, begun, ENDINGS)
+    except CapabilityError as error:
+        return [f"inside a word: not checked ({error})"]
+    return None
+
+
+@check(
+    "C8",
+    "candidates on a shared prefix score as a full forward of each; order and repetition do not matter",
+    "the prompt's cache changed by a candidate, so that the next one continues a longer prefix",
+    "continue_from() of the adapter: positions, masks or rope deltas of the candidate tokens",
+    "an architecture whose cache cannot be continued: set capabilities.prefix_reuse to False",
+)
+def shared_prefix(subject: Subject) -> Sequence[str] | None:
+    """Each candidate's log-probabilities, twice and in reverse order, against a forward of prompt and candidate."""
+    conversation = subject.conversation("main")
+    prompt = subject.prompt()
+    forwards = [_own_logprobs(subject, text) for text in CANDIDATES]
+    first = subject.probe.score(conversation, CANDIDATES)
+    subject.probe.score(subject.conversation("wide"), CANDIDATES[:2])  # leaves another prompt's state on the model
+    again = subject.probe.score(conversation, CANDIDATES[::-1])
+    for scores, order, name in ((first, 1, ""), (again, -1, ", asked again in reverse order")):
+        for place, expected in enumerate(forwards):
+            table = scores.tables[::order][place]
+            require_numbers(
+                table.logprobs,
+                expected,
+                subject.tolerance("paths"),
+                of=f"logprobs of candidate {CANDIDATES[place]!r}{name}",
+                path="a forward of prompt and candidate",
+                names=lambda row, table=table: f"candidate token {row}, {subject.named(table, row)}",
+            )
+    totals = np.array([sum(each) for each in forwards])
+    weights = np.exp(totals - totals.max())
+    require_numbers(
+        first.probabilities,
+        weights / weights.sum(),
+        10 * subject.tolerance("paths"),
+        of="probabilities over the candidates",
+        path="the softmax of the summed log-probabilities of full forwards",
+        names=lambda row: f"candidate {CANDIDATES[row]!r}, prompt of {len(prompt.ids)} positions",
+    )
+    how = first.meta.get("prefix")
+    return [] if how in ("shared", None) else [f"every candidate runs the whole prompt: {how}"]
+
+
+def _require_ids(subject: Subject, conversation: Conversation, candidates: list[str]) -> None:
+    prompt = subject.adapter.encode([conversation]).prompts[0]
+    scores = subject.probe.score(conversation, candidates)
+    for place, text in enumerate(candidates):
+        shared, ids = _in_one_piece(subject, prompt.ids, prompt.spans[-1].stop if prompt.spans else 0, prompt.text, text)
+        table, boundary = scores.tables[place], scores.boundaries[place]
+        if table.ids.tolist() != ids or table.positions.tolist() != list(range(shared, shared + len(ids))):
+            raise CheckFailure(
+                f"candidate {text!r} as ids {ids} from position {shared}, tokenised together with the prompt",
+                f"ids {table.ids.tolist()} from position {int(table.positions[0])}",
+                f"after a prompt of {len(prompt.ids)} positions that ends in {prompt.ids[-4:].tolist()}",
+            )
+        if (boundary is None) != (shared == len(prompt.ids)):
+            raise CheckFailure(
+                f"{'no boundary note' if boundary else 'a note that the tokenizer merges across the boundary'}",
+                f"{boundary!r}",
+                f"candidate {text!r}: {len(prompt.ids) - shared} prompt token(s) merge with it",
+            )
+        _require_text(subject, scores, place, prompt.ids[shared:].tolist())
+
+
+def _in_one_piece(subject: Subject, ids: np.ndarray, after: int, rendered: str, text: str) -> tuple[int, list[int]]:
+    """How many prompt ids stand, and the ids after them, where the tokenizer sees prompt text and candidate at once.
+
+    The prompt's text is the rendered template or, where that does not give back the prompt's last ids (processors
+    that write more after the images), the text of the ids after the last image.
+    """
+    tokenizer = subject.adapter.tokenizer
+    tail = ids[after:].tolist()
+    written = tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    for source in (rendered, written):
+        alone = list(tokenizer(source, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(source + text, add_special_tokens=False)["input_ids"])
+        merged = next((len(alone) - place for place in range(len(alone)) if whole[place : place + 1] != [alone[place]]), 0)
+        agreeing = 0
+        while agreeing < min(len(alone), len(tail)) and alone[-1 - agreeing] == tail[-1 - agreeing]:
+            agreeing += 1
+        if merged < agreeing:
+            return len(ids) - merged, whole[len(alone) - merged :]
+    raise CheckFailure(
+        "a tokenizer that gives the prompt's last ids for the prompt's text", f"{alone[-4:]} for {source[-40:]!r}"
+    )
+
+
+def _require_text(subject: Subject, scores: Scores, place: int, lost: list[int]) -> None:
+    """The candidate's ids decode to the candidate, after the prompt tokens that it merged with."""
+    tokenizer, table = subject.adapter.tokenizer, scores.tables[place]
+    merged, whole = (
+        tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for ids in (lost, table.ids.tolist())
+    )
+    if whole.strip() != (merged + scores.candidates[place]).strip():
+        raise CheckFailure(
+            f"ids that read {merged + scores.candidates[place]!r}", f"{whole!r}", f"candidate {scores.candidates[place]!r}"
+        )
+
+
+def _own_logprobs(subject: Subject, text: str) -> np.ndarray:
+    """float64 [T]: log-probability of each token of a candidate in the model's own forward of prompt and candidate."""
+    prompt = subject.prompt()
+    continuation = subject.adapter.continuation(prompt, text)
+    ids = list(continuation.ids)
+    rows = np.arange(continuation.shared - 1, continuation.shared - 1 + len(ids))
+    own = subject.own("main", rows, ids, drop=len(prompt.ids) - continuation.shared)
+    return log_softmax(own)[np.arange(len(ids)), ids]

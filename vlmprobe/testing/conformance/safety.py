@@ -1,0 +1,195 @@
+"""C13, C14, C15: errors reach the caller, a call leaves no trace, and threads do not mix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vlmprobe.errors import NonFiniteLogitsError
+from vlmprobe.result import Result
+from vlmprobe.testing.conformance.check import check
+from vlmprobe.testing.conformance.state import changes, state_of
+from vlmprobe.testing.conformance.watch import changed_output
+from vlmprobe.testing.compare import require_numbers, require_rows
+from vlmprobe.testing.report import CheckFailure
+from vlmprobe.testing.subject import GREEDY, Subject
+
+__all__ = ["errors", "no_trace", "threads"]
+
+THREADS = 8
+
+
+class _Planted(RuntimeError):
+    """Raised inside the model by the check itself."""
+
+
+@check(
+    "C13",
+    "an error inside the model reaches the caller, leaves nothing behind, and NaN or infinity is an error with a place",
+    "hooks that are not removed in a finally clause",
+    "an except clause that swallows, or turns the error into another one",
+    "NaN that is masked, clipped or averaged away instead of raised as NonFiniteLogitsError",
+    rerun=False,
+)
+def errors(subject: Subject) -> Sequence[str] | None:
+    """Planted exceptions in prefill and decoding; planted NaN and infinity in a prompt row and a generated row."""
+    calm = _call(subject)
+    before = state_of(subject.model, subject.adapter.tokenizer)
+    for run, where in ((1, "prefill"), (3, "decoding")):
+        planted = _Planted(f"planted in {where}")
+        _require_raised(subject, planted, run, where)
+        _require_calm(subject, calm, before, f"after an exception in {where}")
+    length = len(subject.prompt().ids)
+    for value, run, place, named in (
+        (float("nan"), 1, length - 3, length - 2),
+        (float("inf"), 1, -1, 0),
+        (float("nan"), 3, -1, 2),
+    ):
+        _require_non_finite(subject, value, run, place, named)
+        _require_calm(subject, calm, before, f"after {value} logits")
+    return None
+
+
+@check(
+    "C14",
+    "the same call twice gives the same numbers, and nothing global changes",
+    "the model's generation config, the tokenizer's padding side or the random state changed in place",
+    "a hook or a patched forward left behind",
+    "state of another call that the model keeps, such as rope deltas",
+    rerun=False,
+)
+def no_trace(subject: Subject) -> Sequence[str] | None:
+    """Generation, sampling, beams and scoring, twice with another call between; every global before and after."""
+    before = state_of(subject.model, subject.adapter.tokenizer)
+    ways: dict[str, Callable[[], Any]] = {
+        "greedy": lambda: _call(subject),
+        "sampling": lambda: subject.ask("main", keep="logits", max_new_tokens=3, do_sample=True, top_k=5, seed=2),
+        "beam search": lambda: subject.ask("main", keep="logits", max_new_tokens=2, num_beams=2, do_sample=False),
+    }
+    for name, ask in ways.items():
+        first = ask()
+        subject.ask("wide", max_new_tokens=1, prompt=False, **GREEDY)
+        _require_same(first, ask(), f"{name}, asked twice with another call between")
+    candidates = ["yes", "a tiger"]
+    scores = [subject.probe.score(subject.conversation("main"), candidates).logprobs for _ in range(2)]
+    require_numbers(
+        scores[1], scores[0], 0.0, of="scores asked again", path="those of the first time", names=candidates.__getitem__
+    )
+    if changed := changes(before, state_of(subject.model, subject.adapter.tokenizer)):
+        raise CheckFailure("everything global as it was before the calls", changed)
+    return None
+
+
+@check(
+    "C15",
+    f"{THREADS} threads give the numbers of serial calls",
+    "what belongs to one call kept on the adapter, the engine or the model",
+    "hooks that see the runs of other threads",
+    rerun=False,
+)
+def threads(subject: Subject) -> Sequence[str] | None:
+    """Different requests at the same time, each against its serial answer, full rows included."""
+    names = [name for name in ("main", "wide", "other", "text", "two") if subject.unavailable(name) is None]
+    asked = [(names[place % len(names)], place) for place in range(THREADS)]
+
+    def ask(request: tuple[str, int]) -> Result | np.ndarray:
+        name, place = request
+        if place % 4 == 3:
+            return subject.probe.score(subject.conversation(name), ["yes", "a tiger"]).logprobs
+        options = {"do_sample": True, "seed": place, "top_k": 0} if place % 4 == 2 else GREEDY
+        return subject.ask(name, keep="logits", max_new_tokens=2, **options)
+
+    serial = [ask(request) for request in asked]
+    with ThreadPoolExecutor(THREADS) as pool:
+        together = list(pool.map(ask, asked))
+    for (name, place), one, other in zip(asked, serial, together, strict=True):
+        where = f"thread {place}, request {name!r}"
+        if isinstance(one, Result) and isinstance(other, Result):
+            _require_same(one, other, where, tolerance=subject.tolerance("rows"))
+        else:
+            require_numbers(
+                other,
+                one,
+                subject.tolerance("rows"),
+                of="scores in threads",
+                path="serial ones",
+                names=lambda row, where=where: f"{where}, candidate {row}",
+            )
+    return None
+
+
+def _call(subject: Subject) -> Result:
+    return subject.ask("main", keep="logits", max_new_tokens=3, min_new_tokens=3, **GREEDY)
+
+
+def _require_raised(subject: Subject, planted: _Planted, run: int, where: str) -> None:
+    left = run
+
+    def fail(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise planted
+
+    handle = subject.adapter.layers[0].register_forward_pre_hook(fail)
+    try:
+        _call(subject)
+    except _Planted as raised:
+        if raised is planted:
+            return
+    except Exception as raised:  # noqa: BLE001 - whatever came in place of the planted error is what is reported
+        raise CheckFailure(f"{planted!r} to reach the caller", repr(raised)[:200], where) from raised
+    finally:
+        handle.remove()
+    raise CheckFailure(f"{planted!r} to reach the caller", "a result" if left <= 0 else f"only {run - left} runs", where)
+
+
+def _require_non_finite(subject: Subject, value: float, run: int, place: int, named: int) -> None:
+    """``value`` at one place of the last layer's output in one run must be an error that names the row it spoils."""
+    left, length = run, len(subject.prompt().ids)
+
+    def spoil(states: Tensor) -> Tensor:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            # Decoding has one position; some decoders carry several streams, so the axis of positions is looked for.
+            axis = next((axis for axis, size in enumerate(states.shape[:-1]) if axis and size == length), None)
+            states = states.clone()
+            (states if axis is None else states.select(axis, place)).fill_(value)
+        return states
+
+    where = f"generated token {named}" if place < 0 else f"the row of prompt position {named}"
+    expected = f"NonFiniteLogitsError that names {where}, where the logits became {value}"
+    try:
+        with changed_output(subject.adapter.layers[-1], spoil):
+            _call(subject)
+    except NonFiniteLogitsError as error:
+        if re.search(rf"\b{named}\b", str(error)):
+            return
+        raise CheckFailure(expected, f"NonFiniteLogitsError({str(error)[:160]!r})") from error
+    except Exception as error:  # noqa: BLE001 - whatever came in place of the error is what is reported
+        raise CheckFailure(expected, repr(error)[:200]) from error
+    raise CheckFailure(expected, "a result")
+
+
+def _require_calm(subject: Subject, calm: Result, before: dict[str, Any], when: str) -> None:
+    if changed := changes(before, state_of(subject.model, subject.adapter.tokenizer)):
+        raise CheckFailure(f"everything as before, {when}", changed)
+    _require_same(calm, _call(subject), when)
+
+
+def _require_same(first: Result, again: Result, when: str, tolerance: float = 0.0) -> None:
+    """Two results of one call: the same tokens and the same full rows."""
+    if first.output.ids.tolist() != again.output.ids.tolist():
+        raise CheckFailure(f"tokens {first.output.ids.tolist()}", f"{again.output.ids.tolist()}", when)
+    for side in ("prompt", "output"):
+        one, other = getattr(first, side).logits, getattr(again, side).logits
+        require_rows(
+            np.nan_to_num(other), np.nan_to_num(one), tolerance, of=f"{side} rows", path="those of the other call",
+            names=lambda row, side=side: f"{side} row {row}, {when}",
+        )

@@ -1,0 +1,149 @@
+"""Run the conformance checks on a probe: in one call, or as parameters of a pytest test."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from vlmprobe._version import __version__
+from vlmprobe.errors import GenerationOptionError, near
+from vlmprobe.probe import Probe
+from vlmprobe.testing.conformance import ALL, Check
+from vlmprobe.testing.compare import RELATIVE, tolerances
+from vlmprobe.testing.exact import exactly
+from vlmprobe.testing.report import CheckFailure, CheckResult, Report, SkipCheck, Status
+from vlmprobe.testing.subject import Subject
+
+__all__ = ["check_adapter", "checks", "run_check", "selected"]
+
+VANISHES = 0.1  # of a difference in the model's dtype may be left in float64 if it was noise
+
+
+def checks() -> tuple[Check, ...]:
+    """Every check, in the order in which the suite runs them."""
+    return ALL
+
+
+def check_adapter(
+    probe: Probe,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
+    on_start: Callable[[Check], None] | None = None,
+    on_result: Callable[[CheckResult], None] | None = None,
+) -> Report:
+    """Run the conformance checks on a probe that computes in this process.
+
+    Args:
+        probe: from ``vlmprobe.load`` or ``vlmprobe.wrap``.
+        expected_failures: id of a check -> why it is expected to fail. It is run all the same.
+        only: ids of the checks to run; all where None.
+        on_start: called with each check before it runs.
+        on_result: called with each result.
+
+    Raises:
+        GenerationOptionError: for an id that is no check.
+    """
+    expected = dict(expected_failures or {})
+    selected(expected)
+    subject = Subject(probe)
+    meta = _meta(subject)
+    results = []
+    with torch.no_grad():
+        for each in ALL if only is None else selected(only):
+            if on_start is not None:
+                on_start(each)
+            results.append(run_check(each, subject, expected.get(each.id)))
+            if on_result is not None:
+                on_result(results[-1])
+    return Report(tuple(results), meta)
+
+
+def selected(ids: Iterable[str]) -> tuple[Check, ...]:
+    """The checks with these ids, in suite order."""
+    wanted = set(ids)
+    known = {each.id for each in ALL}
+    for each in wanted - known:
+        raise GenerationOptionError(f"There is no check {each!r}.{near(each, known)} There are {ALL[0].id} to {ALL[-1].id}.")
+    return tuple(each for each in ALL if each.id in wanted)
+
+
+def run_check(check: Check, subject: Subject, expected_failure: str | None = None) -> CheckResult:
+    """Run one check; whatever it raises becomes its result."""
+    started = time.perf_counter()
+    status: Status = "passed"
+    reason, failure, notes = "", "", tuple[str, ...]()
+    try:
+        notes = tuple(check.run(subject) or ())
+    except SkipCheck as skip:
+        status, reason = "skipped", str(skip)
+    except CheckFailure as raised:
+        noise, told = _noise(check, subject, raised)
+        if noise:
+            notes = (told,)
+        else:
+            status, failure = "failed", f"{raised}\n{told}".strip()
+    except Exception as error:  # noqa: BLE001 - an adapter may fail in any way, and that is what is reported
+        status, failure = "failed", f"expected: an answer\ncame: {type(error).__name__}: {error}"
+    if expected_failure is not None and status in ("passed", "failed"):
+        status, reason = ("unexpected pass" if status == "passed" else "expected failure"), expected_failure
+    return CheckResult(
+        id=check.id,
+        statement=check.statement,
+        status=status,
+        seconds=time.perf_counter() - started,
+        reason=reason,
+        failure=failure,
+        causes=check.causes if status == "failed" else (),
+        notes=notes,
+    )
+
+
+def _noise(check: Check, subject: Subject, failure: CheckFailure) -> tuple[bool, str]:
+    """Whether a numerical difference is rounding: rerun in float64, it vanishes. And what to say of it."""
+    if failure.difference is None or subject.exact or not check.rerun:
+        return False, ""
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    try:
+        with exactly():
+            check.run(subject.in_float64)
+    except SkipCheck as skip:
+        return False, f"not rerun in float64 to tell a bug from noise: {skip}"
+    except CheckFailure as exact:
+        left = exact.difference
+        if left is None or not left < VANISHES * failure.difference < math.inf:
+            stays = "the failure stays" if left is None else f"a difference of {left:.3g} stays"
+            return False, f"rerun in float64: {stays}, so it is no rounding error"
+        return True, f"noise: a difference of {failure.difference:.2g} in {dtype} is {left:.2g} in float64"
+    except Exception as error:  # noqa: BLE001 - the model need not run in float64; the failure above stands
+        return False, f"not rerun in float64 to tell a bug from noise: {type(error).__name__}: {str(error)[:160]}"
+    return True, f"noise: a difference of {failure.difference:.2g} in {dtype} vanishes in float64"
+
+
+def _meta(subject: Subject) -> dict[str, Any]:
+    """The record that a report carries."""
+    known = subject.probe.meta
+    dtype = subject.model.dtype
+    return {
+        "model": known.get("model"),
+        "model_type": getattr(subject.model.config, "model_type", None),
+        "revision": known.get("revision"),
+        "adapter": subject.adapter.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(subject.model.device),
+        "tolerances": tolerances(dtype) if dtype in RELATIVE else {},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "vlmprobe": __version__,
+            "transformers": version("transformers"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+    }
