@@ -137,6 +137,7 @@ class Steps:
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
         self._looks = 0  # steps of beam search
+        self.processing = False  # whether processors run, which may run the model themselves
 
     def around(self, processors: LogitsProcessorList) -> LogitsProcessorList:
         """The loop's processors with this recorder before the first and after the last."""
@@ -146,7 +147,7 @@ class Steps:
 
     def watching(self, processors: LogitsProcessorList) -> LogitsProcessorList:
         """The processors of beam search, and before them a look at their rows, so that :meth:`first_bad` works."""
-        return LogitsProcessorList([_Call(self._look), *processors])
+        return LogitsProcessorList([_Call(self._look), *processors, _Call(self._done)])
 
     def finish(self, tokens: Tensor) -> None:
         """The token [N] that was drawn at the last step."""
@@ -176,13 +177,20 @@ class Steps:
     def _look(self, ids: Tensor, raw: Tensor) -> Tensor:
         self._looks += 1
         self._raw = raw
+        self.processing = True
         return raw
+
+    def _done(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self.processing = False
+        return scores
 
     def _before_processing(self, ids: Tensor, raw: Tensor) -> Tensor:
         self._before(ids, raw.clone())  # some processors write into the scores they are given
+        self.processing = True
         return raw
 
     def _after(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self.processing = False
         self._scores = scores
         return scores
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmprobe.engines import KEEP, Engine, Options
@@ -48,6 +49,7 @@ class Probe:
         prompt: bool = True,
         alternatives: int = 10,
         seed: int | None = None,
+        logits_processor: Sequence[Any] = (),
         **generation: Any,
     ) -> Result:
         """Answer a question and report every token of prompt and answer.
@@ -61,6 +63,8 @@ class Probe:
             prompt: False skips the prompt side.
             alternatives: K, how many of the likeliest tokens to keep at each position.
             seed: for sampling; torch's own random state is left as it was.
+            logits_processor: transformers ``LogitsProcessor`` objects of one's own, put between the penalties and the
+                sampling filters of the options. Raw numbers stay raw; ``scores`` shows what they did.
             **generation: arguments of transformers' ``GenerationConfig``: ``max_new_tokens`` (the checkpoint's own
                 default, else 128), ``do_sample``, ``temperature``, ``top_k``, ``num_beams``, ...
 
@@ -71,7 +75,7 @@ class Probe:
             CapabilityError: for what the model cannot take.
             NonFiniteLogitsError: where the model returns NaN or infinite logits.
         """
-        options = _options(keep, prompt, alternatives, seed, generation)
+        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
         conversation = Conversation.build(question, image)
         self.engine.check([conversation], options)
         return self._told(self.engine.generate([conversation], options)[0], conversation)
@@ -86,6 +90,7 @@ class Probe:
         prompt: bool = True,
         alternatives: int = 10,
         seed: int | None = None,
+        logits_processor: Sequence[Any] = (),
         **generation: Any,
     ) -> Iterator[Result]:
         """Answer many requests in batches, one result after the other in the order of the requests.
@@ -98,8 +103,9 @@ class Probe:
             batch_size: how many requests run together.
             progress: whether to show a progress bar; None shows one in a terminal.
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
+            logits_processor: as in :meth:`generate`; requests then run one by one.
         """
-        options = _options(keep, prompt, alternatives, seed, generation)
+        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
         if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
             raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
         if isinstance(requests, (str, Mapping, Request)) or not isinstance(requests, Iterable):
@@ -178,9 +184,11 @@ class Probe:
         return replace(result, meta={**self.meta, "question": conversation.question, **result.meta, **more})
 
 
-def _options(keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: Mapping[str, Any]) -> Options:
-    kept = frozenset([keep] if isinstance(keep, str) else keep)
-    for each in kept:
+def _options(
+    keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: Mapping[str, Any], processors: Any = ()
+) -> Options:
+    listed = list(keep) if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
+    for each in listed:
         if each not in KEEP:
             raise GenerationOptionError(f"keep must be of {', '.join(KEEP)}, not {each!r}.{near(str(each), KEEP)}")
     if not isinstance(prompt, bool):
@@ -188,9 +196,14 @@ def _options(keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: M
             "prompt is True or False (report the prompt side or not); the question comes first."
         )
     for name, value, least in (("alternatives", alternatives, 1), ("seed", seed, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        fits = isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**63
+        if not fits and not (name == "seed" and value is None):
             raise GenerationOptionError(f"{name} must be an integer of at least {least}, not {value!r}")
-    return Options(kept, prompt, alternatives, seed, dict(generation))
+    own = tuple(processors) if isinstance(processors, Iterable) else (processors,)
+    if not all(map(callable, own)) or callable(processors):
+        raise GenerationOptionError("logits_processor is a list of transformers LogitsProcessor objects")
+    drawn = None if seed is None else int(seed)
+    return Options(frozenset(listed), prompt, int(alternatives), drawn, dict(generation), own)
 
 
 def _candidates(candidates: Any) -> list[str]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vlmprobe.errors import CapabilityError
 from vlmprobe.messages import Conversation
 from vlmprobe.result import Result, Scores
 
-__all__ = ["KEEP", "Engine", "Options"]
+__all__ = ["KEEP", "Engine", "Options", "ability"]
 
 KEEP = ("stats", "logits", "hidden")
 
@@ -23,6 +24,8 @@ class Options:
     alternatives: int = 10  # K of top_ids and top_logprobs
     seed: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)  # arguments of transformers' GenerationConfig
+    processors: tuple[Any, ...] = ()  # the caller's own logits processors, in order
+    begin: tuple[int, ...] = ()  # ids that the answer begins with; it is generated from there on
 
 
 class Engine(Protocol):
@@ -39,3 +42,22 @@ class Engine(Protocol):
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
+
+
+def ability(engine: Engine, name: str, need: str) -> Any:
+    """A method that not every engine has.
+
+    Args:
+        engine: of a probe.
+        name: of the method.
+        need: what it needs of an engine, for the message.
+
+    Raises:
+        CapabilityError: where the engine lacks it.
+    """
+    found = getattr(engine, name, None)
+    if found is None:
+        raise CapabilityError(
+            f"This needs {need}, which {type(engine).__name__} does not give: open the checkpoint with vlmprobe.load."
+        )
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, EncodedPrompt
-from vlmprobe.capture import Head
+from vlmprobe.capture import Head, Steps
 from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.decoding import generation_config
+from vlmprobe.engines.forced import begun, preceded, score_ids
 from vlmprobe.engines.run import Run, alone, run, seeded, to_model
 from vlmprobe.engines.scoring import score
 from vlmprobe.engines.tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
@@ -50,7 +52,7 @@ class LocalEngine:
 
         That is one where padding is not invisible to the model, where draws of a seed would be shared, where an
         answer may end by something other than its end token, which only the whole batch's end would tell, and where
-        an option counts padding as text.
+        an option, or a processor of the caller, counts padding as text.
         """
         config = self._config(options)
         ends = config.stop_strings or config.max_time
@@ -58,17 +60,26 @@ class LocalEngine:
         counts = config.max_new_tokens is None or any(
             getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
         )
+        counts = counts or bool(options.processors)
         return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
 
-    def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
-        """Answer N conversations as one batch, in one run of the model."""
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        options: Options,
+        listen: Callable[[Steps, Tensor], bool] | None = None,
+    ) -> list[Result]:
+        """Answer N conversations as one batch, in one run of the model, to which ``listen`` listens."""
         config = self._config(options)
         model = self.adapter.model
         clock = [time.perf_counter()]
         with alone(model), seeded(model, options.seed):
             encoding = self.adapter.encode(conversations)
             clock.append(time.perf_counter())
-            ran = run(self.adapter, to_model(model, encoding.inputs), config, options)
+            inputs = begun(self.adapter, encoding.inputs, options.begin)
+            # The rows of a given beginning are read where those of the prompt are.
+            kept = replace(options, prompt=True) if options.begin else options
+            ran = run(self.adapter, to_model(model, inputs), config, kept, listen)
             clock.append(time.perf_counter())
             columns = _step_columns(ran)
             tables = [
@@ -82,13 +93,17 @@ class LocalEngine:
             "batch_size": len(conversations),
             "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
         }
+        if options.processors:
+            meta["logits_processor"] = [type(each).__name__ for each in options.processors]
+        if options.begin:
+            meta["begin"] = list(options.begin)
         return [
             Result(
                 text=self.detokenizer.join(output.ids.tolist(), output.tokens),
                 prompt=prompt_side,
                 output=output,
                 input_ids=prompt.ids,
-                meta={**meta, "finish_reason": _finish_reason(output, ran.length, config)},
+                meta={**meta, "finish_reason": _finish_reason(output[len(options.begin) :], ran.length, config)},
                 images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
             )
             for conversation, prompt, (prompt_side, output) in zip(conversations, encoding.prompts, tables, strict=True)
@@ -105,6 +120,13 @@ class LocalEngine:
         images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
         return Scores(list(candidates), tables, boundaries, meta, images)
 
+    def score_ids(
+        self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
+    ) -> list[TokenTable]:
+        """The tables of the same answer ids after each of the conversations, as one batch."""
+        with alone(self.adapter.model):
+            return score_ids(self.adapter, self.head, self.detokenizer, conversations, ids, options)
+
     def _config(self, options: Options) -> GenerationConfig:
         return generation_config(self.adapter.model.generation_config, options.generation, self.adapter.end_ids)
 
@@ -118,12 +140,16 @@ class LocalEngine:
         options: Options,
     ) -> tuple[TokenTable | None, TokenTable]:
         """The prompt's table and the answer's of one row of the batch."""
-        beams = config.num_beams or 1
         output = self._output_table(prompt, row, ran, columns, config, options)
-        if ran.prefill is None:
+        if ran.prefill is None or not options.prompt:
             return None, output
-        states = ran.prefill[row * beams, ran.length - len(prompt.ids) :]
-        return self._prompt_table(prompt, states, options), output
+        return self._prompt_table(prompt, self._prefill(prompt, row, ran, config, options), options), output
+
+    @staticmethod
+    def _prefill(prompt: EncodedPrompt, row: int, ran: Run, config: GenerationConfig, options: Options) -> Tensor:
+        """States [S + B, H] of one row's prompt and the B tokens that its answer begins with, without padding."""
+        assert ran.prefill is not None
+        return ran.prefill[row * (config.num_beams or 1), ran.length - len(prompt.ids) - len(options.begin) :]
 
     def _output_table(
         self,
@@ -149,6 +175,15 @@ class LocalEngine:
             assert hidden is not None  # run() always keeps them with beams
             numbers, logits = self._head_columns(hidden, made, options)
             more = {"logits": logits}
+        more["hidden"] = _kept_hidden(hidden, options)
+        if options.begin:
+            first = np.array(options.begin, dtype=np.int64)
+            states = self._prefill(prompt, row, ran, config, options)[len(prompt.ids) - 1 : -1]
+            given, logits = self._head_columns(states, first, options)
+            no_scores = np.full(len(first), np.nan, np.float32)  # these tokens were drawn from nothing
+            made = np.concatenate([first, made])
+            numbers = preceded(numbers, given)
+            more = preceded(more, {"logits": logits, "hidden": _kept_hidden(states, options), "scores": no_scores})
         require_finite(numbers["logsumexp"], [f"generated token {step}" for step in range(len(made))])
         return token_table(
             self.detokenizer,
@@ -157,7 +192,7 @@ class LocalEngine:
             token_kinds(made, self.detokenizer.special),
             numbers,
             alternatives=options.alternatives,
-            rows={"hidden": _kept_hidden(hidden, options), **more},
+            rows=more,
         )
 
     def _prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:

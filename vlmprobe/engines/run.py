@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +41,22 @@ class Run:
     decoded: list[Tensor]  # [T] of [N x B, H], the states each step's logits came from; where wanted, and with beams
 
 
-def run(adapter: Adapter, inputs: Mapping[str, Any], config: GenerationConfig, options: Options) -> Run:
+def run(
+    adapter: Adapter,
+    inputs: Mapping[str, Any],
+    config: GenerationConfig,
+    options: Options,
+    listen: Callable[[Steps, Tensor], bool] | None = None,
+) -> Run:
     """Generate from model inputs that are on the model's device already (:func:`to_model`).
+
+    Args:
+        adapter: of the model.
+        inputs: of a batch of N prompts.
+        config: from :func:`~vlmprobe.engines.decoding.generation_config`.
+        options: what to keep, and the caller's processors.
+        listen: called after every step without beams with the tokens [N] that were drawn, whose numbers are the last
+            in ``steps``; generation ends where it returns True.
 
     Raises:
         NonFiniteLogitsError: where sampling failed because of NaN or infinite logits.
@@ -56,6 +70,8 @@ def run(adapter: Adapter, inputs: Mapping[str, Any], config: GenerationConfig, o
 
     def look(hidden: Tensor) -> None:
         nonlocal covered
+        if steps.processing:  # a processor runs the model for purposes of its own
+            return
         covered += hidden.shape[1]
         if covered <= length and options.prompt:
             prefill.append(hidden)
@@ -68,14 +84,23 @@ def run(adapter: Adapter, inputs: Mapping[str, Any], config: GenerationConfig, o
         loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
         return loop(model, input_ids, logits_processor=logits_processor, **rest)
 
-    stops = StoppingCriteriaList()
+    def told(ids: Tensor, _: Any, **__: Any) -> Tensor:
+        steps.finish(ids[:, -1])
+        assert listen is not None
+        return torch.full((len(ids),), listen(steps, ids[:, -1]), device=ids.device)
+
+    stops = StoppingCriteriaList([told] if listen else [])
     stop_strings, config.stop_strings = config.stop_strings, None
     if stop_strings:  # generate gives its tokenizer to no custom decoding function
         stops.append(StopStringCriteria(adapter.tokenizer, stop_strings))
     try:
         with watch_backbone(adapter.backbone, look):
             output = adapter.model.generate(
-                **inputs, generation_config=config, custom_generate=decode, stopping_criteria=stops
+                **inputs,
+                generation_config=config,
+                custom_generate=decode,
+                stopping_criteria=stops,
+                logits_processor=LogitsProcessorList(options.processors),
             )
     except RuntimeError as error:
         if (step := steps.first_bad()) is not None:

@@ -1,0 +1,109 @@
+"""Teacher forcing: the rows of an answer that is given, rather than generated, after one prompt or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.capture import Head
+from vlmprobe.detokenize import Detokenizer
+from vlmprobe.engines import Options
+from vlmprobe.engines.decoding import generation_config
+from vlmprobe.engines.run import Run, run, to_model
+from vlmprobe.engines.tables import numpy_columns, require_finite, token_kinds, token_table
+from vlmprobe.errors import MessageError
+from vlmprobe.messages import Conversation
+from vlmprobe.table import TokenTable
+
+__all__ = ["begun", "forced_run", "preceded", "score_ids"]
+
+ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
+
+
+def score_ids(
+    adapter: Adapter,
+    head: Head,
+    detokenizer: Detokenizer,
+    conversations: Sequence[Conversation],
+    ids: Sequence[int],
+    options: Options,
+) -> list[TokenTable]:
+    """The same T tokens as the answer to each of N conversations, in one batch and one forward.
+
+    Args:
+        adapter, head, detokenizer: of the engine.
+        conversations: with equally many images each, so that they make a batch.
+        ids: of the answer, at least one.
+        options: what to keep.
+
+    Returns:
+        N tables of T rows; every picture is encoded once and every prompt runs once.
+    """
+    if not len(ids):
+        raise MessageError("The answer to score has no tokens.")
+    encoding = adapter.encode(conversations)
+    ran = forced_run(adapter, encoding.inputs, ids)
+    assert ran.prefill is not None  # asked for by Options.prompt
+    hidden = ran.prefill[:, -len(ids) :].flatten(0, 1)  # [N x T, H]
+    made = np.array(ids, dtype=np.int64)
+    rows: list[Tensor] | None = [] if "logits" in options.keep else None
+    stats = head.stats(hidden, torch.as_tensor(made).repeat(len(conversations)), options.alternatives, keep=rows)
+    numbers = numpy_columns(stats)
+    require_finite(
+        numbers["logsumexp"],
+        [f"token {place} after prompt {each}" for each in range(len(conversations)) for place in range(len(ids))],
+    )
+    kept = {
+        "logits": torch.cat(rows).numpy() if rows else None,
+        "hidden": hidden.float().cpu().numpy() if "hidden" in options.keep else None,
+    }
+    return [
+        _table(detokenizer, prompt, made, numbers, kept, slice(row * len(ids), (row + 1) * len(ids)), options)
+        for row, prompt in enumerate(encoding.prompts)
+    ]
+
+
+def begun(adapter: Adapter, inputs: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """Model inputs of N prompts, each followed by the same ids."""
+    if not len(ids):
+        return dict(inputs)
+    return adapter.extend(inputs, torch.tensor([list(map(int, ids))] * len(inputs["input_ids"])))
+
+
+def preceded(columns: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns with the rows of ``earlier`` before their own; those that are None stay None."""
+    return {
+        name: None if values is None else np.concatenate([earlier[name], values]) for name, values in columns.items()
+    }
+
+
+def forced_run(adapter: Adapter, inputs: Mapping[str, Any], ids: Sequence[int]) -> Run:
+    """One forward over prompts and answer. The last T states of ``prefill`` are those that the T ids are drawn from."""
+    config = generation_config(adapter.model.generation_config, ONE_STEP)
+    grown = begun(adapter, inputs, ids[:-1])  # nothing is asked about what comes after the last token
+    return run(adapter, to_model(adapter.model, grown), config, Options(alternatives=1))
+
+
+def _table(
+    detokenizer: Detokenizer,
+    prompt: EncodedPrompt,
+    ids: np.ndarray,
+    numbers: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray | None],
+    cut: slice,
+    options: Options,
+) -> TokenTable:
+    return token_table(
+        detokenizer,
+        ids,
+        len(prompt.ids) + np.arange(len(ids)),
+        token_kinds(ids, detokenizer.special),
+        {name: values[cut] for name, values in numbers.items()},
+        alternatives=options.alternatives,
+        rows={name: None if values is None else values[cut] for name, values in kept.items()},
+    )
