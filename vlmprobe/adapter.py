@@ -159,9 +159,11 @@ class Adapter:
         """
         for conversation in conversations:
             self.check(conversation)
+        from jinja2 import TemplateError
+
         try:
             inputs = self.process(conversations)
-        except ValueError as error:
+        except (ValueError, TemplateError) as error:
             if isinstance(error, VlmprobeError):
                 raise
             what = "this conversation" if conversations[0].images else "a conversation without an image"
@@ -243,6 +245,8 @@ class Adapter:
         """
         runs = placeholder_runs(ids, self.image_ids)
         pictures = conversation.images
+        if pictures and self.image_ids and not runs:
+            raise AdapterError(f"{self.name}: the prompt has no position for the image; the chat template leaves it out.")
         if len(pictures) <= 1 or len(runs) == len(pictures):
             sizes = [stop - start for start, stop in runs] if len(runs) == len(pictures) else [len(ids)]
         else:

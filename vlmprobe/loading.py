@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.errors import CapabilityError, GenerationOptionError, RemoteCodeError, near
+from vlmprobe.errors import (
+    CapabilityError,
+    CheckpointError,
+    GenerationOptionError,
+    RemoteCodeError,
+    VlmprobeError,
+    near,
+)
 from vlmprobe.probe import Probe
 
 if TYPE_CHECKING:
@@ -61,14 +71,10 @@ def load(
         )
     config = registry.read_config(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
-    made = found.load(
-        os.fspath(model),
-        config=config,
-        dtype=_dtype(dtype),
-        device_map=from_pretrained.pop("device_map", None) or _device(device),
-        revision=revision,
-        **from_pretrained,
-    )
+    device_map = from_pretrained.pop("device_map", None) or _device(device)
+    options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
+    with _explained(name, from_pretrained):
+        made = found.load(os.fspath(model), config=config, **options)
     return _probe(made, name, revision)
 
 
@@ -92,6 +98,27 @@ def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
     return _probe(found(inner, processor), name, None)
 
 
+@contextmanager
+def _explained(name: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever a damaged, hostile or unfitting checkpoint makes transformers and torch raise, as an error of ours."""
+    import torch
+    from safetensors import SafetensorError
+
+    damage = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, UnpicklingError, SafetensorError)
+    try:
+        yield
+    except (VlmprobeError, torch.OutOfMemoryError):
+        raise
+    except damage as error:
+        if "trust_remote_code" in str(error):
+            raise RemoteCodeError(
+                f"{name} asks to run Python code of its own, for its tokenizer or processor, which vlmprobe never does. "
+                "Look for a version of it that is native to transformers (often ending in '-hf'), or write an adapter."
+            ) from error
+        blamed = f", or not with {', '.join(given)}" if given else ""
+        raise CheckpointError(f"{name} cannot be loaded{blamed}: {type(error).__name__}: {error}") from error
+
+
 def _probe(adapter: Adapter, name: str, revision: str | None) -> Probe:
     from importlib.metadata import version
 
@@ -113,9 +140,9 @@ def _probe(adapter: Adapter, name: str, revision: str | None) -> Probe:
 def _dtype(dtype: Any) -> Any:
     import torch
 
-    if dtype == "auto" or isinstance(dtype, torch.dtype):
+    if dtype == "auto":
         return dtype
-    found = getattr(torch, str(dtype), None)
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         names = ("float32", "bfloat16", "float16", "float64")
         raise GenerationOptionError(
@@ -133,6 +160,8 @@ def _device(device: Any) -> str:
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise CapabilityError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if wanted.type == "meta":
+        raise CapabilityError("device 'meta' holds no numbers: nothing can be computed on it.")
     return str(wanted)

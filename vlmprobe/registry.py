@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -45,6 +46,9 @@ def adapters() -> dict[str, type[Adapter]]:
                 f"{point.value} of {origin} is no subclass of vlmprobe.adapter.Adapter: left out", stacklevel=2
             )
             continue
+        if adapter in found.values():
+            warnings.warn(f"{point.name!r} of {origin} is the adapter {adapter.name!r} again: left out", stacklevel=2)
+            continue
         adapter.name = point.name
         found[point.name] = adapter
     return found
@@ -75,10 +79,10 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
     if name is not None:
         if name not in known:
             raise UnknownModelError(
-                f"No adapter is named {name!r}.{near(name, known)} Installed: {', '.join(sorted(known))}."
+                f"No adapter is named {name!r}.{near(str(name), known)} Installed: {', '.join(sorted(known))}."
             )
         return known[name]
-    claims = [adapter for adapter in known.values() if not adapter.generic and adapter.handles(config)]
+    claims = [adapter for adapter in known.values() if not adapter.generic and _handles(adapter, config)]
     ours = [adapter for adapter in claims if _is_built_in(adapter)]
     theirs = [adapter for adapter in claims if not _is_built_in(adapter)]
     if ours and theirs:
@@ -90,9 +94,19 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
     if len(ours) > 1 or (not ours and len(theirs) > 1):
         names = ", ".join(repr(adapter.name) for adapter in (ours or theirs))
         raise AdapterError(f"{checkpoint} is claimed by {names}: choose one with adapter=.")
-    for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and each.handles(config))):
+    for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and _handles(each, config))):
         return adapter
     raise _unknown(config, checkpoint)
+
+
+def _handles(adapter: type[Adapter], config: Mapping[str, Any]) -> bool:
+    try:
+        return adapter.handles(config)
+    except Exception as error:  # a plug-in may fail in any way and must not take the others along
+        if _is_built_in(adapter):
+            raise
+        warnings.warn(f"adapter {adapter.name!r} is broken and left out: {error!r}", stacklevel=4)
+        return False
 
 
 def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str, Any]:
@@ -103,9 +117,9 @@ def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str
         CheckpointError: where the folder has no readable ``config.json``.
     """
     folder = Path(checkpoint)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise CheckpointError(f"{checkpoint} is a file: give the folder that holds config.json and the weights.")
-    if folder.is_dir():
+    if str(checkpoint) and os.path.isdir(folder):
         file = folder / "config.json"
         if not file.is_file():
             lora = (
@@ -118,10 +132,10 @@ def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str
         file = _from_hub(str(checkpoint), revision)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"config.json of {checkpoint} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"config.json of {checkpoint} holds no object.")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"config.json of {checkpoint} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
+        raise CheckpointError(f"config.json of {checkpoint} is not the configuration of a model.")
     return config
 
 
@@ -146,7 +160,8 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
 
 def _unknown(config: Mapping[str, Any], checkpoint: str) -> UnknownModelError:
     kind = str(config.get("model_type", "unknown"))
-    classes = ", ".join(config.get("architectures") or ["none named"])
+    named = config.get("architectures")
+    classes = ", ".join(map(str, named)) if named and isinstance(named, list) else "none named"
     hint = near(kind, known_model_types())
     told = f"No adapter handles {checkpoint} (model_type {kind!r}, architecture {classes}).{hint}"
     if config.get("auto_map"):
