@@ -246,7 +246,7 @@ class Adapter:
         runs = placeholder_runs(ids, self.image_ids)
         pictures = conversation.images
         if pictures and self.image_ids and not runs:
-            raise AdapterError(f"{self.name}: the prompt has no position for the image; the chat template leaves it out.")
+            raise AdapterError(f"{self.name}: the prompt has no position for the image: the chat template drops it.")
         if len(pictures) <= 1 or len(runs) == len(pictures):
             sizes = [stop - start for start, stop in runs] if len(runs) == len(pictures) else [len(ids)]
         else:

@@ -104,15 +104,15 @@ def _explained(name: str, given: Mapping[str, Any]) -> Iterator[None]:
     import torch
     from safetensors import SafetensorError
 
-    damage = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, UnpicklingError, SafetensorError)
+    damage: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
     try:
         yield
     except (VlmprobeError, torch.OutOfMemoryError):
         raise
-    except damage as error:
+    except (*damage, UnpicklingError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise RemoteCodeError(
-                f"{name} asks to run Python code of its own, for its tokenizer or processor, which vlmprobe never does. "
+                f"{name} asks to run Python code of its own for its tokenizer or processor, which vlmprobe never does. "
                 "Look for a version of it that is native to transformers (often ending in '-hf'), or write an adapter."
             ) from error
         blamed = f", or not with {', '.join(given)}" if given else ""

@@ -29,7 +29,13 @@ from vlmprobe.table import TokenTable
 
 __all__ = ["LocalEngine"]
 
-COUNT_PADDING = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}  # option: its neutral value
+COUNT_PADDING = {  # option: its neutral value
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+}
 THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
 
 
