@@ -26,8 +26,11 @@ OURS = {  # options of transformers whose place a probe takes
     "prompt_lookup_num_tokens": "speculative steps draw several tokens at once",
     "assistant_model": "speculative steps draw several tokens at once",
     "streamer": "use probe.stream",
+    "is_assistant": "speculative steps draw several tokens at once",
     "token_healing": "it rewrites the prompt",
 }
+# Of a checkpoint's own config these only change what generate returns, so they are put aside.
+PUT_ASIDE = ("output_logits", "output_scores", "output_hidden_states", "output_attentions", "num_return_sequences")
 SWITCHES = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
 NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
     "max_new_tokens": (int, 1, 2**31),
@@ -40,7 +43,17 @@ NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
     "typical_p": (float, 1e-9, 1.0),
     "repetition_penalty": (float, 1e-9, 1e9),
     "no_repeat_ngram_size": (int, 0, 2**31),
+    "max_length": (int, 1, 2**31),
+    "min_length": (int, 0, 2**31),
+    "max_time": (float, 1e-9, 1e9),
+    "length_penalty": (float, -1e9, 1e9),
+    "epsilon_cutoff": (float, 0.0, 1.0),
+    "eta_cutoff": (float, 0.0, 1.0),
+    "top_h": (float, 1e-9, 1.0),
+    "encoder_repetition_penalty": (float, 1e-9, 1e9),
+    "prefill_chunk_size": (int, 1, 2**31),
 }
+IDS = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")  # one id, or a list of them
 
 
 def generation_config(
@@ -65,6 +78,15 @@ def generation_config(
             raise GenerationOptionError(f"There is no generation option {name!r}.{near(name, known)}")
         _check_value(name, value)
     config = copy.deepcopy(base)
+    for name, reason in OURS.items():
+        value = getattr(config, name, None)
+        if name != "return_dict_in_generate" and not _is_neutral(name, value):
+            if name not in options and name not in PUT_ASIDE:
+                raise GenerationOptionError(
+                    f"The checkpoint's generation config sets {name}={value!r}, which a probe does not follow: "
+                    f"{reason}. Pass {name}=None to go without it."
+                )
+            setattr(config, name, None)
     given = {name: value for name, value in options.items() if name not in OURS}
     try:
         config.update(**given)
@@ -95,6 +117,10 @@ def _is_neutral(name: str, value: Any) -> bool:
 def _check_value(name: str, value: Any) -> None:
     if name in SWITCHES and not isinstance(value, (bool, type(None))):
         raise GenerationOptionError(f"{name} must be True or False, not {value!r}.")
+    if name in IDS and value is not None and not all(_is_id(each) for each in _listed(value)):
+        raise GenerationOptionError(f"{name} must be a token id, or a list of them, not {value!r}.")
+    if name == "stop_strings" and value and not all(isinstance(each, str) and each for each in _listed(value)):
+        raise GenerationOptionError(f"stop_strings must be a string or a list of strings, none empty, not {value!r}.")
     if name not in NUMBERS or value is None:
         return
     kind, least, most = NUMBERS[name]
@@ -104,3 +130,11 @@ def _check_value(name: str, value: Any) -> None:
         raise GenerationOptionError(
             f"{name} must be {'an integer' if kind is int else 'a number'}, {span}; got {value!r}."
         )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
