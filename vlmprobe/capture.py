@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlmprobe.measures import RowStats, processed_logprobs, row_stats
 
-__all__ = ["Head", "Steps", "watch_backbone"]
+__all__ = ["Head", "Steps", "states_of", "watch_backbone"]
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
 
@@ -124,6 +124,23 @@ def watch_backbone(backbone: nn.Module, seen: Callable[[Tensor], None]) -> Itera
         yield
     finally:
         handle.remove()
+
+
+def states_of(outer: nn.Module, backbone: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    """Hidden states [N, S, H] that the backbone hands to the head; the head itself does not run."""
+    found: list[Tensor] = []
+
+    def take(hidden: Tensor) -> None:
+        found.append(hidden)
+        raise _Enough
+
+    with watch_backbone(backbone, take), suppress(_Enough):
+        outer(**arguments)
+    return found[0]
+
+
+class _Enough(Exception):
+    """Leaves the outer ``forward`` once its backbone has returned."""
 
 
 class Steps:

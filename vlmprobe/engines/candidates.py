@@ -8,7 +8,6 @@ length so that nothing is padded.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.capture import watch_backbone
+from vlmprobe.capture import states_of
 
 __all__ = ["Path", "SharedPrefix", "longest", "why_not_shared"]
 
 Path = tuple[int, ...]  # ids written after the prompt
 CACHE_BYTES = 512 * 2**20  # of repeated prompt cache in one batch
-LOGIT_BYTES = 128 * 2**20  # of logits that the model's forward makes beside the states, and nobody reads
 
 
 def longest(paths: Iterable[Path]) -> list[Path]:
@@ -42,7 +40,7 @@ def why_not_shared(adapter: Adapter, cache: Any) -> str | None:
     if cache is None or not hasattr(cache, "layers"):
         return "the model returns no cache"
     for layer in cache.layers:
-        if not hasattr(layer, "batch_repeat_interleave"):
+        if not hasattr(layer, "reorder_cache"):
             return f"the cache holds a {type(layer).__name__}, which cannot be repeated for several candidates"
     return None
 
@@ -55,8 +53,8 @@ class SharedPrefix:
         self.inputs = inputs
         self.cache = cache
         self.last = last  # [H], the state at the last prompt position
-        can_cut = "logits_to_keep" in inspect.signature(type(adapter.outer).forward).parameters
-        self._last_row_only = {"logits_to_keep": 1} if can_cut else {}
+        # A recurrent state goes on token by token, as it does in generate; keys and values take several at once.
+        self._whole = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
 
     def states(self, paths: Sequence[Path]) -> dict[Path, Tensor]:
         """The hidden state [H] from which the token after each path is drawn; ``()`` is the prompt's end."""
@@ -68,32 +66,27 @@ class SharedPrefix:
         return found
 
     def _batches(self, paths: Sequence[Path]) -> Iterator[list[Path]]:
-        cache = max(1, _cache_bytes(self.cache))
-        row = 4 * int(self.adapter.outer.config.get_text_config().vocab_size)
-        for length, group in groupby(paths, key=len):
+        size = max(1, CACHE_BYTES // max(1, _cache_bytes(self.cache)))
+        for _, group in groupby(paths, key=len):
             same_length = list(group)
-            logits = row * (1 if self._last_row_only else length)
-            size = max(1, min(CACHE_BYTES // cache, LOGIT_BYTES // logits))
             for start in range(0, len(same_length), size):
                 yield same_length[start : start + size]
 
     def _run(self, ids: Tensor) -> Tensor:
         """Hidden states [C, n, H] of C paths of n tokens each."""
         cache = copy.deepcopy(self.cache)
-        if len(ids) > 1:
-            cache.batch_repeat_interleave(len(ids))
-        states: list[Tensor] = []
-        with watch_backbone(self.adapter.backbone, states.append):
-            self.adapter.outer(
-                **self.adapter.continue_from(self.inputs, ids),
-                **self._last_row_only,
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-            )
-        return states[-1]
+        if len(ids) > 1:  # what beam search does to every kind of cache, here with one beam taken C times
+            cache.reorder_cache(torch.zeros(len(ids), dtype=torch.long, device=ids.device))
+        return torch.cat([self._forward(part, cache) for part in ids.split(ids.shape[1] if self._whole else 1, 1)], 1)
+
+    def _forward(self, ids: Tensor, cache: Any) -> Tensor:
+        arguments = {"past_key_values": cache, "use_cache": True, "return_dict": True}
+        return states_of(
+            self.adapter.outer, self.adapter.backbone, {**self.adapter.continue_from(self.inputs, ids), **arguments}
+        )
 
 
 def _cache_bytes(cache: Any) -> int:
-    tensors = (value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor))
-    return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
+    held = (each for layer in cache.layers for each in vars(layer).values())
+    tensors = (each for value in held for each in (value.values() if isinstance(value, dict) else (value,)))
+    return sum(each.nelement() * each.element_size() for each in tensors if isinstance(each, Tensor))
