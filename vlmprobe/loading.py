@@ -104,12 +104,13 @@ def _explained(name: str, given: Mapping[str, Any]) -> Iterator[None]:
     import torch
     from safetensors import SafetensorError
 
-    damage: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+    wrong = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
+    damaged = (OSError, UnpicklingError, SafetensorError)
     try:
         yield
     except (VlmprobeError, torch.OutOfMemoryError):
         raise
-    except (*damage, UnpicklingError, SafetensorError) as error:
+    except (*wrong, *damaged) as error:
         if "trust_remote_code" in str(error):
             raise RemoteCodeError(
                 f"{name} asks to run Python code of its own for its tokenizer or processor, which vlmprobe never does. "

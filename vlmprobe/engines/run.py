@@ -19,7 +19,7 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.capture import Steps, watch_backbone
 from vlmprobe.engines import Options
 from vlmprobe.engines.tables import non_finite
-from vlmprobe.errors import NonFiniteLogitsError
+from vlmprobe.errors import GenerationOptionError, NonFiniteLogitsError
 
 __all__ = ["Run", "alone", "run", "seeded", "to_model"]
 
@@ -59,6 +59,7 @@ def run(
             in ``steps``; generation ends where it returns True.
 
     Raises:
+        GenerationOptionError: where transformers refuses the options before anything runs.
         NonFiniteLogitsError: where sampling failed because of NaN or infinite logits.
     """
     beams = (config.num_beams or 1) > 1
@@ -67,6 +68,7 @@ def run(
     prefill: list[Tensor] = []
     decoded: list[Tensor] = []
     covered = 0
+    began = False
 
     def look(hidden: Tensor) -> None:
         nonlocal covered
@@ -79,6 +81,8 @@ def run(
             decoded.append(hidden[:, -1].clone())
 
     def decode(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **rest: Any) -> Any:
+        nonlocal began
+        began = True
         # Beam search hands log-softmax to its processors, and its rows change places.
         logits_processor = steps.watching(logits_processor) if beams else steps.around(logits_processor)
         loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
@@ -106,6 +110,10 @@ def run(
         if (step := steps.first_bad()) is not None:
             raise NonFiniteLogitsError(non_finite(f"generated token {step}")) from error
         raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if began:
+            raise
+        raise GenerationOptionError(f"transformers refuses these generation options: {error}") from error
     finally:
         config.stop_strings = stop_strings
     made = output.sequences.shape[1] - length
