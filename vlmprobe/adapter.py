@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError
@@ -83,11 +84,13 @@ class Adapter:
         name: the name under which the entry point publishes it.
         generic: a generic adapter is asked only when no other handles the checkpoint.
         capabilities: what the family can do; an instance may narrow it.
+        processor_options: arguments that the processor needs beside the conversation.
     """
 
     name: ClassVar[str] = ""
     generic: ClassVar[bool] = False
     capabilities: Capabilities = Capabilities()
+    processor_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
@@ -213,7 +216,7 @@ class Adapter:
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-                processor_kwargs=pad,
+                processor_kwargs={**self.processor_options, **pad},
                 **self._template(conversations),
             )
         )

@@ -1,0 +1,28 @@
+"""Families whose numbers change with what else is in the batch: their requests run one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlmprobe.adapter import Adapter, Capabilities
+
+__all__ = ["REASONS", "OneByOne"]
+
+REASONS = {  # model_type -> why, with the largest change of a logit on a tiny checkpoint
+    "emu3": "pictures are padded to the largest of the batch, which changes the codes of the others (1.9)",
+    "hunyuan_vl": "positions count the images of the whole batch instead of each prompt's (0.02)",
+    "minimax_m3_vl": "sparse attention compares positions without padding to places with it (8.6)",
+    "perception_lm": "the processor cannot stack pictures that were cut into different numbers of tiles",
+}
+
+
+class OneByOne(Adapter):
+    """The conventions of transformers, without batches."""
+
+    capabilities = Capabilities(batching=False)
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the model type is one of those."""
+        return config.get("model_type") in REASONS

@@ -1,0 +1,24 @@
+"""Ovis2: beside its features a picture has indicators, whose embeddings come from the vision side as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlmprobe.adapter import Adapter
+
+__all__ = ["Ovis2"]
+
+
+class Ovis2(Adapter):
+    """Indicators mark where a picture, its columns and its rows begin and end; none of them is text."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is an Ovis2 one."""
+        return config.get("model_type") == "ovis2"
+
+    @property
+    def image_ids(self) -> frozenset[int]:
+        """The placeholder of a feature, and the indicators."""
+        return super().image_ids | frozenset(self.model.config.visual_indicator_token_ids)

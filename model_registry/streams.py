@@ -1,0 +1,75 @@
+"""Decoders that carry several residual streams: Gemma 3n, GLM-5 and Qwen4. They become one before the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprobe.adapter import Adapter
+
+__all__ = ["Gemma3n", "Glm5Next", "Qwen4Exp"]
+
+
+class Gemma3n(Adapter):
+    """Four streams (AltUp); the last three are projected, brought to the size of the first, and averaged with it."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is a Gemma 3n one."""
+        return config.get("model_type") == "gemma3n"
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """From the streams [4, N, S, H] that leave the last layer to what enters the head [N, S, H]."""
+        return _MeanOfStreams(self.outer.get_decoder())
+
+
+class Glm5Next(Adapter):
+    """Hyper-connections; the streams are averaged before the norm."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is a GLM-5 one with vision."""
+        return config.get("model_type") == "glm5_next"
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """From the streams [N, S, streams, H] that leave the last layer to what enters the head [N, S, H]."""
+        decoder = self.outer.get_decoder()
+        return nn.Sequential(decoder.hc_head, decoder.norm)
+
+
+class Qwen4Exp(Adapter):
+    """Hyper-connections; a gated mixer, which holds the norm, makes one stream of them."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is a Qwen4 one with vision."""
+        return config.get("model_type") == "qwen4_exp"
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """From the streams [N, S, streams x H] that leave the last layer to what enters the head [N, S, H]."""
+        return self.outer.get_decoder().hyper_connection_mixer
+
+
+class _MeanOfStreams(nn.Module):
+    """What Gemma 3n's decoder does after its last layer, with the decoder's own projections and norm."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.norm = decoder.norm
+        self.projections = decoder.altup_unembed_projections
+
+    def forward(self, streams: Tensor) -> Tensor:
+        first = streams[0]
+        size = first.square().mean(dim=-1, keepdim=True).sqrt()
+        merged = [first]
+        for stream, project in zip(streams[1:], self.projections, strict=True):
+            projected = project(stream).to(first.dtype)
+            own = projected.square().mean(dim=-1, keepdim=True).clamp(min=1e-5).sqrt()
+            merged.append(projected * size / own)
+        return self.norm(torch.stack(merged).mean(dim=0))
