@@ -21,12 +21,13 @@ from vlmprobe.table import TokenTable
 from vlmprobe.testing.compare import scale_of, tolerances
 from vlmprobe.testing.report import SkipCheck
 
-__all__ = ["NEW_TOKENS", "Subject", "text_rows"]
+__all__ = ["BEAMS", "GREEDY", "NEW_TOKENS", "Subject", "text_rows"]
 
 NEW_TOKENS = 6
 SHORT = "What is in the picture?"
 LONG = "Describe the picture in one long sentence, and say which colours it has and where they are."
 GREEDY = {"do_sample": False, "num_beams": 1}
+BEAMS = {"do_sample": False, "num_beams": 3}
 
 
 class Subject:
@@ -135,6 +136,34 @@ class Subject:
         prompt = self.prompt_table(self.greedy)
         rows = [*(prompt.positions[text_rows(prompt)] - 1), len(self.prompt().ids) - 1]
         return self.own("main", rows)
+
+    @torch.no_grad()
+    def own_generate(self, *, seed: int = 0, **options: Any) -> list[int]:
+        """The ids that the model's own generate emits after ``"main"``, up to and with the end token."""
+        ends = sorted(self.adapter.end_ids)
+        inputs = self.written("main", ())
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            sequences = self.model.generate(
+                **inputs,
+                max_new_tokens=NEW_TOKENS,
+                pad_token_id=self.model.generation_config.pad_token_id or (ends or [0])[0],
+                **({"eos_token_id": ends} if ends else {}),
+                **options,
+            )
+        made = sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        stop = next((place + 1 for place, each in enumerate(made) if each in ends), len(made))
+        return made[:stop]
+
+    @cached_property
+    def no_beams(self) -> str:
+        """Why the model's own generate cannot run beams on a picture; empty where it can."""
+        try:
+            self.own_generate(**BEAMS)
+        except Exception as error:  # noqa: BLE001 - the model fails without vlmprobe, in whatever way it does
+            return f"the model's own generate fails: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return ""
 
     def prompt_table(self, result: Result) -> TokenTable:
         """The prompt side of a result, which every check here asks for."""

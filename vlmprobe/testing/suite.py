@@ -6,6 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -60,7 +61,7 @@ def check_adapter(
         for each in ALL if only is None else selected(only):
             if on_start is not None:
                 on_start(each)
-            results.append(run_check(each, subject, expected.get(each.id)))
+            results.append(_once(run_check(each, subject, expected.get(each.id)), results))
             if on_result is not None:
                 on_result(results[-1])
     return Report(tuple(results), meta)
@@ -104,6 +105,14 @@ def run_check(check: Check, subject: Subject, expected_failure: str | None = Non
         causes=check.causes if status == "failed" else (),
         notes=notes,
     )
+
+
+def _once(result: CheckResult, earlier: list[CheckResult]) -> CheckResult:
+    """The result, its failure not told a second time where an earlier check met the very same."""
+    for other in earlier:
+        if result.failure and result.failure == other.failure:
+            return replace(result, failure=f"the same as {other.id}", causes=())
+    return result
 
 
 def _noise(check: Check, subject: Subject, failure: CheckFailure) -> tuple[bool, str]:

@@ -69,8 +69,9 @@ def no_trace(subject: Subject) -> Sequence[str] | None:
     ways: dict[str, Callable[[], Any]] = {
         "greedy": lambda: _call(subject),
         "sampling": lambda: subject.ask("main", keep="logits", max_new_tokens=3, do_sample=True, top_k=5, seed=2),
-        "beam search": lambda: subject.ask("main", keep="logits", max_new_tokens=2, num_beams=2, do_sample=False),
     }
+    if not subject.no_beams:
+        ways["beam search"] = lambda: subject.ask("main", keep="logits", max_new_tokens=2, num_beams=2, do_sample=False)
     for name, ask in ways.items():
         first = ask()
         subject.ask("wide", max_new_tokens=1, prompt=False, **GREEDY)
