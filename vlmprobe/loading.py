@@ -102,10 +102,11 @@ def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
 def _explained(name: str, given: Mapping[str, Any]) -> Iterator[None]:
     """Whatever a damaged, hostile or unfitting checkpoint makes transformers and torch raise, as an error of ours."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     wrong = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
-    damaged = (OSError, UnpicklingError, SafetensorError)
+    damaged = (OSError, UnpicklingError, SafetensorError, StrictDataclassError)
     try:
         yield
     except (VlmprobeError, torch.OutOfMemoryError):

@@ -111,7 +111,7 @@ def run(
             raise NonFiniteLogitsError(non_finite(f"generated token {step}")) from error
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        if began:
+        if began and (options.processors or not steps.processing):  # neither before the model ran nor in an option's own
             raise
         raise GenerationOptionError(f"transformers refuses these generation options: {error}") from error
     finally:
