@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -34,13 +34,16 @@ class Detokenizer:
         empty. What the sequence ends in without being a whole character is left out. Special tokens stand as they
         are written in the vocabulary.
         """
-        texts = []
+        return list(self.running(ids))
+
+    def running(self, ids: Iterable[int]) -> Iterator[str]:
+        """The same one by one: the text of each token is there before the next id is asked for."""
         ordinary: list[int] = []  # ids so far, special ones left out: they do not take part in decoding
         start = done = 0  # the window: ordinary[start:done] is context, ordinary[done:] ends in a part of a character
         given = 0  # how many characters of the window's text stand in a row already
         for each in ids:
             if each in self.special:
-                texts.append(self.alone(each))
+                yield self.alone(each)
                 continue
             ordinary.append(each)
             now = self.decode(ordinary[start:])
@@ -48,12 +51,11 @@ class Detokenizer:
             # so nothing is given away before the run ends well, however long it is.
             waits = now.endswith(REPLACEMENT) and len(ordinary) - done < WAITING
             whole = now.rstrip(REPLACEMENT) if waits else now
-            texts.append(whole[given:])
+            yield whole[given:]
             given = max(given, len(whole))
             if not waits:
                 start, done = done, len(ordinary)
                 given = len(self.decode(ordinary[start:done]))
-        return texts
 
     def offsets(self, ids: Sequence[int], texts: Sequence[str]) -> list[tuple[int, int]]:
         """Start and stop of each token in the text that the ordinary tokens join to.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmprobe.engines import KEEP, Engine, Options
+from vlmprobe.engines import KEEP, Engine, Options, ability
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError, near
 from vlmprobe.messages import Conversation, Prompt, TextPart
 from vlmprobe.result import Result, Scores
@@ -79,6 +79,44 @@ class Probe:
         conversation = Conversation.build(question, image)
         self.engine.check([conversation], options)
         return self._told(self.engine.generate([conversation], options)[0], conversation)
+
+    def stream(
+        self,
+        question: Prompt,
+        /,
+        image: Any = None,
+        *,
+        keep: str | Collection[str] = "stats",
+        prompt: bool = True,
+        alternatives: int = 10,
+        seed: int | None = None,
+        logits_processor: Sequence[Any] = (),
+        **generation: Any,
+    ) -> Stream:
+        """Answer a question and yield each token, with its columns, as it is generated.
+
+        ::
+
+            with probe.stream("Describe the picture.", image="scene.png") as tokens:
+                for row in tokens:
+                    if row.confidence[0] < 0.3:
+                        break
+            print(tokens.result.text)  # what was read
+
+        Args:
+            question, image, keep, prompt, alternatives, seed, logits_processor, **generation: as in :meth:`generate`;
+                beams cannot be streamed. Until the answer ends, a ``seed`` holds torch's global generator.
+
+        Returns:
+            A :class:`~vlmprobe.engines.stream.Stream` of tables of one row. When it ends, its ``result`` is that of
+            :meth:`generate`.
+        """
+        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
+        conversation = Conversation.build(question, image)
+        self.engine.check([conversation], options)
+        stream = ability(self.engine, "stream", "tokens as they are generated")(conversation, options)
+        stream.told = lambda result: self._told(result, conversation)
+        return stream
 
     def generate_many(
         self,

@@ -20,7 +20,9 @@ from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.forced import begun, preceded, score_ids
 from vlmprobe.engines.run import Run, alone, run, seeded, to_model
 from vlmprobe.engines.scoring import score
+from vlmprobe.engines.stream import Rows, Stream
 from vlmprobe.engines.tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
+from vlmprobe.errors import GenerationOptionError
 from vlmprobe.images import thumbnail
 from vlmprobe.measures import RowStats
 from vlmprobe.messages import Conversation
@@ -125,6 +127,27 @@ class LocalEngine:
         meta = {"value_kind": "raw", "prefix": prefix, "timings": {"score_s": time.perf_counter() - started}}
         images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
         return Scores(list(candidates), tables, boundaries, meta, images)
+
+    def stream(self, conversation: Conversation, options: Options) -> Stream:
+        """The answer to a conversation, token by token."""
+        config = self._config(options)
+        if (config.num_beams or 1) > 1:
+            raise GenerationOptionError("Beams are known only at the end: stream with num_beams=1, or call generate.")
+
+        def answer(listener: Callable[[TokenTable], bool]) -> Result:
+            rows = Rows(self.detokenizer)
+            closed = False
+
+            def listen(steps: Steps, ids: Tensor) -> bool:
+                nonlocal closed
+                closed = listener(rows.of(steps, ids))
+                return closed
+
+            result = self.generate([conversation], options, listen)[0]
+            ended = result.finish_reason == "length" or int(result.output.ids[-1]) in _ends(config)
+            return result if ended or not closed else replace(result, meta={**result.meta, "finish_reason": "closed"})
+
+        return Stream(answer)
 
     def score_ids(
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options

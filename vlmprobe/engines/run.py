@@ -55,8 +55,8 @@ def run(
         inputs: of a batch of N prompts.
         config: from :func:`~vlmprobe.engines.decoding.generation_config`.
         options: what to keep, and the caller's processors.
-        listen: called after every step without beams with the tokens [N] that were drawn, whose numbers are the last
-            in ``steps``; generation ends where it returns True.
+        listen: called after every step without beams with the ids [N, S + T] so far. The numbers of the tokens just
+            drawn are the last in ``steps``. Generation ends where it returns True.
 
     Raises:
         GenerationOptionError: where transformers refuses the options before anything runs.
@@ -91,7 +91,7 @@ def run(
     def told(ids: Tensor, _: Any, **__: Any) -> Tensor:
         steps.finish(ids[:, -1])
         assert listen is not None
-        return torch.full((len(ids),), listen(steps, ids[:, -1]), device=ids.device)
+        return torch.full((len(ids),), listen(steps, ids), device=ids.device)
 
     stops = StoppingCriteriaList([told] if listen else [])
     stop_strings, config.stop_strings = config.stop_strings, None
@@ -111,7 +111,8 @@ def run(
             raise NonFiniteLogitsError(non_finite(f"generated token {step}")) from error
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        if began and (options.processors or not steps.processing):  # neither before the model ran nor in an option's own
+        # Refused are options that fail before the model runs, or in a processor of transformers' own.
+        if began and (options.processors or not steps.processing):
             raise
         raise GenerationOptionError(f"transformers refuses these generation options: {error}") from error
     finally:

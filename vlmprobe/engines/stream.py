@@ -1,0 +1,178 @@
+"""Tokens as they are generated: the model answers in a thread of its own, and its rows are read from a queue."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.engines.tables import numpy_columns, require_finite
+from vlmprobe.errors import ResultError
+from vlmprobe.result import Result
+from vlmprobe.table import TokenTable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlmprobe.capture import Steps
+    from vlmprobe.detokenize import Detokenizer
+
+__all__ = ["Rows", "Stream"]
+
+Listener = Callable[[TokenTable], bool]
+
+
+class Stream(Iterator[TokenTable]):
+    """The answer to one request while it is written: one :class:`TokenTable` of a single row per token.
+
+    Iterating to the end gives every row of ``result.output`` but what only the end tells: ``hidden``, and the
+    ``offsets`` of pieces of a character that a later token completes. ``stream.result`` is then the :class:`Result`
+    that :meth:`Probe.generate` gives; it is also what ``yield from stream`` returns.
+
+    :meth:`close`, leaving a ``with`` block, or dropping the stream ends the model's work at its next token. The result
+    then holds the tokens that were read, and its ``finish_reason`` is ``"closed"``.
+
+    The model is at work from the first row that is asked for until its answer ends, and does not wait for the reader.
+    Other calls on the same model wait for it. One thread reads a stream.
+    """
+
+    def __init__(self, answer: Callable[[Listener], Result]) -> None:
+        """``answer`` is run in another thread; it calls its argument with every row, and stops where that is True."""
+        self._answer: Callable[[Listener], Result] | None = answer
+        self._items: queue.SimpleQueue[TokenTable | Result | BaseException] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._read = 0
+        self._result: Result | None = None
+        self._ended = False
+        self.told: Callable[[Result], Result] = lambda result: result  # what the probe adds to the result
+        weakref.finalize(self, self._stop.set)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> TokenTable:
+        if self._ended:
+            raise StopIteration(self._result)
+        if self._thread is None:
+            self._start()
+        try:
+            item = self._items.get()
+        except BaseException:  # an interrupt while waiting
+            self.close()
+            raise
+        if isinstance(item, TokenTable):
+            self._read += 1
+            return item
+        self._end(item)
+        if isinstance(item, BaseException):
+            raise item
+        raise StopIteration(self._result)
+
+    @property
+    def result(self) -> Result:
+        """The result; what is left of the answer is awaited.
+
+        Raises:
+            ResultError: where the stream was closed before it began, or failed.
+        """
+        for _ in self:
+            pass
+        if self._result is None:
+            raise ResultError("This stream has no result: it was closed before it began, or failed.")
+        return self._result
+
+    def close(self) -> None:
+        """End the model's work and wait until it has ended. Nothing happens where it has."""
+        self._stop.set()
+        if self._thread is None:
+            self._ended, self._answer = True, None
+        while not self._ended:
+            item = self._items.get()
+            if not isinstance(item, TokenTable):
+                self._end(item)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        # The thread must not hold the stream itself, or dropping the stream would not end it.
+        assert self._answer is not None
+        self._thread = threading.Thread(
+            target=_work, args=(self._answer, self._items, self._stop), name="vlmprobe-stream", daemon=True
+        )
+        self._answer = None
+        self._thread.start()
+
+    def _end(self, item: Result | BaseException) -> None:
+        self._ended = True
+        if self._thread is not None:
+            self._thread.join()
+        if isinstance(item, Result):
+            self._result = self.told(_cut(item, self._read))
+
+
+def _work(
+    answer: Callable[[Listener], Result],
+    items: queue.SimpleQueue[TokenTable | Result | BaseException],
+    stop: threading.Event,
+) -> None:
+    def listen(row: TokenTable) -> bool:
+        items.put(row)
+        return stop.is_set()
+
+    try:
+        items.put(answer(listen))
+    except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
+        items.put(error)
+
+
+def _cut(result: Result, count: int) -> Result:
+    """The result of the first ``count`` tokens, where the stream was closed there."""
+    if count == len(result.output):
+        return result
+    cut = result.output[:count]
+    text = "".join(token for token, kind in zip(cut.tokens, cut.kinds, strict=True) if kind != "special")
+    return replace(result, output=cut, text=text, meta={**result.meta, "finish_reason": "closed"})
+
+
+class Rows:
+    """Tables of one row each, made of what a decoding loop says of a single prompt after every step."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self._special = detokenizer.special
+        self._alone = detokenizer.alone
+        self._ids: list[int] = []
+        self._texts = detokenizer.running(iter(self._ids))
+        self._end = 0  # of the text so far
+
+    def of(self, steps: Steps, ids: Tensor) -> TokenTable:
+        """The row of the token that was drawn last; ``ids`` [1, S + T] end in it."""
+        token = int(ids[0, -1])
+        self._ids.append(token)
+        text, special = next(self._texts), token in self._special
+        columns: dict[str, Any] = numpy_columns(steps.stats[-1])
+        require_finite(columns["logsumexp"], [f"generated token {len(self._ids) - 1}"])
+        start = self._end
+        self._end += 0 if special else len(text)
+        if steps.processed:
+            columns["scores"] = steps.processed[-1].cpu().numpy()
+        if steps.logits:
+            columns["logits"] = steps.logits[-1].numpy()
+        return TokenTable(
+            ids=np.array([token]),
+            tokens=[text],
+            kinds=["special" if special else "text"],
+            positions=np.array([ids.shape[1] - 1]),
+            offsets=np.array([[start, self._end]]),
+            top_tokens=[[self._alone(each) for each in row] for row in columns["top_ids"].tolist()],
+            **columns,
+        )
