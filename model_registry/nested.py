@@ -21,12 +21,12 @@ class Nested(Adapter):
         return config.get("model_type") in ("llama4", "nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
 
     @property
-    def outer(self) -> nn.Module:
+    def outer(self) -> Any:
         """The causal language model."""
         return self.model.language_model
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Any:
         """The decoder inside it."""
         return self.outer.model
 

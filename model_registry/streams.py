@@ -59,10 +59,10 @@ class Qwen4Exp(Adapter):
 class _MeanOfStreams(nn.Module):
     """What Gemma 3n's decoder does after its last layer, with the decoder's own projections and norm."""
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: Any) -> None:
         super().__init__()
         self.norm = decoder.norm
-        self.projections = decoder.altup_unembed_projections
+        self.projections: nn.ModuleList = decoder.altup_unembed_projections
 
     def forward(self, streams: Tensor) -> Tensor:
         first = streams[0]

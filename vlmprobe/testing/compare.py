@@ -25,7 +25,7 @@ FORBIDDEN = 1e30  # logits that a model sets to the lowest number are no measure
 
 
 def tolerances(dtype: torch.dtype, scale: float = 0.0) -> dict[str, float]:
-    """The greatest allowed difference of a logit, for ``"rows"`` and ``"paths"``, where the largest logit is ``scale``."""
+    """The greatest allowed difference of a logit, for ``"rows"`` and ``"paths"``; ``scale`` is the largest logit."""
     return {kind: relative * max(scale, FLOOR) for kind, relative in RELATIVE[dtype].items()}
 
 
@@ -50,7 +50,7 @@ def require_rows(
     *,
     of: str,
     path: str,
-    names: Callable[[int], str],
+    names: Sequence[str],
     hints: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Raise :class:`CheckFailure` where rows of logits differ by more than the tolerance.
@@ -61,7 +61,7 @@ def require_rows(
         tolerance: greatest allowed difference of a logit.
         of: what the rows are, such as ``"prompt rows"``.
         path: how the expected rows were found.
-        names: the row's number -> token and position.
+        names: token and position of each row.
         hints: called on a failure for what the numbers tell of its cause.
     """
     if came.shape != expected.shape:
@@ -76,17 +76,15 @@ def require_rows(
     row = int(worst_of_row.argmax())
     entry = int(gaps[row].argmax())
     raise CheckFailure(
-        f"{of} equal to {path} within {tolerance:.1e}; the logit of vocabulary entry {entry} is {expected[row, entry]:.6g}",
+        f"{of} equal to {path} within {tolerance:.1e}; vocabulary entry {entry} has {expected[row, entry]:.6g}",
         f"{came[row, entry]:.6g}, a difference of {worst_of_row[row]:.3g}; {len(beyond)} of {len(came)} rows differ",
-        f"worst at {names(row)}; first at {names(int(beyond[0]))}",
+        f"worst at {names[row]}; first at {names[beyond[0]]}",
         difference=float(worst_of_row[row]),
         hints=hints(),
     )
 
 
-def require_numbers(
-    came: Any, expected: Any, tolerance: float, *, of: str, path: str, names: Callable[[int], str]
-) -> None:
+def require_numbers(came: Any, expected: Any, tolerance: float, *, of: str, path: str, names: Sequence[str]) -> None:
     """The same for one number a row: ``came`` and ``expected`` are [R]."""
     came, expected = np.asarray(came, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if came.shape != expected.shape:
@@ -98,7 +96,7 @@ def require_numbers(
         raise CheckFailure(
             f"{of} equal to {path} within {tolerance:.1e}: {expected[row]:.6g}",
             f"{came[row]:.6g}, a difference of {gaps[row]:.3g}; {len(beyond)} of {len(came)} differ",
-            f"worst at {names(row)}; first at {names(int(beyond[0]))}",
+            f"worst at {names[row]}; first at {names[beyond[0]]}",
             difference=float(gaps[row]),
         )
 

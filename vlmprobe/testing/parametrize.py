@@ -1,4 +1,4 @@
-"""The conformance checks as parameters of a pytest test, in the manner of scikit-learn's ``parametrize_with_checks``."""
+"""The conformance checks as parameters of a pytest test, as in scikit-learn's ``parametrize_with_checks``."""
 
 from __future__ import annotations
 

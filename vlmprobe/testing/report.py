@@ -52,7 +52,7 @@ class CheckFailure(AssertionError):
         return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
 
 
-class SkipCheck(Exception):  # noqa: N818 - it reports no error
+class SkipCheck(Exception):
     """A check does not apply; the reason is its message."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.errors import CapabilityError
 from vlmprobe.messages import Conversation
 from vlmprobe.probe import Probe
-from vlmprobe.result import Result
+from vlmprobe.result import Result, Scores
 from vlmprobe.table import TokenTable
 from vlmprobe.testing.compare import scale_of, tolerances
 from vlmprobe.testing.report import SkipCheck
@@ -67,7 +67,11 @@ class Subject:
 
     def ask(self, name: str, **options: Any) -> Result:
         """Ask the probe a conversation by name."""
-        return self.probe.generate(self.conversation(name), **options)
+        return self.probe.generate(self.conversation(name).to_chat(), **options)
+
+    def score(self, name: str, candidates: Sequence[str]) -> Scores:
+        """Score candidates as the answer to a conversation by name."""
+        return self.probe.score(self.conversation(name).to_chat(), candidates)
 
     def encoding(self, name: str) -> Encoding:
         """The adapter's encoding of a conversation."""
@@ -113,7 +117,7 @@ class Subject:
             moved[key] = value
         return moved
 
-    def written(self, name: str, ids: Sequence[int], drop: int = 0) -> dict[str, Any]:
+    def written(self, name: str, ids: Any, drop: int = 0) -> dict[str, Any]:
         """Model inputs of a conversation less its last ``drop`` positions, followed by ``ids``."""
         inputs = self.encoding(name).inputs
         if len(ids) or drop:
@@ -125,14 +129,14 @@ class Subject:
         """The output of the model's own forward, without a cache."""
         return self.model(**{**inputs, "use_cache": False, "return_dict": True, **more})
 
-    def own(self, name: str, rows: Any, ids: Sequence[int] = (), drop: int = 0) -> np.ndarray:
+    def own(self, name: str, rows: Any, ids: Any = (), drop: int = 0) -> np.ndarray:
         """float64 [R, V]: logits of the model's own forward of a conversation followed by ``ids``, at ``rows``."""
         logits = self.forward(self.written(name, ids, drop)).logits[0]
         return logits[torch.as_tensor(np.asarray(rows), device=logits.device)].double().cpu().numpy()
 
     @cached_property
     def own_prompt(self) -> np.ndarray:
-        """float64 [R, V]: the forward's logits that the text rows of ``greedy.prompt`` and the first answer row are of."""
+        """float64 [R, V]: the forward's rows of the text tokens of ``greedy.prompt`` and of the first answer token."""
         prompt = self.prompt_table(self.greedy)
         rows = [*(prompt.positions[text_rows(prompt)] - 1), len(self.prompt().ids) - 1]
         return self.own("main", rows)
@@ -172,12 +176,15 @@ class Subject:
         return result.prompt
 
     def tolerance(self, kind: str) -> float:
-        """The greatest allowed difference of a logit, for ``"rows"`` or ``"paths"``, at this model's scale and dtype."""
+        """The greatest allowed difference of a logit, for ``"rows"`` or ``"paths"``, at this model's scale."""
         return tolerances(self.model.dtype, scale_of(self.own_prompt))[kind]
 
-    def named(self, table: TokenTable, row: int) -> str:
-        """Token and position of a row, for a message."""
-        return f"token {table.tokens[row]!r}, position {int(table.positions[row])}"
+    def named(self, table: TokenTable, rows: Iterable[int] | None = None, what: str = "") -> list[str]:
+        """Token and position of rows of a table (all where None), for messages."""
+        return [
+            f"{what or 'row'} {row}, token {table.tokens[row]!r}, position {int(table.positions[row])}"
+            for row in (range(len(table)) if rows is None else rows)
+        ]
 
     # -- bug or noise ------------------------------------------------------------------------------
 

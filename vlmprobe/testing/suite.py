@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from vlmprobe._version import __version__
-from vlmprobe.errors import GenerationOptionError, near
+from vlmprobe.errors import GenerationOptionError
 from vlmprobe.probe import Probe
-from vlmprobe.testing.conformance import ALL, Check
 from vlmprobe.testing.compare import RELATIVE, tolerances
+from vlmprobe.testing.conformance import ALL, Check
 from vlmprobe.testing.exact import exactly
 from vlmprobe.testing.report import CheckFailure, CheckResult, Report, SkipCheck, Status
 from vlmprobe.testing.subject import Subject
@@ -56,7 +56,7 @@ def check_adapter(
     selected(expected)
     subject = Subject(probe)
     meta = _meta(subject)
-    results = []
+    results: list[CheckResult] = []
     with torch.no_grad():
         for each in ALL if only is None else selected(only):
             if on_start is not None:
@@ -71,8 +71,8 @@ def selected(ids: Iterable[str]) -> tuple[Check, ...]:
     """The checks with these ids, in suite order."""
     wanted = set(ids)
     known = {each.id for each in ALL}
-    for each in wanted - known:
-        raise GenerationOptionError(f"There is no check {each!r}.{near(each, known)} There are {ALL[0].id} to {ALL[-1].id}.")
+    for each in sorted(wanted - known):
+        raise GenerationOptionError(f"There is no check {each!r}; there are {ALL[0].id} to {ALL[-1].id}.")
     return tuple(each for each in ALL if each.id in wanted)
 
 

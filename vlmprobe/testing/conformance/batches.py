@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from vlmprobe.probe import Request
 from vlmprobe.result import Result
-from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.compare import require_rows
+from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import GREEDY, NEW_TOKENS, Subject, text_rows
 
@@ -33,17 +34,8 @@ def batch_is_single(subject: Subject) -> Sequence[str] | None:
             names.append(extra)
     ends = sorted({*subject.adapter.end_ids, int(subject.greedy.output.ids[2])})  # one request ends early
     requests = [Request(subject.conversation(name).to_chat(), id=name) for name in names]
-    results = list(
-        subject.probe.generate_many(
-            requests,
-            batch_size=3,
-            progress=False,
-            keep="logits",
-            max_new_tokens=NEW_TOKENS,
-            eos_token_id=ends,
-            **GREEDY,
-        )
-    )
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "eos_token_id": ends, **GREEDY}
+    results = list(subject.probe.generate_many(requests, batch_size=3, progress=False, keep="logits", **options))
     if [result.meta.get("id") for result in results] != names:
         raise CheckFailure(f"results in the order {names}", f"{[result.meta.get('id') for result in results]}")
     for name, result in zip(names, results, strict=True):
@@ -57,14 +49,14 @@ def _require_alone(subject: Subject, name: str, result: Result, ends: list[int])
     """One result of the batch is what the model's own forward of that conversation gives."""
     ids, made = subject.prompt(name).ids, result.output.ids.tolist()
     if not np.array_equal(result.input_ids, ids):
-        raise CheckFailure(f"the {len(ids)} ids of the prompt alone", f"{len(result.input_ids)} ids", f"request {name!r}")
+        raise CheckFailure(f"{len(ids)} ids, the prompt's alone", f"{len(result.input_ids)} ids", f"request {name!r}")
     table = subject.prompt_table(result)
     if table.logits is None or result.output.logits is None:
         raise CheckFailure('full rows with keep="logits"', "no logits in the result")
     rows, start = text_rows(table), len(ids)
     own = subject.own(name, [*(table.positions[rows] - 1), *range(start - 1, start - 1 + len(made))], made)
     names = [
-        *(f"request {name!r}, prompt row {row}, {subject.named(table, row)}" for row in rows),
+        *subject.named(table, rows, f"request {name!r}, prompt row"),
         *(f"request {name!r}, generated token {step}" for step in range(len(made))),
     ]
     tolerance = subject.tolerance("paths")
@@ -74,12 +66,13 @@ def _require_alone(subject: Subject, name: str, result: Result, ends: list[int])
         tolerance,
         of="rows of a batch",
         path="the model's own forward of the request alone",
-        names=names.__getitem__,
+        names=names,
     )
     short = own[len(rows) :].max(axis=-1) - own[len(rows) + np.arange(len(made)), made]
     if (short > 2 * tolerance).any():
         step = int(short.argmax())
-        raise CheckFailure("the likeliest token at each step", f"id {made[step]}, {short[step]:.3g} below it", names[step])
+        at = names[len(rows) + step]
+        raise CheckFailure("the likeliest token at each step", f"id {made[step]}, {short[step]:.3g} below it", at)
     inside = [step for step, each in enumerate(made) if each in ends]
     whole = inside == [len(made) - 1] or (not inside and len(made) == NEW_TOKENS)
     if not whole:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import CapabilityError
 from vlmprobe.messages import Conversation, Message, TextPart
 from vlmprobe.result import Scores
-from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.compare import log_softmax, require_numbers
+from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import Subject
 
@@ -48,12 +49,10 @@ def candidate_ids(subject: Subject) -> Sequence[str] | None:
 )
 def shared_prefix(subject: Subject) -> Sequence[str] | None:
     """Each candidate's log-probabilities, twice and in reverse order, against a forward of prompt and candidate."""
-    conversation = subject.conversation("main")
-    prompt = subject.prompt()
     forwards = [_own_logprobs(subject, text) for text in CANDIDATES]
-    first = subject.probe.score(conversation, CANDIDATES)
-    subject.probe.score(subject.conversation("wide"), CANDIDATES[:2])  # leaves another prompt's state on the model
-    again = subject.probe.score(conversation, CANDIDATES[::-1])
+    first = subject.score("main", CANDIDATES)
+    subject.score("wide", CANDIDATES[:2])  # leaves another prompt's state on the model
+    again = subject.score("main", CANDIDATES[::-1])
     for scores, order, name in ((first, 1, ""), (again, -1, ", asked again in reverse order")):
         for place, expected in enumerate(forwards):
             table = scores.tables[::order][place]
@@ -63,7 +62,7 @@ def shared_prefix(subject: Subject) -> Sequence[str] | None:
                 subject.tolerance("paths"),
                 of=f"logprobs of candidate {CANDIDATES[place]!r}{name}",
                 path="a forward of prompt and candidate",
-                names=lambda row, table=table: f"candidate token {row}, {subject.named(table, row)}",
+                names=subject.named(table, what="candidate token"),
             )
     totals = np.array([sum(each) for each in forwards])
     weights = np.exp(totals - totals.max())
@@ -73,7 +72,7 @@ def shared_prefix(subject: Subject) -> Sequence[str] | None:
         10 * subject.tolerance("paths"),
         of="probabilities over the candidates",
         path="the softmax of the summed log-probabilities of full forwards",
-        names=lambda row: f"candidate {CANDIDATES[row]!r}, prompt of {len(prompt.ids)} positions",
+        names=[f"candidate {text!r}" for text in CANDIDATES],
     )
     how = first.meta.get("prefix")
     return [] if how in ("shared", None) else [f"every candidate runs the whole prompt: {how}"]
@@ -81,9 +80,9 @@ def shared_prefix(subject: Subject) -> Sequence[str] | None:
 
 def _require_ids(subject: Subject, conversation: Conversation, candidates: list[str]) -> None:
     prompt = subject.adapter.encode([conversation]).prompts[0]
-    scores = subject.probe.score(conversation, candidates)
+    scores = subject.probe.score(conversation.to_chat(), candidates)
     for place, text in enumerate(candidates):
-        shared, ids = _in_one_piece(subject, prompt.ids, prompt.spans[-1].stop if prompt.spans else 0, prompt.text, text)
+        shared, ids = _in_one_piece(subject, prompt, text)
         table, boundary = scores.tables[place], scores.boundaries[place]
         if table.ids.tolist() != ids or table.positions.tolist() != list(range(shared, shared + len(ids))):
             raise CheckFailure(
@@ -100,26 +99,31 @@ def _require_ids(subject: Subject, conversation: Conversation, candidates: list[
         _require_text(subject, scores, place, prompt.ids[shared:].tolist())
 
 
-def _in_one_piece(subject: Subject, ids: np.ndarray, after: int, rendered: str, text: str) -> tuple[int, list[int]]:
+def _in_one_piece(subject: Subject, prompt: EncodedPrompt, text: str) -> tuple[int, list[int]]:
     """How many prompt ids stand, and the ids after them, where the tokenizer sees prompt text and candidate at once.
 
     The prompt's text is the rendered template or, where that does not give back the prompt's last ids (processors
     that write more after the images), the text of the ids after the last image.
     """
-    tokenizer = subject.adapter.tokenizer
-    tail = ids[after:].tolist()
+    tokenizer, ids = subject.adapter.tokenizer, prompt.ids
+    tail = ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
     written = tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    for source in (rendered, written):
+    for source in (prompt.text, written):
         alone = list(tokenizer(source, add_special_tokens=False)["input_ids"])
         whole = list(tokenizer(source + text, add_special_tokens=False)["input_ids"])
-        merged = next((len(alone) - place for place in range(len(alone)) if whole[place : place + 1] != [alone[place]]), 0)
-        agreeing = 0
-        while agreeing < min(len(alone), len(tail)) and alone[-1 - agreeing] == tail[-1 - agreeing]:
-            agreeing += 1
+        merged = len(alone) - _agreeing(alone, whole)
+        agreeing = _agreeing(alone[::-1], tail[::-1])
         if merged < agreeing:
             return len(ids) - merged, whole[len(alone) - merged :]
     raise CheckFailure(
         "a tokenizer that gives the prompt's last ids for the prompt's text", f"{alone[-4:]} for {source[-40:]!r}"
+    )
+
+
+def _agreeing(one: list[int], other: list[int]) -> int:
+    """How many ids two lists share from the beginning."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
 
 
@@ -131,9 +135,8 @@ def _require_text(subject: Subject, scores: Scores, place: int, lost: list[int])
         for ids in (lost, table.ids.tolist())
     )
     if whole.strip() != (merged + scores.candidates[place]).strip():
-        raise CheckFailure(
-            f"ids that read {merged + scores.candidates[place]!r}", f"{whole!r}", f"candidate {scores.candidates[place]!r}"
-        )
+        text = scores.candidates[place]
+        raise CheckFailure(f"ids that read {merged + text!r}", f"{whole!r}", f"candidate {text!r}")
 
 
 def _own_logprobs(subject: Subject, text: str) -> np.ndarray:

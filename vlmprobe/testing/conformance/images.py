@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlmprobe.table import ImageSpan, TokenTable
+from vlmprobe.testing.compare import log_softmax, require_numbers, scale_of
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.watch import decoder_input, noisy_embeddings
-from vlmprobe.testing.compare import log_softmax, require_numbers, scale_of
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import GREEDY, Subject, text_rows
 
@@ -92,7 +92,8 @@ def _require_change(subject: Subject, one: np.ndarray, other: np.ndarray, what: 
 
 
 def _require_order(spans: Sequence[ImageSpan], images: int, length: int) -> None:
-    expected, stop = [], 0
+    expected: list[tuple[int, int]] = []
+    stop = 0
     for span in spans:
         if not stop <= span.start < span.stop <= length:
             raise CheckFailure(f"spans that follow each other within {length} positions", f"{span}")
@@ -171,7 +172,7 @@ def _require_unscored(subject: Subject, spans: Sequence[ImageSpan]) -> None:
         subject.tolerance("rows"),
         of="log perplexity of the prompt",
         path="the mean over its text tokens in the model's own forward",
-        names=lambda _: f"{int(table.scored.sum())} scored rows",
+        names=[f"{int(table.scored.sum())} scored rows"],
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vlmprobe.result import Result
-from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
+from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import BEAMS, NEW_TOKENS, Subject, text_rows
 
@@ -79,7 +79,7 @@ def raw_numbers(subject: Subject) -> Sequence[str] | None:
             subject.tolerance("paths"),
             of=f"raw rows generated with {name}",
             path="the model's own forward over prompt and answer",
-            names=lambda row, output=output, name=name: f"generated token {row}, {subject.named(output, row)}, {name}",
+            names=subject.named(output, what=f"{name}, generated token"),
         )
         require_numbers(
             output.logprobs,
@@ -87,7 +87,7 @@ def raw_numbers(subject: Subject) -> Sequence[str] | None:
             subject.tolerance("paths"),
             of=f"raw logprobs with {name}",
             path="log-softmax of the same forward",
-            names=lambda row, output=output, name=name: f"generated token {row}, {subject.named(output, row)}, {name}",
+            names=subject.named(output, what=f"{name}, generated token"),
         )
         prompt = subject.prompt_table(result)
         rows = text_rows(prompt)
@@ -97,7 +97,7 @@ def raw_numbers(subject: Subject) -> Sequence[str] | None:
             subject.tolerance("rows"),
             of=f"prompt logprobs with {name}",
             path="those without it",
-            names=lambda row, prompt=prompt, rows=rows: subject.named(prompt, int(rows[row])),
+            names=subject.named(prompt, rows),
         )
     return None
 
@@ -129,7 +129,7 @@ def emitted_tokens(subject: Subject) -> Sequence[str] | None:
             subject.tolerance("paths"),
             of=f"logprobs of the tokens emitted by {name}",
             path="log-softmax of the model's own forward over prompt and answer",
-            names=lambda row, result=result: f"generated token {row}, {subject.named(result.output, row)}",
+            names=subject.named(result.output, what="generated token"),
         )
         if name == "sampling" and (own.argmax(axis=-1) == emitted).all():
             notes.append("every sampled token was the likeliest one, so sampling could not be told from it")
@@ -161,7 +161,7 @@ def _require_probabilities(subject: Subject, result: Result) -> None:
             1e-4,
             of="sums of exp(logits - logsumexp)",
             path="one",
-            names=lambda row, table=table, rows=rows: subject.named(table, int(rows[row])),
+            names=subject.named(table, rows),
         )
         rows = rows[table.ids[rows] < table.logits.shape[-1]]
         chosen = table.logits[rows, table.ids[rows]] - table.logsumexp[rows]
@@ -171,5 +171,5 @@ def _require_probabilities(subject: Subject, result: Result) -> None:
             subject.tolerance("rows"),
             of="logprobs",
             path="raw logit of the token less logsumexp",
-            names=lambda row, table=table, rows=rows: subject.named(table, int(rows[row])),
+            names=subject.named(table, rows),
         )

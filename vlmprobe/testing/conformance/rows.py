@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from vlmprobe.table import TokenTable
+from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.watch import last_hidden, replaced_output, tensor_of
-from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
 from vlmprobe.testing.report import CheckFailure
-from vlmprobe.testing.subject import NEW_TOKENS, GREEDY, Subject, text_rows
+from vlmprobe.testing.subject import GREEDY, NEW_TOKENS, Subject, text_rows
 
 __all__ = ["captured_rows", "last_layer", "selected_rows", "teacher_forced_rows"]
 
@@ -38,14 +38,14 @@ def captured_rows(subject: Subject) -> Sequence[str] | None:
     if table.logits is None or result.output.logits is None:
         raise CheckFailure('full rows with keep="logits"', "no logits in the result")
     came = np.concatenate([table.logits[rows], result.output.logits[:1]])
-    names = [*(f"prompt row {row}, {subject.named(table, row)}" for row in rows), "generated token 0"]
+    names = [*subject.named(table, rows, "prompt row"), "generated token 0"]
     require_rows(
         came,
         subject.own_prompt,
         subject.tolerance("rows"),
         of="prompt rows and the first generated row",
         path="the model's own forward of the prompt",
-        names=names.__getitem__,
+        names=names,
         hints=lambda: _hints(came, subject.own_prompt),
     )
     return None
@@ -71,7 +71,7 @@ def teacher_forced_rows(subject: Subject) -> Sequence[str] | None:
         subject.tolerance("paths"),
         of="generated rows",
         path="the model's own forward over prompt and answer",
-        names=lambda row: f"generated token {row}, {subject.named(output, row)}",
+        names=subject.named(output, what="generated token"),
         hints=lambda: _hints(output.logits, own),
     )
     return None
@@ -94,6 +94,7 @@ def selected_rows(subject: Subject) -> Sequence[str] | None:
         (_cut(table, rows), subject.own_prompt[:-1], "prompt row"),
         (_cut(result.output, np.arange(1)), subject.own_prompt[-1:], "generated row"),
     ):
+        part["names"] = subject.named(part["table"], part["rows"], label)
         expected = _columns(own, part["ids"], part["top_ids"])
         for column in ("logsumexp", "logprobs", "entropy"):
             require_numbers(
@@ -102,7 +103,7 @@ def selected_rows(subject: Subject) -> Sequence[str] | None:
                 tolerance,
                 of=f"{column} of each {label}",
                 path="float64 arithmetic on the full rows of the model's own forward",
-                names=lambda row, part=part: f"token {part['tokens'][row]!r}, position {part['positions'][row]}",
+                names=part["names"],
             )
         require_rows(
             part["top_logprobs"],
@@ -110,7 +111,7 @@ def selected_rows(subject: Subject) -> Sequence[str] | None:
             tolerance,
             of=f"top_logprobs of each {label}",
             path="the same entries of the full rows",
-            names=lambda row, part=part: f"token {part['tokens'][row]!r}, position {part['positions'][row]}",
+            names=part["names"],
         )
         _require_order(part, own, tolerance, label)
     return None
@@ -153,21 +154,21 @@ def last_layer(subject: Subject) -> Sequence[str] | None:
     table = subject.prompt_table(subject.greedy)
     rows = text_rows(table)
     places = torch.as_tensor([*(table.positions[rows] - 1), len(subject.prompt().ids) - 1], device=came.device)
-    names = [*(subject.named(table, row) for row in rows), "generated token 0"]
+    names = [*subject.named(table, rows, "prompt row"), "generated token 0"]
     require_rows(
         came[places].double().cpu().numpy(),
         subject.own_prompt,
         subject.tolerance("rows"),
         of="logits from final_norm of the last layer's output",
         path="the model's own forward",
-        names=names.__getitem__,
+        names=names,
     )
     return None
 
 
 def _cut(table: TokenTable, rows: np.ndarray) -> dict[str, Any]:
-    columns = ("ids", "positions", "logprobs", "entropy", "logsumexp", "ranks", "top_ids", "top_logprobs")
-    return {"tokens": [table.tokens[row] for row in rows], **{name: getattr(table, name)[rows] for name in columns}}
+    columns = ("ids", "logprobs", "entropy", "logsumexp", "ranks", "top_ids", "top_logprobs")
+    return {"table": table, "rows": rows, **{name: getattr(table, name)[rows] for name in columns}}
 
 
 def _columns(own: np.ndarray, ids: np.ndarray, top_ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -188,7 +189,7 @@ def _columns(own: np.ndarray, ids: np.ndarray, top_ids: np.ndarray) -> dict[str,
 def _require_order(part: dict[str, Any], own: np.ndarray, tolerance: float, label: str) -> None:
     """Ranks and alternatives, where ties within the tolerance may fall either way."""
     for row, (token, rank, top) in enumerate(zip(part["ids"], part["ranks"], part["top_ids"], strict=True)):
-        where = f"token {part['tokens'][row]!r}, position {part['positions'][row]}"
+        where = part["names"][row]
         if token < own.shape[-1]:
             value = own[row, token]
             least, most = (int((own[row] > value + slack).sum()) for slack in (tolerance, -tolerance))

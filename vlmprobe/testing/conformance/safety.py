@@ -12,16 +12,17 @@ from torch import Tensor
 
 from vlmprobe.errors import NonFiniteLogitsError
 from vlmprobe.result import Result
+from vlmprobe.testing.compare import require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.state import changes, state_of
 from vlmprobe.testing.conformance.watch import changed_output
-from vlmprobe.testing.compare import require_numbers, require_rows
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import GREEDY, Subject
 
 __all__ = ["errors", "no_trace", "threads"]
 
 THREADS = 8
+PAIR = ["yes", "a tiger"]  # candidates
 
 
 class _Planted(RuntimeError):
@@ -76,11 +77,8 @@ def no_trace(subject: Subject) -> Sequence[str] | None:
         first = ask()
         subject.ask("wide", max_new_tokens=1, prompt=False, **GREEDY)
         _require_same(first, ask(), f"{name}, asked twice with another call between")
-    candidates = ["yes", "a tiger"]
-    scores = [subject.probe.score(subject.conversation("main"), candidates).logprobs for _ in range(2)]
-    require_numbers(
-        scores[1], scores[0], 0.0, of="scores asked again", path="those of the first time", names=candidates.__getitem__
-    )
+    scores = [subject.score("main", PAIR).logprobs for _ in range(2)]
+    require_numbers(scores[1], scores[0], 0.0, of="scores asked again", path="those of the first time", names=PAIR)
     if changed := changes(before, state_of(subject.model, subject.adapter.tokenizer)):
         raise CheckFailure("everything global as it was before the calls", changed)
     return None
@@ -101,7 +99,7 @@ def threads(subject: Subject) -> Sequence[str] | None:
     def ask(request: tuple[str, int]) -> Result | np.ndarray:
         name, place = request
         if place % 4 == 3:
-            return subject.probe.score(subject.conversation(name), ["yes", "a tiger"]).logprobs
+            return subject.score(name, PAIR).logprobs
         options = {"do_sample": True, "seed": place, "top_k": 0} if place % 4 == 2 else GREEDY
         return subject.ask(name, keep="logits", max_new_tokens=2, **options)
 
@@ -119,7 +117,7 @@ def threads(subject: Subject) -> Sequence[str] | None:
                 subject.tolerance("rows"),
                 of="scores in threads",
                 path="serial ones",
-                names=lambda row, where=where: f"{where}, candidate {row}",
+                names=[f"{where}, candidate {each!r}" for each in PAIR],
             )
     return None
 
@@ -143,11 +141,11 @@ def _require_raised(subject: Subject, planted: _Planted, run: int, where: str) -
     except _Planted as raised:
         if raised is planted:
             return
-    except Exception as raised:  # noqa: BLE001 - whatever came in place of the planted error is what is reported
+    except Exception as raised:
         raise CheckFailure(f"{planted!r} to reach the caller", repr(raised)[:200], where) from raised
     finally:
         handle.remove()
-    raise CheckFailure(f"{planted!r} to reach the caller", "a result" if left <= 0 else f"only {run - left} runs", where)
+    raise CheckFailure(f"{planted!r} to reach the caller", "a result", f"{where}, after {run - left} runs")
 
 
 def _require_non_finite(subject: Subject, value: float, run: int, place: int, named: int) -> None:
@@ -173,7 +171,7 @@ def _require_non_finite(subject: Subject, value: float, run: int, place: int, na
         if re.search(rf"\b{named}\b", str(error)):
             return
         raise CheckFailure(expected, f"NonFiniteLogitsError({str(error)[:160]!r})") from error
-    except Exception as error:  # noqa: BLE001 - whatever came in place of the error is what is reported
+    except Exception as error:
         raise CheckFailure(expected, repr(error)[:200]) from error
     raise CheckFailure(expected, "a result")
 
@@ -191,6 +189,10 @@ def _require_same(first: Result, again: Result, when: str, tolerance: float = 0.
     for side in ("prompt", "output"):
         one, other = getattr(first, side).logits, getattr(again, side).logits
         require_rows(
-            np.nan_to_num(other), np.nan_to_num(one), tolerance, of=f"{side} rows", path="those of the other call",
-            names=lambda row, side=side: f"{side} row {row}, {when}",
+            np.nan_to_num(other),
+            np.nan_to_num(one),
+            tolerance,
+            of=f"{side} rows",
+            path="those of the other call",
+            names=[f"{side} row {row}, {when}" for row in range(len(one))],
         )

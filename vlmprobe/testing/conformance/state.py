@@ -21,7 +21,7 @@ def state_of(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     if torch.cuda.is_available():
         random += [each.cpu().numpy().tobytes() for each in torch.cuda.get_rng_state_all()]
     return {
-        "hooks": {f"{name or 'model'}.{held}": len(getattr(module, held)) for name, module in modules for held in HOOKS},
+        "hooks": {f"{name}.{held}": len(getattr(module, held)) for name, module in modules for held in HOOKS},
         "global hooks": [len(getattr(nn.modules.module, f"_global{held}")) for held in HOOKS[:3]],
         "patched forwards": {name for name, module in modules if "forward" in vars(module)},
         "modules": [type(module).__name__ for _, module in modules],

@@ -36,9 +36,7 @@ def _with_tensor(output: Any, states: Tensor) -> Any:
 @contextmanager
 def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put ``change`` of the hidden states that a module returns in their place."""
-    handle = module.register_forward_hook(
-        lambda _, __, output: _with_tensor(output, change(tensor_of(output)))
-    )
+    handle = module.register_forward_hook(lambda _, __, output: _with_tensor(output, change(tensor_of(output))))
     try:
         yield
     finally:
