@@ -62,12 +62,11 @@ def watched(probe):
 @pytest.fixture
 def small_chunks(monkeypatch, probe_of):
     """Chunks of a few rows, as a vocabulary of a real size would give."""
-    from vlmprobe import capture
-    from vlmprobe.engines import candidates
+    from vlmprobe import capture, measures
 
     row = 4 * watched(probe_of("internvl")).vocabulary
     monkeypatch.setattr(capture, "CHUNK_BYTES", 2 * row)
-    monkeypatch.setattr(candidates, "LOGIT_BYTES", 4 * row)
+    monkeypatch.setattr(measures, "BLOCK_BYTES", dict.fromkeys((True, False), 2 * row))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,11 @@ from torch import Tensor
 
 __all__ = ["RowStats", "processed_logprobs", "row_stats"]
 
+# Float32 rows that are reduced together: on a CPU what stays in its caches, else what keeps the device busy.
+BLOCK_BYTES = {True: 4 * 2**20, False: 128 * 2**20}
+MANY = 256  # tokens of one row from which sorting the row once is quicker than comparing it with each of them
+NOTHING = -1e4  # exp of it is 0 in float32
+
 
 @dataclass(frozen=True)
 class RowStats:
@@ -40,32 +45,64 @@ def row_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None = None) -
         ids: [M] int64, the tokens; an id outside ``0..V-1`` has no probability under its row (some models have
             image ids beyond the head): its logprob is NaN and its rank -1.
         top: K, how many of the likeliest tokens to keep (at most V are kept).
-        of: [M] int64, the row that each token is drawn from; where None, M = N and token i is of row i.
+        of: [M] int64 on the CPU, ascending: the row that each token is drawn from; where None, M = N and token i is
+            of row i.
 
     Returns:
         :class:`RowStats` of M rows. ``logprobs`` is log-softmax at the token; ``entropy`` is -sum p log p;
         ``ranks`` counts the tokens with a strictly greater logit, so 0 is the most likely.
     """
-    logits = logits.float()
+    of = torch.arange(len(logits)) if of is None else of
+    size = max(1, BLOCK_BYTES[logits.device.type == "cpu"] // (4 * logits.shape[-1]))
+    bounds = torch.searchsorted(of, torch.arange(0, len(logits) + size, size)).tolist()
+    return RowStats.join(
+        [
+            _block_stats(logits[start : start + size].float(), ids[first:last], top, of[first:last] - start, size)
+            for start, first, last in zip(range(0, len(logits), size), bounds, bounds[1:], strict=False)
+        ]
+    )
+
+
+def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, size: int) -> RowStats:
+    """The same for float32 rows [N, V] of which all are held at once; ``size`` rows may be made of them."""
     vocabulary = logits.shape[-1]
     inside = (ids >= 0) & (ids < vocabulary)
-    within = ids.clamp(0, vocabulary - 1)
-    logsumexp = torch.logsumexp(logits, dim=-1)
+    greatest = logits.amax(dim=-1, keepdim=True)
+    # So far below the greatest a probability is 0 in float32, and 0 times a finite number is 0, which with -inf is NaN.
+    shifted = (logits - greatest).clamp_(min=NOTHING)
+    weights = shifted.exp()
+    total = weights.sum(dim=-1)
+    entropy = total.log() - torch.linalg.vecdot(weights, shifted) / total
+    logsumexp = greatest.squeeze(-1) + total.log()
     top_logits, top_ids = logits.topk(min(top, vocabulary), dim=-1)
     top_logprobs = top_logits - logsumexp.unsqueeze(-1)
-    # entr is 0 at p = 0, where -p * log(p) would be NaN; softmax shifts by the maximum, so nothing overflows.
-    entropy = torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1)
-    if of is None:
-        chosen = logits.gather(-1, within.unsqueeze(-1)).squeeze(-1)
-        ranks = (logits > chosen.unsqueeze(-1)).sum(dim=-1)
-    else:
-        of = of.to(logits.device)
-        chosen = logits[of, within]
-        # One row at a time: many tokens may be drawn from one row, and [M, V] would not fit.
-        ranks = torch.stack([(logits[row] > value).sum() for row, value in zip(of, chosen, strict=True)])
-        logsumexp, entropy, top_ids, top_logprobs = (each[of] for each in (logsumexp, entropy, top_ids, top_logprobs))
-    logprobs = torch.where(inside, chosen - logsumexp, torch.nan)
-    return RowStats(logprobs, entropy, torch.where(inside, ranks, -1), logsumexp, top_ids, top_logprobs)
+    rows = of.to(logits.device)
+    chosen = logits[rows, ids.clamp(0, vocabulary - 1)]
+    ranks = _ranks(logits, chosen, of, size)
+    logprobs = torch.where(inside, chosen - logsumexp[rows], torch.nan)
+    return RowStats(
+        logprobs,
+        entropy[rows],
+        torch.where(inside, ranks, -1),
+        logsumexp[rows],
+        top_ids[rows],
+        top_logprobs[rows],
+    )
+
+
+def _ranks(logits: Tensor, chosen: Tensor, of: Tensor, size: int) -> Tensor:
+    """How many logits of its row each of the ``chosen`` [M] is below."""
+    if len(of) == len(logits) and bool((of == torch.arange(len(of))).all()):
+        return (logits > chosen.unsqueeze(-1)).sum(dim=-1)
+    parts = []
+    rows, counts = torch.unique_consecutive(of, return_counts=True)
+    for row, mine in zip(rows.tolist(), chosen.split(counts.tolist()), strict=True):
+        if len(mine) > MANY:
+            ordered = logits[row].sort().values
+            parts.append(logits.shape[-1] - torch.searchsorted(ordered, mine, right=True))
+        else:
+            parts += [(logits[row] > some.unsqueeze(-1)).sum(dim=-1) for some in mine.split(size)]
+    return torch.cat(parts) if parts else chosen.long()
 
 
 @torch.no_grad()
