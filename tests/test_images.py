@@ -542,7 +542,7 @@ def test_folders_and_devices(tmp_path):
         (io.BytesIO(encoded(PICTURE)), r"read\(\)"),
         (Image.new("RGB", (0, 4)), "has none"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
 )
 def test_wrong_sources(source, message):
     with pytest.raises(ImageError, match=message) as caught:
