@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.capture import Head
 from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
@@ -17,7 +17,6 @@ from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.run import Run, run, to_model
 from vlmprobe.engines.tables import numpy_columns, require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
-from vlmprobe.messages import Conversation
 from vlmprobe.table import TokenTable
 
 __all__ = ["begun", "forced_run", "preceded", "score_ids"]
@@ -29,15 +28,15 @@ def score_ids(
     adapter: Adapter,
     head: Head,
     detokenizer: Detokenizer,
-    conversations: Sequence[Conversation],
+    encoding: Encoding,
     ids: Sequence[int],
     options: Options,
 ) -> list[TokenTable]:
-    """The same T tokens as the answer to each of N conversations, in one batch and one forward.
+    """The same T tokens as the answer to each of N prompts, in one batch and one forward.
 
     Args:
         adapter, head, detokenizer: of the engine.
-        conversations: with equally many images each, so that they make a batch.
+        encoding: of the prompts.
         ids: of the answer, at least one.
         options: what to keep.
 
@@ -46,17 +45,17 @@ def score_ids(
     """
     if not len(ids):
         raise MessageError("The answer to score has no tokens.")
-    encoding = adapter.encode(conversations)
+    prompts = encoding.prompts
     ran = forced_run(adapter, encoding.inputs, ids)
     assert ran.prefill is not None  # asked for by Options.prompt
     hidden = ran.prefill[:, -len(ids) :].flatten(0, 1)  # [N x T, H]
     made = np.array(ids, dtype=np.int64)
     rows: list[Tensor] | None = [] if "logits" in options.keep else None
-    stats = head.stats(hidden, torch.as_tensor(made).repeat(len(conversations)), options.alternatives, keep=rows)
+    stats = head.stats(hidden, torch.as_tensor(made).repeat(len(prompts)), options.alternatives, keep=rows)
     numbers = numpy_columns(stats)
     require_finite(
         numbers["logsumexp"],
-        [f"token {place} after prompt {each}" for each in range(len(conversations)) for place in range(len(ids))],
+        [f"token {place} after prompt {each}" for each in range(len(prompts)) for place in range(len(ids))],
     )
     kept = {
         "logits": torch.cat(rows).numpy() if rows else None,
@@ -64,7 +63,7 @@ def score_ids(
     }
     return [
         _table(detokenizer, prompt, made, numbers, kept, slice(row * len(ids), (row + 1) * len(ids)), options)
-        for row, prompt in enumerate(encoding.prompts)
+        for row, prompt in enumerate(prompts)
     ]
 
 

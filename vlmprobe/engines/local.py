@@ -18,10 +18,18 @@ from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.forced import begun, preceded, score_ids
+from vlmprobe.engines.layers import LayerColumns, layer_columns
 from vlmprobe.engines.run import Run, alone, run, seeded, to_model
 from vlmprobe.engines.scoring import score
 from vlmprobe.engines.stream import Rows, Stream
-from vlmprobe.engines.tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
+from vlmprobe.engines.tables import (
+    PromptRows,
+    numpy_columns,
+    prompt_rows,
+    require_finite,
+    token_kinds,
+    token_table,
+)
 from vlmprobe.errors import GenerationOptionError
 from vlmprobe.images import thumbnail
 from vlmprobe.measures import RowStats
@@ -94,7 +102,7 @@ class LocalEngine:
                 self._tables(prompt, row, ran, columns, config, options) for row, prompt in enumerate(encoding.prompts)
             ]
             clock.append(time.perf_counter())
-        meta = {
+        meta: dict[str, Any] = {
             "value_kind": "raw",
             "generation_config": _plain(config.to_diff_dict()),
             "seed": options.seed,
@@ -152,9 +160,21 @@ class LocalEngine:
     def score_ids(
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
     ) -> list[TokenTable]:
-        """The tables of the same answer ids after each of the conversations, as one batch."""
+        """The tables of the same answer ids after each of the conversations, which have equally many images."""
         with alone(self.adapter.model):
-            return score_ids(self.adapter, self.head, self.detokenizer, conversations, ids, options)
+            encoding = self.adapter.encode(conversations)
+            return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
+
+    def layers(
+        self, conversation: Conversation, options: Options, **what: Any
+    ) -> tuple[Result | None, TokenTable, LayerColumns]:
+        """What each decoder layer says: see :func:`~vlmprobe.engines.layers.layer_columns`."""
+        self._config(options)
+        return layer_columns(self, conversation, options, **what)
+
+    def prompt_rows(self, prompt: EncodedPrompt) -> PromptRows:
+        """Which rows the table of a prompt has."""
+        return prompt_rows(prompt.ids, prompt.spans, self.detokenizer.special)
 
     def _config(self, options: Options) -> GenerationConfig:
         return generation_config(self.adapter.model.generation_config, options.generation, self.adapter.end_ids)
@@ -172,7 +192,7 @@ class LocalEngine:
         output = self._output_table(prompt, row, ran, columns, config, options)
         if ran.prefill is None or not options.prompt:
             return None, output
-        return self._prompt_table(prompt, self._prefill(prompt, row, ran, config, options), options), output
+        return self.prompt_table(prompt, self._prefill(prompt, row, ran, config, options), options), output
 
     @staticmethod
     def _prefill(prompt: EncodedPrompt, row: int, ran: Run, config: GenerationConfig, options: Options) -> Tensor:
@@ -224,8 +244,9 @@ class LocalEngine:
             rows=more,
         )
 
-    def _prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
-        rows = prompt_rows(prompt.ids, prompt.spans, self.detokenizer.special)
+    def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
+        """The table of a prompt of S positions from at least its S states [S, H] that enter the head."""
+        rows = self.prompt_rows(prompt)
         at = rows.scored
         hidden = states[torch.as_tensor(rows.positions[at] - 1, device=states.device)]
         numbers, logits = self._head_columns(hidden, rows.ids[at], options) if len(at) else ({}, None)
