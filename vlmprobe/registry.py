@@ -153,8 +153,8 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
     except (OSError, ValueError, HFValidationError) as error:
         raise UnknownModelError(
             f"There is no folder {checkpoint!r} here, and the hub did not give its config.json "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling, the connection, "
-            "and for a gated model that you are logged in."
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Check the spelling, the connection, "
+            "and for a gated model that you are logged in; without a network, HF_HUB_OFFLINE=1 answers at once."
         ) from error
 
 

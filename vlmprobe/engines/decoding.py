@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from transformers import GenerationConfig
 
 from vlmprobe.errors import GenerationOptionError, near
@@ -87,7 +88,11 @@ def generation_config(
                     f"{reason}. Pass {name}=None to go without it."
                 )
             setattr(config, name, None)
-    given = {name: value for name, value in options.items() if name not in OURS}
+    given = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in options.items()
+        if name not in OURS
+    }
     try:
         config.update(**given)
         config.validate()

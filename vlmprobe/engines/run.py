@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -93,13 +94,16 @@ def run(
         assert listen is not None
         return torch.full((len(ids),), listen(steps, ids), device=ids.device)
 
+    # generate fills what is None from the model's own config, which would bring back what this call leaves out.
+    model = copy.copy(adapter.model)
+    model.generation_config = GenerationConfig()
     stops = StoppingCriteriaList([told] if listen else [])
     stop_strings, config.stop_strings = config.stop_strings, None
     if stop_strings:  # generate gives its tokenizer to no custom decoding function
         stops.append(StopStringCriteria(adapter.tokenizer, stop_strings))
     try:
         with watch_backbone(adapter.backbone, look):
-            output = adapter.model.generate(
+            output = model.generate(
                 **inputs,
                 generation_config=config,
                 custom_generate=decode,
