@@ -60,6 +60,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_checks_on_loading():
+    """A checkpoint that is loaded for the first time is checked; what tests load has tests of its own for that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLMPROBE_CHECK", "0")
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Name of a family -> folder of its tiny checkpoint."""
