@@ -20,6 +20,7 @@ from vlmprobe.result import Result, Scores
 from vlmprobe.table import TokenTable
 from vlmprobe.testing.compare import scale_of, tolerances
 from vlmprobe.testing.report import SkipCheck
+from vlmprobe.testing.state import changes, state_of
 
 __all__ = ["BEAMS", "GREEDY", "NEW_TOKENS", "Subject", "text_rows"]
 
@@ -48,6 +49,7 @@ class Subject:
         self.exact = exact  # whether this is the float64 rerun
         self.adapter: Adapter = probe.engine.adapter  # type: ignore[attr-defined]
         self.model = self.adapter.model
+        self._untouched = state_of(self.model, self.adapter.tokenizer)
         self._encodings: dict[str, Encoding] = {}
         self._unavailable: dict[str, str | None] = {}
 
@@ -185,6 +187,10 @@ class Subject:
             f"{what or 'row'} {row}, token {table.tokens[row]!r}, position {int(table.positions[row])}"
             for row in (range(len(table)) if rows is None else rows)
         ]
+
+    def changed(self) -> str:
+        """What is global and differs from before the first check, in words; empty where nothing does."""
+        return changes(self._untouched, state_of(self.model, self.adapter.tokenizer))
 
     # -- bug or noise ------------------------------------------------------------------------------
 

@@ -11,8 +11,6 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from vlmprobe._version import __version__
 from vlmprobe.errors import GenerationOptionError
 from vlmprobe.probe import Probe
@@ -57,13 +55,12 @@ def check_adapter(
     subject = Subject(probe)
     meta = _meta(subject)
     results: list[CheckResult] = []
-    with torch.no_grad():
-        for each in ALL if only is None else selected(only):
-            if on_start is not None:
-                on_start(each)
-            results.append(_once(run_check(each, subject, expected.get(each.id)), results))
-            if on_result is not None:
-                on_result(results[-1])
+    for each in ALL if only is None else selected(only):
+        if on_start is not None:
+            on_start(each)
+        results.append(_once(run_check(each, subject, expected.get(each.id)), results))
+        if on_result is not None:
+            on_result(results[-1])
     return Report(tuple(results), meta)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import ProcessorMixin
 
 from vlmprobe.table import TokenTable
 from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
@@ -34,6 +35,7 @@ def captured_rows(subject: Subject) -> Sequence[str] | None:
         raise CheckFailure(
             f"input_ids of the {len(ids)} positions that the adapter encodes", f"{len(result.input_ids)} other ids"
         )
+    _require_inputs(subject)
     rows = text_rows(table)
     if table.logits is None or result.output.logits is None:
         raise CheckFailure('full rows with keep="logits"', "no logits in the result")
@@ -164,6 +166,22 @@ def last_layer(subject: Subject) -> Sequence[str] | None:
         names=names,
     )
     return None
+
+
+def _require_inputs(subject: Subject) -> None:
+    """What a processor of transformers returns for the chat, the adapter hands to the model."""
+    processor = subject.adapter.processor
+    if not isinstance(processor, ProcessorMixin):
+        return  # a family with a processor of its own: nothing else to compare with
+    try:
+        returned: Any = processor.apply_chat_template(
+            subject.conversation("main").to_chat(), tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    except (ValueError, TypeError, KeyError):
+        return  # it needs arguments that only the adapter knows
+    lost = {key for key, value in returned.items() if value is not None} - set(subject.encoding("main").inputs)
+    if lost - {"labels"}:
+        raise CheckFailure("every model input that the processor returns", f"none of {', '.join(sorted(lost))}")
 
 
 def _cut(table: TokenTable, rows: np.ndarray) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ def state_of(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     if torch.cuda.is_available():
         random += [each.cpu().numpy().tobytes() for each in torch.cuda.get_rng_state_all()]
     return {
-        "hooks": {f"{name}.{held}": len(getattr(module, held)) for name, module in modules for held in HOOKS},
-        "global hooks": [len(getattr(nn.modules.module, f"_global{held}")) for held in HOOKS[:3]],
+        "hooks": {f"{name}.{held}": _count(getattr(module, held)) for name, module in modules for held in HOOKS},
+        "global hooks": [_count(getattr(nn.modules.module, f"_global{held}")) for held in HOOKS[:3]],
         "patched forwards": {name for name, module in modules if "forward" in vars(module)},
         "modules": [type(module).__name__ for _, module in modules],
         "training modes": {name: module.training for name, module in modules},
@@ -44,6 +45,11 @@ def state_of(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
         "working directory": os.getcwd(),
         "threads": threading.active_count(),
     }
+
+
+def _count(hooks: Mapping[int, Any]) -> int:
+    """How many hooks, those aside that transformers puts there itself at a model's first run and never removes."""
+    return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
