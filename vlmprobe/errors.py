@@ -22,12 +22,17 @@ __all__ = [
     "ResultError",
     "UnknownModelError",
     "VlmprobeError",
+    "VlmprobeWarning",
     "near",
 ]
 
 
 class VlmprobeError(Exception):
     """Base of every error that vlmprobe raises on purpose."""
+
+
+class VlmprobeWarning(UserWarning):
+    """Something is off, though a call can go on; the message names what, and what to do."""
 
 
 class ImageError(VlmprobeError, ValueError):

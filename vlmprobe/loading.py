@@ -34,6 +34,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     adapter: str | None = None,
+    check: bool = True,
     **from_pretrained: Any,
 ) -> Probe:
     """A probe of a checkpoint.
@@ -44,6 +45,8 @@ def load(
         dtype: ``"auto"`` for that of the checkpoint; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
         revision: commit, branch or tag of a hub checkpoint.
         adapter: name of the adapter to use; found from ``config.json`` where None.
+        check: whether a few quick checks run the first time that this checkpoint is loaded; what they find off is a
+            :class:`~vlmprobe.errors.VlmprobeWarning`. The environment variable ``VLMPROBE_CHECK=0`` turns them off too.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
             ``quantization_config``, ``attn_implementation``, ...).
 
@@ -52,7 +55,7 @@ def load(
         RemoteCodeError: where the checkpoint only works by running its own code, or that is asked for.
         CheckpointError: for missing or damaged files.
     """
-    from vlmprobe import registry
+    from vlmprobe import quick, registry
 
     if from_pretrained.pop("trust_remote_code", False):
         raise RemoteCodeError(
@@ -75,7 +78,10 @@ def load(
     options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained):
         made = found.load(os.fspath(model), config=config, **options)
-    return _probe(made, name, revision)
+    probe = _probe(made, name, revision)
+    if check and quick.switched_on():
+        quick.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
+    return probe
 
 
 def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:

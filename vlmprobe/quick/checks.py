@@ -1,0 +1,231 @@
+"""The quick checks themselves, each a function that returns what is off, or None.
+
+C5 and C11 carry the names that they have in the full suite, of which they are the cheap half.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.engines import Options
+from vlmprobe.engines.local import LocalEngine
+from vlmprobe.engines.run import alone, to_model
+from vlmprobe.errors import CapabilityError
+from vlmprobe.messages import Conversation, ImagePart, Message, TextPart
+
+__all__ = ["Finding", "filled_positions", "run"]
+
+QUESTION = "What is in the picture?"
+ANSWER = "It shows two boats."
+FURTHER = "And what else?"
+GREEDY = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
+# Of the largest logit, or of ten where that is less. Wide: a warning at load must not cry wolf over rounding.
+RELATIVE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found off."""
+
+    check: str
+    told: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.told}"
+
+
+def run(engine: LocalEngine) -> list[Finding]:
+    """What is off, in the order of the checks; empty where nothing is."""
+    found = []
+    for name, check in CHECKS.items():
+        try:
+            with alone(engine.adapter.model):
+                told = check(engine)
+        except Exception as error:  # noqa: BLE001 - an adapter may fail in any way, and that is what is told
+            told = f"{type(error).__name__}: {error}"
+        if told is not None:
+            found.append(Finding(name, told))
+            if check is chat_template:  # nothing that follows can be asked without it
+                break
+    return found
+
+
+def chat_template(engine: LocalEngine) -> str | None:
+    """The prompt holds the question, once and as it stands."""
+    prompt = engine.adapter.encode([_short_text(engine.adapter)]).prompts[0]
+    if (times := prompt.text.count(QUESTION)) != 1:
+        return f"the prompt holds the user's text {times} times: {_short(prompt.text)!r}"
+    return None
+
+
+def end_tokens(engine: LocalEngine) -> str | None:
+    """Generation ends where the chat template ends an answer."""
+    adapter, detokenizer = engine.adapter, engine.detokenizer
+    ends = adapter.end_ids
+    if not ends:
+        return "no end token is known, so every answer runs to max_new_tokens: end_ids of the adapter is empty"
+    written = adapter.encode([_short_text(adapter, ANSWER, FURTHER)]).prompts[0].text
+    between = written.partition(ANSWER)[2].partition(FURTHER)[0]
+    special = [
+        each
+        for each in adapter.tokenizer(between, add_special_tokens=False)["input_ids"]
+        if each in detokenizer.special
+    ]
+    if not special or ends.intersection(special):
+        return None
+    return (
+        f"the chat template ends an answer with {detokenizer.decode(special[:1])!r}, but generation ends only at "
+        f"{', '.join(repr(detokenizer.decode([each])) for each in sorted(ends))}: answers would run on"
+    )
+
+
+def image_positions(engine: LocalEngine) -> str | None:
+    """C5: the spans of a picture are the positions that the model fills with image features."""
+    adapter = engine.adapter
+    encoding = adapter.encode([Conversation.build(QUESTION, _picture())])
+    prompt = encoding.prompts[0]
+    held = {place for span in prompt.spans for place in range(span.start, span.stop)}
+    filled = filled_positions(adapter, to_model(adapter.model, encoding.inputs))
+    if not held:
+        return (
+            f"no position of the prompt is told to be the picture's, though the model fills {len(filled)}; image_ids "
+            f"of the adapter are {sorted(adapter.image_ids)}"
+        )
+    if not filled or filled == held:
+        return None
+    wrong = sorted(filled ^ held)
+    ids = sorted({int(prompt.ids[place]) for place in wrong})
+    return (
+        f"the model fills {len(filled)} positions with image features, and the spans hold {len(held)}; they differ at "
+        f"{len(wrong)}, first at position {wrong[0]} (ids {', '.join(map(str, ids[:6]))})"
+    )
+
+
+def selected_rows(engine: LocalEngine) -> str | None:
+    """C11: the default call's numbers of a short text are those of the full rows of the model's own forward."""
+    adapter = engine.adapter
+    model = adapter.model
+    conversation = _short_text(adapter)
+    encoding = adapter.encode([conversation])
+    result = engine.generate([conversation], Options(alternatives=1, generation=GREEDY))[0]
+    assert result.prompt is not None
+    own = model(**to_model(model, encoding.inputs), use_cache=False, return_dict=True).logits[0]
+    parts = [(table, np.flatnonzero(np.isfinite(table.logsumexp))) for table in (result.prompt, result.output)]
+    places = np.concatenate([table.positions[rows] - 1 for table, rows in parts])
+    ids = np.concatenate([table.ids[rows] for table, rows in parts])
+    tokens = [table.tokens[row] for table, rows in parts for row in rows]
+    rows = own[torch.as_tensor(places, device=own.device)].double().cpu()
+    total = torch.logsumexp(rows, dim=-1)
+    known = torch.as_tensor(np.minimum(ids, rows.shape[-1] - 1))
+    expected = torch.stack([total, rows.gather(-1, known[:, None])[:, 0] - total], dim=-1).numpy()
+    came = np.stack(
+        [np.concatenate([getattr(table, name)[held] for table, held in parts]) for name in ("logsumexp", "logprobs")],
+        axis=-1,
+    )
+    gaps = np.nan_to_num(np.abs(came - expected), nan=math.inf)
+    gaps[ids >= rows.shape[-1], 1] = 0.0  # an id beyond the head has no log-probability
+    size = rows.abs()
+    allowed = RELATIVE[own.dtype] * max(10.0, size[size < torch.finfo(torch.float16).max].max().item())
+    if gaps.max() <= allowed:
+        return None
+    row, column = np.unravel_index(gaps.argmax(), gaps.shape)
+    return (
+        f"the {('logsumexp', 'log-probability')[column]} of token {tokens[row]!r} at position {places[row] + 1} is "
+        f"{came[row, column]:.5g} as the probe tells it, and {expected[row, column]:.5g} in the model's own forward"
+    )
+
+
+def filled_positions(adapter: Adapter, inputs: dict[str, Any]) -> set[int]:
+    """The positions of one prompt that image features fill: their decoder input does not depend on a token.
+
+    Empty where pictures enter by cross-attention, as tokens of the vocabulary, or are added to embeddings. Runs no
+    decoder layer.
+
+    Args:
+        adapter: of the model.
+        inputs: model inputs of one prompt, on the model's device.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = inputs["input_ids"]
+
+    def disturb(_: nn.Module, given: Sequence[Any], embedded: Tensor) -> Tensor:
+        if not given or not isinstance(given[0], Tensor) or given[0].shape != ids.shape:
+            return embedded
+        noise = torch.randn(embedded.shape, generator=generator, dtype=torch.float32)
+        return embedded + noise.to(embedded) * embedded.float().std().to(embedded)
+
+    plain = _decoder_input(adapter, inputs)
+    # Every table, for some models have another one for special tokens.
+    tables = [module for module in adapter.model.modules() if isinstance(module, nn.Embedding)]
+    handles = [table.register_forward_hook(disturb) for table in tables]
+    try:
+        disturbed = _decoder_input(adapter, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return set((plain == disturbed).all(dim=-1).nonzero()[:, 0].tolist())
+
+
+class _Reached(Exception):
+    """The first decoder layer is reached, and the rest of the forward is not needed."""
+
+
+@torch.no_grad()
+def _decoder_input(adapter: Adapter, inputs: dict[str, Any]) -> Tensor:
+    """[S, ..]: what enters the first decoder layer."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+        raise _Reached
+
+    handle = adapter.layers[0].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        adapter.model(**inputs, use_cache=False, return_dict=True)
+    except _Reached:
+        length = inputs["input_ids"].shape[1]
+        states = seen[0]
+        return states.movedim(list(states.shape).index(length), 0).reshape(length, -1)
+    finally:
+        handle.remove()
+    raise RuntimeError("a forward of the model does not reach the first of the adapter's layers")
+
+
+def _short_text(adapter: Adapter, *further: str) -> Conversation:
+    """The question and what follows it, turn by turn; with a picture only where the family needs one."""
+    turns = [Message("user", (TextPart(QUESTION),))]
+    turns += [Message(("assistant", "user")[place % 2], (TextPart(text),)) for place, text in enumerate(further)]
+    conversation = Conversation(tuple(turns))
+    try:
+        adapter.encode([conversation])
+    except CapabilityError:
+        turns[0] = Message("user", (ImagePart(_picture()), *turns[0].parts))
+        return Conversation(tuple(turns))
+    return conversation
+
+
+def _picture() -> Image.Image:
+    """64 x 48 pixels of coloured patches, no two of them alike."""
+    patches = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(patches).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+CHECKS: dict[str, Callable[[LocalEngine], str | None]] = {
+    "chat template": chat_template,
+    "end tokens": end_tokens,
+    "C5 (image positions)": image_positions,
+    "C11 (rows of the head)": selected_rows,
+}

@@ -1,0 +1,81 @@
+"""What passed the quick checks before, one small JSON file per model in the user's cache directory.
+
+Nothing here can fail a load: a memory that cannot be read or written only means that the checks run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["fingerprint", "folder", "passed", "remember"]
+
+
+def folder() -> Path:
+    """Where outcomes are kept: ``$XDG_CACHE_HOME/vlmprobe/checked``, by default below ``~/.cache``."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The specification says to ignore a path that is not absolute; expanduser leaves "~" where there is no home.
+    return (given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "vlmprobe" / "checked"
+
+
+def fingerprint(adapter: type, meta: Mapping[str, Any], config: Mapping[str, Any], checkpoint: str) -> str:
+    """A digest of everything that an outcome hangs on, so that a change of any of it makes the checks run again.
+
+    That is the configuration, the revision or the state of the folder's files, the adapter and the state of its
+    source files, dtype, kind of device and versions.
+    """
+    source = getattr(sys.modules.get(adapter.__module__), "__file__", None)
+    record = {
+        "config": config,
+        "meta": {key: meta.get(key) for key in ("model", "revision", "adapter", "dtype", "versions")},
+        "device": str(meta.get("device")).partition(":")[0],
+        "files": _state(Path(checkpoint).glob("*")),
+        "adapter": _state(Path(source).parent.glob("*.py")) if source else [],
+    }
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def passed(model: str, known: str) -> bool:
+    """Whether the model passed in exactly this state."""
+    try:
+        held = json.loads(_file(model).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and held.get("passed") == known
+
+
+def remember(model: str, known: str) -> None:
+    """Keep that the model passed in this state; an earlier state of it is forgotten."""
+    file = _file(model)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and put in place at once: another process must never read half a file.
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+            json.dump({"model": model, "passed": known}, part)
+        try:
+            os.replace(part.name, file)
+        except OSError:
+            os.unlink(part.name)
+
+
+def _file(model: str) -> Path:
+    local = Path(model).expanduser()
+    name = str(local.resolve()) if local.exists() else model
+    return folder() / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
+
+
+def _state(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file that can be looked at."""
+    found = []
+    for file in sorted(files):
+        with suppress(OSError):
+            known = file.stat()
+            found.append((file.name, known.st_size, known.st_mtime_ns))
+    return found
