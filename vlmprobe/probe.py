@@ -13,7 +13,7 @@ from vlmprobe.messages import Conversation, Prompt, TextPart
 from vlmprobe.result import Result, Scores
 
 if TYPE_CHECKING:
-    pass
+    from vlmprobe.analysis.sampling import Samples
 
 __all__ = ["Probe", "Request"]
 
@@ -182,6 +182,19 @@ class Probe:
         conversation = Conversation.build(question, image)
         self.engine.check([conversation], options)
         return self._told(self.engine.score(conversation, listed, options), conversation)
+
+    def sample(self, question: Prompt, /, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
+        """Answer a question n times, sampling from the model's own distribution, and say how far the answers agree.
+
+        Args:
+            question, image: as in :meth:`generate`.
+            n: how many answers, at least 2; answer i is that of ``generate(..., do_sample=True, seed=seed + i)``.
+            seed: of the first answer.
+            **options: as in :meth:`generate`. Temperature 1 without filters and penalties, unless given here.
+        """
+        from vlmprobe.analysis.sampling import sample
+
+        return sample(self, question, image, n=n, seed=seed, **options)
 
     def __repr__(self) -> str:
         known = ", ".join(

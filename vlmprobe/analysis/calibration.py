@@ -1,0 +1,243 @@
+"""Can a 0.9 be trusted: calibration, discrimination and selective risk of confidences.
+
+Every function takes ``confidence``, numbers [N], and ``correct``, booleans [N], of N answers to questions with known
+answers (:mod:`vlmprobe.analysis.outcomes` makes both from results). What they say holds for questions like these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vlmprobe.analysis.outcomes import CalibrationError, checked, confidences, correctness
+from vlmprobe.errors import MissingExtraError
+
+__all__ = [
+    "Interval",
+    "Reliability",
+    "RiskCoverage",
+    "adaptive_ece",
+    "auroc",
+    "bootstrap",
+    "brier",
+    "confidences",
+    "correctness",
+    "ece",
+    "log_loss",
+    "reliability",
+    "report",
+    "risk_coverage",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Answers grouped into B bins of confidence; bins without answers are left out."""
+
+    edges: np.ndarray  # float64 [B, 2], between which confidences the answers of a bin lie
+    confidence: np.ndarray  # float64 [B], mean confidence of the answers in the bin
+    accuracy: np.ndarray  # float64 [B], share of them that are right
+    count: np.ndarray  # int64 [B]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean gap between confidence and accuracy, weighted by count (Naeini 2015)."""
+        return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
+
+    @property
+    def mce(self) -> float:
+        """Maximum calibration error: the largest gap of any bin."""
+        return float(np.abs(self.accuracy - self.confidence).max())
+
+
+@dataclass(frozen=True, eq=False)
+class RiskCoverage:
+    """What is wrong among the answers kept, when only the most confident are kept (Geifman & El-Yaniv 2017)."""
+
+    thresholds: np.ndarray  # float64 [M], the different confidences, greatest first: kept is what reaches it
+    coverage: np.ndarray  # float64 [M], share of the answers kept
+    risk: np.ndarray  # float64 [M], share of those that are wrong
+    area: float  # AURC: mean risk over all numbers of answers kept; ties are kept in random order
+    best_area: float  # the area of a confidence that puts every right answer before every wrong one
+
+    @property
+    def excess_area(self) -> float:
+        """E-AURC: the area above that of a perfect order (Geifman et al. 2019)."""
+        return self.area - self.best_area
+
+    def accuracy_at(self, coverage: float) -> float:
+        """Accuracy of the answers kept at the smallest coverage of at least ``coverage``."""
+        if not 0 < coverage <= 1:
+            raise CalibrationError(f"coverage is a share above 0 and up to 1, not {coverage!r}")
+        return float(1 - self.risk[np.searchsorted(self.coverage, coverage - 1e-12)])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with the range that resampling gives it."""
+
+    value: float
+    low: float
+    high: float
+    level: float  # share of the resamples that lie between
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def reliability(
+    confidence: Any, correct: Any, bins: int = 15, strategy: Literal["uniform", "quantile"] = "uniform"
+) -> Reliability:
+    """Group answers by confidence.
+
+    Args:
+        confidence: [N] from 0 to 1.
+        correct: [N].
+        bins: how many bins at most.
+        strategy: ``"uniform"`` makes bins of equal width (Guo et al. 2017), a confidence on an edge in the lower bin;
+            ``"quantile"`` bins of equal count, answers of equal confidence in the same bin.
+    """
+    sure, right = checked(confidence, correct)
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+        raise CalibrationError(f"bins must be an integer of at least 1, not {bins!r}")
+    if strategy == "uniform":
+        edges = np.linspace(0, 1, bins + 1)
+    elif strategy == "quantile":
+        last = (np.arange(1, bins + 1) * len(sure) + bins - 1) // bins - 1  # the last answer of each bin, in order
+        edges = np.append(0.0, np.unique(np.sort(sure)[last]))
+    else:
+        raise CalibrationError(f"strategy must be 'uniform' or 'quantile', not {strategy!r}")
+    place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, len(edges) - 2)
+    held, index, count = np.unique(place, return_inverse=True, return_counts=True)
+    return Reliability(
+        edges=np.stack([edges[held], edges[held + 1]], axis=1),
+        confidence=np.bincount(index, weights=sure) / count,
+        accuracy=np.bincount(index, weights=right) / count,
+        count=count.astype(np.int64),
+    )
+
+
+def ece(confidence: Any, correct: Any, bins: int = 15) -> float:
+    """Expected calibration error over bins of equal width (Naeini et al. 2015, Guo et al. 2017); 0 is calibrated."""
+    return reliability(confidence, correct, bins).ece
+
+
+def adaptive_ece(confidence: Any, correct: Any, bins: int = 15) -> float:
+    """Expected calibration error over bins of equal count (Nixon et al. 2019): no bin is empty or starved."""
+    return reliability(confidence, correct, bins, "quantile").ece
+
+
+def brier(confidence: Any, correct: Any) -> float:
+    """Mean squared distance of confidence from outcome (Brier 1950): calibration and discrimination in one."""
+    sure, right = checked(confidence, correct, least=1)
+    return float(_sklearn().brier_score_loss(right.astype(int), sure, pos_label=1))
+
+
+def log_loss(confidence: Any, correct: Any) -> float:
+    """Mean negative log-likelihood of the outcomes under the confidences, nats; a certain wrong answer is limited."""
+    sure, right = checked(confidence, correct, least=1)
+    return float(_sklearn().log_loss(right, sure, labels=[False, True]))
+
+
+def auroc(confidence: Any, correct: Any) -> float:
+    """Probability that a right answer is more confident than a wrong one, ties counting half; 0.5 is chance.
+
+    Any score will do for confidence, not only probabilities.
+    """
+    sure, right = checked(confidence, correct, both=True, scale=False)
+    return float(_sklearn().roc_auc_score(right, sure))
+
+
+def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:
+    """The trade between answering more and being wrong more often. Any score will do for confidence."""
+    sure, right = checked(confidence, correct, scale=False)
+    if not len(sure):
+        raise CalibrationError("0 answers are too few here; at least 1 is needed")
+    order = np.argsort(-sure, kind="stable")
+    sure, wrong = sure[order], ~right[order]
+    last = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))  # of each run of equal confidences
+    kept, errors = last + 1, np.cumsum(wrong)[last]
+    # Within a run of ties the expected number of errors grows evenly.
+    expected = np.interp(np.arange(1, len(sure) + 1), np.append(0, kept), np.append(0, errors))
+    counts = np.arange(1, len(sure) + 1)
+    perfect = np.maximum(counts - int(right.sum()), 0)
+    return RiskCoverage(
+        thresholds=sure[last],
+        coverage=kept / len(sure),
+        risk=errors / kept,
+        area=float((expected / counts).mean()),
+        best_area=float((perfect / counts).mean()),
+    )
+
+
+def bootstrap(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    confidence: Any,
+    correct: Any,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A metric with its percentile bootstrap interval (Efron 1979), over resampled answers.
+
+    Resamples on which the metric is not defined (:func:`auroc` without a wrong answer) are drawn again. Note that
+    calibration errors over bins are biased upwards for few answers, and more so in resamples.
+
+    Args:
+        metric: a function of confidence and correct, such as :func:`auroc`.
+        confidence, correct: [N], at least 2.
+        resamples: how many.
+        level: share of them inside the interval.
+        seed: of the resampling.
+    """
+    sure, right = checked(confidence, correct, least=2, scale=False)
+    if not 0 < level < 1 or resamples < 1:
+        raise CalibrationError(
+            f"level is a share between 0 and 1 and resamples at least 1, not {level!r}, {resamples!r}"
+        )
+    value = metric(sure, right)
+    random = np.random.default_rng(seed)
+    found: list[float] = []
+    for _ in range(10 * resamples):
+        index = random.integers(len(sure), size=len(sure))
+        try:
+            found.append(metric(sure[index], right[index]))
+        except CalibrationError:
+            continue
+        if len(found) == resamples:
+            break
+    else:
+        raise CalibrationError(
+            "The metric is not defined on most resamples: too few answers, or hardly any of one class"
+        )
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), level)
+
+
+def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+    """Accuracy, mean confidence, AUROC, ECE, adaptive ECE, Brier score and AURC, each with its bootstrap interval."""
+    metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "accuracy": lambda sure, right: float(right.mean()),
+        "confidence": lambda sure, right: float(sure.mean()),
+        "auroc": auroc,
+        "ece": ece,
+        "adaptive_ece": adaptive_ece,
+        "brier": brier,
+        "aurc": lambda sure, right: risk_coverage(sure, right).area,
+    }
+    checked(confidence, correct, least=2, both=True)
+    return {
+        name: bootstrap(metric, confidence, correct, resamples=resamples, seed=seed) for name, metric in metrics.items()
+    }
+
+
+def _sklearn() -> Any:
+    try:
+        from sklearn import metrics
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "calibration") from error
+    return metrics

@@ -1,0 +1,140 @@
+"""Does this input look unlike what the model knows: scores of unusual or manipulated input, from logits alone.
+
+Each score is larger for the more unusual. They see only how the model reacts: input that is wrong in a way that leaves
+the model sure (an attack made to raise its confidence, a picture of the wrong thing that it names fluently) looks
+usual, and a hard but ordinary question looks unusual. Whether a score tells anything must be measured on examples of
+the very input that it is to find: :func:`evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vlmprobe.analysis import calibration
+from vlmprobe.analysis.outcomes import CalibrationError
+from vlmprobe.analysis.uncertainty import Source, table_of
+from vlmprobe.errors import ResultError
+
+__all__ = [
+    "SCORES",
+    "Detection",
+    "Over",
+    "detection",
+    "energy",
+    "entropy",
+    "evaluate",
+    "margin",
+    "max_probability",
+    "scores",
+]
+
+Over = Literal["mean", "max", "first"]
+
+
+def max_probability(source: Source, over: Over = "mean") -> float:
+    """1 less the probability of the likeliest token (maximum softmax probability: Hendrycks & Gimpel 2017).
+
+    Args:
+        source: table or result; for the next word after a prompt, ``over="first"``.
+        over: how the tokens' scores become one: their mean, the most unusual one, or the first token's.
+    """
+    table = table_of(source)
+    if not table.top_logprobs.shape[1]:
+        raise ResultError("the table holds no alternatives: ask with alternatives=1 or more")
+    return _pooled(1 - np.exp(table.top_logprobs[:, 0].astype(np.float64)), over)
+
+
+def energy(source: Source, over: Over = "mean", *, temperature: float = 1.0) -> float:
+    """Free energy ``-T logsumexp(logits / T)`` (Liu et al. 2020).
+
+    Unlike the others it sees the size of the logits and not only their differences. Logits are known up to a constant
+    per row only by convention, so compare it within one model.
+
+    Args:
+        source, over: as in :func:`max_probability`.
+        temperature: T; other than 1 needs full rows.
+    """
+    table = table_of(source)
+    if not temperature > 0:
+        raise ResultError(f"temperature must be above 0, not {temperature!r}")
+    if temperature == 1:
+        return _pooled(-table.logsumexp.astype(np.float64), over)
+    if table.logits is None:
+        raise ResultError('The energy at another temperature than 1 needs full rows: ask with keep="logits".')
+    values = np.full(len(table), np.nan)
+    for row in np.flatnonzero(table.scored):
+        values[row] = -temperature * np.logaddexp.reduce(table.logits[row].astype(np.float64) / temperature)
+    return _pooled(values, over)
+
+
+def entropy(source: Source, over: Over = "mean") -> float:
+    """Entropy of the distribution, nats. Args as in :func:`max_probability`."""
+    return _pooled(table_of(source).entropy.astype(np.float64), over)
+
+
+def margin(source: Source, over: Over = "mean") -> float:
+    """Negative lead of the likeliest token over the second, nats. Args as in :func:`max_probability`."""
+    return _pooled(-table_of(source).margin.astype(np.float64), over)
+
+
+SCORES: dict[str, Callable[..., float]] = {
+    "max_probability": max_probability,
+    "energy": energy,
+    "entropy": entropy,
+    "margin": margin,
+}
+
+
+def scores(source: Source, over: Over = "mean") -> dict[str, float]:
+    """Every score of :data:`SCORES` by its name."""
+    return {name: score(source, over) for name, score in SCORES.items()}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well one score parts unusual input from usual input."""
+
+    auroc: calibration.Interval  # probability that an unusual input scores higher than a usual one; 0.5 is chance
+    fpr95: float  # share of usual input that is flagged when 95% of the unusual is (lower is better)
+
+
+def detection(usual: Any, unusual: Any, *, resamples: int = 1000, seed: int = 0) -> Detection:
+    """Judge a score by its values on usual [N] and on unusual [M] input."""
+    values = [np.asarray(each, dtype=np.float64) for each in (usual, unusual)]
+    if not all(each.ndim == 1 and len(each) for each in values):
+        raise CalibrationError("usual and unusual are lists of numbers, neither of them empty")
+    joined = np.concatenate(values)
+    labels = np.repeat([False, True], [len(each) for each in values])
+    area = calibration.bootstrap(calibration.auroc, joined, labels, resamples=resamples, seed=seed)
+    threshold = np.quantile(values[1], 0.05, method="lower")  # at least 95% of the unusual reach it
+    return Detection(area, float((values[0] >= threshold).mean()))
+
+
+def evaluate(
+    usual: Iterable[Source], unusual: Iterable[Source], over: Over = "mean", *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Detection]:
+    """Judge every score on results for usual input and for unusual input.
+
+    Args:
+        usual, unusual: results or tables; the same questions in both, so that the input alone differs.
+        over: as in :func:`max_probability`.
+        resamples, seed: of the bootstrap interval.
+    """
+    rows = [[scores(each, over) for each in group] for group in (usual, unusual)]
+    return {
+        name: detection(*[[row[name] for row in group] for group in rows], resamples=resamples, seed=seed)
+        for name in SCORES
+    }
+
+
+def _pooled(values: np.ndarray, over: Over) -> float:
+    held = values[~np.isnan(values)]
+    if over not in ("mean", "max", "first"):
+        raise ResultError(f"over must be 'mean', 'max' or 'first', not {over!r}")
+    if not len(held):
+        return float("nan")
+    return float({"mean": held.mean(), "max": held.max(), "first": held[0]}[over])

@@ -1,0 +1,234 @@
+"""Which answers to accept, which to show a person: thresholds that promise something, and the gate that applies them.
+
+A threshold picked by eye (0.7 is common) promises nothing. The three here are computed from N answers to questions with
+known answers, and their promise holds for every N, every model and every confidence score, under one assumption: new
+questions come from where those came from (exchangeability). It is off when the pictures, the wording, the prompt or the
+model change, and it is about all accepted answers together, not about any kind of question among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from vlmprobe.analysis.outcomes import CalibrationError, checked, confidences
+from vlmprobe.errors import MissingExtraError
+from vlmprobe.result import Result, Scores
+
+__all__ = ["GRID", "Decision", "Threshold", "accept_for_accuracy", "accept_for_errors", "gate", "reject_for_losses"]
+
+# Fixed before any data is seen, as the guarantee asks, and finer towards 1, where confidences of good models lie.
+GRID: tuple[float, ...] = tuple(float(each) for each in 1 - np.logspace(0, -4, 17))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A confidence, and what it promises about the answers on one side of it."""
+
+    value: float  # compared with the confidence of an answer, which must be computed as it was for the threshold
+    promise: str  # what holds, with its probability
+    answers: int  # N, what it was computed from
+    kept: int  # how many of them reach it
+    wrong: int  # how many of those are wrong
+
+    @property
+    def coverage(self) -> float:
+        """Share of the answers it was computed from that reach it."""
+        return self.kept / self.answers
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}: {self.promise} From {self.answers} answers; {self.coverage:.1%} of them reach it."
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do with one answer."""
+
+    action: Literal["accept", "ask", "reject"]
+    confidence: float
+    why: str  # one sentence for whoever reads the log
+
+    def __bool__(self) -> bool:
+        return self.action == "accept"
+
+
+def accept_for_accuracy(
+    confidence: Any,
+    correct: Any,
+    accuracy: float = 0.95,
+    *,
+    delta: float = 0.05,
+    grid: Sequence[float] = GRID,
+) -> Threshold:
+    """The lowest threshold above which the accuracy is known to be high enough.
+
+    The promise: with probability at least ``1 - delta`` over the N answers that it is computed from, at least
+    ``accuracy`` of all future answers that reach the threshold are right.
+
+    Learn then Test (Angelopoulos, Bates, Candès, Jordan & Lei 2021): each threshold of a grid fixed beforehand is a
+    hypothesis, "the accuracy above it is too low". Among the n answers that reach it, the wrong ones are binomial, so
+    the exact tail of the binomial is its p-value. The family is tested from the highest threshold down by the fallback
+    procedure (Wiens 2003), which spends delta evenly and hands on what a rejection did not need; it assumes nothing
+    about how accuracy depends on confidence.
+
+    Args:
+        confidence: [N] any score.
+        correct: [N].
+        accuracy: to be promised.
+        delta: how often the promise may fail.
+        grid: thresholds to choose from, fixed without looking at these answers. For scores that are no probabilities
+            give one that fits.
+
+    Raises:
+        CalibrationError: where no threshold of the grid can be promised; it says what was closest.
+    """
+    sure, right = checked(confidence, correct, scale=False)
+    error = 1 - _share("accuracy", accuracy)
+    _share("delta", delta)
+    thresholds = np.unique(np.asarray(grid, dtype=np.float64))[::-1]
+    if not len(thresholds) or not np.isfinite(thresholds).all():
+        raise CalibrationError("grid must hold at least one finite threshold")
+    kept = len(sure) - np.searchsorted(np.sort(sure), thresholds)  # how many reach each
+    wrong = int((~right).sum()) - np.searchsorted(np.sort(sure[~right]), thresholds)
+    p_values = _binomial_tail(wrong, kept, error)
+    share = delta / len(thresholds)
+    best, level = None, 0.0
+    for place, p_value in enumerate(p_values):
+        level += share
+        if p_value <= level:
+            best = place
+        else:
+            level = 0.0
+    if best is None:
+        nearest = int(np.argmin(p_values))
+        need = int(np.ceil(np.log(share) / np.log(accuracy)))
+        raise CalibrationError(
+            f"No threshold can promise {accuracy:.3g} accuracy with these {len(sure)} answers: nearest is "
+            f"{thresholds[nearest]:.4g} with {wrong[nearest]} of {kept[nearest]} wrong. Without a wrong one, {need} "
+            "confident answers are enough: collect more, promise less, or give a shorter grid."
+        )
+    promise = (
+        f"With probability at least {1 - delta:.3g}, at least {accuracy:.3g} of future answers that reach it are "
+        "right, as long as questions come from where these came from."
+    )
+    return Threshold(float(thresholds[best]), promise, len(sure), int(kept[best]), int(wrong[best]))
+
+
+def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05) -> Threshold:
+    """The lowest threshold that lets few wrong answers through, counted among all answers.
+
+    The promise: a future answer is accepted and wrong with probability at most ``errors``, on average over the N
+    answers that it is computed from (conformal risk control: Angelopoulos, Bates, Fisch, Lei & Schuster 2022). It says
+    nothing of the accuracy among the accepted: where few are accepted, most of those may be wrong.
+
+    Args:
+        confidence: [N] any score.
+        correct: [N].
+        errors: share of all answers that may be accepted and wrong.
+
+    Raises:
+        CalibrationError: for fewer than ``1 / errors - 1`` answers, with which nothing can be promised.
+    """
+    sure, right = checked(confidence, correct, scale=False)
+    allowed = _allowed(len(sure), _share("errors", errors))
+    bad = np.sort(sure[~right])[::-1]
+    # As many wrong answers as allowed may lie strictly above the threshold, so the next one is the first refused.
+    value = -np.inf if allowed >= len(bad) else float(np.nextafter(bad[allowed], np.inf))
+    kept = sure >= value
+    promise = (
+        f"On average at most {errors:.3g} of future answers reach it and are wrong (counted among all answers), "
+        "as long as questions come from where these came from."
+    )
+    return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()))
+
+
+def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05) -> Threshold:
+    """The highest threshold below which answers can be rejected unseen at the loss of few right ones.
+
+    The promise: a future answer is below it and right with probability at most ``losses``, on average over the N
+    answers that it is computed from (conformal risk control, as :func:`accept_for_errors`).
+
+    Args and errors as there.
+    """
+    sure, right = checked(confidence, correct, scale=False)
+    allowed = _allowed(len(sure), _share("losses", losses))
+    good = np.sort(sure[right])
+    value = np.inf if allowed >= len(good) else float(good[allowed])
+    kept = sure >= value
+    promise = (
+        f"On average at most {losses:.3g} of future answers are below it and right (counted among all answers), "
+        "as long as questions come from where these came from."
+    )
+    return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()))
+
+
+def gate(
+    result: Result | Scores | float,
+    threshold: Threshold | float,
+    *,
+    reject: Threshold | float | None = None,
+    by: Any = "sequence",
+) -> Decision:
+    """Accept an answer, ask a person, or reject it.
+
+    Args:
+        result: an answer, scored candidates, or a confidence.
+        threshold: from where on an answer is accepted.
+        reject: below which it is rejected; between the two a person is asked. None rejects nothing.
+        by: how confident an answer is, as in :func:`~vlmprobe.analysis.outcomes.confidences`; the same as for the
+            threshold.
+
+    Raises:
+        CalibrationError: where ``reject`` lies above ``threshold``, or the answer has no confidence.
+    """
+    accepts, rejects = _value(threshold), -np.inf if reject is None else _value(reject)
+    if rejects > accepts:
+        raise CalibrationError(f"answers below {rejects:.4g} are rejected, but accepted from {accepts:.4g} on")
+    plain = isinstance(result, (int, float, np.floating)) and not isinstance(result, bool)
+    sure = float(result) if plain else float(confidences([result], by)[0])  # type: ignore[arg-type, list-item]
+    if np.isnan(sure):
+        raise CalibrationError("The answer has no confidence: none of its tokens has a log-probability.")
+    if sure >= accepts:
+        return Decision("accept", sure, f"Confidence {sure:.4g} reaches {accepts:.4g}. {_promise(threshold)}")
+    if sure < rejects:
+        return Decision("reject", sure, f"Confidence {sure:.4g} is below {rejects:.4g}. {_promise(reject)}")
+    return Decision("ask", sure, f"Confidence {sure:.4g} is below {accepts:.4g}: nothing is promised, ask a person.")
+
+
+def _share(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 < value < 1:
+        raise CalibrationError(f"{name} is a share between 0 and 1, not {value!r}")
+    return float(value)
+
+
+def _allowed(count: int, share: float) -> int:
+    """How many of N answers may have a loss so that ``(losses + 1) / (N + 1)`` stays within the share."""
+    allowed = int(np.floor(share * (count + 1) + 1e-9)) - 1
+    if allowed < 0:
+        need = int(np.ceil(1 / share - 1e-9)) - 1
+        raise CalibrationError(f"{count} answers are too few to promise {share:.3g}; at least {need} are needed")
+    return allowed
+
+
+def _binomial_tail(wrong: np.ndarray, kept: np.ndarray, error: float) -> np.ndarray:
+    """Probability of so few wrong ones or fewer if each were wrong with probability ``error``; 1 where none is kept."""
+    try:
+        from scipy.stats import binom
+    except ImportError as missing:
+        raise MissingExtraError("SciPy", "calibration") from missing
+    tail = partial(binom.cdf, p=error)
+    return np.where(kept > 0, tail(wrong, np.maximum(kept, 1)), 1.0)
+
+
+def _value(threshold: Threshold | float) -> float:
+    return threshold.value if isinstance(threshold, Threshold) else float(threshold)
+
+
+def _promise(threshold: Threshold | float | None) -> str:
+    if isinstance(threshold, Threshold):
+        return threshold.promise
+    return "This threshold was chosen by hand and promises nothing."

@@ -1,0 +1,125 @@
+"""Confidences and what became of them: how sure each answer was, and whether it was right.
+
+The other rooms (calibration, recalibration, gating) take the two as arrays of one length, in the manner of
+scikit-learn; this one makes them from results, and checks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.analysis import uncertainty
+from vlmprobe.errors import VlmprobeError, near
+from vlmprobe.result import Result, Scores
+
+__all__ = ["CONFIDENCES", "CalibrationError", "checked", "confidences", "correctness", "normal_text"]
+
+
+class CalibrationError(VlmprobeError, ValueError):
+    """Confidences and outcomes that cannot answer the question: too few, one class only, or not probabilities."""
+
+
+def _mean_probability(result: Result) -> float:
+    return float(np.exp(uncertainty.mean_logprob(result)))
+
+
+def _min_probability(result: Result) -> float:
+    return float(np.exp(uncertainty.min_logprob(result)))
+
+
+CONFIDENCES: dict[str, Callable[[Result], float]] = {
+    "sequence": uncertainty.sequence_probability,  # of exactly this answer
+    "mean": _mean_probability,  # geometric mean over its tokens: length does not count
+    "min": _min_probability,  # of its least likely token
+}
+
+
+def confidences(results: Iterable[Result | Scores], by: str | Callable[[Any], float] = "sequence") -> np.ndarray:
+    """How sure each answer was.
+
+    Args:
+        results: answers, or scored candidates, whose confidence is the probability of the best among the candidates.
+        by: for answers ``"sequence"`` (probability of exactly this answer), ``"mean"`` (geometric mean of the tokens'
+            probabilities), ``"min"`` (the least likely token), or a function of a result.
+
+    Returns:
+        float64 [N], from 0 to 1 for the named ones.
+    """
+    if not callable(by) and by not in CONFIDENCES:
+        raise ValueError(f"by must be {', '.join(CONFIDENCES)} or a function, not {by!r}.{near(str(by), CONFIDENCES)}")
+    measure: Callable[[Any], float] = by if callable(by) else CONFIDENCES[by]
+    found = [
+        float(np.nanmax(each.probabilities)) if isinstance(each, Scores) and not callable(by) else measure(each)
+        for each in results
+    ]
+    return np.array(found, dtype=np.float64)
+
+
+def normal_text(text: str) -> str:
+    """A text without case, white space around, a leading article and a closing full stop."""
+    words = text.casefold().strip().rstrip(".!").strip().split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
+def correctness(
+    results: Iterable[Result | Scores],
+    answers: Iterable[str | Iterable[str]],
+    normal: Callable[[str], str] = normal_text,
+) -> np.ndarray:
+    """Whether each answer is the expected one, or one of those that are right.
+
+    Args:
+        results: answers, or scored candidates, whose answer is the best one.
+        answers: [N] the right text, or several.
+        normal: what two texts have in common when they are the same answer; ``str`` compares them as they stand.
+
+    Returns:
+        bool [N].
+    """
+    found = []
+    for result, right in zip(results, answers, strict=True):
+        said = result.best if isinstance(result, Scores) else result.text
+        accepted = [right] if isinstance(right, str) else right
+        found.append(normal(said) in {normal(each) for each in accepted})
+    return np.array(found, dtype=bool)
+
+
+def checked(
+    confidence: Any, correct: Any, *, least: int = 1, both: bool = False, scale: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence as float64 [N] and correctness as bool [N], or an error that says what is wrong with them.
+
+    Args:
+        confidence: numbers, one per answer.
+        correct: booleans, or 0 and 1, one per answer.
+        least: how few are too few to be of use.
+        both: whether right and wrong answers must both be there.
+        scale: whether confidences must be probabilities.
+    """
+    sure = np.asarray(confidence)
+    right = np.asarray(correct)
+    if sure.dtype.kind not in "fiu" or right.dtype.kind not in "biuf":
+        raise CalibrationError(f"confidence must be numbers and correct booleans, not {sure.dtype} and {right.dtype}")
+    sure = sure.astype(np.float64)
+    if sure.ndim != 1 or right.shape != sure.shape:
+        raise CalibrationError(
+            f"confidence and correct are two lists of one length, not {sure.shape} and {right.shape}"
+        )
+    if not np.isin(right, (0, 1)).all():
+        raise CalibrationError("correct must be booleans, or 0 and 1")
+    if np.isnan(sure).any():
+        raise CalibrationError(f"confidence {int(np.isnan(sure).argmax())} is NaN: leave out answers that have none")
+    if scale and len(sure) and not ((sure >= 0) & (sure <= 1)).all():
+        raise CalibrationError("confidence must be probabilities from 0 to 1; exp turns log-probabilities into them")
+    right = right.astype(bool)
+    if len(sure) < least:
+        raise CalibrationError(f"{len(sure)} answers are too few here; at least {least} are needed")
+    if both and (right.all() or not right.any()):
+        which = "right" if right.all() else "wrong"
+        raise CalibrationError(
+            f"All answers are {which}; this needs right and wrong ones: add harder or easier questions"
+        )
+    return sure, right

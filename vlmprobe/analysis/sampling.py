@@ -1,0 +1,232 @@
+"""What it says when asked again: several sampled answers to one question, and how far they agree.
+
+The log-probabilities are those of the raw logits. The estimates below are of the model's own distribution over answers
+where the samples come from it: temperature 1, no filter and no penalty, which is what :meth:`Probe.sample` does unless
+told otherwise. Under other options ``samples.pure`` is False, and the estimates are of a mixture: of answers drawn from
+one distribution, weighed by another (as Kuhn et al. 2023 do with temperature 0.5).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from vlmprobe.errors import ResultError
+from vlmprobe.result import Result
+
+__all__ = ["PURE", "Estimator", "Samples", "group", "sample"]
+
+Estimator = Literal["normalised", "discrete", "kuhn"]
+# Options that draw from the model's own distribution, whatever the checkpoint's generation config says.
+PURE: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+
+
+def sample(probe: Any, question: Any, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
+    """Ask one question n times, sampling; answer i is that of ``probe.generate(..., seed=seed + i)``.
+
+    Args:
+        probe: a :class:`vlmprobe.Probe`.
+        question, image: as in :meth:`Probe.generate`.
+        n: how many answers, at least 2.
+        seed: of the first answer.
+        **options: of :meth:`Probe.generate`. Sampling is pure (:data:`PURE`) except for what is given here.
+
+    Raises:
+        ResultError: for n below 2.
+        GenerationOptionError: for options that do not sample, or that :meth:`Probe.generate` refuses.
+    """
+    from vlmprobe.errors import GenerationOptionError
+
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        raise ResultError(f"n must be an integer of at least 2, the fewest answers that can agree, not {n!r}")
+    if options.get("do_sample", True) is not True or (options.get("num_beams") or 1) != 1:
+        raise GenerationOptionError("sample draws its answers: leave out do_sample and num_beams, or call generate")
+    options = {**PURE, "prompt": False, **options, "do_sample": True}
+    results = [probe.generate(question, image=image, seed=seed + place, **options) for place in range(n)]
+    return Samples(tuple(results))
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """n answers to one question. Its numbers are in nats, of raw log-probabilities, end tokens included."""
+
+    results: tuple[Result, ...]  # [n]
+
+    def __post_init__(self) -> None:
+        if len(self.results) < 2:
+            raise ResultError(f"samples are at least 2 answers, not {len(self.results)}")
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """[n] the answers."""
+        return [result.text for result in self.results]
+
+    @cached_property
+    def logprobs(self) -> np.ndarray:
+        """float64 [n], nats: log-probability of each answer."""
+        return np.array([result.output.logprob for result in self.results])
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """float64 [n], nats per token."""
+        return self.logprobs / np.array([int(result.output.scored.sum()) for result in self.results])
+
+    @property
+    def pure(self) -> bool:
+        """Whether the answers were drawn from the raw distribution, so that no ``scores`` stand beside ``logprobs``."""
+        return all(result.output.scores is None for result in self.results)
+
+    def groups(
+        self,
+        key: Callable[[str], Hashable] | None = None,
+        *,
+        same: Callable[[str, str], bool] | None = None,
+    ) -> np.ndarray:
+        """int64 [n]: which meaning each answer has, numbered in order of appearance. See :func:`group`."""
+        return group(self.texts, key, same=same)
+
+    def agreement(self, groups: Sequence[int] | np.ndarray | None = None) -> float:
+        """Share of the answers that have the most common meaning (self-consistency: Wang et al. 2023).
+
+        Args:
+            groups: int [n], from :meth:`groups`; answers with the same text where None.
+        """
+        return Counter(self._labels(groups).tolist()).most_common(1)[0][1] / len(self)
+
+    def most_common(self, groups: Sequence[int] | np.ndarray | None = None) -> Result:
+        """The likeliest answer of the most common meaning; of meanings equally common the one that holds it."""
+        labels = self._labels(groups)
+        counts = np.bincount(labels)
+        at = np.flatnonzero(counts[labels] == counts.max())
+        return self.results[int(at[np.argmax(self.logprobs[at])])]
+
+    def predictive_entropy(self, *, normalised: bool = False) -> float:
+        """Entropy of the distribution over whole answers, estimated as the mean of their surprisals, nats.
+
+        The Monte Carlo estimate of Malinin & Gales 2021 and Kuhn et al. 2023; its standard error is
+        :meth:`standard_error`.
+
+        Args:
+            normalised: each answer's surprisal per token, so that length does not count.
+        """
+        return float(-(self.means if normalised else self.logprobs).mean())
+
+    def standard_error(self, *, normalised: bool = False) -> float:
+        """Standard error of :meth:`predictive_entropy`, nats."""
+        return float((self.means if normalised else self.logprobs).std(ddof=1) / np.sqrt(len(self)))
+
+    def semantic_entropy(
+        self,
+        groups: Sequence[int] | np.ndarray | None = None,
+        *,
+        estimator: Estimator = "normalised",
+        normalised: bool = False,
+    ) -> float:
+        """Entropy of the distribution over meanings, nats.
+
+        Args:
+            groups: int [n], from :meth:`groups`; answers with the same text are one meaning where None.
+            estimator: ``"normalised"`` sums the probabilities of the different answers of each meaning, and brings the
+                sums to 1 (Farquhar et al. 2024); ``"discrete"`` takes how often each meaning was drawn (same paper),
+                and needs no probabilities; ``"kuhn"`` is the mean of ``-log p(meaning)`` over the meanings
+                (Kuhn et al. 2023, equation 5). An answer drawn twice counts once in a sum, for it is one answer.
+            normalised: use each answer's mean log-probability in place of its sum.
+        """
+        labels = self._labels(groups)
+        if estimator == "discrete":
+            return _entropy(np.bincount(labels) / len(self))
+        if estimator not in ("normalised", "kuhn"):
+            raise ResultError(f"estimator must be 'normalised', 'discrete' or 'kuhn', not {estimator!r}")
+        values = self.means if normalised else self.logprobs
+        different = self._different()
+        logs = np.array(
+            [np.logaddexp.reduce(values[different & (labels == each)], initial=-np.inf) for each in np.unique(labels)]
+        )
+        if estimator == "kuhn":
+            return float(-logs.mean())
+        return _entropy(np.exp(logs - np.logaddexp.reduce(logs)))
+
+    def mass(self) -> float:
+        """Probability of all different answers together: how much of what the model may say the samples have seen."""
+        return float(np.exp(np.logaddexp.reduce(self.logprobs[self._different()])))
+
+    def __repr__(self) -> str:
+        common = Counter(self.texts).most_common(1)[0]
+        return f"Samples({len(self)} answers, {common[1]} of them {common[0][:60]!r})"
+
+    def _different(self) -> np.ndarray:
+        """bool [n]: the first of each answer, told apart by their tokens."""
+        seen: set[tuple[int, ...]] = set()
+        first = []
+        for result in self.results:
+            ids = tuple(result.output.ids.tolist())
+            first.append(ids not in seen)
+            seen.add(ids)
+        return np.array(first)
+
+    def _labels(self, groups: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        if groups is None:
+            return self.groups()
+        labels = np.asarray(groups)
+        if labels.shape != (len(self),):
+            raise ResultError(f"groups has shape {labels.shape}; give one label for each of the {len(self)} answers")
+        return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def group(
+    texts: Sequence[str],
+    key: Callable[[str], Hashable] | None = None,
+    *,
+    same: Callable[[str, str], bool] | None = None,
+) -> np.ndarray:
+    """Group texts by meaning.
+
+    Args:
+        texts: [n].
+        key: what stands for the meaning of a text, such as ``str.casefold`` or a function that finds the number in it;
+            texts with equal keys are one meaning. Without ``key`` and ``same``, the text without white space around.
+        same: whether two texts mean the same, such as entailment in both directions by a model of one's own. Each text
+            is compared with the first of every meaning so far, and joins the first that matches (Kuhn et al. 2023).
+
+    Returns:
+        int64 [n], the meaning of each text, numbered in order of appearance.
+    """
+    if key is not None and same is not None:
+        raise ResultError("give key= (equal keys are one meaning) or same= (a comparison of two texts), not both")
+    labels: list[int] = []
+    if same is None:
+        found: dict[Hashable, int] = {}
+        key = key or str.strip
+        labels = [found.setdefault(key(text), len(found)) for text in texts]
+    else:
+        firsts: list[str] = []
+        for text in texts:
+            place = next((place for place, first in enumerate(firsts) if same(first, text)), len(firsts))
+            if place == len(firsts):
+                firsts.append(text)
+            labels.append(place)
+    return np.array(labels, dtype=np.int64)
+
+
+def _entropy(probabilities: np.ndarray) -> float:
+    held = probabilities[probabilities > 0]
+    return float(-(held * np.log(held)).sum())

@@ -1,0 +1,183 @@
+"""Watch confidence while a model is fine-tuned: a callback for ``transformers.Trainer``.
+
+>>> callback = ProbeCallback([Request("What colour is the ball?", image, id="ball")], answers=["red"])
+>>> trainer = callback.attach(Trainer(model, arguments, ..., processing_class=processor))
+>>> trainer.train()
+>>> callback.history[-1]["probe/accuracy"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import Trainer, TrainerCallback
+
+from vlmprobe.analysis import calibration, uncertainty
+from vlmprobe.analysis.outcomes import confidences, correctness, normal_text
+from vlmprobe.errors import ResultError, near
+from vlmprobe.loading import wrap
+from vlmprobe.probe import Probe, Request
+from vlmprobe.result import Result
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["EVENTS", "ProbeCallback"]
+
+EVENTS = ("begin", "step", "epoch", "evaluate", "end")
+MEASURES = ("mean_logprob", "perplexity", "mean_entropy", "min_margin")
+
+
+class ProbeCallback(TrainerCallback):
+    """Asks a fixed set of questions while training, greedily, and logs how sure the answers are and how right.
+
+    Logged under ``probe/``, always: ``confidence`` (mean over the answers) and the chosen measures (means likewise).
+    With known answers: ``accuracy``, ``brier``, ``ece`` (in ten bins; unsteady below some hundred questions), and
+    ``auroc`` where right and wrong answers are both there. And whatever the probes of one's own return.
+
+    The model is asked in evaluation mode, without gradients, and every module is put back into the mode that it was in;
+    greedy answers draw no random numbers. In distributed training only the first process asks; a model whose
+    parameters are sharded over processes (FSDP, ZeRO-3) cannot be asked in this way.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Request | str | Mapping[str, Any]],
+        answers: Sequence[str | Iterable[str]] | None = None,
+        *,
+        on: Collection[str] = ("begin", "evaluate", "end"),
+        every: int | None = None,
+        measures: Collection[str] = MEASURES,
+        probes: Mapping[str, Callable[[Probe], float]] | None = None,
+        by: str | Callable[[Result], float] = "sequence",
+        normal: Callable[[str], str] = normal_text,
+        processor: Any = None,
+        adapter: str | None = None,
+        prefix: str = "probe",
+        **generation: Any,
+    ) -> None:
+        """Set up what to ask and when.
+
+        Args:
+            questions: the fixed set, as :meth:`Probe.generate_many` takes it.
+            answers: the right text of each, or several; None logs no correctness.
+            on: when to ask: ``"begin"`` and ``"end"`` of training, each ``"epoch"``, whenever the trainer evaluates.
+            every: also after every so many steps.
+            measures: names of :data:`vlmprobe.analysis.uncertainty.MEASURES` to log the mean of.
+            probes: further numbers by name: functions that ask the probe, such as
+                ``{"says_yes": lambda probe: float(probe.score(question, ["yes", "no"]).probabilities[0])}``.
+            by: what confidence is, as in :func:`vlmprobe.analysis.outcomes.confidences`.
+            normal: when two texts are the same answer, as in :func:`vlmprobe.analysis.outcomes.correctness`.
+            processor: of the model; the trainer's ``processing_class`` where None.
+            adapter: name of the adapter, as in :func:`vlmprobe.wrap`.
+            prefix: what the names of the logged numbers begin with.
+            **generation: as in :meth:`Probe.generate`; greedy unless told otherwise.
+        """
+        questions = list(questions)
+        if not questions:
+            raise ResultError("questions is empty: give at least one to ask while training")
+        if answers is not None and len(answers) != len(questions):
+            raise ResultError(f"{len(answers)} answers do not belong to {len(questions)} questions")
+        for each in on:
+            if each not in EVENTS:
+                raise ResultError(f"on is of {', '.join(EVENTS)}, not {each!r}.{near(str(each), EVENTS)}")
+        for each in measures:
+            if each not in uncertainty.MEASURES:
+                raise ResultError(f"There is no measure {each!r}.{near(each, uncertainty.MEASURES)}")
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ResultError(f"every must be an integer of at least 1, not {every!r}")
+        if answers is not None:
+            calibration.auroc([0, 1], [False, True])  # a missing package shows now and not in the middle of training
+        self.questions = questions
+        self.answers = None if answers is None else list(answers)
+        self.on = frozenset(on)
+        self.every = every
+        self.measures = tuple(measures)
+        self.probes = dict(probes or {})
+        self.by = by
+        self.normal = normal
+        self.processor = processor
+        self.adapter = adapter
+        self.prefix = prefix
+        self.generation = {"do_sample": False, **generation}
+        self.history: list[dict[str, float]] = []  # what was logged, with "step"
+        self._trainer: Trainer | None = None
+        self._asked_at = -1  # the last step at which the set was asked
+
+    def attach(self, trainer: Trainer) -> Trainer:
+        """Add the callback to a trainer whose own loggers then show its numbers; without it only ``history`` does."""
+        self._trainer = trainer
+        trainer.add_callback(self)
+        return trainer
+
+    def ask(self, model: Any, processor: Any) -> dict[str, float]:
+        """Ask the fixed set now and return the numbers, without their prefix."""
+        probe = wrap(model, processor, adapter=self.adapter)
+        results = list(probe.generate_many(self.questions, progress=False, prompt=False, **self.generation))
+        sure = confidences(results, self.by)
+        numbers = {"confidence": float(sure.mean())}
+        for name in self.measures:
+            numbers[name] = float(np.mean([uncertainty.MEASURES[name](result) for result in results]))
+        if self.answers is not None:
+            right = correctness(results, self.answers, self.normal)
+            numbers |= {"accuracy": float(right.mean()), **_calibrated(sure, right)}
+        return numbers | {name: float(ask(probe)) for name, ask in self.probes.items()}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask before the first step."""
+        self._event("begin", state, control, kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask after every so many steps."""
+        if self.every and state.global_step % self.every == 0:
+            self._log(state, control, kwargs)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask after an epoch."""
+        self._event("epoch", state, control, kwargs)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask when the trainer evaluates."""
+        self._event("evaluate", state, control, kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask after the last step."""
+        self._event("end", state, control, kwargs)
+
+    def _event(self, name: str, state: TrainerState, control: TrainerControl, kwargs: Mapping[str, Any]) -> None:
+        if name in self.on:
+            self._log(state, control, kwargs)
+
+    def _log(self, state: TrainerState, control: TrainerControl, kwargs: Mapping[str, Any]) -> None:
+        if not state.is_world_process_zero or state.global_step == self._asked_at:
+            return  # the weights have not changed since
+        processor = self.processor if self.processor is not None else kwargs.get("processing_class")
+        if processor is None:
+            raise ResultError(
+                "The trainer has no processor: give processing_class= to it, or processor= to the callback."
+            )
+        self._asked_at = state.global_step
+        numbers = {f"{self.prefix}/{name}": value for name, value in self.ask(kwargs["model"], processor).items()}
+        self.history.append({"step": state.global_step, **numbers})
+        if self._trainer is not None:
+            due = control.should_log
+            self._trainer.log(dict(numbers))
+            control.should_log = due  # logging clears it, and the trainer's own loss would not be logged
+
+
+def _calibrated(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """What can be said of calibration; what needs both right and wrong answers is left out without them."""
+    if not ((sure >= 0) & (sure <= 1)).all():
+        return {}  # a confidence of one's own that is no probability
+    numbers = {"brier": float(np.mean((sure - right) ** 2)), "ece": calibration.ece(sure, right, bins=10)}
+    if 0 < right.sum() < len(right):
+        numbers["auroc"] = calibration.auroc(sure, right)
+    return numbers

@@ -1,0 +1,206 @@
+"""How sure was it: numbers of one answer, from its columns alone.
+
+Every function takes a :class:`~vlmprobe.table.TokenTable` or a :class:`~vlmprobe.result.Result` (of which it reads the
+answer; for the prompt pass ``result.prompt``). Rows without a distribution (images, the first token of a sequence) are
+NaN and enter nothing; where no row is left the answer is NaN. The end token is a row like any other: an answer that
+stops is another answer than one that goes on. ``kinds=("text",)`` leaves it and other special tokens out.
+
+Logarithms are natural (nats) unless the name says bits. Sums are made in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Literal
+
+import numpy as np
+
+from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.result import Result
+from vlmprobe.table import KINDS, TokenTable
+
+__all__ = [
+    "MEASURES",
+    "Source",
+    "bits_per_byte",
+    "frame",
+    "max_entropy",
+    "mean_entropy",
+    "mean_logprob",
+    "mean_margin",
+    "mean_surprisal",
+    "min_logprob",
+    "min_margin",
+    "normalised_logprob",
+    "perplexity",
+    "sequence_logprob",
+    "sequence_probability",
+    "summary",
+    "surprisal",
+    "table_of",
+]
+
+Source = TokenTable | Result
+TEXT = ("text", "special")  # the kinds of rows that are counted unless asked otherwise
+
+
+def table_of(source: Source) -> TokenTable:
+    """The table itself, or the answer's table of a result."""
+    if isinstance(source, Result):
+        return source.output
+    if isinstance(source, TokenTable):
+        return source
+    raise TypeError(f"a measure takes a TokenTable or a Result, not {type(source).__name__}")
+
+
+def sequence_logprob(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Log-probability of the whole sequence, nats: the sum over its tokens."""
+    return _reduce(np.sum, _values(source, "logprobs", kinds))
+
+
+def sequence_probability(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Probability of exactly this sequence, ``exp`` of :func:`sequence_logprob`. It falls with every token."""
+    return float(np.exp(sequence_logprob(source, kinds)))
+
+
+def mean_logprob(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Mean log-probability per token, nats (length-normalised: Malinin & Gales 2021)."""
+    return _reduce(np.mean, _values(source, "logprobs", kinds))
+
+
+def min_logprob(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Log-probability of the least likely token, nats: the weakest link (Manakul et al. 2023 take its negative)."""
+    return _reduce(np.min, _values(source, "logprobs", kinds))
+
+
+def perplexity(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """``exp`` of the mean surprisal: as unsure as a fair choice among so many tokens."""
+    return float(np.exp(-mean_logprob(source, kinds)))
+
+
+def mean_entropy(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Mean over tokens of the entropy of the distribution that each was drawn from, nats."""
+    return _reduce(np.mean, _values(source, "entropy", kinds))
+
+
+def max_entropy(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Largest entropy of any step, nats: how open the most open step was."""
+    return _reduce(np.max, _values(source, "entropy", kinds))
+
+
+def mean_margin(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Mean lead of the likeliest token over the second, nats."""
+    return _reduce(np.mean, _values(source, "margin", kinds))
+
+
+def min_margin(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Smallest lead of the likeliest token over the second, nats: the closest call."""
+    return _reduce(np.min, _values(source, "margin", kinds))
+
+
+def surprisal(source: Source) -> np.ndarray:
+    """float64 [T], bits: ``-log2`` of each token's probability; NaN where a row has none."""
+    return -table_of(source).logprobs.astype(np.float64) / np.log(2)
+
+
+def mean_surprisal(source: Source, kinds: Collection[str] = TEXT) -> float:
+    """Mean surprisal, bits per token."""
+    return -mean_logprob(source, kinds) / float(np.log(2))
+
+
+def bits_per_byte(source: Source) -> float:
+    """Surprisal of the text tokens, bits per UTF-8 byte of their text: comparable between tokenizers.
+
+    Special tokens have no bytes, so neither their surprisal nor their spelling counts.
+    """
+    return -normalised_logprob(source, by="bytes", kinds=("text",)) / float(np.log(2))
+
+
+def normalised_logprob(
+    source: Source,
+    by: Literal["tokens", "characters", "bytes", "gnmt"] = "tokens",
+    *,
+    alpha: float = 0.6,
+    kinds: Collection[str] = TEXT,
+) -> float:
+    """Log-probability of the sequence over a measure of its length, so that long and short answers compare.
+
+    Args:
+        source: table or result.
+        by: ``"tokens"``, ``"characters"`` and ``"bytes"`` (of the text of the counted rows that are text), or
+            ``"gnmt"``, the length penalty ``((5 + T) / 6) ** alpha`` of Wu et al. 2016.
+        alpha: strength of the GNMT penalty; 0 is no normalisation.
+        kinds: which rows count.
+
+    Returns:
+        Nats per unit; NaN where the length is 0.
+    """
+    table, rows = _counted(source, kinds)
+    rows &= ~np.isnan(table.logprobs)
+    # A character of several tokens stands in the row that completes it, so the texts of the rows are the text.
+    text = "".join(table.tokens[row] for row in np.flatnonzero(rows) if table.kinds[row] == "text")
+    tokens = int(rows.sum())
+    lengths = {
+        "tokens": tokens,
+        "characters": len(text),
+        "bytes": len(text.encode()),
+        "gnmt": ((5 + tokens) / 6) ** alpha,
+    }
+    if by not in lengths:
+        raise ValueError(f"by must be one of {', '.join(lengths)}, not {by!r}")
+    return sequence_logprob(table, kinds) / lengths[by] if lengths[by] else float("nan")
+
+
+MEASURES: dict[str, Callable[[Source], float]] = {
+    "logprob": sequence_logprob,
+    "probability": sequence_probability,
+    "mean_logprob": mean_logprob,
+    "min_logprob": min_logprob,
+    "perplexity": perplexity,
+    "mean_surprisal": mean_surprisal,
+    "bits_per_byte": bits_per_byte,
+    "mean_entropy": mean_entropy,
+    "max_entropy": max_entropy,
+    "mean_margin": mean_margin,
+    "min_margin": min_margin,
+}
+
+
+def summary(source: Source) -> dict[str, float]:
+    """Every measure of :data:`MEASURES` by its name; those whose columns are missing are NaN."""
+    table = table_of(source)
+    margins = table.top_logprobs.shape[1] >= 2
+    return {
+        name: float("nan") if name.endswith("margin") and not margins else measure(table)
+        for name, measure in MEASURES.items()
+    }
+
+
+def frame(results: Iterable[Result]) -> Any:
+    """A ``pandas.DataFrame``, one row per result: ``id`` of the request, ``text``, and every measure."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError("pandas", "pandas") from error
+    rows = [{"id": result.meta.get("id"), "text": result.text, **summary(result)} for result in results]
+    return pandas.DataFrame(rows, columns=["id", "text", *MEASURES])
+
+
+def _counted(source: Source, kinds: Collection[str]) -> tuple[TokenTable, np.ndarray]:
+    """The table, and bool [T]: its rows of the wanted kinds."""
+    wanted = {kinds} if isinstance(kinds, str) else set(kinds)
+    if not wanted <= set(KINDS):
+        raise ResultError(f"kinds are of {', '.join(KINDS)}, not {', '.join(sorted(wanted - set(KINDS)))}")
+    table = table_of(source)
+    return table, np.array([kind in wanted for kind in table.kinds], dtype=bool)
+
+
+def _values(source: Source, column: str, kinds: Collection[str]) -> np.ndarray:
+    """The numbers of a column, float64, of the wanted kinds and without NaN."""
+    table, rows = _counted(source, kinds)
+    values = getattr(table, column)[rows].astype(np.float64)
+    return values[~np.isnan(values)]
+
+
+def _reduce(how: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
+    return float(how(values)) if len(values) else float("nan")

@@ -1,0 +1,193 @@
+"""From tokens to words: which tokens make a word, and the probability of a word.
+
+Tokenizers of language models mark where a word begins (``" cat"``, ``"▁cat"``), not where it ends: after ``" cat"`` the
+word may go on (``"ch"``). The product of its tokens' probabilities is thus the probability of every word that begins
+so. Pimentel & Meister 2024, "How to Compute the Probability of a Word", correct it: multiply by the probability that a
+new word begins after the word, divide by the probability that one began before it. Both are sums over all tokens that
+begin a word, so they need the full rows (``keep="logits"``) of the words' first tokens and of what follows.
+
+A word here is a run of text between white space; the white space before it belongs to it. Special tokens and images are
+boundaries. After a special token, an image, or a token that ends in white space (``".\\n\\n"``) a new word begins with
+certainty, so nothing is corrected there; this holds for the first row of a table too. (The paper conditions the first
+word of a text on beginning without a mark. An answer is free to begin with white space, so here it is not.) The
+corrected numbers of an answer that ends with its end token add up to the log-probability of the answer.
+
+Writing without spaces (Chinese, Japanese, Thai) has no words in this sense: a whole clause counts as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.analysis.uncertainty import Source, table_of
+from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.table import TokenTable
+
+__all__ = ["Words", "boundary_logprobs", "word_starts", "words"]
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """W words and special tokens in the order of the text; images are left out.
+
+    White space that no word follows is an entry of its own with an empty text.
+    """
+
+    texts: list[str]  # [W], white space around stripped
+    kinds: list[str]  # [W] "text" or "special"
+    rows: np.ndarray  # int64 [W, 2], first row of the table and one past the last
+    summed: np.ndarray  # float64 [W], nats: sum over the tokens of the word
+    logprobs: np.ndarray | None  # float64 [W], nats: corrected; NaN where what follows is unknown; None without starts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def surprisal(self) -> np.ndarray:
+        """float64 [W], bits: of the corrected log-probability."""
+        if self.logprobs is None:
+            raise ResultError(
+                "These words carry no correction: give words(..., starts=) to have it; summed has the sums."
+            )
+        return -self.logprobs / np.log(2)
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per word."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        columns = {"word": self.texts, "kind": self.kinds, "summed": self.summed, "logprob": self.logprobs}
+        return pandas.DataFrame(columns)
+
+
+def words(
+    source: Source,
+    starts: np.ndarray | None = None,
+    *,
+    boundaries: np.ndarray | None = None,
+) -> Words:
+    """Group the tokens of a table into words, with the probability of each.
+
+    Args:
+        source: table or result.
+        starts: bool [V], which tokens begin a word, from :func:`word_starts`. Without it words are grouped by the text
+            of the tokens and only their sums are given.
+        boundaries: float [T], nats, in place of the full rows: the log-probability that a new word, a special token or
+            the end comes at each row, as :func:`boundary_logprobs` computes it.
+
+    Raises:
+        ResultError: where the correction is asked for and the table has no full rows.
+    """
+    table = table_of(source)
+    marked = _marked(table, starts)
+    groups = _groups(table, marked)
+    # A word with a token that has no log-probability has none: NaN goes through the sum.
+    summed = np.array([table.logprobs[first:stop].sum(dtype=np.float64) for first, stop in groups], dtype=np.float64)
+    logprobs = None
+    if starts is not None:
+        at = boundary_logprobs(table, starts) if boundaries is None else np.asarray(boundaries, np.float64)
+        if at.shape != (len(table),):
+            raise ResultError(f"boundaries has shape {at.shape}, the table {len(table)} rows")
+        edges = np.array([_edge(table, at, row) for row in range(len(table) + 1)])
+        logprobs = summed + np.array([edges[stop] - edges[first] for first, stop in groups], dtype=np.float64)
+    return Words(
+        texts=["".join(table.tokens[first:stop]).strip() for first, stop in groups],
+        kinds=[table.kinds[first] for first, _ in groups],
+        rows=np.array(groups, dtype=np.int64).reshape(len(groups), 2),
+        summed=summed,
+        logprobs=logprobs,
+    )
+
+
+def word_starts(tokenizer: Any, vocabulary: int) -> np.ndarray:
+    """bool [V]: the tokens that begin a new word when they follow the letters of another.
+
+    Those whose text, after a letter, begins with white space: ``"Ġcat"`` of a byte-level tokenizer, ``"▁cat"`` of
+    SentencePiece, a new line, a whole word of a word-level vocabulary; and all special tokens, the end among them.
+
+    Args:
+        tokenizer: of the model, or its processor.
+        vocabulary: V, the length of the model's rows of logits; ids beyond the tokenizer's own begin no word.
+    """
+    from vlmprobe.detokenize import Detokenizer
+
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    reader = Detokenizer(tokenizer)
+    known = min(vocabulary, len(tokenizer))
+    ordinary = [each for each in range(known) if each not in reader.special]
+    letter = next((each for each in ordinary if (text := reader.alone(each)).isascii() and text.isalpha()), None)
+    if letter is None:
+        raise ResultError("The tokenizer has no token of ASCII letters to read the others after.")
+    before = reader.decode([letter])
+    # Only in context does a decoder write the space that SentencePiece and word-level vocabularies leave out at first.
+    read = tokenizer.batch_decode([[letter, each] for each in ordinary], clean_up_tokenization_spaces=False)
+    starts = np.zeros(vocabulary, dtype=bool)
+    starts[[each for each in reader.special if each < vocabulary]] = True
+    starts[[each for each, text in zip(ordinary, read, strict=True) if text[len(before) :][:1].isspace()]] = True
+    return starts
+
+
+def boundary_logprobs(source: Source, starts: np.ndarray) -> np.ndarray:
+    """float64 [T], nats: log of the total probability that each row gives to the tokens of ``starts``.
+
+    Raises:
+        ResultError: where the table has no full rows, or ones of another length than ``starts``.
+    """
+    table = table_of(source)
+    if table.logits is None:
+        raise ResultError(
+            "The probability of a word needs the total probability of all tokens that begin one, and so full rows: "
+            'ask with keep="logits", or give boundaries= where you have that column.'
+        )
+    if len(starts) != table.logits.shape[1]:
+        raise ResultError(f"starts is for {len(starts)} tokens, the rows have {table.logits.shape[1]}")
+    masses = np.full(len(table), np.nan)
+    for row in np.flatnonzero(table.scored):
+        logits = table.logits[row].astype(np.float64)
+        masses[row] = np.logaddexp.reduce(logits[starts]) - np.logaddexp.reduce(logits)
+    return masses
+
+
+def _marked(table: TokenTable, starts: np.ndarray | None) -> np.ndarray:
+    """bool [T]: the rows whose token would begin a word after a letter."""
+    if starts is None:
+        return np.array([token[:1].isspace() for token in table.tokens], dtype=bool)
+    starts = np.asarray(starts)
+    if starts.dtype != bool or starts.ndim != 1:
+        raise ResultError("starts is a bool array [V], one entry per token of the vocabulary, from word_starts")
+    inside = (table.ids >= 0) & (table.ids < len(starts))
+    return inside & starts[np.where(inside, table.ids, 0)]
+
+
+def _groups(table: TokenTable, marked: np.ndarray) -> list[tuple[int, int]]:
+    """First row, and one past the last, of each word or special token."""
+    groups: list[tuple[int, int]] = []
+    text = ""  # of the word so far
+    for row, (kind, token) in enumerate(zip(table.kinds, table.tokens, strict=True)):
+        if kind != "text":
+            if kind == "special":
+                groups.append((row, row + 1))
+            text = ""
+            continue
+        goes_on = row > 0 and table.kinds[row - 1] == "text" and not (text.strip() and (marked[row] or _closed(text)))
+        if goes_on:
+            groups[-1] = (groups[-1][0], row + 1)
+        else:
+            groups.append((row, row + 1))
+        text = text + token if goes_on else token
+    return groups
+
+
+def _closed(text: str) -> bool:
+    return text[-1:].isspace()
+
+
+def _edge(table: TokenTable, at: np.ndarray, row: int) -> float:
+    """Log of the probability that a word begins at a row (or the one before it ends), given what stands before it."""
+    if row == 0 or table.kinds[row - 1] != "text" or _closed(table.tokens[row - 1]):
+        return 0.0  # certain, whatever stands at the row
+    return float(at[row]) if row < len(table) else np.nan
