@@ -1,0 +1,51 @@
+"""Optional packages: imported where they are used, and named where they are missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from analysis_cases import random_result
+
+from vlmprobe.analysis import calibration, export, gating, plots, recalibration, uncertainty, words
+from vlmprobe.errors import MissingExtraError
+
+SURE, RIGHT = np.linspace(0, 1, 40), np.arange(40) % 3 > 0
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "use"),
+    [
+        ("sklearn", "calibration", lambda: calibration.auroc(SURE, RIGHT)),
+        ("sklearn", "calibration", lambda: recalibration.fit_platt(SURE, RIGHT)),
+        ("sklearn", "calibration", lambda: recalibration.fit_isotonic(SURE, RIGHT)),
+        ("scipy.optimize", "calibration", lambda: recalibration.fit_temperature(SURE, RIGHT)),
+        ("scipy.stats", "calibration", lambda: gating.accept_for_accuracy(SURE, RIGHT, 0.5)),
+        ("matplotlib", "plot", lambda: plots.tokens(random_result(1))),
+        ("pyarrow", "arrow", lambda: export.arrow()),
+        ("pandas", "pandas", lambda: uncertainty.frame([random_result(1)])),
+        ("pandas", "pandas", lambda: words.words(random_result(1)).to_pandas()),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(package, extra, use, monkeypatch):
+    for name in [each for each in sys.modules if each == package or each.startswith(package + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"vlmprobe\[{extra}\]"):
+        use()
+
+
+def test_rooms_import_nothing_heavy():
+    rooms = [
+        *("calibration", "detection", "distillation", "entropies", "export", "gating", "outcomes"),
+        *("plots", "polygraph", "recalibration", "sampling", "uncertainty", "words"),
+    ]
+    code = (
+        f"import sys, importlib; [importlib.import_module('vlmprobe.analysis.' + room) for room in {rooms!r}]; "
+        "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'matplotlib', 'pandas', 'pyarrow'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
