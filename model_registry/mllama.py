@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlmprobe.adapter import Adapter
 
@@ -19,6 +20,11 @@ class Mllama(Adapter):
     def handles(cls, config: Mapping[str, Any]) -> bool:
         """Whether the checkpoint is an Mllama one."""
         return config.get("model_type") == "mllama"
+
+    @property
+    def image_encoder(self) -> tuple[nn.Module, str] | None:
+        """The vision tower: what it sees is projected and attended to, and put into no embedding."""
+        return self.backbone, "vision_model"
 
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
         """As the base class; new positions see the images that the last prompt position sees."""

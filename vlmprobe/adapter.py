@@ -358,6 +358,21 @@ class Adapter:
         return self.outer.get_decoder().norm
 
     @property
+    def image_encoder(self) -> tuple[nn.Module, str] | None:
+        """The module, and the name under which it calls what turns pictures, and nothing else, into features.
+
+        Its features are remembered within a call and in a session, keyed on its arguments. None where there is no such
+        place: pictures are then encoded in every call, and ``meta`` says so.
+        """
+        holders = (each for each in (self.backbone, self.model) if hasattr(each, "get_image_features"))
+        return next(((each, "get_image_features") for each in holders), None)
+
+    @property
+    def batch_arguments(self) -> frozenset[str]:
+        """Arguments of :attr:`image_encoder` that only say which conversation of the batch a picture belongs to."""
+        return frozenset()
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """The ids that end an answer, from the model's generation config."""
         ends = self.model.generation_config.eos_token_id

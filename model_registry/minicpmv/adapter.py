@@ -13,6 +13,7 @@ from vlmprobe.errors import CapabilityError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from vlmprobe.messages import Conversation
 
@@ -99,6 +100,16 @@ class MiniCPMV(Adapter):
     def image_options(self) -> frozenset[str]:
         """``max_slice_nums``."""
         return frozenset({"max_slice_nums"})
+
+    @property
+    def image_encoder(self) -> tuple[nn.Module, str]:
+        """The vision tower and the resampler."""
+        return self.backbone, "image_features"
+
+    @property
+    def batch_arguments(self) -> frozenset[str]:
+        """The conversation of each slice."""
+        return frozenset({"owners"})
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """As in the base class.

@@ -12,6 +12,7 @@ from vlmprobe.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from model_registry.omnilmm.modeling import OmniLMMConfig
     from vlmprobe.messages import Conversation
@@ -70,6 +71,11 @@ class OmniLMM(Adapter):
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         processor = OmniLMMProcessor(tokenizer, image_size=translated.image_size, queries=translated.num_query)
         return cls(model, processor)
+
+    @property
+    def image_encoder(self) -> tuple[nn.Module, str]:
+        """The vision tower and the resampler."""
+        return self.backbone, "image_features"
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """As in the base class; beside ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""

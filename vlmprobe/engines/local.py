@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.forced import begun, preceded, score_ids
+from vlmprobe.engines.images import ImageMemory, remembered
 from vlmprobe.engines.layers import LayerColumns, layer_columns
 from vlmprobe.engines.run import Run, alone, run, seeded, to_model
 from vlmprobe.engines.scoring import score
@@ -30,7 +32,7 @@ from vlmprobe.engines.tables import (
     token_kinds,
     token_table,
 )
-from vlmprobe.errors import GenerationOptionError
+from vlmprobe.errors import GenerationOptionError, MessageError
 from vlmprobe.images import thumbnail
 from vlmprobe.measures import RowStats
 from vlmprobe.messages import Conversation
@@ -56,6 +58,13 @@ class LocalEngine:
         self.adapter = adapter
         self.head = Head(adapter.outer, adapter.backbone)
         self.detokenizer = Detokenizer(adapter.tokenizer)
+        self.memory: ImageMemory | None = None  # where image features are looked for, in a session
+
+    def remembering(self, images: int) -> LocalEngine:
+        """The same engine with a memory of the features of that many pictures (or sets of pictures) met last."""
+        engine = copy.copy(self)
+        engine.memory = ImageMemory(images)
+        return engine
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Raise what is wrong with a request before anything runs."""
@@ -89,7 +98,11 @@ class LocalEngine:
         config = self._config(options)
         model = self.adapter.model
         clock = [time.perf_counter()]
-        with alone(model), seeded(model, options.seed):
+        with (
+            alone(model),
+            seeded(model, options.seed),
+            remembered(self.adapter, self.memory, conversations) as features,
+        ):
             encoding = self.adapter.encode(conversations)
             clock.append(time.perf_counter())
             inputs = begun(self.adapter, encoding.inputs, options.begin)
@@ -109,6 +122,8 @@ class LocalEngine:
             "batch_size": len(conversations),
             "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
         }
+        if features is not None:
+            meta["image_features"] = str(features)
         if options.processors:
             meta["logits_processor"] = [type(each).__name__ for each in options.processors]
         if options.begin:
@@ -128,11 +143,14 @@ class LocalEngine:
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
         started = time.perf_counter()
-        with alone(self.adapter.model):
+        memory = ImageMemory(images=1) if self.memory is None else self.memory
+        with alone(self.adapter.model), remembered(self.adapter, memory, [conversation]) as features:
             tables, boundaries, prefix = score(
                 self.adapter, self.head, self.detokenizer, conversation, candidates, options
             )
         meta = {"value_kind": "raw", "prefix": prefix, "timings": {"score_s": time.perf_counter() - started}}
+        if features is not None:
+            meta["image_features"] = str(features)
         images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
         return Scores(list(candidates), tables, boundaries, meta, images)
 
@@ -161,7 +179,7 @@ class LocalEngine:
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
     ) -> list[TokenTable]:
         """The tables of the same answer ids after each of the conversations, which have equally many images."""
-        with alone(self.adapter.model):
+        with alone(self.adapter.model), remembered(self.adapter, self.memory, conversations):
             encoding = self.adapter.encode(conversations)
             return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
 
@@ -171,6 +189,21 @@ class LocalEngine:
         """What each decoder layer says: see :func:`~vlmprobe.engines.layers.layer_columns`."""
         self._config(options)
         return layer_columns(self, conversation, options, **what)
+
+    def answer_ids(self, conversation: Conversation, text: str) -> list[int]:
+        """Ids of a text written right after the prompt of a conversation.
+
+        Raises:
+            MessageError: where the tokenizer merges the two, so that the answer has no tokens of its own.
+        """
+        prompt = self.adapter.encode([conversation]).prompts[0]
+        found = self.adapter.continuation(prompt, text)
+        if found.shared < len(prompt.ids):
+            lost = self.detokenizer.decode(prompt.ids[found.shared :].tolist())
+            raise MessageError(
+                f"The answer {text!r} merges with the end of the prompt, {lost!r}: begin it otherwise, or give its ids."
+            )
+        return list(found.ids)
 
     def prompt_rows(self, prompt: EncodedPrompt) -> PromptRows:
         """Which rows the table of a prompt has."""
