@@ -12,7 +12,7 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from vlmprobe.errors import ResultError
-from vlmprobe.table import TokenTable
+from vlmprobe.table import TokenTable, read_only
 
 __all__ = ["Result", "Scores", "load_result"]
 
@@ -31,7 +31,10 @@ class Saved:
         document |= {"format": FORMAT, "type": type(self).__name__}
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         path = Path(path)
-        text = json.dumps(document, ensure_ascii=False, indent=1)
+        try:
+            text = json.dumps(document, ensure_ascii=False, indent=1)
+        except (TypeError, ValueError) as error:
+            raise ResultError(f"meta holds what JSON cannot: {error}. Use strings or numbers as ids.") from error
         if path.suffix == ".safetensors":
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(arrays, path, metadata={"vlmprobe": text})
@@ -78,6 +81,9 @@ class Result(Saved):
     input_ids: np.ndarray  # int64 [S], the prompt in the model's own sequence, image placeholders included
     meta: dict[str, Any] = field(default_factory=dict)  # model, adapter, dtype, device, versions, options, timings, ...
     images: tuple[Image, ...] = ()  # the pictures asked about, reduced for display
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_ids", read_only(self.input_ids))
 
     @property
     def finish_reason(self) -> str:
@@ -214,12 +220,12 @@ def load_result(path: str | Path) -> Result | Scores:
                 text = (opened.metadata() or {}).get("vlmprobe", "")
         document = json.loads(text)
         if document["format"] != FORMAT:
-            raise ResultError(f"{path} has layout {document['format']}; this vlmprobe reads layout {FORMAT}.")
+            raise ResultError(f"it has layout {document['format']}, and this vlmprobe reads layout {FORMAT}")
+        if not isinstance(document["meta"], dict):
+            raise ResultError("its meta is no mapping")
         kinds: dict[str, type[Result] | type[Scores]] = {"Result": Result, "Scores": Scores}
         return kinds[document["type"]]._from_parts(arrays, document)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ResultError):
-            raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ResultError(f"{path} is not a result that vlmprobe saved ({type(error).__name__}: {error}).") from error
 
 

@@ -10,9 +10,15 @@ import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
 
-__all__ = ["KINDS", "ImageSpan", "TokenTable"]
+__all__ = ["KINDS", "ImageSpan", "TokenTable", "read_only"]
 
 KINDS = ("text", "special", "image")
+COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
+    **dict.fromkeys(("ids", "positions", "ranks"), (np.int64, 1)),
+    **dict.fromkeys(("offsets", "top_ids"), (np.int64, 2)),
+    **dict.fromkeys(("logprobs", "entropy", "logsumexp", "scores"), (np.float32, 1)),
+    **dict.fromkeys(("top_logprobs", "logits", "hidden"), (np.float32, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class TokenTable:
             if field.name != "image_spans" and value is not None and len(value) != len(self.ids):
                 raise ResultError(f"column {field.name} has {len(value)} rows, ids has {len(self.ids)}")
             if isinstance(value, np.ndarray):
-                value.flags.writeable = False
+                object.__setattr__(self, field.name, read_only(value))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -169,8 +175,16 @@ class TokenTable:
 
     @classmethod
     def from_parts(cls, arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> TokenTable:
-        """A table from what :meth:`to_parts` gave."""
-        spans = tuple(ImageSpan(*span) for span in rest["image_spans"])
+        """A table from what :meth:`to_parts` gave.
+
+        Raises:
+            ResultError: for a column of another type or number of dimensions.
+        """
+        for name, (kind, dimensions) in COLUMNS.items():
+            array = arrays.get(name)
+            if array is not None and (array.dtype != kind or array.ndim != dimensions):
+                raise ResultError(f"column {name} is {array.ndim}-dimensional {array.dtype}")
+        spans = tuple(ImageSpan(*map(int, span)) for span in rest["image_spans"])
         return cls(
             **{name: np.asarray(array) for name, array in arrays.items()},
             tokens=list(rest["tokens"]),
@@ -178,6 +192,13 @@ class TokenTable:
             top_tokens=[list(row) for row in rest["top_tokens"]],
             image_spans=spans,
         )
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view through which nothing can be written; the array itself stays as it is."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def empty_numbers(count: int, alternatives: int) -> dict[str, np.ndarray]:
