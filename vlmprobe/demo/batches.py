@@ -40,10 +40,8 @@ class Curriculum:
     others: int = 2  # questions of a scene beside its description and "are they the same", drawn from the five
 
     def eased(self, share: float) -> Curriculum:
-        """The same with all distortions at ``share`` of their strength, and nothing hidden or noisy."""
-        return replace(
-            self, strength=self.strength * share, warp=self.warp * share, ink=self.ink * share, hidden=0.0, noise=0.0
-        )
+        """The same with all distortions at ``share`` of their strength."""
+        return replace(self, strength=self.strength * share, warp=self.warp * share, ink=self.ink * share)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from vlmprobe.demo.scenes import Scene, scene_at
 __all__ = ["PLACES", "bundled", "write"]
 
 SEED = 7
-PLACES = (0, 1, 2, 3, 4)  # in the run of held-out scenes with this seed
-UNSURE = (5,)  # scenes with a digit that the shipped model finds hard to read
+PLACES = (0, 2, 5, 23, 35)  # in the run of held-out scenes with this seed
+UNSURE = (67,)  # scenes with a digit that is hard to read, for people as for the shipped model
 
 
 def bundled() -> dict[str, Scene]:

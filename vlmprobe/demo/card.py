@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from vlmprobe.demo.evaluate import Evaluation, summary
@@ -25,15 +26,20 @@ class Run:
 
     parameters: int
     bytes: int  # of model.safetensors
-    minutes: float
+    minutes: float  # of wall time
+    cpu_minutes: float  # of CPU time, all threads together
     threads: int
     versions: str
+
+
+def _figure(value: float) -> str:
+    return "none wrong" if math.isnan(value) else f"{value:.3f}"
 
 
 def card(recipe: Recipe, run: Run, evaluation: Evaluation) -> str:
     """The text of README.md, in Markdown."""
     rows = "\n".join(
-        f"| {_ASKED[kind]} | {number:,} | {100 * accuracy:.1f}% | {area:.3f} | {error:.3f} |"
+        f"| {_ASKED[kind]} | {number:,} | {100 * accuracy:.1f}% | {_figure(area)} | {error:.3f} |"
         for kind, number, accuracy, area, error in summary(evaluation)
     )
     scenes = len(evaluation.of("describe")[0])
@@ -81,8 +87,9 @@ To measure again: `python -m vlmprobe.demo.evaluate`.
 tower learns digits and colours through a linear head that is thrown away ({recipe.eyes.steps:,} steps of
 {recipe.eyes.scenes} scenes, peak rate {recipe.eyes.peak:g}); then the whole model learns to answer
 ({recipe.whole.steps:,} steps of {recipe.whole.scenes} scenes with {2 + recipe.curriculum.others} questions each, peak
-rate {recipe.whole.peak:g}, loss on answer tokens only). It took {run.minutes:.0f} minutes on {run.threads} CPU threads
-({run.versions}). The same seed gives the same weights on the same machine; elsewhere they differ by rounding.
+rate {recipe.whole.peak:g}, loss on answer tokens only). It took {run.minutes:.0f} minutes on {run.threads} CPU
+threads, {run.cpu_minutes:.0f} minutes of CPU time ({run.versions}). The same seed gives the same weights on the same
+machine; elsewhere they differ by rounding.
 
 ## What it cannot do
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,9 +46,10 @@ class Recipe:
     chance on digits for over a thousand steps.
     """
 
-    eyes: Stage = Stage(steps=2000, scenes=32, peak=2.5e-3, warmup=0.15)
-    whole: Stage = Stage(steps=4000, scenes=24, peak=1.5e-3, warmup=0.1)
+    eyes: Stage = Stage(steps=3000, scenes=32, peak=2.5e-3, warmup=0.15)
+    whole: Stage = Stage(steps=6000, scenes=24, peak=1.5e-3, warmup=0.1)
     ease: float = 0.2  # share of the first stage in which distortions grow to their strength
+    settle: float = 0.2  # share of the second stage, its end, in which they are halved
     decay: float = 0.05  # of the weights, AdamW
     clip: float = 1.0  # norm of the gradient
     yes_no: float = 2.0  # weight of the loss on "same" and "exists", one token among many and learnt last
@@ -104,6 +105,7 @@ def train(
     """
     tokenizer, pool, targets = build_tokenizer(), split().train, samples()[1]
     model = build_model(tokenizer, recipe.seed).train()
+    shown = replace(recipe.curriculum, hidden=0.0, noise=0.0)  # what a digit reader cannot see it cannot learn
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         eyes = Eyes(model.model.vision_tower)
@@ -112,7 +114,7 @@ def train(
         rng = np.random.default_rng([recipe.seed, 0, step])
         pairs, colours = draw_pairs(rng, pool, recipe.eyes.scenes, None)
         share = min(1.0, step / (recipe.ease * recipe.eyes.steps))
-        digits, shades = eyes(training_pictures(rng, pairs, colours, recipe.curriculum.eased(share)))
+        digits, shades = eyes(training_pictures(rng, pairs, colours, shown.eased(share)))
         meant = torch.from_numpy(targets[pairs])
         return functional.cross_entropy(digits.flatten(0, 1), meant.flatten()) + functional.cross_entropy(
             shades.flatten(0, 1), torch.from_numpy(colours).flatten()
@@ -120,18 +122,21 @@ def train(
 
     def whole_loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, 1, step])
-        batch = draw_batch(rng, tokenizer, pool, recipe.whole.scenes, recipe.curriculum)
+        settled = step >= (1 - recipe.settle) * recipe.whole.steps
+        how = recipe.curriculum.eased(0.5) if settled else recipe.curriculum
+        batch = draw_batch(rng, tokenizer, pool, recipe.whole.scenes, how)
         return loss_of(model, batch, recipe.yes_no)
 
     def look(stage: str) -> Callable[[int], None]:
         return lambda done: watch(stage, done, model) if watch is not None else None
 
-    first = descend(eyes, eyes_loss, recipe.eyes, recipe, console, look("eyes"))
-    second = descend(model, whole_loss, recipe.whole, recipe, console, look("whole"))
+    first = descend("vision tower", eyes, eyes_loss, recipe.eyes, recipe, console, look("eyes"))
+    second = descend("whole model", model, whole_loss, recipe.whole, recipe, console, look("whole"))
     return Trained(model.eval(), build_processor(tokenizer), first, second)
 
 
 def descend(
+    title: str,
     module: nn.Module,
     loss_at: Callable[[int], torch.Tensor],
     stage: Stage,
@@ -153,7 +158,7 @@ def descend(
     losses = np.empty(stage.steps, dtype=np.float32)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(type(module).__name__, total=stage.steps, loss=float("nan"))
+        task = bar.add_task(title, total=stage.steps, loss=float("nan"))
         for step in range(stage.steps):
             loss = loss_at(step)
             optimiser.zero_grad()
@@ -177,8 +182,9 @@ def main(
     from vlmprobe.demo.evaluate import measure
 
     console, recipe, began = Console(stderr=True), Recipe(seed=seed), time.monotonic()
+    cpu_began = time.process_time()
     trained = train(recipe, console)
-    minutes = (time.monotonic() - began) / 60
+    minutes, cpu_minutes = (time.monotonic() - began) / 60, (time.process_time() - cpu_began) / 60
     trained.model.save_pretrained(out)
     trained.processor.save_pretrained(out)
     console.print(f"measuring on {scenes} held-out scenes")
@@ -186,8 +192,9 @@ def main(
         parameters=trained.model.num_parameters(),
         bytes=(out / "model.safetensors").stat().st_size,
         minutes=minutes,
+        cpu_minutes=cpu_minutes,
         threads=torch.get_num_threads(),
-        versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
+        versions=f"torch {torch.__version__.partition('+')[0]}, transformers {transformers.__version__}",
     )
     text = card(recipe, run, measure(trained.model, trained.processor, scenes))
     (out / "README.md").write_text(text, encoding="utf-8")
