@@ -1,0 +1,51 @@
+"""Write docs/img/report.png, the picture in the README: the report on a bundled picture, opened in Chromium.
+
+Needs the dev dependencies, chromium and chromium-driver.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+import vlmprobe
+from vlmprobe.demo import pictures
+
+WIDTH, HEIGHT, SCALE = 900, 640, 2
+CUT = {"x": 0, "y": 30, "width": WIDTH, "height": 455, "scale": 1}  # of the page, in its pixels
+
+
+def main() -> None:
+    result = vlmprobe.load("demo").generate("Describe the picture.", image=unsure())
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-background-networking"):
+        options.add_argument(flag)
+    options.add_argument(f"--window-size={WIDTH},{HEIGHT}")
+    options.add_argument(f"--force-device-scale-factor={SCALE}")
+    with tempfile.TemporaryDirectory() as folder, webdriver.Chrome(options=options) as browser:
+        page = Path(folder) / "report.html"
+        result.to_html(page)
+        browser.get(page.as_uri())
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": SCALE, "mobile": False},
+        )
+        tokens = browser.find_elements(By.CSS_SELECTOR, "span.t")
+        browser.execute_script("arguments[0].focus()", tokens[int(result.output.logprobs.argmin())])
+        target = Path(__file__).parent / "img" / "report.png"
+        target.parent.mkdir(exist_ok=True)
+        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": CUT})
+        target.write_bytes(base64.b64decode(picture["data"]))
+
+
+def unsure() -> Path:
+    """The bundled picture with a digit that is hard to read."""
+    return next(path for path in pictures() if path.stem.startswith("unsure"))
+
+
+if __name__ == "__main__":
+    main()
