@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +14,12 @@ from vlmprobe.result import Result, Scores
 
 if TYPE_CHECKING:
     from vlmprobe.analysis.sampling import Samples
+    from vlmprobe.engines.stream import Stream
+    from vlmprobe.session import Session
 
 __all__ = ["Probe", "Request"]
 
-AUTO_BATCH = 8  # requests in one batch with batch_size="auto"
+AUTO_BATCH = 16  # the most requests in one batch with batch_size="auto"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Probe:
             NonFiniteLogitsError: where the model returns NaN or infinite logits.
         """
         options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
-        conversation = Conversation.build(question, image)
+        conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
         return self._told(self.engine.generate([conversation], options)[0], conversation)
 
@@ -112,7 +114,7 @@ class Probe:
             :meth:`generate`.
         """
         options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
-        conversation = Conversation.build(question, image)
+        conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
         stream = ability(self.engine, "stream", "tokens as they are generated")(conversation, options)
         stream.told = lambda result: self._told(result, conversation)
@@ -134,11 +136,15 @@ class Probe:
         """Answer many requests in batches, one result after the other in the order of the requests.
 
         The numbers are those of single calls: padding is invisible. Sampling with a seed runs the requests one by
-        one, so that each draws what it would draw alone.
+        one, so that each draws what it would draw alone. Pictures that several requests of a batch share are encoded
+        once.
 
         Args:
             requests: :class:`Request` objects, plain questions, or mappings with ``prompt``, ``image`` and ``id``.
-            batch_size: how many requests run together.
+                They may be endless.
+            batch_size: how many requests run together at most; where memory runs out, half as many from there on.
+                ``"auto"`` reads a window of 64 requests ahead (less where their pictures take more than 256 MB) and
+                runs those of like length together, the longest first; a number runs them as they come.
             progress: whether to show a progress bar; None shows one in a terminal.
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
             logits_processor: as in :meth:`generate`; requests then run one by one.
@@ -152,7 +158,32 @@ class Probe:
             )
         self.engine.check([], options)
         size = self.engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
-        return self._many(requests, size, options, progress)
+        grouped = batch_size == "auto" and size > 1 and "logits" not in options.keep  # a window of full rows is large
+        return self._many(requests, size, grouped, options, progress)
+
+    def session(self, image: Any = None, *, images: int = 8) -> Session:
+        """The same probe with a memory: a picture that was encoded in one call is not encoded again in the next.
+
+        ::
+
+            with probe.session("street.jpg") as street:
+                people = street.generate("How many people are there?")
+                traffic = street.score("Is the traffic light red?", ["yes", "no"])
+
+        Results are those without a session, number for number; ``meta["image_features"]`` says whether features were
+        reused.
+
+        Args:
+            image: what the questions are about, where they bring no image themselves: an image or a list of images.
+            images: how many pictures (or sets of pictures of one conversation) are remembered, at most 1 GB of them.
+        """
+        from vlmprobe.session import Session
+
+        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+            raise GenerationOptionError(f"images, how many are remembered, is an integer of at least 1, not {images!r}")
+        engine = ability(self.engine, "remembering", "a model whose image features can be remembered")(images)
+        about = () if image is None else Conversation.build("about", image).images
+        return Session(engine, self.meta, about)
 
     def score(
         self,
@@ -179,7 +210,7 @@ class Probe:
         """
         options = _options(keep, True, alternatives, None, {})
         listed = _candidates(candidates)
-        conversation = Conversation.build(question, image)
+        conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
         return self._told(self.engine.score(conversation, listed, options), conversation)
 
@@ -202,33 +233,54 @@ class Probe:
         )
         return f"Probe({known})"
 
-    def _many(self, requests: Iterable[Any], size: int, options: Options, progress: bool | None) -> Iterator[Result]:
-        from vlmprobe.progress import tracked
+    def _conversation(self, question: Prompt, image: Any) -> Conversation:
+        return Conversation.build(question, image)
 
-        pending: list[tuple[Request, Conversation]] = []
-        for raw in tracked(requests, progress):
+    def _many(
+        self, requests: Iterable[Any], size: int, grouped: bool, options: Options, progress: bool | None
+    ) -> Iterator[Result]:
+        from vlmprobe.engines.batching import WINDOW, Batches
+        from vlmprobe.progress import tracking
+
+        # Within one call a picture is encoded once, in a session also across calls.
+        remembering = getattr(self.engine, "remembering", None)
+        alone = getattr(self.engine, "memory", None) is None
+        engine = remembering(8) if remembering is not None and alone else self.engine
+        batches = Batches(engine, options, size)
+        run = batches.grouped if grouped else batches.in_order
+        total = len(requests) if isinstance(requests, Sized) else None
+        with tracking(progress, total) as done:
+            for window, error in self._windows(requests, WINDOW if grouped else size, options):
+                for (request, conversation), result in zip(window, run([each for _, each in window]), strict=True):
+                    more = {} if request.id is None else {"id": request.id}
+                    yield self._told(result, conversation, **more)
+                    done(len(result.output))
+                if error is not None:
+                    raise error
+
+    def _windows(
+        self, requests: Iterable[Any], size: int, options: Options
+    ) -> Iterator[tuple[list[tuple[Request, Conversation]], VlmprobeError | None]]:
+        """Requests that are read together, and what is wrong with the one after them, where something is."""
+        from vlmprobe.engines.batching import WINDOW_BYTES, picture_bytes
+
+        window: list[tuple[Request, Conversation]] = []
+        held = 0
+        for raw in requests:
             try:
                 request = _request(raw)
-                conversation = Conversation.build(request.prompt, request.image)
+                conversation = self._conversation(request.prompt, request.image)
                 self.engine.check([conversation], options)
-            except VlmprobeError:
-                if pending:  # the good requests before a bad one are answered
-                    yield from self._batch(pending, options)
-                raise
-            if pending and not _together(pending[0][1], conversation):
-                yield from self._batch(pending, options)
-                pending = []
-            pending.append((request, conversation))
-            if len(pending) == size:
-                yield from self._batch(pending, options)
-                pending = []
-        if pending:
-            yield from self._batch(pending, options)
-
-    def _batch(self, pending: list[tuple[Request, Conversation]], options: Options) -> Iterator[Result]:
-        results = self.engine.generate([conversation for _, conversation in pending], options)
-        for (request, conversation), result in zip(pending, results, strict=True):
-            yield self._told(result, conversation, **({} if request.id is None else {"id": request.id}))
+            except VlmprobeError as error:
+                yield window, error  # the good requests before a bad one are answered
+                return
+            window.append((request, conversation))
+            held += picture_bytes(conversation)
+            if len(window) == size or held > WINDOW_BYTES:
+                yield window, None
+                window, held = [], 0
+        if window:
+            yield window, None
 
     def _told(self, result: Any, conversation: Conversation, **more: Any) -> Any:
         """The result with what is known of the model and the question put into its ``meta``."""
@@ -283,8 +335,3 @@ def _request(raw: Any) -> Request:
             raise MessageError(f"a request has 'prompt', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
         return Request(**raw)
     return Request(raw)
-
-
-def _together(first: Conversation, other: Conversation) -> bool:
-    """Whether two conversations can share a batch: processors want the same images-or-none and kind of prompt."""
-    return len(first.images) == len(other.images) and first.continues == other.continues

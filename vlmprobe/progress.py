@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["tracked"]
-
-Item = TypeVar("Item")
+__all__ = ["tracking"]
 
 
-def tracked(items: Iterable[Item], progress: bool | None, what: str = "requests") -> Iterator[Item]:
-    """The items, with a bar of how many are done; ``progress=None`` shows it where a person watches."""
+@contextmanager
+def tracking(progress: bool | None, total: int | None, what: str = "requests") -> Iterator[Callable[[int], None]]:
+    """A bar of how much is done and of tokens per second; ``progress=None`` shows it where a person watches.
+
+    Args:
+        progress: whether to show it.
+        total: how many requests there are, where that is known.
+        what: what they are called.
+
+    Yields:
+        To be called after each request with the number of tokens that it made.
+    """
     if progress is False or (progress is None and not sys.stderr.isatty()):
-        yield from items
+        yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -30,12 +39,17 @@ def tracked(items: Iterable[Item], progress: bool | None, what: str = "requests"
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    total = len(items) if isinstance(items, Sized) else None
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        for item in items:
-            yield item
-            bar.advance(task)
+        task = bar.add_task(what, total=total, rate="")
+        started, made = time.perf_counter(), 0
+
+        def done(tokens: int) -> None:
+            nonlocal made
+            made += tokens
+            bar.update(task, advance=1, rate=f"{made / (time.perf_counter() - started):.1f} tokens/s")
+
+        yield done

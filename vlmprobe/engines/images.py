@@ -66,9 +66,6 @@ class ImageMemory:
         """Let go of everything."""
         self._entries.clear()
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
 
 @dataclass
 class Reuse:

@@ -1,0 +1,136 @@
+"""Many conversations in batches: alike ones together, the longest first, and smaller batches where memory ends."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from vlmprobe.engines import Engine, Options
+from vlmprobe.messages import Conversation
+from vlmprobe.result import Result
+
+__all__ = ["WINDOW", "WINDOW_BYTES", "Batches", "picture_bytes"]
+
+WINDOW = 64  # requests that are read ahead and grouped, with batch_size="auto"
+WINDOW_BYTES = 256 * 2**20  # of decoded pictures among them
+PIXELS = 28 * 28  # of a picture for one position: of InternVL and Qwen-VL, and near that of most
+POSITIONS = 4096  # about what a picture takes at most
+CHARACTERS = 4  # of text for one position
+SLACK = 64  # positions of padding that are no reason for a batch of its own
+
+
+class Batches:
+    """Runs conversations through an engine in batches of at most ``size``, which shrinks where memory runs out."""
+
+    def __init__(self, engine: Engine, options: Options, size: int) -> None:
+        self.engine = engine
+        self.options = options
+        self.size = size
+
+    def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result]:
+        """Results of conversations that run as they come."""
+        for _, result in self._answered(conversations, range(len(conversations)), together=_takes_together):
+            yield result
+
+    def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result]:
+        """The same results in the same order, each as soon as those before it are there; alike ones run together."""
+        done: dict[int, Result] = {}
+        given = 0
+        for place, result in self._answered(conversations, _order(conversations), together=_alike):
+            done[place] = result
+            while given in done:
+                yield done.pop(given)
+                given += 1
+
+    def _answered(
+        self,
+        conversations: Sequence[Conversation],
+        order: Sequence[int],
+        together: Callable[[Conversation, Conversation], bool],
+    ) -> Iterator[tuple[int, Result]]:
+        """Places and results in the order of work."""
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < min(len(order), start + self.size) and together(
+                conversations[order[start]], conversations[order[stop]]
+            ):
+                stop += 1
+            batch = order[start:stop]
+            results = self._run([conversations[place] for place in batch])
+            if results is not None:
+                yield from zip(batch, results, strict=True)
+                start = stop
+
+    def _run(self, batch: list[Conversation]) -> list[Result] | None:
+        """Results of a batch, or None where memory ran out and the size was halved."""
+        try:
+            return self.engine.generate(batch, self.options)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not _out_of_memory(error):
+                raise
+        self.size = len(batch) // 2
+        _release()  # after the handler, whose traceback held the batch's tensors
+        return None
+
+
+def picture_bytes(conversation: Conversation) -> int:
+    """Bytes of a conversation's decoded pictures."""
+    return sum(3 * image.width * image.height for image in conversation.images)
+
+
+def _takes_together(first: Conversation, other: Conversation) -> bool:
+    """Whether two conversations can share a batch: processors want the same images-or-none and kind of prompt."""
+    return len(first.images) == len(other.images) and first.continues == other.continues
+
+
+def _alike(first: Conversation, other: Conversation) -> bool:
+    """Whether they can, and neither makes the other one padding for the greater part."""
+    shorter, longer = sorted((_length(first), _length(other)))
+    return _takes_together(first, other) and (longer <= 2 * shorter or longer - shorter <= SLACK)
+
+
+def _order(conversations: Sequence[Conversation]) -> list[int]:
+    """Places, the longest first; conversations about the same pictures together, so that these are encoded once."""
+    lengths = [_length(each) for each in conversations]
+    about = [_pictures(each) for each in conversations]
+    longest: dict[tuple[bytes, ...], int] = {}
+    for place, key in enumerate(about):
+        if key:
+            longest[key] = max(longest.get(key, 0), lengths[place])
+
+    def rank(place: int) -> tuple[int, tuple[bytes, ...], int, int]:
+        key = about[place]
+        return -(longest[key] if key else lengths[place]), key, -lengths[place], place
+
+    return sorted(range(len(conversations)), key=rank)
+
+
+def _length(conversation: Conversation) -> int:
+    """About how many positions a conversation takes. Only the order of work hangs on it."""
+    seen = sum(min(POSITIONS, image.width * image.height // PIXELS) for image in conversation.images)
+    return seen + sum(len(message.text) for message in conversation.messages) // CHARACTERS
+
+
+def _pictures(conversation: Conversation) -> tuple[bytes, ...]:
+    return tuple(
+        hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
+        for image in conversation.images
+    )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: torch's own, and the plain ones that its CPU and older allocators raise."""
+    said = str(error).lower()
+    told = any(part in said for part in ("out of memory", "not enough memory", "can't allocate memory"))
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or told
+
+
+def _release() -> None:
+    """Give memory that nothing holds back to the device."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
