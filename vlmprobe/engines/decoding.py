@@ -28,6 +28,7 @@ OURS = {  # options of transformers whose place a probe takes
     "assistant_model": "speculative steps draw several tokens at once",
     "streamer": "use probe.stream",
     "is_assistant": "speculative steps draw several tokens at once",
+    "prefill_chunk_size": "where a prompt attends in both directions, a prefill in pieces gives other numbers",
     "token_healing": "it rewrites the prompt",
 }
 # Of a checkpoint's own config these only change what generate returns, so they are put aside.
@@ -52,7 +53,6 @@ NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
     "eta_cutoff": (float, 0.0, 1.0),
     "top_h": (float, 1e-9, 1.0),
     "encoder_repetition_penalty": (float, 1e-9, 1e9),
-    "prefill_chunk_size": (int, 1, 2**31),
 }
 IDS = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")  # one id, or a list of them
 
