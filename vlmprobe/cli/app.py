@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from vlmprobe.cli.check import check
 from vlmprobe.cli.demo import demo
 from vlmprobe.cli.models import models
 from vlmprobe.cli.probe import probe
@@ -17,6 +18,7 @@ __all__ = ["app"]
 EPILOG = 'Begin with vlmprobe demo, then vlmprobe probe MODEL IMAGE "QUESTION".'
 CODES = "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted."
 PROBE_EXAMPLE = f'Example: vlmprobe probe demo scene.png "Which digit is on the left?" --html report.html\n\n{CODES}'
+CHECK_EXAMPLE = "Example: vlmprobe check demo\n\nExit codes: 0 all passed, 1 a check failed or an error, 2 wrong usage."
 SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
 
 
@@ -72,3 +74,4 @@ app.command()(demo)
 app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
 app.command()(models)
+app.command(epilog=CHECK_EXAMPLE)(check)

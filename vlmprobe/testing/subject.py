@@ -36,7 +36,7 @@ class Subject:
 
     Conversations go by name: ``"main"`` is one picture and a question; ``"other"`` has another picture of the same
     size, ``"wide"`` a picture of another size and a longer question; ``"text"`` has none; ``"two"`` has two of
-    different sizes, and ``"two other"`` the first of them beside another second one.
+    different sizes, ``"other two"`` another first one, and ``"two other"`` another second one.
     """
 
     def __init__(self, probe: Probe, *, exact: bool = False) -> None:
@@ -63,6 +63,7 @@ class Subject:
             "wide": (LONG, [picture(3, 72, 40)]),
             "text": (SHORT, []),
             "two": (SHORT, [picture(1), picture(3, 72, 40)]),
+            "other two": (SHORT, [picture(2), picture(3, 72, 40)]),
             "two other": (SHORT, [picture(1), picture(4, 72, 40)]),
         }[name]
         return Conversation.build(question, images)

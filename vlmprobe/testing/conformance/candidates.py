@@ -10,6 +10,7 @@ from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import CapabilityError
 from vlmprobe.messages import Conversation, Message, TextPart
 from vlmprobe.result import Scores
+from vlmprobe.table import TokenTable
 from vlmprobe.testing.compare import log_softmax, require_numbers
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
@@ -18,8 +19,7 @@ from vlmprobe.testing.subject import Subject
 __all__ = ["candidate_ids", "shared_prefix"]
 
 CANDIDATES = ["yes", " no", "a tiger", "a tiger's tail is long", "a tiny red house", "3.5", "一只老虎 🐅", "yesterday"]
-BEGUN = "It is a tig"  # an answer that stops inside a word
-ENDINGS = ["er", "ers in the grass", " or not"]
+WORDS = ("tiger", "picture", "describe", "elephant", "the", "and")
 
 
 @check(
@@ -31,12 +31,15 @@ ENDINGS = ["er", "ers in the grass", " or not"]
 def candidate_ids(subject: Subject) -> Sequence[str] | None:
     """Ids and positions of scored candidates, against prompt text and candidate tokenised in one piece."""
     _require_ids(subject, subject.conversation("main"), CANDIDATES)
-    question = subject.conversation("main")
-    begun = Conversation((*question.messages, Message("assistant", (TextPart(BEGUN),))))
+    halves = _merging(subject)
+    if halves is None:
+        return ["a merge at the boundary: not checked (the tokenizer merges none of the words tried)"]
+    begun = Message("assistant", (TextPart(f"It is {halves[0]}"),))
+    candidates = [halves[1], f"{halves[1]} in the grass", " or not"]
     try:
-        _require_ids(subject, begun, ENDINGS)
+        _require_ids(subject, Conversation((*subject.conversation("main").messages, begun)), candidates)
     except CapabilityError as error:
-        return [f"inside a word: not checked ({error})"]
+        return [f"a merge at the boundary: not checked ({error})"]
     return None
 
 
@@ -49,21 +52,14 @@ def candidate_ids(subject: Subject) -> Sequence[str] | None:
 )
 def shared_prefix(subject: Subject) -> Sequence[str] | None:
     """Each candidate's log-probabilities, twice and in reverse order, against a forward of prompt and candidate."""
-    forwards = [_own_logprobs(subject, text) for text in CANDIDATES]
+    forwards = [_own_logprobs(subject, "main", text) for text in CANDIDATES]
     first = subject.score("main", CANDIDATES)
-    subject.score("wide", CANDIDATES[:2])  # leaves another prompt's state on the model
+    _require_forwards(subject, first.tables, forwards, "")
+    elsewhere = subject.score("wide", CANDIDATES[:3])  # leaves another prompt's state on the model
     again = subject.score("main", CANDIDATES[::-1])
-    for scores, order, name in ((first, 1, ""), (again, -1, ", asked again in reverse order")):
-        for place, expected in enumerate(forwards):
-            table = scores.tables[::order][place]
-            require_numbers(
-                table.logprobs,
-                expected,
-                subject.tolerance("paths"),
-                of=f"logprobs of candidate {CANDIDATES[place]!r}{name}",
-                path="a forward of prompt and candidate",
-                names=subject.named(table, what="candidate token"),
-            )
+    _require_forwards(subject, again.tables[::-1], forwards, ", asked again in reverse order")
+    wide = [_own_logprobs(subject, "wide", text) for text in CANDIDATES[:3]]
+    _require_forwards(subject, elsewhere.tables, wide, ", of another picture and question")
     totals = np.array([sum(each) for each in forwards])
     weights = np.exp(totals - totals.max())
     require_numbers(
@@ -97,6 +93,18 @@ def _require_ids(subject: Subject, conversation: Conversation, candidates: list[
                 f"candidate {text!r}: {len(prompt.ids) - shared} prompt token(s) merge with it",
             )
         _require_text(subject, scores, place, prompt.ids[shared:].tolist())
+
+
+def _merging(subject: Subject) -> tuple[str, str] | None:
+    """A word in two halves that are other tokens apart than together."""
+    tokenizer = subject.adapter.tokenizer
+    for word in WORDS:
+        for cut in range(1, len(word)):
+            text, half = f"It is {word}", f"It is {word[:cut]}"
+            whole, begun = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (text, half))
+            if list(whole)[: len(begun)] != list(begun):
+                return word[:cut], word[cut:]
+    return None
 
 
 def _in_one_piece(subject: Subject, prompt: EncodedPrompt, text: str) -> tuple[int, list[int]]:
@@ -139,11 +147,23 @@ def _require_text(subject: Subject, scores: Scores, place: int, lost: list[int])
         raise CheckFailure(f"ids that read {merged + text!r}", f"{whole!r}", f"candidate {text!r}")
 
 
-def _own_logprobs(subject: Subject, text: str) -> np.ndarray:
+def _require_forwards(subject: Subject, tables: Sequence[TokenTable], forwards: list[np.ndarray], when: str) -> None:
+    for table, expected, text in zip(tables, forwards, CANDIDATES, strict=False):
+        require_numbers(
+            table.logprobs,
+            expected,
+            subject.tolerance("paths"),
+            of=f"logprobs of candidate {text!r}{when}",
+            path="a forward of prompt and candidate",
+            names=subject.named(table, what="candidate token"),
+        )
+
+
+def _own_logprobs(subject: Subject, name: str, text: str) -> np.ndarray:
     """float64 [T]: log-probability of each token of a candidate in the model's own forward of prompt and candidate."""
-    prompt = subject.prompt()
+    prompt = subject.prompt(name)
     continuation = subject.adapter.continuation(prompt, text)
     ids = list(continuation.ids)
     rows = np.arange(continuation.shared - 1, continuation.shared - 1 + len(ids))
-    own = subject.own("main", rows, ids, drop=len(prompt.ids) - continuation.shared)
+    own = subject.own(name, rows, ids, drop=len(prompt.ids) - continuation.shared)
     return log_softmax(own)[np.arange(len(ids)), ids]

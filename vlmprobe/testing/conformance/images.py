@@ -177,16 +177,18 @@ def _require_unscored(subject: Subject, spans: Sequence[ImageSpan]) -> None:
 
 
 def _require_owners(subject: Subject) -> None:
-    """With two pictures, changing the second changes positions of the second alone."""
+    """With two pictures, changing one of them changes positions of that one alone."""
     prompt = subject.prompt("two")
     _require_order(prompt.spans, 2, len(prompt.ids))
-    if not np.array_equal(subject.prompt("two other").ids, prompt.ids):
-        return
-    one, other = (decoder_input(subject, subject.written(name, ())) for name in ("two", "two other"))
-    moved = set((one != other).any(dim=-1).nonzero()[:, 0].tolist())
-    held = {place for span in prompt.spans if span.image == 1 for place in range(span.start, span.stop)}
-    if not moved <= held:
-        raise CheckFailure(
-            f"positions {min(held)} to {max(held)}, the second picture's, to change with it",
-            f"positions {sorted(moved - held)[:6]} change as well",
-        )
+    one = decoder_input(subject, subject.written("two", ()))
+    for image, name in enumerate(("other two", "two other")):
+        if not np.array_equal(subject.prompt(name).ids, prompt.ids):
+            continue
+        other = decoder_input(subject, subject.written(name, ()))
+        moved = set((one != other).any(dim=-1).nonzero()[:, 0].tolist())
+        held = {place for span in prompt.spans if span.image == image for place in range(span.start, span.stop)}
+        if not moved <= held:
+            raise CheckFailure(
+                f"positions from {min(held)} to {max(held)}, those of image {image}, to change with it",
+                f"positions {sorted(moved - held)[:6]} change as well",
+            )

@@ -210,7 +210,8 @@ def _require_order(part: dict[str, Any], own: np.ndarray, tolerance: float, labe
         where = part["names"][row]
         if token < own.shape[-1]:
             value = own[row, token]
-            least, most = (int((own[row] > value + slack).sum()) for slack in (tolerance, -tolerance))
+            least = int((own[row] > value + tolerance).sum())
+            most = int((own[row] > value - tolerance).sum()) - 1  # the token itself is not above itself
         else:
             least = most = -1  # some tokenizers know more ids than the head
         if not least <= rank <= most:

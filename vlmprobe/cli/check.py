@@ -1,0 +1,142 @@
+"""``vlmprobe check``: whether every number that an adapter gives is the model's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmprobe.cli import document, options, output
+from vlmprobe.cli.terminal import console, guarded, note, working
+
+if TYPE_CHECKING:
+    from vlmprobe.probe import Probe
+    from vlmprobe.testing import Report
+
+__all__ = ["check"]
+
+TINY = 20_000_000  # parameters
+
+
+def _matrix_target(value: Path | None) -> Path | None:
+    if value is not None and value.is_dir():
+        raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'matrix.jsonl'}")
+    return value
+
+
+def check(
+    model: options.Model,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="IDS", help="Checks to run, such as C1,C5; all by default.", show_default=False),
+    ] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--expect",
+            metavar="ID=REASON",
+            help="A check that is expected to fail, and why. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    matrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--matrix",
+            metavar="FILE",
+            help="Also append the record of this run to a file, one line of JSON each.",
+            callback=_matrix_target,
+            show_default=False,
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    debug: options.Debug = False,
+) -> None:
+    """Check an adapter on MODEL: every number against the model's own forward, and what a call leaves behind."""
+    with guarded(debug):
+        expected = _expected(expect)
+        wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
+        with working(f"Loading {model}"):
+            import vlmprobe
+            from vlmprobe.testing import check_adapter, checks
+
+            known = [each.id for each in checks()]
+            if unknown := sorted({*(wanted or ()), *expected} - set(known)):
+                raise typer.BadParameter(f"there is no check {unknown[0]!r}; there are {known[0]} to {known[-1]}")
+            probe = vlmprobe.load(model, device=device, dtype=dtype, adapter=adapter, revision=revision, check=False)
+        with _few_threads(probe), _progress(len(wanted or known)) as told:
+            report = check_adapter(probe, expected_failures=expected, only=wanted, **told)
+        _deliver(report, as_json, matrix)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _expected(given: list[str] | None) -> dict[str, str]:
+    expected = {}
+    for each in given or ():
+        name, equals, reason = each.partition("=")
+        if not equals or not reason.strip():
+            raise typer.BadParameter(f"{each!r} is not of the form ID=REASON, such as C8=...", param_hint="'--expect'")
+        expected[name.strip().upper()] = reason.strip()
+    return expected
+
+
+@contextmanager
+def _few_threads(probe: Probe) -> Iterator[None]:
+    """One thread for a tiny model on the CPU: more only wait for each other."""
+    import torch
+
+    model, threads = probe.engine.adapter.model, torch.get_num_threads()  # type: ignore[attr-defined]
+    if model.device.type == "cpu" and sum(each.numel() for each in model.parameters()) < TINY:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[dict[str, Any]]:
+    """The callbacks of ``check_adapter`` that show in a terminal which check runs, and how long those before took."""
+    errors = console(error=True)
+    if not errors.is_terminal:
+        yield {}
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    what = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), what, BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with redirect_stdout(sys.stderr), Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        def start(check: Any) -> None:
+            progress.update(task, description=f"{check.id} {check.statement}"[: max(20, errors.width - 50)])
+
+        def result(result: Any) -> None:
+            progress.advance(task)
+            if result.status not in ("passed", "skipped"):
+                progress.console.print(f"{result.id} {result.status}: {result.statement}", style="dim")
+
+        yield {"on_start": start, "on_result": result}
+
+
+def _deliver(report: Report, as_json: bool, matrix: Path | None) -> None:
+    record = report.to_dict()
+    if matrix is not None:
+        matrix.parent.mkdir(parents=True, exist_ok=True)
+        with matrix.open("a", encoding="utf-8") as file:
+            file.write(document.dumps(record) + "\n")
+    if as_json:
+        output.print_json(record)
+    else:
+        console().print(report)
+    if matrix is not None:
+        note(f"Record appended: {matrix}")
