@@ -20,6 +20,7 @@ CUT = {"x": 0, "y": 30, "width": WIDTH, "height": 455, "scale": 1}  # of the pag
 
 
 def main() -> None:
+    """Ask, open the report, move to the token it was least sure of, and take the picture."""
     result = vlmprobe.load("demo").generate("Describe the picture.", image=unsure())
     options = webdriver.ChromeOptions()
     for flag in ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-background-networking"):
