@@ -113,7 +113,7 @@ def layer_columns(
                 else:
                     table = score_ids(adapter, engine.head, engine.detokenizer, encoding, known.tolist(), options)[0]
             columns = watch.reduced()
-    _require_last(adapter, columns, table)
+    _require_last(adapter, columns, table, watch.last)
     return result, table, columns.cut(layers=wanted)
 
 
@@ -124,6 +124,7 @@ class LayerWatch:
         self.adapter, self.head = engine.adapter, engine.head
         self.layers = layers
         self.top = top
+        self.last = -1  # the layer that ran last: cross-attention layers may be skipped
         self._seen = dict.fromkeys(layers, 0)  # positions so far
         self._stats: dict[int, list[RowStats]] = {layer: [] for layer in layers}
         self._states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
@@ -142,11 +143,13 @@ class LayerWatch:
         def watching(layer: int) -> Any:
             def hook(_: nn.Module, __: Any, output: Any) -> None:
                 if threading.get_ident() == owner:
-                    self._look(layer, output[0] if isinstance(output, tuple) else output, places, ids)
+                    self.last = layer
+                    if layer in self.layers:
+                        self._look(layer, output[0] if isinstance(output, tuple) else output, places, ids)
 
             return hook
 
-        handles = [self.adapter.layers[layer].register_forward_hook(watching(layer)) for layer in self.layers]
+        handles = [layer.register_forward_hook(watching(place)) for place, layer in enumerate(self.adapter.layers)]
         try:
             yield
         finally:
@@ -219,11 +222,16 @@ def _stacked(layers: list[int], parts: list[list[RowStats]]) -> LayerColumns:
     return LayerColumns(np.array(layers, dtype=np.int64), **columns)
 
 
-def _require_last(adapter: Adapter, columns: LayerColumns, table: TokenTable) -> None:
-    """C12: the last layer says what the model says."""
+def _require_last(adapter: Adapter, columns: LayerColumns, table: TokenTable, last: int) -> None:
+    """C12: the layer that ran last says what the model says."""
+    if last not in columns.layers:
+        raise CapabilityError(
+            f"The last decoder layer does not run on this prompt, layer {last} is the last that does: add it to layers."
+        )
+    at = int(np.flatnonzero(columns.layers == last)[0])
     scored = ~np.isnan(table.logsumexp)  # a token beyond the head has no logprob, but its row has the rest
     for name in ("logsumexp", "logprobs", "entropy"):
-        came, own = getattr(columns, name)[-1], getattr(table, name)[scored]
+        came, own = getattr(columns, name)[at], getattr(table, name)[scored]
         close = CLOSE.get(adapter.model.dtype, ROUNDED) * max(1.0, float(np.nanmax(np.abs(own), initial=0)))
         if came.shape != own.shape or not np.allclose(came, own, rtol=0, atol=close, equal_nan=True):
             raise CapabilityError(

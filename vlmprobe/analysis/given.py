@@ -1,0 +1,51 @@
+"""An answer that is given to an analysis, in whatever form people have it, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.engines import ability
+from vlmprobe.errors import MessageError
+from vlmprobe.result import Result
+
+if TYPE_CHECKING:
+    from vlmprobe.messages import Conversation
+    from vlmprobe.probe import Probe
+
+__all__ = ["answer_ids", "require_no_options"]
+
+
+def answer_ids(probe: Probe, conversation: Conversation, answer: Any) -> list[int]:
+    """Token ids of an answer.
+
+    Args:
+        probe: whose tokenizer is meant.
+        conversation: that is answered.
+        answer: a text, which is tokenised together with the prompt; a result of this question; or token ids.
+
+    Raises:
+        MessageError: for a result of another question, a text that merges with the prompt, or no tokens.
+    """
+    if isinstance(answer, Result):
+        if answer.meta.get("question", conversation.question) != conversation.question:
+            raise MessageError("The result is of another question: ask the question that it answers.")
+        ids = answer.output.ids.tolist()
+    elif isinstance(answer, str):
+        ids = ability(probe.engine, "answer_ids", "the token ids of a text")(conversation, answer)
+    else:
+        ids = list(answer)
+    for each in ids:
+        if isinstance(each, bool) or not isinstance(each, (int, np.integer)) or each < 0:
+            raise MessageError(f"An answer is a text, a result, or a list of token ids, which {each!r} is not.")
+    if not ids:
+        raise MessageError("The answer has no tokens to look at.")
+    return [int(each) for each in ids]
+
+
+def require_no_options(generation: Mapping[str, Any], why: str) -> None:
+    """Refuse generation options where nothing is generated."""
+    if generation:
+        raise MessageError(f"{why}, so {', '.join(sorted(generation))} would do nothing: leave it out.")

@@ -1,0 +1,194 @@
+"""The logit lens: what every decoder layer would say, were it the last (nostalgebraist 2020).
+
+Each layer's output goes through the model's own final norm and head, soft-capping and scaling included; the last
+layer's numbers are the model's own, which is checked at every call. One run of the model gives all layers.
+
+What this cannot show: early layers write in a basis that the head was not trained to read, so that an answer which
+appears late may have been settled before (Belrose et al. 2023 train a translator per layer for this reason).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vlmprobe.analysis.given import answer_ids, require_no_options
+from vlmprobe.engines import Options, ability
+from vlmprobe.errors import MessageError, MissingExtraError
+from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.result import Result
+from vlmprobe.table import TokenTable
+
+if TYPE_CHECKING:
+    from vlmprobe.engines.layers import LayerColumns
+    from vlmprobe.probe import Probe
+
+__all__ = ["Lens", "lens"]
+
+Rows = slice | Sequence[int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """R tokens at L decoder layers. Logarithms in nats; a layer that did not run has NaN and rank -1."""
+
+    table: TokenTable  # of the whole answer, or prompt
+    rows: np.ndarray  # int64 [R], which of its rows are looked at
+    layers: np.ndarray  # int64 [L], from 0, in order
+    logprobs: np.ndarray  # float32 [L, R], of the token that was said
+    ranks: np.ndarray  # int64 [L, R]; 0 = the layer's likeliest token
+    entropy: np.ndarray  # float32 [L, R]
+    logsumexp: np.ndarray  # float32 [L, R]
+    top_ids: np.ndarray  # int64 [L, R, K], each layer's likeliest tokens, best first
+    top_logprobs: np.ndarray  # float32 [L, R, K]
+    top_tokens: list[list[list[str]]]  # [L][R][K]
+    result: Result | None = None  # where the answer was generated
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> list[str]:
+        """[R] text of the tokens looked at."""
+        return [self.table.tokens[row] for row in self.rows.tolist()]
+
+    @cached_property
+    def leads(self) -> np.ndarray:
+        """int64 [R]: the first layer whose likeliest token is the one that was said; -1 where none is."""
+        return self._first(self.ranks == 0)
+
+    @cached_property
+    def settles(self) -> np.ndarray:
+        """int64 [R]: the first layer from which on every layer says the token; -1 where the last does not."""
+        ran = self.ranks >= 0
+        after = np.flip(np.logical_and.accumulate(np.flip((self.ranks == 0) | ~ran, axis=0), axis=0), axis=0)
+        return self._first(after & ran)
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per layer and token."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        count = len(self.rows)
+        return pandas.DataFrame(
+            {
+                "layer": np.repeat(self.layers, count),
+                "row": np.tile(self.rows, len(self.layers)),
+                "token": self.tokens * len(self.layers),
+                "logprob": self.logprobs.ravel(),
+                "rank": self.ranks.ravel(),
+                "entropy": self.entropy.ravel(),
+                "says": [each[0] for layer in self.top_tokens for each in layer],
+                "says_logprob": self.top_logprobs[:, :, 0].ravel(),
+            }
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Layers by tokens: what each layer says, shaded by the probability of the token that was said.
+
+        Returns the axes. The layer from which a token leads is framed.
+        """
+        from vlmprobe.analysis.drawing import draw_lens
+
+        return draw_lens(self, ax)
+
+    def _first(self, true: np.ndarray) -> np.ndarray:
+        return np.where(true.any(axis=0), self.layers[true.argmax(axis=0)], -1)
+
+    def __repr__(self) -> str:
+        return f"Lens({len(self.layers)} layers, {len(self.rows)} tokens: {''.join(self.tokens)[:60]!r})"
+
+
+def lens(
+    probe: Probe,
+    question: Prompt,
+    /,
+    image: Any = None,
+    *,
+    answer: str | Result | Sequence[int] | None = None,
+    of: Literal["answer", "prompt"] = "answer",
+    rows: Rows = None,
+    layers: Sequence[int] | None = None,
+    alternatives: int = 5,
+    **generation: Any,
+) -> Lens:
+    """Every decoder layer's distribution over the tokens of an answer, or of the prompt.
+
+    Args:
+        probe: of a model in this process.
+        question, image: as in :meth:`Probe.generate`.
+        answer: to look at: a text, a result of this question, or token ids; generated where None.
+        of: ``"answer"``, or ``"prompt"`` for the prompt's own tokens.
+        rows: which rows of that table: a slice, or numbers from 0 (negative ones from the end); all where None. Images
+            and the first token of a prompt have no distribution and are left out.
+        layers: numbers of decoder layers from 0, negative ones from the last; all where None.
+        alternatives: K of ``top_ids``.
+        **generation: as in :meth:`Probe.generate`, where the answer is generated.
+
+    Raises:
+        CapabilityError: for a layer that does not exist, an engine without layers, beams, or a model whose layers do
+            not lead to its logits by norm and head.
+        MessageError: for rows that do not exist.
+    """
+    if of not in ("answer", "prompt"):
+        raise MessageError(f"of must be 'answer' or 'prompt', not {of!r}")
+    if of == "prompt":
+        if answer is not None:
+            raise MessageError("The prompt is looked at, so an answer would do nothing: leave it out.")
+        require_no_options(generation, "The prompt is looked at")
+    elif answer is not None:
+        require_no_options(generation, "The answer is given")
+    conversation = Conversation.build(question, image)
+    options = Options(alternatives=alternatives, prompt=False, generation=generation)
+    probe.engine.check([conversation], options)
+    look = ability(probe.engine, "layers", "the states of every decoder layer")
+    ids = None if answer is None else answer_ids(probe, conversation, answer)
+    result, table, columns = look(conversation, options, layers=layers, ids=ids, prompt=of == "prompt")
+    meta = {**probe.meta, "question": conversation.question}
+    if result is not None:
+        result = replace(result, meta={**meta, **result.meta})
+    has_row = np.flatnonzero(~np.isnan(table.logsumexp))
+    kept = np.isin(has_row, _wanted(rows, len(table), has_row))
+    return _made(probe, table, has_row[kept], columns.cut(rows=np.flatnonzero(kept)), result, meta)
+
+
+def _wanted(rows: Rows, count: int, has_row: np.ndarray) -> np.ndarray:
+    if rows is None:
+        return has_row
+    if isinstance(rows, slice):
+        return np.arange(count)[rows]
+    for each in rows:
+        if isinstance(each, bool) or not isinstance(each, (int, np.integer)) or not -count <= each < count:
+            raise MessageError(f"There is no row {each!r}: the table has {count}, 0 to {count - 1}.")
+    listed = np.array([int(each) % count for each in rows], dtype=np.int64)
+    if len(missing := listed[~np.isin(listed, has_row)]):
+        raise MessageError(f"Row {missing[0]} is an image or the first token, which has no distribution to look at.")
+    return listed
+
+
+def _made(
+    probe: Probe,
+    table: TokenTable,
+    rows: np.ndarray,
+    columns: LayerColumns,
+    result: Result | None,
+    meta: dict[str, Any],
+) -> Lens:
+    alone = probe.engine.detokenizer.alone  # type: ignore[attr-defined]
+    return Lens(
+        table=table,
+        rows=rows,
+        layers=columns.layers,
+        logprobs=columns.logprobs,
+        ranks=columns.ranks,
+        entropy=columns.entropy,
+        logsumexp=columns.logsumexp,
+        top_ids=columns.top_ids,
+        top_logprobs=columns.top_logprobs,
+        top_tokens=[[[alone(each) for each in row] for row in layer] for layer in columns.top_ids.tolist()],
+        result=result,
+        meta=meta,
+    )
