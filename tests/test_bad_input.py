@@ -240,7 +240,7 @@ OPTIONS = [
     ({"max_time": "x"}, "number"),
     ({"cache_implementation": "nonsense"}, "cache_implementation"),
     ({"exponential_decay_length_penalty": 5}, "transformers refuses"),
-    ({"prefill_chunk_size": -1}, "at least 1"),
+    ({"prefill_chunk_size": 7}, "both directions"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**70}, "seed"),
     ({"seed": 1.5}, "seed"),

@@ -42,7 +42,7 @@ def test_prompt_ids_are_those_of_the_processor(name, answered, own):
 def test_prompt_rows_are_the_models_own_forward(name, answered, own):
     full = forward(own(name), encode(own(name), chat(QUESTION, picture())))
     rows = text_rows(answered.prompt)
-    assert len(rows) >= 15
+    assert len(rows) >= 15, "the question alone is longer"
     for row in rows:
         assert np.abs(answered.prompt.logits[row] - full[answered.prompt.positions[row] - 1]).max() < PROMPT_TOLERANCE
 
@@ -142,6 +142,50 @@ def test_two_images_are_two_rows(family, probe_of, own):
     full = forward(own(family), encode(own(family), chat(QUESTION, *pictures)))
     for row in text_rows(result.prompt):
         assert np.abs(result.prompt.logits[row] - full[result.prompt.positions[row] - 1]).max() < PROMPT_TOLERANCE
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def image(seed, *size):
+    return {"type": "image", "image": picture(seed, *size)}
+
+
+CONVERSATIONS = {
+    "system": [
+        {"role": "system", "content": [text("Be brief.")]},
+        {"role": "user", "content": [image(1), text("What is it?")]},
+    ],
+    "several turns": [
+        {"role": "user", "content": [image(1), text("What is it?")]},
+        {"role": "assistant", "content": [text("A cat.")]},
+        {"role": "user", "content": [text("And this?"), image(2, 90, 40)]},
+    ],
+    "text between images": [
+        {"role": "user", "content": [text("First "), image(1), text(" then "), image(2, 90, 40), text(" compare.")]}
+    ],
+    "no text": [{"role": "user", "content": [image(1)]}],
+    "a begun answer": [
+        {"role": "user", "content": [image(1), text("What is it?")]},
+        {"role": "assistant", "content": [text("It is a")]},
+    ],
+}
+
+
+@pytest.mark.parametrize("form", CONVERSATIONS)
+@pytest.mark.parametrize("family", ["mllama", "internvl", "qwen3_vl", "llava_next", "gemma3", "idefics3", "paligemma"])
+def test_conversations_of_every_form(family, form, probe_of, own):
+    messages = CONVERSATIONS[form]
+    pictures = sum(part["type"] == "image" for message in messages for part in message["content"])
+    result = probe_of(family).generate(messages, max_new_tokens=1, do_sample=False, keep="logits")
+    inputs = encode(own(family), messages)
+    assert result.input_ids.tolist() == inputs["input_ids"][0].tolist()
+    assert result.prompt.kinds.count("image") == len({span.image for span in result.prompt.image_spans}) == pictures
+    full = forward(own(family), inputs)
+    for row in text_rows(result.prompt):
+        assert np.abs(result.prompt.logits[row] - full[result.prompt.positions[row] - 1]).max() < PROMPT_TOLERANCE
+    assert np.abs(result.output.logits[0] - full[-1]).max() < PROMPT_TOLERANCE
 
 
 def test_text_only(name, probe_of, own):
@@ -260,6 +304,25 @@ def test_raw_numbers_do_not_move_with_processors(family, options, probe_of, own)
     plain = probe.generate(QUESTION, image=picture(), max_new_tokens=1, do_sample=False)
     assert np.array_equal(result.prompt.logprobs, plain.prompt.logprobs, equal_nan=True)
     assert np.allclose(result.output.top_logprobs[0], plain.output.top_logprobs[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}], ids=["none", "static"])
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("family", ["internvl", "qwen2_vl", "gemma3"])
+def test_other_caches_give_the_same_numbers(family, beams, options, probe_of):
+    call = {
+        "image": picture(),
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "num_beams": beams,
+        "keep": {"logits", "hidden"},
+    }
+    usual, other = (probe_of(family).generate(QUESTION, **call, **more) for more in ({}, options))
+    assert other.output.ids.tolist() == usual.output.ids.tolist()
+    for side in ("prompt", "output"):
+        for column in ("logits", "hidden"):
+            held, wanted = (getattr(getattr(each, side), column) for each in (other, usual))
+            assert np.nanmax(np.abs(held - wanted)) < GENERATED_TOLERANCE
 
 
 def test_scores_are_there_only_where_a_processor_ran(probe_of):

@@ -162,6 +162,18 @@ def test_requests_are_read_as_they_are_needed(probe_of):
     results.close()
 
 
+def test_batches_leave_the_tokenizer_as_it_was(checkpoint):
+    probe = vlmprobe.load(checkpoint("llava"), device="cpu")
+    tokenizer = probe.engine.adapter.tokenizer
+    tokenizer.padding_side = "right"
+    held = tokenizer.pad_token
+    requests = mixed(text_only=False)
+    for request, result in zip(requests, probe.generate_many(requests, max_new_tokens=2, do_sample=False), strict=True):
+        assert_same(result, probe.generate(request.prompt, request.image, max_new_tokens=2, do_sample=False))
+    assert tokenizer.padding_side == "right"
+    assert tokenizer.pad_token == held
+
+
 def test_no_request_is_no_result(probe_of):
     assert list(probe_of("internvl").generate_many([], max_new_tokens=1)) == []
 
