@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test matrix lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,10 @@ demo: $(VENV)/.installed  ## probe the embedded model on the bundled pictures; w
 
 test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/compatibility.md
+	$(BIN)/python -m vlmprobe.testing.matrix --also tests/data/golden --out docs/compatibility.md
+	$(BIN)/python -m pytest -m matrix --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## ruff: style and format
 	$(BIN)/ruff check .

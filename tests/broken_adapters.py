@@ -183,7 +183,9 @@ def _repainted(conversation: Conversation, paint: Callable[[int, Image.Image], I
 @broken("C4")
 class ImageIgnored(InternVL):
     def process(self, conversations):
-        return super().process([_repainted(each, lambda _, image: Image.new("RGB", image.size)) for each in conversations])
+        return super().process(
+            [_repainted(each, lambda _, image: Image.new("RGB", image.size)) for each in conversations]
+        )
 
 
 @broken("C4")
@@ -230,7 +232,11 @@ class ImagesConfused(Native):
         if len(conversation.images) < 2:
             return spans
         (first, second) = spans
-        return (replace(first, stop=first.stop - 2), ImageSpan(1, 0, first.stop - 2, first.stop), replace(second, tile=1))
+        return (
+            replace(first, stop=first.stop - 2),
+            ImageSpan(1, 0, first.stop - 2, first.stop),
+            replace(second, tile=1),
+        )
 
 
 @broken("C5", "ovis2", "indicators that are not told as a part of the image")

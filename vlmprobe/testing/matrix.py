@@ -1,0 +1,144 @@
+"""The compatibility matrix: the conformance suite on every architecture, written as a page.
+
+``python -m vlmprobe.testing.matrix`` builds a tiny random checkpoint of each architecture, runs every check on it and
+writes ``docs/compatibility.md``. Nothing in that page is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from vlmprobe.testing.matrix_page import page
+
+__all__ = ["check_architecture", "run"]
+
+Record = Mapping[str, Any]
+
+
+def check_architecture(name: str, folder: str | None = None) -> dict[str, Any]:
+    """The record of one architecture: the suite's report, or the error that kept it from running.
+
+    Args:
+        name: of a tiny checkpoint, or of what is in ``folder``.
+        folder: a checkpoint that is there already.
+    """
+    import vlmprobe
+    from vlmprobe.testing import check_adapter, tiny
+
+    with TemporaryDirectory() as made:
+        try:
+            checkpoint = folder or str(tiny.build(name, Path(made) / name))
+            probe = vlmprobe.load(checkpoint, device="cpu", dtype="float32", check=False)
+            record = check_adapter(probe).to_dict()
+        except Exception as error:  # noqa: BLE001 - one architecture that fails must not end the matrix
+            record = {"passed": False, "error": f"{type(error).__name__}: {error}"}
+    return {**record, **_told(name, folder)}
+
+
+def _told(name: str, folder: str | None) -> dict[str, str]:
+    return {"architecture": name, "model": name, "source": "folder" if folder else "tiny"}
+
+
+def run(
+    names: Iterable[str],
+    folders: Mapping[str, str] | None = None,
+    *,
+    jobs: int = 2,
+    told: Callable[[Record], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Check architectures in several processes of one thread each; records in the order of the names.
+
+    Args:
+        names: of tiny checkpoints.
+        folders: name -> checkpoint folder, of further ones.
+        jobs: processes.
+        told: called with each record as it comes.
+    """
+    asked: dict[str, str | None] = {**dict.fromkeys(names), **(folders or {})}
+    found: dict[str, dict[str, Any]] = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare) as pool:
+        pending = {pool.submit(check_architecture, name, folder): name for name, folder in asked.items()}
+        for done in as_completed(pending):
+            name = pending[done]
+            try:
+                found[name] = done.result()
+            except BrokenProcessPool as error:
+                found[name] = {**_told(name, asked[name]), "passed": False, "error": f"its process ended: {error}"}
+            if told is not None:
+                told(found[name])
+    return [found[name] for name in asked]
+
+
+def _prepare() -> None:
+    """A worker's own set-up: one thread, since tiny models only wait for more, and quiet libraries."""
+    import warnings
+
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
+def _checkpoints(parents: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    for parent in parents:
+        for config in sorted(parent.glob("*/config.json")):
+            yield config.parent.name, str(config.parent)
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
+    records: Annotated[Path | None, typer.Option(help="Where to write the records, one line of JSON each.")] = None,
+    names: Annotated[str | None, typer.Option(help="Architectures, separated by commas; all by default.")] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="Folder of further checkpoints. Repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
+) -> None:
+    """Run the conformance suite on every architecture and write the compatibility matrix."""
+    from rich.console import Console
+
+    from vlmprobe.testing import tiny
+
+    console = Console(markup=False, highlight=False)
+    wanted = tiny.names() if names is None else [each.strip() for each in names.split(",") if each.strip()]
+    for name in wanted:
+        tiny.family(name)
+
+    def tell(record: Record) -> None:
+        console.print(_line(record), soft_wrap=True)
+
+    found = run(wanted, dict(_checkpoints(also or ())), jobs=jobs, told=tell)
+    if records is not None:
+        records.write_text("".join(json.dumps(record) + "\n" for record in found), encoding="utf-8")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(found, tiny.SKIPPED), encoding="utf-8")
+    failed = sum(not record["passed"] for record in found)
+    console.print(f"{len(found) - failed} of {len(found)} architectures pass")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _line(record: Record) -> str:
+    if "error" in record:
+        return f"{record['architecture']:<26} error: {record['error']}"
+    failed: Sequence[str] = [each["id"] for each in record["checks"].values() if each["status"] == "failed"]
+    verdict = f"fails {', '.join(failed)}" if failed else "passes"
+    return f"{record['architecture']:<26} {verdict} in {record['seconds']:.1f} s ({record['adapter']})"
+
+
+if __name__ == "__main__":
+    typer.run(main)
