@@ -15,7 +15,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,16 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlmprobe.measures import RowStats, processed_logprobs, row_stats
 
-__all__ = ["Head", "Steps", "states_of", "watch_backbone"]
+__all__ = ["Head", "Kept", "Steps", "states_of", "watch_backbone"]
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
+
+
+class Kept(Protocol):
+    """Where full rows go: a list, or a file."""
+
+    def append(self, rows: Tensor, /) -> None:
+        """Take rows [n, V]."""
 
 
 class Head:
@@ -63,7 +70,7 @@ class Head:
             start, step = rows.stop, max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
 
     def stats(
-        self, hidden: Tensor, ids: Tensor, top: int, *, of: Tensor | None = None, keep: list[Tensor] | None = None
+        self, hidden: Tensor, ids: Tensor, top: int, *, of: Tensor | None = None, keep: Kept | None = None
     ) -> RowStats:
         """Statistics of the tokens ``ids`` [M] under rows of ``hidden`` [R, H]; float32 rows [R, V] go to ``keep``.
 
@@ -146,11 +153,11 @@ class _Enough(Exception):
 class Steps:
     """What a decoding loop without beams says at each step, for a batch of N."""
 
-    def __init__(self, top: int, *, keep_logits: bool) -> None:
+    def __init__(self, top: int, *, keep: Kept | None) -> None:
         self.top = top
         self.stats: list[RowStats] = []  # [T] of N rows
         self.processed: list[Tensor] = []  # [T] of [N]; empty where nothing processes the logits
-        self.logits: list[Tensor] | None = [] if keep_logits else None  # [T] of [N, V], on the CPU
+        self.logits = keep  # takes [N, V] of each step, on the CPU
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
         self._looks = 0  # steps of beam search

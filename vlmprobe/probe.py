@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vlmprobe.engines import KEEP, Engine, Options, ability
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError, near
 from vlmprobe.messages import Conversation, Prompt, TextPart
 from vlmprobe.result import Result, Scores
+from vlmprobe.storage import OnDisk
 
 if TYPE_CHECKING:
     from vlmprobe.analysis.sampling import Samples
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "Request"]
 
+ON_DISK = (OnDisk, PathLike)
 AUTO_BATCH = 16  # the most requests in one batch with batch_size="auto"
+
+
+Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Probe:
         /,
         image: Any = None,
         *,
-        keep: str | Collection[str] = "stats",
+        keep: Keep = "stats",
         prompt: bool = True,
         alternatives: int = 10,
         seed: int | None = None,
@@ -61,7 +67,9 @@ class Probe:
                 ``[{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "Hi"}]}]``.
             image: an image or a list of images, put before the text: path, URL, bytes, PIL image or array.
             keep: ``"stats"`` keeps the columns; ``"logits"`` also the full rows [T, V]; ``"hidden"`` also the states
-                [T, H] that enter the LM head; a set keeps both.
+                [T, H] that enter the LM head; a set keeps both. A ``pathlib.Path`` in place of ``"logits"`` is a folder
+                that the full rows go to as they are computed, mapped and not held in memory;
+                :class:`vlmprobe.storage.OnDisk` also chooses their type.
             prompt: False skips the prompt side.
             alternatives: K, how many of the likeliest tokens to keep at each position.
             seed: for sampling; torch's own random state is left as it was.
@@ -88,7 +96,7 @@ class Probe:
         /,
         image: Any = None,
         *,
-        keep: str | Collection[str] = "stats",
+        keep: Keep = "stats",
         prompt: bool = True,
         alternatives: int = 10,
         seed: int | None = None,
@@ -126,7 +134,7 @@ class Probe:
         *,
         batch_size: int | Literal["auto"] = "auto",
         progress: bool | None = None,
-        keep: str | Collection[str] = "stats",
+        keep: Keep = "stats",
         prompt: bool = True,
         alternatives: int = 10,
         seed: int | None = None,
@@ -158,7 +166,8 @@ class Probe:
             )
         self.engine.check([], options)
         size = self.engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
-        grouped = batch_size == "auto" and size > 1 and "logits" not in options.keep  # a window of full rows is large
+        large = "logits" in options.keep and options.store is None  # a window of results would be
+        grouped = batch_size == "auto" and size > 1 and not large
         return self._many(requests, size, grouped, options, progress)
 
     def session(self, image: Any = None, *, images: int = 8) -> Session:
@@ -192,7 +201,7 @@ class Probe:
         candidates: Sequence[str],
         image: Any = None,
         *,
-        keep: str | Collection[str] = "stats",
+        keep: Keep = "stats",
         alternatives: int = 10,
     ) -> Scores:
         """How likely each candidate is as the answer: log-probability of its tokens, written right after the prompt.
@@ -291,9 +300,16 @@ def _options(
     keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: Mapping[str, Any], processors: Any = ()
 ) -> Options:
     listed = list(keep) if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
-    for each in listed:
+    stores = [each if isinstance(each, OnDisk) else OnDisk(each) for each in listed if isinstance(each, ON_DISK)]
+    named = ["logits" if isinstance(each, ON_DISK) else each for each in listed]
+    for each in named:
         if each not in KEEP:
-            raise GenerationOptionError(f"keep must be of {', '.join(KEEP)}, not {each!r}.{near(str(each), KEEP)}")
+            raise GenerationOptionError(
+                f"keep must be of {', '.join(KEEP)}, or a pathlib.Path for full rows on disk, not {each!r}."
+                f"{near(str(each), KEEP)}"
+            )
+    if len(stores) > 1:
+        raise GenerationOptionError("keep names more than one place on disk; full rows go to one")
     if not isinstance(prompt, bool):
         raise GenerationOptionError(
             "prompt is True or False (report the prompt side or not); the question comes first."
@@ -306,7 +322,7 @@ def _options(
     if not all(map(callable, own)) or callable(processors):
         raise GenerationOptionError("logits_processor is a list of transformers LogitsProcessor objects")
     drawn = None if seed is None else int(seed)
-    return Options(frozenset(listed), prompt, int(alternatives), drawn, dict(generation), own)
+    return Options(frozenset(named), prompt, int(alternatives), drawn, dict(generation), own, next(iter(stores), None))
 
 
 def _candidates(candidates: Any) -> list[str]:

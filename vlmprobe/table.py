@@ -13,6 +13,7 @@ from vlmprobe.errors import MissingExtraError, ResultError
 __all__ = ["KINDS", "ImageSpan", "TokenTable", "read_only"]
 
 KINDS = ("text", "special", "image")
+ON_DISK = ("float16", "bfloat16")  # shorter types that full rows on disk may have
 COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
     **dict.fromkeys(("ids", "positions", "ranks"), (np.int64, 1)),
     **dict.fromkeys(("offsets", "top_ids"), (np.int64, 2)),
@@ -56,7 +57,7 @@ class TokenTable:
     top_logprobs: np.ndarray  # float32 [T, K], nats
     top_tokens: list[list[str]]  # [T][K] text of the likeliest tokens
     image_spans: tuple[ImageSpan, ...] = ()  # every run of image positions, in sequence order
-    logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"
+    logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"; mapped where on disk
     hidden: np.ndarray | None = None  # float32 [T, H], what entered the LM head, with keep="hidden"
     scores: np.ndarray | None = None  # float32 [T], logprob after processors, where it differs from logprobs
 
@@ -182,7 +183,8 @@ class TokenTable:
         """
         for name, (kind, dimensions) in COLUMNS.items():
             array = arrays.get(name)
-            if array is not None and (array.dtype != kind or array.ndim != dimensions):
+            stored = name == "logits" and array is not None and array.dtype.name in ON_DISK
+            if array is not None and not ((array.dtype == kind or stored) and array.ndim == dimensions):
                 raise ResultError(f"column {name} is {array.ndim}-dimensional {array.dtype}")
         spans = tuple(ImageSpan(*map(int, span)) for span in rest["image_spans"])
         return cls(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from vlmprobe.errors import CapabilityError
 from vlmprobe.messages import Conversation
 from vlmprobe.result import Result, Scores
+from vlmprobe.storage import OnDisk
 
 __all__ = ["KEEP", "Engine", "Options", "ability"]
 
@@ -25,6 +26,7 @@ class Options:
     seed: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)  # arguments of transformers' GenerationConfig
     processors: tuple[Any, ...] = ()  # the caller's own logits processors, in order
+    store: OnDisk | None = None  # where full rows go; in memory where None
     begin: tuple[int, ...] = ()  # ids that the answer begins with; it is generated from there on
 
 

@@ -17,12 +17,12 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.capture import Steps, watch_backbone
+from vlmprobe.capture import Kept, Steps, watch_backbone
 from vlmprobe.engines import Options
 from vlmprobe.engines.tables import non_finite
 from vlmprobe.errors import GenerationOptionError, NonFiniteLogitsError
 
-__all__ = ["Run", "alone", "run", "seeded", "to_model"]
+__all__ = ["Run", "alone", "drawing", "run", "to_model"]
 
 # Hooks, and state that models keep (rope deltas), belong to one call at a time, whoever holds the model.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -48,6 +48,7 @@ def run(
     config: GenerationConfig,
     options: Options,
     listen: Callable[[Steps, Tensor], bool] | None = None,
+    rows: Kept | None = None,
 ) -> Run:
     """Generate from model inputs that are on the model's device already (:func:`to_model`).
 
@@ -58,6 +59,7 @@ def run(
         options: what to keep, and the caller's processors.
         listen: called after every step without beams with the ids [N, S + T] so far. The numbers of the tokens just
             drawn are the last in ``steps``. Generation ends where it returns True.
+        rows: takes the full rows [N, V] of every step without beams; where None, and they are kept, a list does.
 
     Raises:
         GenerationOptionError: where transformers refuses the options before anything runs.
@@ -65,7 +67,9 @@ def run(
     """
     beams = (config.num_beams or 1) > 1
     length = inputs["input_ids"].shape[1]
-    steps = Steps(options.alternatives, keep_logits="logits" in options.keep and not beams)
+    if rows is None and "logits" in options.keep:
+        rows = []
+    steps = Steps(options.alternatives, keep=None if beams else rows)
     prefill: list[Tensor] = []
     decoded: list[Tensor] = []
     covered = 0
@@ -161,10 +165,17 @@ def alone(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(model: Any, seed: int | None) -> Iterator[None]:
-    """Draw with a seed of one's own and put the global generators back; without a seed they simply go on."""
-    if seed is None:
+def drawing(model: Any, config: GenerationConfig, seed: int | None) -> Iterator[None]:
+    """Draw with a seed of one's own and put the global generators back; without a seed they simply go on.
+
+    Whoever draws does so alone, on whatever model, for a seed is of use only while no other call draws in between.
+    """
+    if not config.do_sample:
         yield
+        return
+    if seed is None:
+        with _RNG:
+            yield
         return
     devices = [model.device] if model.device.type == "cuda" else []
     with _RNG, torch.random.fork_rng(devices=devices):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
-from vlmprobe.capture import Head
+from vlmprobe.capture import Head, Kept
 from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.candidates import Path, SharedPrefix, why_not_shared
@@ -18,11 +19,13 @@ from vlmprobe.engines.run import Run, run, to_model
 from vlmprobe.engines.tables import numpy_columns, require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
 from vlmprobe.messages import Conversation
+from vlmprobe.storage import RowFile, Slots, row_files
 from vlmprobe.table import TokenTable
 
 __all__ = ["score"]
 
 Source = tuple[int, Path]  # how many prompt ids stand, and the candidate ids written after them
+CONTEXT = 16  # prompt tokens before a candidate that can have a say in how its text is read
 ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 
 
@@ -33,12 +36,12 @@ def score(
     conversation: Conversation,
     candidates: Sequence[str],
     options: Options,
-) -> tuple[list[TokenTable], list[str | None], str]:
+) -> tuple[list[TokenTable], list[str | None], dict[str, str]]:
     """Score candidates on one prefill of the prompt; where its cache cannot be continued, by a full forward each.
 
     Returns:
-        A table for each candidate; what happened at its boundary, if anything; ``"shared"``, or why the prefill
-        was not shared.
+        A table for each candidate; what happened at its boundary, if anything; for ``meta``: under ``prefix``
+        ``"shared"`` or why the prefill was not shared, and the file of full rows where there is one.
     """
     encoding = adapter.encode([conversation])
     prompt = encoding.prompts[0]
@@ -51,8 +54,13 @@ def score(
     for each in continuations:
         if reason or each.shared < len(prompt.ids):
             states |= _forward_states(adapter, encoding, each)
-    tables = _tables(head, detokenizer, prompt, continuations, states, options)
-    return tables, [_boundary(detokenizer, prompt, each) for each in continuations], reason or "shared"
+    meta = {"prefix": reason or "shared"}
+    counts = {str(place): len(each.ids) for place, each in enumerate(continuations)}
+    with row_files(options.store, [counts]) as files:
+        file = next(iter(files), None)
+        tables = _tables(head, detokenizer, prompt, continuations, states, options, file)
+        meta |= {"logits_file": str(file.path)} if file else {}
+    return tables, [_boundary(detokenizer, prompt, each) for each in continuations], meta
 
 
 def _shared_states(
@@ -91,43 +99,46 @@ def _tables(
     candidates: Sequence[Continuation],
     states: dict[Source, Tensor],
     options: Options,
+    file: RowFile | None,
 ) -> list[TokenTable]:
     wanted = [
         ((each.shared, each.ids[:place]), each.ids[place]) for each in candidates for place in range(len(each.ids))
     ]
     row_of = {source: row for row, source in enumerate(dict.fromkeys(source for source, _ in wanted))}
     of = torch.tensor([row_of[source] for source, _ in wanted])
+    cells = [(str(each), place) for each, ids in enumerate(candidates) for place in range(len(ids.ids))]
     order = torch.argsort(of, stable=True)
     hidden = torch.stack([states[source] for source in row_of])
-    chunks: list[Tensor] | None = [] if "logits" in options.keep else None
+    held: list[Tensor] = []
+    places: list[list[tuple[str, int]]] = [[] for _ in row_of]
+    for cell, row in zip(cells, of.tolist(), strict=True):
+        places[row].append(cell)
+    chunks: Kept | None = (Slots(file, places) if file else held) if "logits" in options.keep else None
     ids = torch.tensor([token for _, token in wanted])
     stats = head.stats(hidden, ids[order], options.alternatives, of=of[order], keep=chunks)
     numbers = {name: values[torch.argsort(order).numpy()] for name, values in numpy_columns(stats).items()}
-    names = [
-        f"token {place} of candidate {each}" for each, ids in enumerate(candidates) for place in range(len(ids.ids))
-    ]
-    require_finite(numbers["logsumexp"], names)
+    require_finite(numbers["logsumexp"], [f"token {place} of candidate {each}" for each, place in cells])
     rows = {
-        "logits": torch.cat(chunks).numpy() if chunks else None,
+        "logits": torch.cat(held).numpy() if held else None,
         "hidden": hidden.float().cpu().numpy() if "hidden" in options.keep else None,
     }
+    mapped = file.close() if file else {}
     tables, start = [], 0
-    for each in candidates:
+    for number, each in enumerate(candidates):
         cut = slice(start, start + len(each.ids))
         start = cut.stop
         made = np.array(each.ids, dtype=np.int64)
-        tables.append(
-            token_table(
-                detokenizer,
-                made,
-                each.shared + np.arange(len(made)),
-                token_kinds(made, detokenizer.special),
-                {name: values[cut] for name, values in numbers.items()},
-                alternatives=options.alternatives,
-                context=prompt.ids[: each.shared].tolist(),
-                rows={name: None if kept is None else kept[of[cut].numpy()] for name, kept in rows.items()},
-            )
+        table = token_table(
+            detokenizer,
+            made,
+            each.shared + np.arange(len(made)),
+            token_kinds(made, detokenizer.special),
+            {name: values[cut] for name, values in numbers.items()},
+            alternatives=options.alternatives,
+            context=prompt.ids[max(0, each.shared - CONTEXT) : each.shared].tolist(),
+            rows={name: None if kept is None else kept[of[cut].numpy()] for name, kept in rows.items()},
         )
+        tables.append(replace(table, logits=mapped[str(number)]) if file else table)
     return tables
 
 

@@ -165,7 +165,7 @@ class Rows:
         self._end += 0 if special else len(text)
         if steps.processed:
             columns["scores"] = steps.processed[-1].cpu().numpy()
-        if steps.logits:
+        if isinstance(steps.logits, list):
             columns["logits"] = steps.logits[-1].numpy()
         return TokenTable(
             ids=np.array([token]),

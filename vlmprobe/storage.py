@@ -1,0 +1,188 @@
+"""Full rows of logits on disk: written as they are computed, memory-mapped when they are read.
+
+A file is an ordinary safetensors file (its header is filled in at the end), so anything that reads that format reads
+it: ``safetensors.torch.load_file``, or ``TokenTable.logits``, which maps it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from vlmprobe.errors import GenerationOptionError, MissingExtraError, near
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["OnDisk", "RowFile", "Slots", "StepRows", "row_files"]
+
+NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # dtype -> its name in safetensors
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Where full rows go, in place of memory: ``keep=OnDisk("rows", dtype="float16")``, or a plain ``Path``.
+
+    Each result gets a new file ``000000.safetensors``, ``000001.safetensors``, ... in the folder, and
+    ``result.meta["logits_file"]`` names it. bfloat16 loses nothing where the model runs in bfloat16; float16 rounds
+    each logit to about three decimal digits.
+    """
+
+    folder: str | os.PathLike[str]
+    dtype: str = "float32"  # or "float16", "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in NAMES:
+            raise GenerationOptionError(
+                f"rows are stored as {', '.join(NAMES)}, not {self.dtype!r}.{near(str(self.dtype), NAMES)}"
+            )
+        numpy_dtype(self.dtype)
+
+
+class RowFile:
+    """A new file that rows of several tables are written to in any order, within the memory of a few rows.
+
+    Args:
+        place: folder and dtype.
+        tables: name -> number of rows; that of the last table may turn out smaller when the file is closed.
+    """
+
+    def __init__(self, place: OnDisk, tables: Mapping[str, int]) -> None:
+        self.dtype = place.dtype
+        self.tables = dict(tables)
+        self._first = dict(zip(tables, np.cumsum([0, *tables.values()]).tolist(), strict=False))  # of each table
+        self.path, self._file = _new(Path(place.folder))
+        self._data = 8 + 128 * (len(tables) + 1)  # where rows begin: after the length of the header, and the header
+        self._width = 0  # V, known from the first row
+
+    def at(self, table: str, rows: Iterable[int]) -> Slots:
+        """To append to: what comes goes to these rows of a table, in order."""
+        return Slots(self, [[(table, int(row))] for row in rows])
+
+    def blank(self, table: str, rows: Iterable[int]) -> None:
+        """Fill rows that have no distribution with NaN."""
+        import torch
+
+        for row in rows:
+            self.write(table, row, torch.full((self._width,), torch.nan))
+
+    def write(self, table: str, row: int, logits: Tensor) -> None:
+        """Write rows [n, V] from ``row`` on."""
+        self._width = self._width or int(logits.shape[-1])
+        self._file.seek(self._place(table, row))
+        self._file.write(_raw(logits, self.dtype))
+
+    def close(self, counts: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+        """Finish the file; each table as a read-only array [T, V] that is mapped, not read."""
+        self.tables |= counts or {}
+        header, rows = {}, 0
+        for name, count in self.tables.items():
+            offsets = [rows * self._row, (rows + count) * self._row]
+            header[name] = {"dtype": NAMES[self.dtype], "shape": [count, self._width], "data_offsets": offsets}
+            rows += count
+        text = json.dumps(header, separators=(",", ":")).encode()
+        self._file.truncate(self._data + rows * self._row)
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", self._data - 8) + text.ljust(self._data - 8))
+        self._file.close()
+        shape = (rows, self._width)
+        mapped = np.memmap(self.path, dtype=numpy_dtype(self.dtype), mode="r", offset=self._data, shape=shape)
+        return {name: mapped[self._first[name] : self._first[name] + count] for name, count in self.tables.items()}
+
+    def discard(self) -> None:
+        """Remove a file that was not finished; nothing where it was."""
+        if not self._file.closed:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def _row(self) -> int:
+        """Bytes of a row."""
+        return self._width * int(numpy_dtype(self.dtype).itemsize)
+
+    def _place(self, table: str, row: int) -> int:
+        return self._data + (self._first[table] + row) * self._row
+
+
+class Slots:
+    """Rows that come one after the other, each for one or several places ``(table, row)`` of a file."""
+
+    def __init__(self, file: RowFile, places: Sequence[Sequence[tuple[str, int]]]) -> None:
+        self._file = file
+        self._places = iter(places)
+
+    def append(self, logits: Tensor) -> None:
+        """Take rows [n, V]."""
+        for each in logits:
+            for table, row in next(self._places):
+                self._file.write(table, row, each)
+
+
+class StepRows:
+    """Rows of a batch of N, step by step, for the table ``output`` of each one's file."""
+
+    def __init__(self, files: Sequence[RowFile], first: int) -> None:
+        self._files = files
+        self._step = first
+
+    def append(self, logits: Tensor) -> None:
+        """Take rows [N, V] of one step."""
+        for file, row in zip(self._files, logits, strict=True):
+            file.write("output", self._step, row)
+        self._step += 1
+
+
+@contextmanager
+def row_files(place: OnDisk | None, tables: Sequence[Mapping[str, int]]) -> Iterator[list[RowFile]]:
+    """A new file for each of ``tables``, or none without a place; those that are not closed in the end are removed."""
+    files: list[RowFile] = []
+    try:
+        for each in tables if place is not None else ():
+            assert place is not None
+            files.append(RowFile(place, each))
+        yield files
+    finally:
+        for file in files:
+            file.discard()
+
+
+def numpy_dtype(name: str) -> Any:
+    """The NumPy type of that name; bfloat16 is that of ``ml_dtypes``."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingExtraError("ml_dtypes", "bfloat16") from error
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _raw(logits: Tensor, dtype: str) -> bytes:
+    import torch
+
+    held = logits.detach().to(getattr(torch, dtype)).cpu().contiguous()
+    return bytes((held.view(torch.int16) if dtype == "bfloat16" else held).numpy().tobytes())
+
+
+def _new(folder: Path) -> tuple[Path, BinaryIO]:
+    """The next file of a folder, which no other call gets."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise GenerationOptionError(f"rows are kept in a folder, and {folder} is a file") from error
+    held = [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()]
+    number = max(held, default=-1) + 1
+    while True:
+        path = folder / f"{number:06d}.safetensors"
+        try:
+            return path, path.open("xb")
+        except FileExistsError:
+            number += 1
