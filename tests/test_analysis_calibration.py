@@ -108,6 +108,7 @@ def test_bootstrap_draws_again_where_a_metric_is_not_defined():
     assert interval.value == 1.0
     assert interval.low == 1.0
     assert str(interval) == "1.000 [1.000, 1.000]"
+    assert f"{interval:.1%}" == "100.0% [100.0%, 100.0%]"
     with pytest.raises(CalibrationError, match="level"):
         calibration.bootstrap(calibration.auroc, sure, right, level=95)
 

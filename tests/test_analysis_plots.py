@@ -11,6 +11,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
+from scipy.stats import binomtest
 
 from vlmprobe.analysis import calibration, gating, plots, uncertainty
 from vlmprobe.errors import ResultError
@@ -38,6 +39,11 @@ def test_reliability_diagram_shows_its_bins():
     found = calibration.reliability(*outcomes(1, 500, sharpness=2), bins=10)
     ax = plots.reliability_diagram(found)
     np.testing.assert_allclose(ax.collections[-1].get_offsets(), np.stack([found.confidence, found.accuracy], 1))
+    low, high = np.array([line[:, 1] for line in ax.collections[0].get_segments()]).T
+    for place in range(len(found.count)):
+        right = round(found.accuracy[place] * found.count[place])
+        exact = binomtest(right, int(found.count[place])).proportion_ci(method="wilson")
+        assert (low[place], high[place]) == pytest.approx((exact.low, exact.high), abs=1e-4)
     assert f"ECE {found.ece:.3f}, 500 answers" in ax.get_legend().get_texts()[0].get_text()
     both = plots.reliability_diagram({"before": found, "after": found})
     assert [each.get_text().split(":")[0] for each in both.get_legend().get_texts()] == ["before", "after"]

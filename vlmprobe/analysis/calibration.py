@@ -84,8 +84,13 @@ class Interval:
     high: float
     level: float  # share of the resamples that lie between
 
+    def __format__(self, spec: str) -> str:
+        """Each number as ``spec`` says, three decimals where it says nothing."""
+        spec = spec or ".3f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self)
 
 
 def reliability(

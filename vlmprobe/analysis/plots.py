@@ -40,7 +40,8 @@ def axes(ax: Any = None, *, size: tuple[float, float] = (5.0, 4.0)) -> Any:
 def reliability_diagram(reliability: Reliability | Mapping[str, Reliability], ax: Any = None) -> Any:
     """Accuracy against confidence, bin by bin; on the diagonal a confidence means what it says.
 
-    The area of a point grows with the number of its answers. One reliability also gets its gaps to the diagonal.
+    The area of a point grows with the number of its answers; its bar is the 95% interval of the bin's accuracy that so
+    many answers leave (Wilson 1927).
 
     Args:
         reliability: one, or several by name (before and after recalibration).
@@ -48,30 +49,22 @@ def reliability_diagram(reliability: Reliability | Mapping[str, Reliability], ax
     """
     several = reliability if isinstance(reliability, Mapping) else {"": reliability}
     ax = axes(ax, size=(4.6, 4.4))
-    ink = _ink(ax)
-    ax.plot([0, 1], [0, 1], color=ink, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    ax.plot([0, 1], [0, 1], color=_ink(ax), alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for place, (name, each) in enumerate(several.items()):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-        sizes = 20 + 220 * each.count / each.count.max()
-        if len(several) == 1:
-            ax.vlines(each.confidence, each.confidence, each.accuracy, color=colour, linewidth=2.5, alpha=0.6, zorder=2)
-        label = f"{name + ': ' if name else ''}ECE {each.ece:.3f}, {int(each.count.sum())} answers"
         line = LINES[place % len(LINES)]
-        ax.plot(each.confidence, each.accuracy, color=colour, linestyle=line, linewidth=1.4, zorder=3)
+        ax.vlines(each.confidence, *_wilson(each), color=colour, linewidth=1.2, alpha=0.8, zorder=2)
+        ax.plot(each.confidence, each.accuracy, color=colour, linestyle=line, linewidth=1.2, zorder=3)
+        sizes = 18 + 110 * each.count / each.count.max()
         ax.scatter(
-            each.confidence,
-            each.accuracy,
-            s=sizes,
-            color=colour,
-            marker=marker,
-            alpha=0.85,
-            edgecolor=_paper(ax),
-            zorder=4,
+            each.confidence, each.accuracy, s=sizes, color=colour, marker=marker, edgecolor=_paper(ax), zorder=4 + place
         )
+        label = f"{name + ': ' if name else ''}ECE {each.ece:.3f}, {int(each.count.sum())} answers"
         ax.plot([], [], color=colour, marker=marker, linestyle=line, label=label)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", ylabel="share of right answers")
     ax.set_aspect("equal")
-    _legend(ax, "upper left")
+    # Above the axes: within them a bar may reach any corner.
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize="small", handlelength=2.6)
     return ax
 
 
@@ -167,13 +160,21 @@ def scores(groups: Mapping[str, Sequence[float] | np.ndarray], ax: Any = None, *
             raise ResultError(f"group {name!r} holds no numbers")
         colour = COLOURS[place % len(COLOURS)]
         height = place + random.uniform(-0.24, 0.24, len(numbers))
-        ax.plot(numbers, height, MARKERS[place % len(MARKERS)], color=colour, markersize=3.5, alpha=0.45, zorder=2)
+        ax.plot(numbers, height, MARKERS[place % len(MARKERS)], color=colour, markersize=3.5, alpha=0.6, zorder=2)
         low, middle, high = np.quantile(numbers, [0.25, 0.5, 0.75])
         ax.plot([low, high], [place, place], color=_ink(ax), linewidth=2.5, solid_capstyle="butt", zorder=3)
         ax.plot([middle, middle], [place - 0.3, place + 0.3], color=_ink(ax), linewidth=2.5, zorder=3)
     ax.set_yticks(range(len(groups)), list(groups), parse_math=False)
     ax.set(xlabel=label, ylim=(len(groups) - 0.5, -0.5))
     return ax
+
+
+def _wilson(reliability: Reliability, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends [B] of the intervals of the bins' accuracies."""
+    count, accuracy = reliability.count, reliability.accuracy
+    centre = (accuracy + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(accuracy * (1 - accuracy) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return centre - half, centre + half
 
 
 def _legend(ax: Any, where: str, columns: int = 1) -> None:
