@@ -19,6 +19,7 @@ from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.answers import Answers, end_ids, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.decoding import generation_config
+from vlmprobe.engines.follow import Follower
 from vlmprobe.engines.forced import begun, score_ids
 from vlmprobe.engines.images import ImageMemory, remembered
 from vlmprobe.engines.layers import LayerColumns, layer_columns
@@ -190,6 +191,15 @@ class LocalEngine:
         """What each decoder layer says: see :func:`~vlmprobe.engines.layers.layer_columns`."""
         self._config(options)
         return layer_columns(self, conversation, options, **what)
+
+    def follower(self, conversation: Conversation) -> Follower:
+        """Another prompt of this model, to be fed an answer's tokens while that is generated."""
+        self.adapter.check(conversation)
+        return Follower(self.adapter, self.head, conversation)
+
+    def prompt_ids(self, conversation: Conversation) -> np.ndarray:
+        """int64 [S]: a conversation's prompt in the model's own sequence, image placeholders included."""
+        return self.adapter.encode([conversation]).prompts[0].ids
 
     def answer_ids(self, conversation: Conversation, text: str) -> list[int]:
         """Ids of a text written right after the prompt of a conversation.
