@@ -96,6 +96,13 @@ def test_more_than_the_table_holds_comes_from_full_rows():
             export.top_columns(table, wrong)
 
 
+def test_rounded_rows_still_sum_to_one():
+    table = random_table(2, alternatives=3, spread=30.0)
+    rounded = replace(table, logits=table.logits.astype(np.float16))
+    _, logprobs = export.top_columns(rounded, VOCABULARY)
+    np.testing.assert_allclose(np.exp(logprobs.astype(np.float64)).sum(axis=1), 1, atol=1e-6)
+
+
 def test_with_the_whole_vocabulary_the_divergence_is_the_full_one(tmp_path):
     result = random_result(3, blank=(2,))
     path = export.write_parquet([result], tmp_path / "a.parquet", top=VOCABULARY)

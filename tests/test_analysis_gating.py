@@ -18,7 +18,11 @@ class World:
     def __init__(self, accuracy):
         self.accuracy = accuracy
         fine = (np.arange(200_000) + 0.5) / 200_000
-        self.fine, self.right = fine, accuracy(fine)
+        self.right = accuracy(fine)
+        self.fine = fine
+        # Of the finest steps from each on, and up to each: right ones.
+        self.above = np.append(np.cumsum(self.right[::-1])[::-1], 0.0)
+        self.steps = len(fine)
 
     def draw(self, random, count):
         sure = random.random(count)
@@ -26,14 +30,17 @@ class World:
 
     def true_accuracy(self, threshold):
         """Of all answers from the threshold on."""
-        return self.right[self.fine >= threshold].mean()
+        first = np.searchsorted(self.fine, threshold)
+        return self.above[first] / (self.steps - first)
 
     def true_errors(self, threshold):
         """Share of all answers that reach the threshold and are wrong."""
-        return ((self.fine >= threshold) * (1 - self.right)).mean()
+        first = np.searchsorted(self.fine, threshold)
+        return (self.steps - first - self.above[first]) / self.steps
 
     def true_losses(self, threshold):
-        return ((self.fine < threshold) * self.right).mean()
+        """Share of all answers that are below the threshold and right."""
+        return (self.above[0] - self.above[np.searchsorted(self.fine, threshold)]) / self.steps
 
 
 WORLDS = {

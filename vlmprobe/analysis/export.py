@@ -120,10 +120,11 @@ def top_columns(table: TokenTable, top: int) -> tuple[np.ndarray, np.ndarray]:
     ids = np.full((len(table), top), -1, np.int64)
     logprobs = np.full((len(table), top), np.nan, np.float32)
     for row in np.flatnonzero(table.scored):
-        logits = table.logits[row]
+        logits = table.logits[row].astype(np.float64)
         best = np.argpartition(-logits, top - 1)[:top]
         ids[row] = best[np.lexsort((best, -logits[best]))]
-        logprobs[row] = logits[ids[row]] - table.logsumexp[row]
+        # By the row's own sum: rows kept on disk may be rounded, and their probabilities must still sum to 1.
+        logprobs[row] = logits[ids[row]] - np.logaddexp.reduce(logits)
     return ids, logprobs
 
 

@@ -104,4 +104,4 @@ def _alternatives(table: TokenTable) -> list[list[tuple[int, float]]]:
 
 def _log_softmax(table: TokenTable) -> np.ndarray:
     assert table.logits is not None
-    return table.logits - table.logsumexp[:, None]
+    return np.asarray(table.logits, dtype=np.float32) - table.logsumexp[:, None]
