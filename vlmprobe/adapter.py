@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, VlmprobeError
 from vlmprobe.messages import Conversation, ImagePart, Message
+from vlmprobe.spans import divide_runs, placeholder_runs
 from vlmprobe.table import ImageSpan
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ __all__ = [
     "EncodedPrompt",
     "Encoding",
     "ImageSpan",
-    "divide_runs",
-    "placeholder_runs",
 ]
 
 
@@ -377,29 +376,6 @@ class Adapter:
         """The ids that end an answer, from the model's generation config."""
         ends = self.model.generation_config.eos_token_id
         return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
-
-
-def placeholder_runs(ids: np.ndarray, placeholders: frozenset[int]) -> list[tuple[int, int]]:
-    """Contiguous runs (start, stop) of placeholder ids, in order."""
-    import numpy as np
-
-    held = np.isin(ids, list(placeholders)).astype(np.int8)
-    edges = np.flatnonzero(np.diff(held, prepend=0, append=0))
-    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def divide_runs(runs: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[ImageSpan, ...]:
-    """Runs as image spans, where image i takes the next ``sizes[i]`` positions; a run may be cut between images."""
-    spans: list[ImageSpan] = []
-    image, tile, left = 0, 0, sizes[0] if sizes else 0
-    for start, stop in runs:
-        while start < stop:
-            if left == 0:
-                image, tile, left = image + 1, 0, sizes[image + 1]
-            taken = min(left, stop - start)
-            spans.append(ImageSpan(image, tile, start, start + taken))
-            start, tile, left = start + taken, tile + 1, left - taken
-    return tuple(spans)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
