@@ -140,10 +140,11 @@ def _tokenizer(size: int) -> Any:
     return tokenizer
 
 
-WORDS = (
+SENTENCE = (
     "describe the picture and say what animal it shows which colour is on left right how many people are there in "
     "grass under a tree beside river cat dog tiger horse bird red blue green yellow small large old young walks sleeps"
-).split()
+)
+WORDS = SENTENCE.split(" ")
 
 
 def words(count: int, seed: int = 0) -> str:

@@ -11,7 +11,7 @@ import typer
 from vlmprobe.cli import app
 
 PAGE = Path(__file__).with_name("cli.md")
-BLOCK = re.compile(r"(<!-- options of (\w+), written by docs/write_cli.py -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- options of ([\w-]+), written by docs/write_cli.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def written(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The conformance suite on tiny checkpoints: a representative third of the architectures here, all in ``make matrix``."""
+"""The conformance suite on tiny checkpoints: a representative third of the architectures, all in ``make matrix``."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 from vlmprobe.cli.check import check
 from vlmprobe.cli.demo import demo
 from vlmprobe.cli.models import models
+from vlmprobe.cli.new_adapter import new_adapter
 from vlmprobe.cli.probe import probe
 from vlmprobe.cli.score import score
 
@@ -75,3 +76,4 @@ app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
 app.command()(models)
 app.command(epilog=CHECK_EXAMPLE)(check)
+app.command()(new_adapter)

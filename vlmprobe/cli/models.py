@@ -40,9 +40,10 @@ def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
 def _described(name: str, adapter: type[Adapter]) -> dict[str, Any]:
     from importlib.metadata import entry_points
 
-    from vlmprobe.registry import GROUP
+    from vlmprobe.registry import GROUP, OURS
 
-    origin = next((point.dist for point in entry_points(group=GROUP, name=name) if point.dist), None)
+    origins = [point.dist for point in entry_points(group=GROUP, name=name) if point.dist]
+    origin = min(origins, key=lambda dist: dist.name != OURS, default=None)  # ours, where another took its name
     return {
         "name": name,
         "handles": _summary(adapter),

@@ -48,7 +48,7 @@ def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[s
     if not findings:
         memory.remember(str(meta["model"]), known)
         return
-    listed = "\n".join(f"- {finding}" for finding in findings)
+    listed = "\n".join(f"- {str(finding).rstrip('.')}." for finding in findings)
     warnings.warn(
         f"The numbers of {meta['model']} cannot be trusted yet: with the adapter {meta['adapter']!r}, "
         f"{len(findings)} of the quick checks at load found something off.\n{listed}\n"

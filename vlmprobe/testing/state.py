@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +42,6 @@ def state_of(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
         "torch threads": torch.get_num_threads(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "working directory": os.getcwd(),
-        "threads": threading.active_count(),
     }
 
 

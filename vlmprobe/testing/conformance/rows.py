@@ -231,8 +231,10 @@ def _hints(came: np.ndarray | None, expected: np.ndarray) -> list[str]:
     for shift, name in ((1, "later"), (-1, "earlier")):
         inner = slice(max(shift, 0), len(came) + min(shift, 0))
         shifted = slice(max(-shift, 0), len(came) + min(-shift, 0))
-        if len(came) > 2 and np.allclose(came[shifted], expected[inner], atol=1e-3):
-            return [f"each row is the one expected one row {name}: off by one"]
+        told = ~np.isnan(came[shifted]).any(axis=-1)  # rows of images and of the first token are NaN in a table
+        alike = np.isclose(came[shifted][told], expected[inner][told], atol=1e-3).all(axis=-1)
+        if len(alike) > 1 and alike.mean() > 0.5:
+            return [f"most rows are those expected one row {name}: off by one"]
     usable = (np.abs(expected) > 1e-3) & (np.abs(expected) < 1e30)
     ratios = came[usable] / expected[usable]
     if usable.any() and np.std(ratios) < 1e-3 * abs(np.mean(ratios)):
