@@ -6,13 +6,16 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL.Image import Image, fromarray
 
 from vlmprobe.errors import ResultError
 from vlmprobe.table import TokenTable, read_only
+
+if TYPE_CHECKING:
+    from vlmprobe.choices import Choices
 
 __all__ = ["Result", "Scores", "load_result"]
 
@@ -94,6 +97,10 @@ class Result(Saved):
     def confidence(self) -> float:
         """Probability of the whole answer given the prompt: ``exp`` of the sum of the output's log-probabilities."""
         return float(np.exp(self.output.logprob))
+
+    def top(self, k: int = 5) -> Choices:
+        """What else could have been said at each step of the answer; see :meth:`TokenTable.top`."""
+        return self.output.top(k)
 
     def __repr__(self) -> str:
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
+
+if TYPE_CHECKING:
+    from vlmprobe.choices import Choices
 
 __all__ = ["KINDS", "ImageSpan", "TokenTable", "read_only"]
 
@@ -109,6 +112,16 @@ class TokenTable:
     def perplexity(self) -> float:
         """``exp`` of the mean negative log-probability over the scored rows; NaN where none is scored."""
         return float(np.exp(-self.logprobs[self.scored].mean(dtype=np.float64))) if self.scored.any() else float("nan")
+
+    def top(self, k: int = 5) -> Choices:
+        """What else could have been said: the k likeliest tokens of each scored row, and the one that was said.
+
+        Raises:
+            ResultError: where the table keeps fewer than k alternatives.
+        """
+        from vlmprobe.choices import choices_of
+
+        return choices_of(self, k)
 
     def columns(self) -> dict[str, Any]:
         """The columns by the names under which :meth:`to_pandas` and :meth:`to_arrow` show them."""

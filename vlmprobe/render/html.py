@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vlmprobe.result import Scores
     from vlmprobe.table import TokenTable
 
-__all__ = ["fragment", "page", "table_html"]
+__all__ = ["environment", "fragment", "page", "table_html", "wrapped"]
 
 PICTURE_SIDE = 480  # pixels: twice the width of the column, for dense screens
 THUMB_SIDE = 40
@@ -39,7 +39,7 @@ TABLE_HEAD, TABLE_TAIL = 40, 10
 
 def fragment(result: Any) -> str:
     """A ``Result`` or ``Scores`` as a piece of HTML with its own style, for Jupyter. Works without JavaScript."""
-    return _wrapped(_article(result, legend=True))
+    return wrapped(_article(result, legend=True))
 
 
 def table_html(table: TokenTable) -> str:
@@ -47,7 +47,7 @@ def table_html(table: TokenTable) -> str:
     rows = view.rows(table)
     cut = len(rows) > TABLE_HEAD + TABLE_TAIL
     article = (
-        _environment()
+        environment()
         .get_template("table.html")
         .render(
             rows=rows,
@@ -57,7 +57,7 @@ def table_html(table: TokenTable) -> str:
             omitted=len(rows) - TABLE_HEAD - TABLE_TAIL if cut else 0,
         )
     )
-    return _wrapped(article)
+    return wrapped(article)
 
 
 def page(results: Sequence[Any], title: str | None = None) -> str:
@@ -73,7 +73,7 @@ def page(results: Sequence[Any], title: str | None = None) -> str:
     sources = list(dict.fromkeys(" · ".join(view.provenance(each.meta)[1:]) for each in results))
     count = f"{len(results)} results" if len(results) != 1 else ""
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=view.plain(title or ", ".join(models) or "vlmprobe"),
@@ -97,7 +97,7 @@ def _article(result: Any, legend: bool) -> str:
     if hasattr(result, "candidates"):
         lines = _candidates(result)
         return (
-            _environment()
+            environment()
             .get_template("scores.html")
             .render(
                 common
@@ -110,7 +110,7 @@ def _article(result: Any, legend: bool) -> str:
         )
     prompt = result.prompt
     return (
-        _environment()
+        environment()
         .get_template("result.html")
         .render(
             common
@@ -126,7 +126,8 @@ def _article(result: Any, legend: bool) -> str:
     )
 
 
-def _wrapped(article: str) -> str:
+def wrapped(article: str) -> str:
+    """An article under the scope of its style."""
     scope, style = _style()
     return f'<div class="{scope}"><style>{style}</style>{article}</div>'
 
@@ -195,22 +196,23 @@ def _value(value: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates, with what all of them use."""
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    environment = Environment(
+    made = Environment(
         loader=PackageLoader("vlmprobe.render"), autoescape=True, trim_blocks=True, keep_trailing_newline=False
     )
     scope, style = _style()
-    environment.filters |= {"percent": view.percent, "nats": view.nats, "digest": _digest}
-    environment.globals |= {
+    made.filters |= {"percent": view.percent, "nats": view.nats, "digest": _digest}
+    made.globals |= {
         "bounds": view.LEVELS,
         "scope": scope,
         "style": Markup(style + _read("page.css")),
         "script": Markup(_read("keys.js")),
     }
-    return environment
+    return made
 
 
 @cache

@@ -1,0 +1,131 @@
+"""``Choices``: what else could have been said, step by step, as a table of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.table import TokenTable, read_only
+
+__all__ = ["Choices", "choices_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """N choices over the steps of a token table, in order of the steps and, within one, likeliest first.
+
+    A token that was said and is not among the likeliest of its step comes last in it. Rows of the token table without
+    alternatives (an image, the first token) are no steps. The numbers are of the raw logits; the arrays are
+    read-only.
+    """
+
+    steps: np.ndarray  # int64 [N], row of the token table
+    ranks: np.ndarray  # int64 [N], 0 = the likeliest token of the step
+    ids: np.ndarray  # int64 [N]; -1 from a server that gives no ids
+    tokens: list[str]  # [N]
+    logprobs: np.ndarray  # float32 [N], nats
+    chosen: np.ndarray  # bool [N], whether this is the token that was said
+    k: int  # how many likeliest tokens of each step there are
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, field.name, read_only(value))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float32 [N]: ``exp(logprobs)``."""
+        return np.exp(self.logprobs)
+
+    def at(self, step: int) -> list[tuple[str, float]]:
+        """The tokens of one step and their probabilities, likeliest first.
+
+        Raises:
+            ResultError: for a row of the token table that is no step.
+        """
+        rows = np.flatnonzero(self.steps == step)
+        if not len(rows):
+            raise ResultError(f"Row {step} is no step: it is no row of the table, or has no alternatives.")
+        return [(self.tokens[row], float(self.probabilities[row])) for row in rows]
+
+    def columns(self) -> dict[str, Any]:
+        """The columns by the names under which :meth:`to_pandas` shows them."""
+        return {
+            "step": self.steps,
+            "rank": self.ranks,
+            "id": self.ids,
+            "token": self.tokens,
+            "logprob": self.logprobs,
+            "probability": self.probabilities,
+            "chosen": self.chosen,
+        }
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per choice."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        return pandas.DataFrame(self.columns())
+
+    def _repr_html_(self) -> str:
+        from vlmprobe.render.choices import choices_html
+
+        return choices_html(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from vlmprobe.render.choices import choices_rich
+
+        yield choices_rich(self)
+
+    def __repr__(self) -> str:
+        return f"Choices({len(np.unique(self.steps))} steps, {len(self)} tokens)"
+
+
+def choices_of(table: TokenTable, k: int = 5) -> Choices:
+    """The k likeliest tokens at each step of a table, and the one that was said.
+
+    Args:
+        table: of T tokens.
+        k: how many, at most the alternatives that the table keeps.
+
+    Raises:
+        ResultError: where the table keeps fewer.
+    """
+    kept = table.top_ids.shape[1]
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= kept:
+        raise ResultError(f"k must be an integer from 1 to {kept}, not {k!r}: ask with alternatives= for more")
+    found: list[tuple[int, int, int, str, float, bool]] = []
+    known = ~np.isnan(table.top_logprobs[:, :k])
+    for step in np.flatnonzero(known.any(axis=1)).tolist():
+        said = _place_of_said(table, step, k)
+        for rank in np.flatnonzero(known[step]).tolist():
+            token, logprob = table.top_tokens[step][rank], float(table.top_logprobs[step, rank])
+            found.append((step, rank, int(table.top_ids[step, rank]), token, logprob, rank == said))
+        if said is None:
+            token, logprob = table.tokens[step], float(table.logprobs[step])
+            each = -1 if table.ids is None else int(table.ids[step])
+            found.append((step, int(table.ranks[step]), each, token, logprob, True))
+    steps, ranks, ids, tokens, logprobs, chosen = zip(*found, strict=True) if found else [()] * 6
+    return Choices(
+        steps=np.array(steps, dtype=np.int64),
+        ranks=np.array(ranks, dtype=np.int64),
+        ids=np.array(ids, dtype=np.int64),
+        tokens=list(tokens),
+        logprobs=np.array(logprobs, dtype=np.float32),
+        chosen=np.array(chosen, dtype=bool),
+        k=int(k),
+    )
+
+
+def _place_of_said(table: TokenTable, step: int, k: int) -> int | None:
+    """Where among the k likeliest tokens of a step the one stands that was said; by its text where there are no ids."""
+    said, top = (table.tokens, table.top_tokens) if table.ids is None else (table.ids, table.top_ids)
+    return next((rank for rank, each in enumerate(top[step][:k]) if each == said[step]), None)

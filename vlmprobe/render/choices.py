@@ -1,0 +1,83 @@
+"""What else could have been said, to look at: one line per step, its likeliest tokens beside each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from vlmprobe.render import view
+from vlmprobe.render.html import environment, wrapped
+
+if TYPE_CHECKING:
+    from vlmprobe.choices import Choices
+
+__all__ = ["choices_html", "choices_rich"]
+
+FAINT, SAID = Style(dim=True), Style(bold=True, underline=True)  # the token said is told without colour
+SHOWN = 60  # steps
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step as it is shown."""
+
+    step: int
+    said: str
+    probability: float  # of the token said
+    others: tuple[view.Alternative, ...]  # the likeliest tokens, best first; one may be that which was said
+
+
+def choices_html(choices: Choices) -> str:
+    """The choices as a piece of HTML with its own style, for Jupyter."""
+    lines = _lines(choices)
+    return wrapped(
+        environment()
+        .get_template("choices.html")
+        .render(lines=lines[:SHOWN], width=choices.k, omitted=max(0, len(lines) - SHOWN))
+    )
+
+
+def choices_rich(choices: Choices) -> RenderableType:
+    """The choices for a terminal."""
+    lines = _lines(choices)
+    grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
+    grid.add_column("step", justify="right")
+    grid.add_column("said", no_wrap=True, overflow="ellipsis", max_width=18)
+    for rank in range(choices.k):
+        grid.add_column(str(rank + 1), no_wrap=True, overflow="ellipsis")
+    for line in lines[:SHOWN]:
+        cells = [
+            Text(each.label, SAID if each.chosen else "").append(f" {view.percent(each.probability)}", FAINT)
+            for each in line.others
+        ]
+        grid.add_row(str(line.step), Text(line.said), *cells)
+    left_out = len(lines) - SHOWN
+    return Group(grid, Text(f"⋯ {left_out:,} steps more", style=FAINT)) if left_out > 0 else grid
+
+
+def _lines(choices: Choices) -> list[Line]:
+    lines: list[Line] = []
+    found: dict[int, list[int]] = {}
+    for row, step in enumerate(choices.steps.tolist()):
+        found.setdefault(step, []).append(row)
+    for step, rows in found.items():
+        said = next(row for row in rows if choices.chosen[row])
+        lines.append(
+            Line(
+                step=step,
+                said=view.label(choices.tokens[said]),
+                probability=float(choices.probabilities[said]),
+                others=tuple(
+                    view.Alternative(
+                        view.label(choices.tokens[row]), float(choices.probabilities[row]), bool(choices.chosen[row])
+                    )
+                    for row in rows[: choices.k]
+                ),
+            )
+        )
+    return lines
