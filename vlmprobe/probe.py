@@ -223,6 +223,46 @@ class Probe:
         self.engine.check([conversation], options)
         return self._told(self.engine.score(conversation, listed, options), conversation)
 
+    def branch(
+        self,
+        result: Result,
+        /,
+        position: int,
+        token: int | str | Sequence[int],
+        *,
+        question: Prompt | None = None,
+        image: Any = None,
+        keep: Keep = "stats",
+        prompt: bool = True,
+        alternatives: int = 10,
+        seed: int | None = None,
+        logits_processor: Sequence[Any] = (),
+        **generation: Any,
+    ) -> Result:
+        """Continue an answer from another choice: its tokens up to a position, another one there, and what follows.
+
+        Args:
+            result: an answer of this probe.
+            position: row of ``result.output`` where another token is put.
+            token: an id, the text of one of the likeliest tokens there, or another text or list of ids to go on with.
+            question, image: as they were asked. They may be left out where the result holds them: one question, and
+                pictures of at most 512 pixels.
+            keep, prompt, alternatives, seed, logits_processor, **generation: as in :meth:`generate`. They are not those
+                of ``result``; ``max_new_tokens`` counts what follows the choice.
+
+        Returns:
+            A result whose ``output`` begins with the given tokens; their ``scores`` are NaN, for they were not drawn.
+
+        Raises:
+            ResultError: for a position outside the answer.
+            MessageError: for no such token, or a result of another question.
+            CapabilityError: for an engine that cannot begin an answer with given tokens.
+        """
+        from vlmprobe.analysis.branching import branch
+
+        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
+        return self._told(*branch(self, result, position, token, question, image, options))
+
     def sample(self, question: Prompt, /, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
         """Answer a question n times, sampling from the model's own distribution, and say how far the answers agree.
 
@@ -293,7 +333,9 @@ class Probe:
 
     def _told(self, result: Any, conversation: Conversation, **more: Any) -> Any:
         """The result with what is known of the model and the question put into its ``meta``."""
-        return replace(result, meta={**self.meta, "question": conversation.question, **result.meta, **more})
+        sizes = [list(picture.size) for picture in conversation.images]
+        asked = {"question": conversation.question, **({"image_sizes": sizes} if sizes else {})}
+        return replace(result, meta={**self.meta, **asked, **result.meta, **more})
 
 
 def _options(

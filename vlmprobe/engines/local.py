@@ -66,6 +66,11 @@ class LocalEngine:
         for conversation in conversations:
             self.adapter.check(conversation)
         self._config(options)
+        known = self.adapter.outer.get_input_embeddings().weight.shape[0] if options.begin else 0
+        if any(not 0 <= each < known for each in options.begin):
+            raise MessageError(
+                f"The answer is to begin with ids {list(options.begin)}; the model has {known:,} tokens."
+            )
 
     def batch_size(self, wanted: int, options: Options) -> int:
         """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone.

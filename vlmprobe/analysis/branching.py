@@ -1,0 +1,108 @@
+"""Another choice: the same answer up to one token, another token there, and what the model says from there on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.analysis.given import answer_ids
+from vlmprobe.engines import ability
+from vlmprobe.errors import CapabilityError, MessageError, ResultError
+from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.result import Result
+
+if TYPE_CHECKING:
+    from vlmprobe.engines import Options
+    from vlmprobe.probe import Probe
+
+__all__ = ["begin_of", "branch", "conversation_of"]
+
+
+def branch(
+    probe: Probe,
+    result: Result,
+    position: int,
+    token: int | str | Sequence[int],
+    question: Prompt | None,
+    image: Any,
+    options: Options,
+) -> tuple[Result, Conversation]:
+    """Answer again, the first tokens given. See :meth:`Probe.branch`.
+
+    The pictures are encoded once, and the prompt and what the answer begins with run once.
+
+    Returns:
+        The new answer, and the conversation that it answers.
+    """
+    conversation = conversation_of(probe, result, question, image)
+    begin = begin_of(probe, result, position, token, conversation)
+    options = replace(options, begin=tuple(begin))
+    probe.engine.check([conversation], options)
+    branched = probe.engine.generate([conversation], options)[0]
+    if branched.output.ids is None or branched.output.ids[: len(begin)].tolist() != begin:
+        raise CapabilityError(f"{type(probe.engine).__name__} cannot begin an answer with given tokens.")
+    told = {"branch": {"position": int(position), "tokens": branched.output.tokens[position : len(begin)]}}
+    return replace(branched, meta={**branched.meta, **told}), conversation
+
+
+def conversation_of(probe: Probe, result: Result, question: Prompt | None, image: Any) -> Conversation:
+    """The conversation that a result answers: as given, or, where nothing is given, read off the result.
+
+    Raises:
+        MessageError: where the result does not hold all of it, or answers another one.
+    """
+    again = "give question= and image= as they were asked"
+    prompt_ids = ability(probe.engine, "prompt_ids", "the ids of a prompt")
+    sizes = [tuple(each) for each in result.meta.get("image_sizes") or [each.size for each in result.images]]
+    if question is None and image is None and sizes == [each.size for each in result.images]:
+        image = list(result.images) or None
+    conversation = probe._conversation(result.meta.get("question", "") if question is None else question, image)
+    if question is None and sizes and not conversation.images:
+        raise MessageError(f"The result holds its pictures only reduced, for display: {again}.")
+    if not np.array_equal(prompt_ids(conversation), result.input_ids):
+        raise MessageError(
+            f"The result does not answer this conversation, their prompts differ: {again}, with all messages."
+        )
+    if sizes != [each.size for each in conversation.images]:
+        raise MessageError(f"The result is about pictures of {sizes} pixels, not these: {again}.")
+    return conversation
+
+
+def begin_of(
+    probe: Probe, result: Result, position: int, token: int | str | Sequence[int], conversation: Conversation
+) -> list[int]:
+    """Ids of the answer up to a position, and of the token that is put there.
+
+    Raises:
+        ResultError: for a position outside the answer.
+        MessageError: for a token that is none, or a text that cannot be written there.
+    """
+    output = result.output
+    whole = isinstance(position, (int, np.integer)) and not isinstance(position, bool)
+    if not whole or not 0 <= position < len(output):
+        raise ResultError(
+            f"position must be an integer from 0 to {len(output) - 1}, a row of the answer, not {position!r}"
+        )
+    before = [int(each) for each in output.ids[:position]]
+    if not isinstance(token, str):
+        chosen = token if isinstance(token, (Sequence, np.ndarray)) else [token]
+        return before + answer_ids(probe, conversation, chosen)
+    choices = zip(output.top_ids[position], output.top_tokens[position], strict=True)
+    listed = [int(each) for each, text in choices if text == token and each >= 0]
+    if len(listed) == 1:
+        return before + listed
+    if listed:
+        raise MessageError(f"Several tokens read {token!r} there: choose one by its id, {', '.join(map(str, listed))}.")
+    text = "".join(output.tokens[:position]) + token
+    if not token:
+        raise MessageError("The token is an empty text, which no token reads as.")
+    ids = answer_ids(probe, conversation, text)
+    if ids[:position] != before or len(ids) == position:
+        raise MessageError(
+            f"{token!r} is none of the likeliest tokens there, and the tokenizer writes it together with what stands "
+            "before it: choose a token by its id."
+        )
+    return ids
