@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from vlmprobe.cli.check import check
+from vlmprobe.cli.compare import compare
 from vlmprobe.cli.demo import demo
 from vlmprobe.cli.models import models
 from vlmprobe.cli.new_adapter import new_adapter
@@ -20,6 +21,10 @@ EPILOG = 'Begin with vlmprobe demo, then vlmprobe probe MODEL IMAGE "QUESTION".'
 CODES = "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted."
 PROBE_EXAMPLE = f'Example: vlmprobe probe demo scene.png "Which digit is on the left?" --html report.html\n\n{CODES}'
 CHECK_EXAMPLE = "Example: vlmprobe check demo\n\nExit codes: 0 all passed, 1 a check failed or an error, 2 wrong usage."
+COMPARE_EXAMPLE = (
+    "Example: vlmprobe compare ./model http://localhost:8000 requests.jsonl --tolerance 0.05\n\n"
+    "Exit codes: 0 done, 1 beyond the tolerance or an error, 2 wrong usage."
+)
 SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
 
 
@@ -76,4 +81,5 @@ app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
 app.command()(models)
 app.command(epilog=CHECK_EXAMPLE)(check)
+app.command(epilog=COMPARE_EXAMPLE)(compare)
 app.command()(new_adapter)

@@ -1,0 +1,101 @@
+"""Requests that are put to two probes, from Python and from files of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlmprobe.errors import MessageError, near
+from vlmprobe.messages import Prompt
+
+__all__ = ["Case", "case_of", "read_cases"]
+
+KEYS = ("id", "question", "messages", "image", "images", "candidates", "options")
+REMOTE = ("http://", "https://", "data:")
+LINE_BYTES = 64 * 2**20  # a longer line is no request, and is not read to its end
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request of a comparison."""
+
+    question: Prompt
+    image: Any = None
+    id: Any = None
+    candidates: tuple[str, ...] = ()  # scored instead of generating, where there are any
+    options: Mapping[str, Any] = field(default_factory=dict)  # generation options of this request alone
+
+
+def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request") -> Case:
+    """A case from what people write.
+
+    Args:
+        raw: a :class:`Case`, a question, or a mapping with ``question`` (or ``messages``) and, where wanted, ``image``
+            or ``images``, ``id``, ``candidates`` and ``options``.
+        folder: that relative paths of pictures start from.
+        where: the request's name in messages.
+
+    Raises:
+        MessageError: for anything else.
+    """
+    if isinstance(raw, Case):
+        return raw
+    if isinstance(raw, str):
+        return Case(raw)
+    if not isinstance(raw, Mapping):
+        raise MessageError(f"{where} is {type(raw).__name__}; a request is an object with a question")
+    for name in raw:
+        if name not in KEYS:
+            raise MessageError(f"{where} has {name!r}; a request may have {', '.join(KEYS)}.{near(str(name), KEYS)}")
+    if ("question" in raw) == ("messages" in raw):
+        raise MessageError(f"{where} must have either 'question' or 'messages'")
+    if "image" in raw and "images" in raw:
+        raise MessageError(f"{where} has 'image' and 'images': one of them holds all its pictures")
+    pictures = raw.get("images", raw.get("image"))
+    listed = list(pictures) if isinstance(pictures, (list, tuple)) else [] if pictures is None else [pictures]
+    candidates, options = raw.get("candidates") or (), raw.get("options") or {}
+    if isinstance(candidates, str) or not isinstance(candidates, Sequence):
+        raise MessageError(f"{where}: 'candidates' is a list of strings, such as ['yes', 'no']")
+    if not isinstance(options, Mapping):
+        raise MessageError(f"{where}: 'options' is an object, such as {{'max_new_tokens': 32}}")
+    if candidates and options:
+        raise MessageError(f"{where}: nothing is generated where candidates are scored, so leave 'options' out")
+    found = [_placed(each, folder) for each in listed]
+    question = raw["question"] if "question" in raw else raw["messages"]
+    return Case(question, found or None, raw.get("id"), tuple(candidates), dict(options))
+
+
+def read_cases(path: str | Path) -> Iterator[Case]:
+    """The requests of a file, one JSON object a line; relative paths of pictures start from the file's folder.
+
+    Raises:
+        MessageError: for a file that cannot be read, or a line that is no request; it names the line.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), ""), 1):
+                where = f"{path}, line {number}"
+                if len(line) >= LINE_BYTES:
+                    raise MessageError(f"{where} is longer than {LINE_BYTES // 2**20} MB")
+                if not line.strip():
+                    continue
+                try:
+                    raw = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise MessageError(f"{where} is not JSON: {error}") from error
+                if not isinstance(raw, Mapping):
+                    raise MessageError(f"{where} is no JSON object with a question")
+                yield case_of(raw, folder=path.parent, where=where)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise MessageError(f"{path} cannot be read: {reason}") from error
+
+
+def _placed(image: Any, folder: Path | None) -> Any:
+    if folder is None or not isinstance(image, str) or image.startswith(REMOTE):
+        return image
+    return str(folder / Path(image).expanduser())

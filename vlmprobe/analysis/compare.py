@@ -1,0 +1,195 @@
+"""``compare``: the same requests on two probes. Is the deployed model the one that was evaluated?
+
+>>> from vlmprobe.analysis.compare import compare
+>>> found = compare(vlmprobe.load(path), vlmprobe.connect("http://localhost:8000"), requests)
+>>> found.max_abs, found.equal_answers, found.top1_agreement
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.analysis.alignment import align, first_difference, joined_rows
+from vlmprobe.analysis.cases import Case, case_of
+from vlmprobe.analysis.comparison import Compared, Comparison
+from vlmprobe.engines import Options
+from vlmprobe.errors import CapabilityError, MessageError
+from vlmprobe.messages import Conversation
+from vlmprobe.probe import Request
+from vlmprobe.progress import tracking
+
+if TYPE_CHECKING:
+    from vlmprobe.probe import Probe
+    from vlmprobe.result import Result, Scores
+    from vlmprobe.table import TokenTable
+
+__all__ = ["compare"]
+
+GENERATION = {"max_new_tokens": 64, "do_sample": False}  # unless said otherwise: drawn answers differ anyway
+WINDOW = 64  # requests whose answers are in memory together
+TOLD = ("model", "revision", "engine", "adapter", "dtype", "device", "value_kind", "versions")
+ONE_STEP = {"max_new_tokens": 1}
+
+
+def compare(
+    a: Probe,
+    b: Probe,
+    requests: Iterable[Case | str | Mapping[str, Any]],
+    *,
+    prompt: bool = True,
+    alternatives: int = 5,
+    progress: bool | None = None,
+    **generation: Any,
+) -> Comparison:
+    """Put the same requests to two probes, and compare what they say of the same tokens.
+
+    A answers, and so does B. Where the answers are the same, so are their tokens. Where they are not, B scores the
+    tokens of A's answer after the same prompt, if it can; else the comparison ends at the first different token.
+
+    Args:
+        a: the model that was evaluated.
+        b: the model that is deployed: another engine, dtype or checkpoint.
+        requests: questions, or what :func:`~vlmprobe.analysis.cases.case_of` and
+            :func:`~vlmprobe.analysis.cases.read_cases` make.
+        prompt: whether the prompt's tokens are compared too, where both tell them.
+        alternatives: how many of the likeliest tokens to ask for.
+        progress: whether to show a progress bar; None shows one in a terminal.
+        **generation: as in :meth:`Probe.generate`; greedy and 64 tokens unless given here or by a request.
+
+    Raises:
+        MessageError: without any request, or for one that is malformed.
+        CapabilityError: for what one of the probes cannot do.
+    """
+    wanted = {"prompt": prompt, "alternatives": alternatives}
+    asked = [_given(a, wanted), _given(b, wanted)]
+    cases = (case_of(each, where=f"request {place}") for place, each in enumerate(requests))
+    total = len(requests) if isinstance(requests, Sized) else None
+    found: list[Compared] = []
+    metas: list[dict[str, Any]] = [{}, {}]
+    with tracking(progress, total) as done:
+        for window in _windows(cases):
+            for scored, options, group in _alike(window, generation):
+                run = _scored if scored else _generated
+                for compared, answers in run((a, b), group, options, asked):
+                    found.append(compared)
+                    done(len(compared.rows.a))
+                    for meta, answer in zip(metas, answers, strict=True):
+                        meta.update({key: answer.meta[key] for key in TOLD if answer.meta.get(key) is not None})
+    if not found:
+        raise MessageError("There is no request to compare on: give at least one.")
+    return Comparison(tuple(found), *metas)
+
+
+Pairs = Iterator["tuple[Compared, tuple[Result | Scores, Result | Scores]]"]
+
+
+def _generated(
+    probes: tuple[Probe, Probe], cases: Sequence[Case], options: Mapping[str, Any], asked: Sequence[dict[str, Any]]
+) -> Pairs:
+    requests = [Request(case.question, case.image) for case in cases]
+    both = [
+        list(probe.generate_many(requests, progress=False, **what, **options))
+        for probe, what in zip(probes, asked, strict=True)
+    ]
+    for case, one, other in zip(cases, *both, strict=True):
+        same_prompt = _same_prompt(one, other)
+        diverged = first_difference(one.output, other.output)
+        table, how = other.output, "same" if diverged is None else "prefix"
+        if diverged is not None and same_prompt is not False:
+            forced = _forced(probes[1], case, one, asked[1])
+            table, how = (other.output, how) if forced is None else (forced, "forced")
+        compared = Compared(
+            id=case.id,
+            question=str(one.meta["question"]),
+            answers=(one.text, other.text),
+            how=how,
+            rows=align(one.output, table),
+            diverged=diverged,
+            prompt=_prompt_difference(one.prompt, other.prompt) if same_prompt else np.zeros(0),
+            same_prompt=same_prompt,
+        )
+        yield compared, (one, other)
+
+
+def _scored(
+    probes: tuple[Probe, Probe], cases: Sequence[Case], options: Mapping[str, Any], asked: Sequence[dict[str, Any]]
+) -> Pairs:
+    for case in cases:
+        one, other = (
+            probe.score(case.question, case.candidates, case.image, **_scoring(what))
+            for probe, what in zip(probes, asked, strict=True)
+        )
+        rows = joined_rows([align(*tables) for tables in zip(one.tables, other.tables, strict=True)])
+        best = (one.best, other.best)
+        question = str(one.meta["question"])
+        yield Compared(case.id, question, best, "candidates", rows, None, np.zeros(0), None), (one, other)
+
+
+def _forced(probe: Probe, case: Case, answer: Result, what: Mapping[str, Any]) -> TokenTable | None:
+    """The table of the same answer tokens under another probe; None where that cannot score them."""
+    ids = answer.output.ids
+    if ids is None or not len(ids):
+        return None
+    conversation = Conversation.build(case.question, case.image)
+    score_ids: Callable[..., list[TokenTable]] | None = getattr(probe.engine, "score_ids", None)
+    try:
+        if score_ids is not None:
+            options = Options(generation=ONE_STEP, demanded=frozenset(), **_scoring(what))
+            table = score_ids([conversation], ids.tolist(), options)[0]
+        else:
+            table = probe.score(case.question, [answer.text], case.image, **_scoring(what)).tables[0]
+    except (CapabilityError, MessageError):  # it has no such way, or the text merges with the prompt
+        return None
+    # A text may be written in other tokens than it was generated in; those say nothing of the generated ones.
+    same = table.ids is not None and np.array_equal(table.ids, ids[: len(table)])
+    return table if same and len(table) else None
+
+
+def _given(probe: Probe, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the wanted things the engine of a probe can give; the rest is left out of the comparison."""
+    given = {}
+    for name, value in wanted.items():
+        options = Options(generation=dict(GENERATION), demanded=frozenset({name}), **{"prompt": False, name: value})
+        try:
+            probe.engine.check([], options)
+        except CapabilityError:
+            continue
+        given[name] = value
+    return {"prompt": False, **given}
+
+
+def _scoring(what: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in what.items() if name != "prompt"}
+
+
+def _same_prompt(a: Result, b: Result) -> bool | None:
+    if a.input_ids is None or b.input_ids is None:
+        return None
+    if len(a.input_ids) != len(b.input_ids) or a.prompt is None or b.prompt is None:
+        return bool(np.array_equal(a.input_ids, b.input_ids))
+    if a.prompt.kinds != b.prompt.kinds:
+        return False
+    # Engines put ids of their own where the pictures are.
+    text = np.array(a.prompt.kinds) != "image"
+    return bool(np.array_equal(a.prompt.ids[text], b.prompt.ids[text]))
+
+
+def _prompt_difference(a: TokenTable | None, b: TokenTable | None) -> np.ndarray:
+    if a is None or b is None or len(a) != len(b):
+        return np.zeros(0)
+    return b.logprobs.astype(np.float64) - a.logprobs.astype(np.float64)
+
+
+def _windows(cases: Iterator[Case]) -> Iterator[list[Case]]:
+    while window := list(islice(cases, WINDOW)):
+        yield window
+
+
+def _alike(window: Iterable[Case], generation: Mapping[str, Any]) -> Iterator[tuple[bool, dict[str, Any], list[Case]]]:
+    """Runs of requests that are asked for the same, in order."""
+    for (scored, options), group in groupby(window, lambda case: (bool(case.candidates), dict(case.options))):
+        yield scored, {**GENERATION, **generation, **options}, list(group)

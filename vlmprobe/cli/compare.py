@@ -1,0 +1,160 @@
+"""``vlmprobe compare``: the same requests on two models. Is the deployed one the one that was evaluated?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli.terminal import console, guarded, note, working
+
+if TYPE_CHECKING:
+    from vlmprobe.analysis.comparison import Comparison
+    from vlmprobe.probe import Probe
+
+__all__ = ["compare"]
+
+URLS = ("http://", "https://")
+PLOTS = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
+SIDES = "Model A and B"
+
+
+def _side(name: str, what: str, help: str) -> Any:
+    return typer.Option(name, metavar=what, help=help, rich_help_panel=SIDES, show_default=False)
+
+
+def _plot_target(value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in PLOTS:
+        raise typer.BadParameter(f"{value} must end in one of {', '.join(PLOTS)}")
+    return options.file_target(value)
+
+
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="The model that was evaluated: a local folder, a hub id, demo, or the URL of a server.",
+            show_default=False,
+        ),
+    ],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="The model that is deployed, named in the same ways.", show_default=False)
+    ],
+    requests: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REQUESTS",
+            help="File of JSON lines: question, image or images, and where wanted id, candidates, options.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            show_default=False,
+        ),
+    ],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            metavar="NATS",
+            min=0.0,
+            help="Greatest difference of a token's log-probability that passes; beyond it the exit code is 1.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype_a: Annotated[
+        str | None,
+        _side("--dtype-a", "NAME", "dtype of A, where it is a checkpoint; that of the checkpoint by default."),
+    ] = None,
+    dtype_b: Annotated[str | None, _side("--dtype-b", "NAME", "dtype of B.")] = None,
+    adapter_a: Annotated[str | None, _side("--adapter-a", "NAME", "Adapter of A, where it is a checkpoint.")] = None,
+    adapter_b: Annotated[str | None, _side("--adapter-b", "NAME", "Adapter of B.")] = None,
+    revision_a: Annotated[str | None, _side("--revision-a", "REV", "Commit, branch or tag of A on the hub.")] = None,
+    revision_b: Annotated[str | None, _side("--revision-b", "REV", "Commit, branch or tag of B on the hub.")] = None,
+    engine_a: Annotated[
+        str | None, _side("--engine-a", "NAME", "Kind of server that A is, such as vllm; found out by default.")
+    ] = None,
+    engine_b: Annotated[str | None, _side("--engine-b", "NAME", "Kind of server that B is.")] = None,
+    device: options.Device = "auto",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            metavar="N",
+            min=1,
+            help="Length limit of the answers; 64 by default.",
+            rich_help_panel=options.GENERATION,
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        bool,
+        typer.Option(
+            "--prompt/--no-prompt", help="Compare the prompts' tokens too.", rich_help_panel=options.GENERATION
+        ),
+    ] = True,
+    as_json: options.Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Also draw the differences, as png, svg or pdf.",
+            callback=_plot_target,
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Put the same requests to A and B, and compare what they say of the same tokens."""
+    with guarded(debug):
+        from vlmprobe.analysis.cases import read_cases
+
+        cases = list(read_cases(requests))
+        one = _open(a, engine_a, device, dtype=dtype_a, adapter=adapter_a, revision=revision_a)
+        other = _open(b, engine_b, device, dtype=dtype_b, adapter=adapter_b, revision=revision_b)
+        generation: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        with working(f"Comparing on {len(cases)} requests", spin=False):
+            from vlmprobe.analysis.compare import compare as run
+
+            found = run(one, other, cases, prompt=prompt, **generation)
+        _deliver(found, tolerance, as_json, plot)
+    if tolerance is not None and found.objections(tolerance):
+        raise typer.Exit(1)
+
+
+def _open(name: str, engine: str | None, device: str, **checkpoint: str | None) -> Probe:
+    given = {key: value for key, value in checkpoint.items() if value is not None}
+    if not name.startswith(URLS):
+        if engine is not None:
+            raise typer.BadParameter(f"{name} is a checkpoint; an engine is of a server's URL", param_hint="'--engine'")
+        return inputs.open_probe(name, device=device, check=False, **given)
+    if given:
+        raise typer.BadParameter(
+            f"{', '.join(given)} cannot be chosen for {name}: the server has loaded its model", param_hint="'--dtype'"
+        )
+    import vlmprobe
+
+    with working(f"Connecting to {name}"):
+        return vlmprobe.connect(name, engine=engine or "auto")
+
+
+def _deliver(found: Comparison, tolerance: float | None, as_json: bool, plot: Path | None) -> None:
+    from vlmprobe.cli.comparison import document, view
+
+    if plot is not None:
+        from matplotlib import pyplot
+
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        axes = found.plot(tolerance=tolerance)
+        axes.figure.savefig(plot, dpi=160)
+        pyplot.close(axes.figure)
+    if as_json:
+        output.print_json(document(found, tolerance))
+    else:
+        console().print(view(found, tolerance))
+    if plot is not None:
+        note(f"Plot: {plot}")
