@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_it_is_shown_as_text_and_html_that_interprets_nothing():
     html = choices._repr_html_()
     assert "<script>" not in html.split("</style>")[1]
     assert "&lt;script&gt;" in html
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(choices)
     text = console.export_text()
     assert "<script>" in text
@@ -75,7 +76,7 @@ def test_it_is_shown_as_text_and_html_that_interprets_nothing():
 def test_many_steps_are_cut_and_said_so():
     choices = random_table(2, 90).top(1)
     assert "30 steps are not shown" in choices._repr_html_()
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(choices)
     assert "30 steps more" in console.export_text()
 

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from numbers import Integral
-from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vlmprobe.engines import KEEP, Engine, Options, ability
-from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError, near
-from vlmprobe.messages import Conversation, Prompt, TextPart
+from vlmprobe.asked import Keep, Request, options_of, request_of
+from vlmprobe.engines import Engine, Options, ability
+from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
+from vlmprobe.messages import Conversation, Prompt
 from vlmprobe.result import Result, Scores
-from vlmprobe.storage import OnDisk
 
 if TYPE_CHECKING:
     from vlmprobe.analysis.sampling import Samples
     from vlmprobe.engines.stream import Stream
+    from vlmprobe.groups import GroupedScores, YesNo
     from vlmprobe.session import Session
 
 __all__ = ["Probe", "Request"]
 
-ON_DISK = (OnDisk, PathLike)
 AUTO_BATCH = 16  # the most requests in one batch with batch_size="auto"
-
-
-Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question of :meth:`Probe.generate_many`; ``id`` comes back in ``result.meta["id"]``."""
-
-    prompt: Prompt
-    image: Any = None
-    id: Any = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ class Probe:
             CapabilityError: for what the model cannot take.
             NonFiniteLogitsError: where the model returns NaN or infinite logits.
         """
-        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
+        options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
         return self._told(self.engine.generate([conversation], options)[0], conversation)
@@ -121,7 +107,7 @@ class Probe:
             A :class:`~vlmprobe.engines.stream.Stream` of tables of one row. When it ends, its ``result`` is that of
             :meth:`generate`.
         """
-        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
+        options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
         stream = ability(self.engine, "stream", "tokens as they are generated")(conversation, options)
@@ -157,7 +143,7 @@ class Probe:
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
             logits_processor: as in :meth:`generate`; requests then run one by one.
         """
-        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
+        options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
             raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
         if isinstance(requests, (str, Mapping, Request)) or not isinstance(requests, Iterable):
@@ -194,11 +180,33 @@ class Probe:
         about = () if image is None else Conversation.build("about", image).images
         return Session(engine, self.meta, about)
 
+    @overload
+    def score(
+        self,
+        question: Prompt,
+        /,
+        candidates: Mapping[str, Sequence[str]],
+        image: Any = None,
+        *,
+        keep: Keep = ...,
+        alternatives: int = ...,
+    ) -> GroupedScores: ...
+    @overload
     def score(
         self,
         question: Prompt,
         /,
         candidates: Sequence[str],
+        image: Any = None,
+        *,
+        keep: Keep = ...,
+        alternatives: int = ...,
+    ) -> Scores: ...
+    def score(
+        self,
+        question: Prompt,
+        /,
+        candidates: Sequence[str] | Mapping[str, Sequence[str]],
         image: Any = None,
         *,
         keep: Keep = "stats",
@@ -209,19 +217,41 @@ class Probe:
         Args:
             question: a string, or chat messages.
             candidates: the answers, different and not empty. They are scored as they stand: no space or end token
-                is added.
+                is added. A mapping names answers of several spellings, ``{"yes": ["yes", "Yes"], "no": ["no", "No"]}``,
+                whose probabilities are added.
             image: as in :meth:`generate`.
             keep, alternatives: as in :meth:`generate`.
 
         Raises:
-            MessageError: for an empty, repeated or non-string candidate, or a malformed conversation.
+            MessageError: for an empty, repeated or non-string candidate, named answers that collide (one begins with
+                the other), or a malformed conversation.
             ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
         """
-        options = _options(keep, True, alternatives, None, {})
-        listed = _candidates(candidates)
+        from vlmprobe.groups import candidate_groups, candidate_list, grouped
+
+        options = options_of(keep, True, alternatives, None, {})
+        groups = candidate_groups(candidates) if isinstance(candidates, Mapping) else {}
+        listed = [each for texts in groups.values() for each in texts] or candidate_list(candidates)
         conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
-        return self._told(self.engine.score(conversation, listed, options), conversation)
+        scores = self._told(self.engine.score(conversation, listed, options), conversation)
+        return grouped(groups, scores) if groups else scores
+
+    def yes_no(
+        self, question: Prompt, /, image: Any = None, *, yes: Sequence[str] = (), no: Sequence[str] = ()
+    ) -> YesNo:
+        """Ask a question whose answer is yes or no, and say how probable either is, in all of its spellings.
+
+        Args:
+            question, image: as in :meth:`generate`.
+            yes, no: spellings of the two answers; the usual English ones where empty.
+
+        Raises:
+            MessageError: for spellings that collide, or that the tokenizer cannot write; others as in :meth:`score`.
+        """
+        from vlmprobe.analysis.yes_no import NO, YES, yes_no
+
+        return yes_no(self, question, image, yes=yes or YES, no=no or NO)
 
     def branch(
         self,
@@ -260,7 +290,7 @@ class Probe:
         """
         from vlmprobe.analysis.branching import branch
 
-        options = _options(keep, prompt, alternatives, seed, generation, logits_processor)
+        options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         return self._told(*branch(self, result, position, token, question, image, options))
 
     def sample(self, question: Prompt, /, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
@@ -317,7 +347,7 @@ class Probe:
         held = 0
         for raw in requests:
             try:
-                request = _request(raw)
+                request = request_of(raw)
                 conversation = self._conversation(request.prompt, request.image)
                 self.engine.check([conversation], options)
             except VlmprobeError as error:
@@ -336,60 +366,3 @@ class Probe:
         sizes = [list(picture.size) for picture in conversation.images]
         asked = {"question": conversation.question, **({"image_sizes": sizes} if sizes else {})}
         return replace(result, meta={**self.meta, **asked, **result.meta, **more})
-
-
-def _options(
-    keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: Mapping[str, Any], processors: Any = ()
-) -> Options:
-    listed = list(keep) if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
-    stores = [each if isinstance(each, OnDisk) else OnDisk(each) for each in listed if isinstance(each, ON_DISK)]
-    named = ["logits" if isinstance(each, ON_DISK) else each for each in listed]
-    for each in named:
-        if each not in KEEP:
-            raise GenerationOptionError(
-                f"keep must be of {', '.join(KEEP)}, or a pathlib.Path for full rows on disk, not {each!r}."
-                f"{near(str(each), KEEP)}"
-            )
-    if len(stores) > 1:
-        raise GenerationOptionError("keep names more than one place on disk; full rows go to one")
-    if not isinstance(prompt, bool):
-        raise GenerationOptionError(
-            "prompt is True or False (report the prompt side or not); the question comes first."
-        )
-    for name, value, least in (("alternatives", alternatives, 1), ("seed", seed, 0)):
-        fits = isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**63
-        if not fits and not (name == "seed" and value is None):
-            raise GenerationOptionError(f"{name} must be an integer of at least {least}, not {value!r}")
-    own = tuple(processors) if isinstance(processors, Iterable) else (processors,)
-    if not all(map(callable, own)) or callable(processors):
-        raise GenerationOptionError("logits_processor is a list of transformers LogitsProcessor objects")
-    drawn = None if seed is None else int(seed)
-    return Options(frozenset(named), prompt, int(alternatives), drawn, dict(generation), own, next(iter(stores), None))
-
-
-def _candidates(candidates: Any) -> list[str]:
-    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
-        raise MessageError("candidates is a list of strings, such as ['yes', 'no']")
-    listed = list(candidates)
-    if not listed:
-        raise MessageError("candidates is empty: give at least one answer to score")
-    for place, each in enumerate(listed):
-        if not isinstance(each, str):
-            raise MessageError(f"candidate {place} is {type(each).__name__}, not a string")
-        TextPart(each)  # refuses what no tokenizer can read
-        if not each:
-            raise MessageError(f"candidate {place} is empty: an answer without text has no tokens to score")
-        if each in listed[:place]:
-            raise MessageError(f"candidate {place} repeats candidate {listed.index(each)}: {each!r}")
-    return listed
-
-
-def _request(raw: Any) -> Request:
-    if isinstance(raw, Request):
-        return raw
-    if isinstance(raw, Mapping):
-        unknown = set(raw) - {"prompt", "image", "id"}
-        if unknown or "prompt" not in raw:
-            raise MessageError(f"a request has 'prompt', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
-        return Request(**raw)
-    return Request(raw)

@@ -230,10 +230,15 @@ def load_result(path: str | Path) -> Result | Scores:
             raise ResultError(f"it has layout {document['format']}, and this vlmprobe reads layout {FORMAT}")
         if not isinstance(document["meta"], dict):
             raise ResultError("its meta is no mapping")
-        kinds: dict[str, type[Result] | type[Scores]] = {"Result": Result, "Scores": Scores}
-        return kinds[document["type"]]._from_parts(arrays, document)
+        return _kinds()[document["type"]]._from_parts(arrays, document)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ResultError(f"{path} is not a result that vlmprobe saved ({type(error).__name__}: {error}).") from error
+
+
+def _kinds() -> dict[str, type[Result] | type[Scores]]:
+    from vlmprobe.groups import GroupedScores, YesNo
+
+    return {each.__name__: each for each in (Result, Scores, GroupedScores, YesNo)}
 
 
 def _table(name: str, arrays: dict[str, np.ndarray], rest: dict[str, Any]) -> TokenTable:

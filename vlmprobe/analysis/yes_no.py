@@ -1,0 +1,221 @@
+"""Yes or no: one question asked of the distribution itself, and the figures of a poll of many, as POPE reports them.
+
+POPE (Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models") asks whether an object is in
+the picture and reads the generated answer. Here the probabilities of all spellings of yes and of no are added up in
+place of reading, so the answer comes with its confidence, and one that hedges is still one of the two. The figures can
+be made from either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from vlmprobe.analysis.outcomes import CalibrationError
+from vlmprobe.asked import Request, request_of
+from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.groups import YesNo, candidate_groups, grouped
+from vlmprobe.messages import Prompt
+from vlmprobe.result import Result
+from vlmprobe.session import Session
+
+if TYPE_CHECKING:
+    from vlmprobe.probe import Probe
+
+__all__ = ["NO", "YES", "YesNo", "YesNoReport", "frame", "reads_as_yes", "report", "reports", "yes_no", "yes_no_many"]
+
+YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
+NO = ("no", "No", "NO", " no", " No", " NO")
+
+
+def yes_no(
+    probe: Probe, question: Prompt, image: Any = None, *, yes: Sequence[str] = YES, no: Sequence[str] = NO
+) -> YesNo:
+    """Ask a question whose answer is yes or no. See :meth:`Probe.yes_no`."""
+    groups = candidate_groups({"yes": yes, "no": no})
+    scores = probe.score(question, [*groups["yes"], *groups["no"]], image=image)
+    # Of the ready-made spellings a tokenizer may lack some; of those that the caller gives each is meant.
+    return grouped(groups, scores, strict=(tuple(yes), tuple(no)) != (YES, NO), kind=YesNo)
+
+
+def yes_no_many(
+    probe: Probe,
+    requests: Iterable[Request | Prompt | Mapping[str, Any]],
+    *,
+    yes: Sequence[str] = YES,
+    no: Sequence[str] = NO,
+    progress: bool | None = None,
+) -> Iterator[YesNo]:
+    """Ask many such questions, one after the other; a picture that several in a row are about is encoded once.
+
+    Args:
+        probe: that is asked.
+        requests: as :meth:`Probe.generate_many` takes them; an ``id`` comes back in ``meta["id"]``.
+        yes, no: spellings of the two answers.
+        progress: whether to show a progress bar; None shows one in a terminal.
+    """
+    from dataclasses import replace
+
+    from vlmprobe.progress import tracking
+
+    total = len(requests) if isinstance(requests, Sequence) else None
+    remembers = hasattr(probe.engine, "remembering") and not isinstance(probe, Session)
+    with tracking(progress, total, "questions") as done, probe.session() if remembers else nullcontext(probe) as asked:
+        for raw in requests:
+            request = request_of(raw)
+            answer = yes_no(asked, request.prompt, request.image, yes=yes, no=no)
+            if request.id is not None:
+                answer = replace(answer, meta={**answer.meta, "id": request.id})
+            yield answer
+            done(1)
+
+
+def reads_as_yes(text: str) -> bool:
+    """How POPE reads a generated answer: no where its first sentence has the word no, No or not, else yes."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "not", "no"} & set(words)
+
+
+@dataclass(frozen=True)
+class YesNoReport:
+    """How N questions were answered; yes is the positive answer. Rates of nothing are NaN."""
+
+    true_yes: int  # yes, and it is
+    false_yes: int  # yes, and it is not: hallucinated
+    true_no: int
+    false_no: int
+    auroc: float  # of the probability of yes against the right answers; NaN where answers carry none, or labels are one
+
+    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "precision", "recall", "f1", "yes_rate", "auroc")
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return self.true_yes + self.false_yes + self.true_no + self.false_no
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return _share(self.true_yes + self.true_no, self.count)
+
+    @property
+    def precision(self) -> float:
+        """Share of right ones among the answers yes."""
+        return _share(self.true_yes, self.true_yes + self.false_yes)
+
+    @property
+    def recall(self) -> float:
+        """Share answered yes of the questions whose answer is yes."""
+        return _share(self.true_yes, self.true_yes + self.false_no)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return _share(2 * self.true_yes, 2 * self.true_yes + self.false_yes + self.false_no)
+
+    @property
+    def yes_rate(self) -> float:
+        """Share of answers yes (POPE's yes ratio): far from the share of right ones, the model leans to one answer."""
+        return _share(self.true_yes + self.false_yes, self.count)
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric by its name."""
+        return {name: float(getattr(self, name)) for name in self.METRICS}
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in self.metrics().items())
+        return f"{self.count} questions: {named}"
+
+
+def report(answers: Iterable[YesNo | Result | str | bool], labels: Iterable[bool | str]) -> YesNoReport:
+    """Compare N answers with the right ones.
+
+    Args:
+        answers: of :func:`yes_no`, or generated ones, which are read as POPE reads them.
+        labels: [N] booleans, or ``"yes"`` and ``"no"``.
+
+    Raises:
+        ResultError: for what is no answer or label, or lists of different lengths.
+    """
+    said, right = list(answers), [_label(each) for each in labels]
+    if len(said) != len(right):
+        raise ResultError(f"answers and labels are two lists of one length, not {len(said)} and {len(right)}")
+    found = [_says_yes(each) for each in said]
+    pairs = list(zip(found, right, strict=True))
+    sure = np.array([each.probability if isinstance(each, YesNo) else np.nan for each in said])
+    return YesNoReport(
+        true_yes=pairs.count((True, True)),
+        false_yes=pairs.count((True, False)),
+        true_no=pairs.count((False, False)),
+        false_no=pairs.count((False, True)),
+        auroc=_auroc(sure, np.array(right, dtype=bool)),
+    )
+
+
+def reports(
+    answers: Iterable[YesNo | Result | str | bool], labels: Iterable[bool | str], groups: Iterable[str]
+) -> dict[str, YesNoReport]:
+    """One report for each group of questions (POPE's random, popular and adversarial ones), in order of appearance.
+
+    Args:
+        answers, labels: as in :func:`report`.
+        groups: [N] the name of the group that each question belongs to.
+    """
+    said, right, names = list(answers), list(labels), list(groups)
+    if not len(said) == len(right) == len(names):
+        raise ResultError(
+            f"answers, labels and groups are lists of one length, not {len(said)}, {len(right)} and {len(names)}"
+        )
+    places = {name: [place for place, each in enumerate(names) if each == name] for name in dict.fromkeys(names)}
+    return {name: report([said[place] for place in at], [right[place] for place in at]) for name, at in places.items()}
+
+
+def frame(found: Mapping[str, YesNoReport]) -> Any:
+    """A ``pandas.DataFrame`` of reports by name: one row each, with its count and metrics."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError("pandas", "pandas") from error
+    rows = [{"count": each.count, **each.metrics()} for each in found.values()]
+    return pandas.DataFrame(rows, index=list(found), columns=["count", *YesNoReport.METRICS])
+
+
+READERS: dict[type, Callable[[Any], bool]] = {
+    YesNo: lambda answer: answer.says_yes,
+    Result: lambda answer: reads_as_yes(answer.text),
+    str: reads_as_yes,
+    bool: bool,
+    np.bool_: bool,
+}
+
+
+def _says_yes(answer: Any) -> bool:
+    reader = next((read for kind, read in READERS.items() if isinstance(answer, kind)), None)
+    if reader is None:
+        raise ResultError(f"{answer!r} is no answer: give what yes_no or generate returned, a text or a boolean")
+    return reader(answer)
+
+
+def _label(label: Any) -> bool:
+    if isinstance(label, str) and label.strip().casefold() in ("yes", "no"):
+        return label.strip().casefold() == "yes"
+    if not isinstance(label, (bool, np.bool_)):
+        raise ResultError(f"{label!r} is no label: give booleans, or 'yes' and 'no'")
+    return bool(label)
+
+
+def _auroc(sure: np.ndarray, right: np.ndarray) -> float:
+    from vlmprobe.analysis.calibration import auroc
+
+    try:
+        return float("nan") if np.isnan(sure).any() else auroc(sure, right)
+    except CalibrationError:  # labels of one kind only
+        return float("nan")
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

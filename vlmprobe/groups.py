@@ -1,0 +1,243 @@
+"""``GroupedScores``: answers that may be spelled in several ways, each way scored, their probabilities added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vlmprobe.errors import MessageError, MissingExtraError
+from vlmprobe.messages import TextPart
+from vlmprobe.result import Scores
+
+__all__ = ["GroupedScores", "YesNo", "candidate_groups", "candidate_list", "grouped"]
+
+Groups = Mapping[str, Sequence[str]]
+Path = tuple[Any, ...]  # where a spelling begins in the model's sequence, then its tokens
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupedScores(Scores):
+    """How likely each of G answers is, in whichever of its spellings.
+
+    ``candidates`` are the names of the answers, ``tables`` those of their likeliest spellings. A spelling stands for
+    everything that begins with it, so one that begins with another of its answer adds nothing and is left out.
+    """
+
+    spellings: Scores = field(kw_only=True)  # of all spellings, C in all
+    members: list[list[int]] = field(kw_only=True)  # [G] places in ``spellings`` that are added up
+    left_out: dict[str, str] = field(kw_only=True)  # spellings that are not, and why
+
+    @cached_property
+    def logprobs(self) -> np.ndarray:
+        """float64 [G], nats: log of the summed probabilities of each answer's spellings."""
+        return np.array([np.logaddexp.reduce(self.spellings.logprobs[places]) for places in self.members])
+
+    @property
+    def means(self) -> np.ndarray:
+        """NaN [G]: spellings of different lengths have no mean."""
+        return np.full(len(self.candidates), np.nan)
+
+    per_byte = means
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per spelling: answer, spelling, logprob, and whether it counts."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        answer = {place: name for name, places in zip(self.candidates, self.members, strict=True) for place in places}
+        listed = self.spellings.candidates
+        return pandas.DataFrame(
+            {
+                "answer": [answer.get(place) for place in range(len(listed))],
+                "spelling": listed,
+                "logprob": self.spellings.logprobs,
+                "left_out": [self.left_out.get(each) for each in listed],
+            }
+        )
+
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, document = self.spellings._parts()
+        return arrays, document | {
+            "meta": self.meta,
+            "groups": {"names": self.candidates, "members": self.members, "left_out": self.left_out},
+        }
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> GroupedScores:
+        groups = document["groups"]
+        spellings = Scores._from_parts(arrays, document)
+        if len(groups["names"]) != len(groups["members"]) or not all(
+            places and all(0 <= place < len(spellings.candidates) for place in places) for places in groups["members"]
+        ):
+            raise ValueError("its groups do not fit its candidates")
+        return _build(cls, groups["names"], spellings, groups["members"], groups["left_out"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class YesNo(GroupedScores):
+    """Scores of the two answers ``"yes"`` and ``"no"``, in that order."""
+
+    @property
+    def says_yes(self) -> bool:
+        """Whether yes is likelier than no."""
+        return bool(self.logprobs[0] > self.logprobs[1])
+
+    @property
+    def probability(self) -> float:
+        """Of yes, given that the answer is yes or no; ``mass`` says how probable that is."""
+        return float(self.probabilities[0])
+
+    @property
+    def margin(self) -> float:
+        """Log-odds of yes against no, nats."""
+        return float(self.logprobs[0] - self.logprobs[1])
+
+
+Kind = TypeVar("Kind", bound=GroupedScores)
+
+
+def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[Kind] = GroupedScores) -> Kind:  # type: ignore[assignment]
+    """Answers from the scores of all their spellings.
+
+    Args:
+        groups: spellings by the name of their answer.
+        scores: of all of them.
+        strict: whether a spelling that the tokenizer cannot write is an error; it is left out otherwise.
+        kind: the class to make.
+
+    Raises:
+        MessageError: where two answers collide (one begins with the other, or their tokens are the same), or an answer
+            has no spelling that counts.
+    """
+    place_of = {text: place for place, text in enumerate(scores.candidates)}
+    groups = {name: list(dict.fromkeys(texts)) for name, texts in groups.items()}
+    left_out: dict[str, str] = {}
+    for text, place in place_of.items():
+        if read := _misread(scores, place):
+            if strict:
+                raise MessageError(f"{text!r} cannot be written by this tokenizer: it reads {read!r}. Leave it out.")
+            left_out[text] = f"the tokenizer reads it as {read!r}"
+        elif np.isnan(scores.logprobs[place]):
+            left_out[text] = "it holds an id beyond the model's head"
+    paths = {text: _path(scores, place) for text, place in place_of.items() if text not in left_out}
+    start = _common_start(groups, paths)
+    for text, path in paths.items():
+        if path[0] != start:
+            left_out[text] = "the tokenizer merges the end of the prompt otherwise than with the other spellings"
+    owner = {text: name for name, texts in groups.items() for text in texts}
+    for text in reversed(owner):  # of two spellings of the same tokens, the first stays
+        shorter = next((each for each in owner if each != text and _begins(text, each, paths, left_out)), None)
+        if shorter is None:
+            continue
+        if owner[shorter] != owner[text]:
+            raise MessageError(
+                f"The answers {owner[text]!r} and {owner[shorter]!r} collide: whatever begins with {text!r} begins "
+                f"with {shorter!r} too. Make the shorter one longer, such as {shorter + '.'!r}, or drop one."
+            )
+        left_out[text] = f"everything that begins so is counted with {shorter!r}"
+    members = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
+    return _build(kind, list(groups), scores, members, left_out)
+
+
+def candidate_groups(candidates: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """Groups as :meth:`Probe.score` takes them, checked before anything runs.
+
+    Raises:
+        MessageError: for no group, a name or spelling that is no text, an empty one, or one of two answers.
+    """
+    if not candidates:
+        raise MessageError("candidates is empty: give at least one answer to score")
+    groups: dict[str, list[str]] = {}
+    for name, spellings in candidates.items():
+        if not isinstance(name, str):
+            raise MessageError(f"The name of an answer is a string, not {name!r}")
+        groups[name] = candidate_list([spellings] if isinstance(spellings, str) else spellings)
+        for other, texts in list(groups.items())[:-1]:
+            if shared := set(texts) & set(groups[name]):
+                raise MessageError(
+                    f"{min(shared)!r} is a spelling of both {other!r} and {name!r}: it can be of one only"
+                )
+    return groups
+
+
+def candidate_list(candidates: Any) -> list[str]:
+    """Candidates as :meth:`Probe.score` takes them, checked before anything runs.
+
+    Raises:
+        MessageError: for none, or an empty, repeated or non-string one.
+    """
+    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        raise MessageError("candidates is a list of strings, such as ['yes', 'no']")
+    listed = list(candidates)
+    if not listed:
+        raise MessageError("candidates is empty: give at least one answer to score")
+    for place, each in enumerate(listed):
+        if not isinstance(each, str):
+            raise MessageError(f"candidate {place} is {type(each).__name__}, not a string")
+        TextPart(each)  # refuses what no tokenizer can read
+        if not each:
+            raise MessageError(f"candidate {place} is empty: an answer without text has no tokens to score")
+        if each in listed[:place]:
+            raise MessageError(f"candidate {place} repeats candidate {listed.index(each)}: {each!r}")
+    return listed
+
+
+def _build(
+    kind: type[Kind], names: list[str], scores: Scores, members: list[list[int]], left_out: dict[str, str]
+) -> Kind:
+    likeliest = [max(places, key=lambda place: float(scores.logprobs[place])) for places in members]
+    return kind(
+        candidates=list(names),
+        tables=[scores.tables[place] for place in likeliest],
+        boundaries=[scores.boundaries[place] for place in likeliest],
+        meta=scores.meta,
+        images=scores.images,
+        spellings=scores,
+        members=[list(places) for places in members],
+        left_out=dict(left_out),
+    )
+
+
+def _path(scores: Scores, place: int) -> Path:
+    """Where a spelling begins and its tokens; by their text where the engine gives no ids."""
+    table = scores.tables[place]
+    return (int(table.positions[0]), *(table.tokens if table.ids is None else table.ids.tolist()))
+
+
+def _begins(text: str, other: str, paths: Mapping[str, Path], left_out: Mapping[str, str]) -> bool:
+    """Whether the tokens of a spelling begin with those of another, or are the same; of those that count."""
+    if text in left_out or other in left_out:
+        return False
+    return paths[text][: len(paths[other])] == paths[other]
+
+
+def _misread(scores: Scores, place: int) -> str | None:
+    """What a spelling reads as, where a token of no text (an unknown one) stands in it."""
+    table, text = scores.tables[place], scores.candidates[place]
+    read = "".join(table.tokens)
+    return read if "special" in table.kinds and read.strip() != text.strip() else None
+
+
+def _common_start(groups: Groups, paths: Mapping[str, Path]) -> int:
+    """The first position at which every answer has a spelling.
+
+    Raises:
+        MessageError: where there is none.
+    """
+    for name, texts in groups.items():
+        if not any(text in paths for text in texts):
+            raise MessageError(
+                f"The answer {name!r} has no spelling that this tokenizer can write: {', '.join(map(repr, texts))}."
+            )
+    for start in sorted({path[0] for path in paths.values()}):
+        if all(any(text in paths and paths[text][0] == start for text in texts) for texts in groups.values()):
+            return int(start)
+    raise MessageError(
+        "The tokenizer merges the end of the prompt with some answers and not with others, so their probabilities are "
+        "of different places: give each answer a spelling with a space before it, and one without."
+    )
