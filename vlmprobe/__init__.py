@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlmprobe._version import __version__
 
 if TYPE_CHECKING:
+    from vlmprobe.connecting import connect
     from vlmprobe.errors import VlmprobeError
     from vlmprobe.loading import load, wrap
     from vlmprobe.probe import Probe, Request
@@ -26,6 +27,7 @@ __all__ = [
     "TokenTable",
     "VlmprobeError",
     "__version__",
+    "connect",
     "load",
     "load_result",
     "wrap",
@@ -34,6 +36,7 @@ __all__ = [
 _ROOMS = {
     "Probe": "vlmprobe.probe",
     "Request": "vlmprobe.probe",
+    "connect": "vlmprobe.connecting",
     "load": "vlmprobe.loading",
     "wrap": "vlmprobe.loading",
     "Result": "vlmprobe.result",

@@ -13,6 +13,10 @@ __all__ = [
     "AdapterError",
     "CapabilityError",
     "CheckpointError",
+    "EngineConnectionError",
+    "EngineError",
+    "EngineResponseError",
+    "EngineTimeoutError",
     "GenerationOptionError",
     "ImageError",
     "MessageError",
@@ -73,6 +77,30 @@ class NonFiniteLogitsError(VlmprobeError, ArithmeticError):
 
 class ResultError(VlmprobeError, ValueError):
     """A saved result cannot be read, or an operation does not fit the result."""
+
+
+class EngineError(VlmprobeError, RuntimeError):
+    """A serving engine refused a request, or failed at it.
+
+    Attributes:
+        status: the HTTP status that it answered with, where it answered.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EngineConnectionError(EngineError, ConnectionError):
+    """A serving engine cannot be reached, or the connection to it broke off."""
+
+
+class EngineTimeoutError(EngineError, TimeoutError):
+    """A serving engine did not answer in time."""
+
+
+class EngineResponseError(EngineError, ValueError):
+    """A serving engine answered what cannot be right: no JSON, wrong lengths, impossible ids or numbers."""
 
 
 class MissingExtraError(VlmprobeError, ImportError):

@@ -29,7 +29,16 @@ from vlmprobe.errors import ImageError, near
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_LIMITS", "ImageNotFoundError", "ImageSource", "Limits", "data_uri", "load_image", "thumbnail"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ImageNotFoundError",
+    "ImageSource",
+    "Limits",
+    "data_uri",
+    "load_encoded",
+    "load_image",
+    "thumbnail",
+]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"
@@ -41,6 +50,8 @@ READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|file):", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{40,}={0,2}\s*")
+ORIENTATION = 0x0112  # the EXIF entry that says how a picture is turned
+PNG_DEPTH = 24  # where a PNG says how many bits a sample has
 LAZY = threading.Lock()  # Pillow's lazily opened images share one file position between threads
 
 
@@ -81,8 +92,16 @@ def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Im
         ImageNotFoundError: no file is there (also a ``FileNotFoundError``).
         ImageError: the image cannot be read or exceeds a limit; the message says what to do.
     """
+    return load_encoded(source, limits)[0]
+
+
+def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[Image.Image, bytes | None]:
+    """The image as :func:`load_image` gives it, and its file where that can be sent in its place.
+
+    That is a JPEG or PNG which every reader decodes to the same pixels: 8-bit RGB or grey, upright, opaque, one frame.
+    """
     if isinstance(source, Image.Image):
-        return _from_pil(source)
+        return _from_pil(source), None
     if isinstance(source, str):
         scheme = SCHEME.match(source.strip())
         return _from_address(source.strip(), scheme[1] or scheme[2], limits) if scheme else _from_path(source, limits)
@@ -91,7 +110,7 @@ def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Im
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(bytes(source), "The image bytes", limits)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return _from_array(source)
+        return _from_array(source), None
     raise ImageError(
         f"An image cannot be {'None' if source is None else f'of type {type(source).__name__}'}: {_remedy(source)}."
     )
@@ -139,7 +158,7 @@ def _from_array(source: Any) -> Image.Image:
     return pixels.from_array(array, channels_first=is_tensor)
 
 
-def _from_address(address: str, scheme: str, limits: Limits) -> Image.Image:
+def _from_address(address: str, scheme: str, limits: Limits) -> tuple[Image.Image, bytes | None]:
     if scheme.lower() == "data":
         return _decoded(_data_url(address, limits), "The data URL", limits)
     if scheme.lower() in ("http", "https"):
@@ -166,7 +185,7 @@ def _data_url(url: str, limits: Limits) -> bytes:
         ) from error
 
 
-def _from_path(source: str | os.PathLike[str], limits: Limits) -> Image.Image:
+def _from_path(source: str | os.PathLike[str], limits: Limits) -> tuple[Image.Image, bytes | None]:
     text = os.fspath(source)
     if not isinstance(text, str) or not text.strip():
         raise ImageError("The image path is empty: pass a path, a URL, bytes, a Pillow image or an array.")
@@ -209,7 +228,7 @@ def _missing(text: str, path: Path, name: str) -> ImageError:
     return ImageNotFoundError(f"No file is at {name} (working folder {_short(os.getcwd())}): check the path.{hint}")
 
 
-def _decoded(data: bytes, name: str, limits: Limits) -> Image.Image:
+def _decoded(data: bytes, name: str, limits: Limits) -> tuple[Image.Image, bytes | None]:
     if not data:
         raise ImageError(f"{name}: there is nothing in it (0 bytes). Save or download the picture again.")
     if len(data) > limits.max_bytes:
@@ -223,7 +242,8 @@ def _decoded(data: bytes, name: str, limits: Limits) -> Image.Image:
                     f"{name} is {image.width} x {image.height} pixels, more than {limits.max_pixels:,}: shrink it, or "
                     "pass load_image(source, Limits(max_pixels=...)) in its place if you trust it."
                 )
-            return pixels.from_pil(image)
+            plain = _is_plain(image, data)
+            return pixels.from_pil(image), data if plain else None
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -235,6 +255,14 @@ def _decoded(data: bytes, name: str, limits: Limits) -> Image.Image:
         ) from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise ImageError(f"{name} is truncated or damaged ({error}): save or download the picture again.") from error
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    """Whether every reader decodes an image file to the pixels that :func:`load_image` gives."""
+    eight_bits = image.format == "JPEG" or (image.format == "PNG" and data[PNG_DEPTH : PNG_DEPTH + 1] == b"\x08")
+    upright = image.getexif().get(ORIENTATION, 1) == 1
+    alone = not getattr(image, "is_animated", False)
+    return eight_bits and upright and alone and image.mode in ("RGB", "L") and not image.has_transparency_data
 
 
 def _guess(data: bytes) -> str:

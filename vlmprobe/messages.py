@@ -8,13 +8,13 @@ picture of ``image=``) and OpenAI's ``image_url`` parts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
-from vlmprobe.images import load_image
+from vlmprobe.images import load_encoded
 
 __all__ = ["Conversation", "ImagePart", "Message", "Prompt", "TextPart"]
 
@@ -54,6 +54,7 @@ class ImagePart:
 
     image: Image
     options: Mapping[str, Any] = field(default_factory=dict)
+    encoded: bytes | None = field(default=None, repr=False)  # the JPEG or PNG file that decodes to these very pixels
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def _image_list(image: Any) -> list[ImagePart]:
 
 def _loaded(source: Any, where: str, options: Mapping[str, Any] | None = None) -> ImagePart:
     try:
-        return ImagePart(load_image(source), options or {})
+        image, encoded = load_encoded(source)
+        return ImagePart(image, options or {}, encoded)
     except ImageError as error:
         raise type(error)(f"{where}: {error}") from error
 
@@ -268,7 +270,7 @@ def _image_part(raw: Mapping[str, Any], where: str, images: Iterator[ImagePart])
     options = {key: value for key, value in raw.items() if key not in (*IMAGE_KEYS, "type")}
     held = _keys_held(raw)
     if not held:
-        return ImagePart(next(images).image, options)
+        return replace(next(images), options=options)
     if len(held) > 1:
         raise MessageError(f"{where} has type 'image' and several of {', '.join(held)}: give exactly one.")
     source = raw[held[0]]

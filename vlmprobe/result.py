@@ -12,7 +12,7 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from vlmprobe.errors import ResultError
-from vlmprobe.table import TokenTable, read_only
+from vlmprobe.table import Ids, TokenTable, read_only
 
 if TYPE_CHECKING:
     from vlmprobe.choices import Choices
@@ -81,12 +81,13 @@ class Result(Saved):
     text: str  # the answer, special tokens removed
     prompt: TokenTable | None  # one row per prompt token, one per image; None with prompt=False
     output: TokenTable  # one row per generated token, the end token included
-    input_ids: np.ndarray  # int64 [S], the prompt in the model's own sequence, image placeholders included
+    input_ids: Ids  # int64 [S], the prompt in the model's own sequence, image placeholders included
     meta: dict[str, Any] = field(default_factory=dict)  # model, adapter, dtype, device, versions, options, timings, ...
     images: tuple[Image, ...] = ()  # the pictures asked about, reduced for display
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_ids", read_only(self.input_ids))
+        if self.input_ids is not None:
+            object.__setattr__(self, "input_ids", read_only(self.input_ids))
 
     @property
     def finish_reason(self) -> str:
@@ -95,7 +96,12 @@ class Result(Saved):
 
     @property
     def confidence(self) -> float:
-        """Probability of the whole answer given the prompt: ``exp`` of the sum of the output's log-probabilities."""
+        """Probability of the whole answer given the prompt: ``exp`` of the sum of the output's log-probabilities.
+
+        NaN where an engine tells no more of one of them than a bound.
+        """
+        if self.output.logprobs_at_most is not None:
+            return float("nan")
         return float(np.exp(self.output.logprob))
 
     def top(self, k: int = 5) -> Choices:
@@ -107,8 +113,10 @@ class Result(Saved):
         return f"Result({shown!r}, {len(self.output)} tokens, confidence {self.confidence:.3f})"
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        arrays: dict[str, np.ndarray] = {"input_ids": self.input_ids}
+        arrays: dict[str, np.ndarray] = {} if self.input_ids is None else {"input_ids": self.input_ids}
         document: dict[str, Any] = {"text": self.text, "meta": self.meta}
+        if self.input_ids is None:
+            document["input_ids"] = None
         for name in ("prompt", "output"):
             table = getattr(self, name)
             if table is not None:
@@ -122,7 +130,7 @@ class Result(Saved):
             text=document["text"],
             prompt=_table("prompt", arrays, document["prompt"]) if "prompt" in document else None,
             output=_table("output", arrays, document["output"]),
-            input_ids=arrays["input_ids"],
+            input_ids=arrays["input_ids"] if "input_ids" in arrays else document["input_ids"],
             meta=document["meta"],
             images=_unpack(arrays),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "ImageSpan", "TokenTable", "read_only"]
 
 KINDS = ("text", "special", "image")
+Ids: TypeAlias = Any  # np.ndarray int64; None from a server that gives no ids
 ON_DISK = ("float16", "bfloat16")  # shorter types that full rows on disk may have
 COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
     **dict.fromkeys(("ids", "positions", "ranks"), (np.int64, 1)),
     **dict.fromkeys(("offsets", "top_ids"), (np.int64, 2)),
     **dict.fromkeys(("logprobs", "entropy", "logsumexp", "scores"), (np.float32, 1)),
+    **dict.fromkeys(("logprobs_at_most", "entropy_at_least"), (np.float32, 1)),
     **dict.fromkeys(("top_logprobs", "logits", "hidden"), (np.float32, 2)),
 }
 
@@ -44,10 +46,10 @@ class TokenTable:
     and their rank is -1, and no mean, score or perplexity counts them. All logarithms are natural (nats), all
     numbers are of the raw logits, before temperature, penalties and filters, except ``scores``.
 
-    The arrays are read-only.
+    The arrays are read-only. A server may give no ids: ``ids`` is then None, and ``top_ids`` holds -1.
     """
 
-    ids: np.ndarray  # int64 [T]; an image row holds its placeholder's id
+    ids: Ids  # int64 [T]; an image row holds its placeholder's id
     tokens: list[str]  # [T] text; pieces of one character carry it in the row that completes it
     kinds: list[str]  # [T] "text", "special" or "image"
     positions: np.ndarray  # int64 [T], place in the model's own sequence (an image: its first position)
@@ -63,17 +65,20 @@ class TokenTable:
     logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"; mapped where on disk
     hidden: np.ndarray | None = None  # float32 [T, H], what entered the LM head, with keep="hidden"
     scores: np.ndarray | None = None  # float32 [T], logprob after processors, where it differs from logprobs
+    # Bounds from an engine that does not tell all; NaN where the number itself is known, or nothing is.
+    logprobs_at_most: np.ndarray | None = None  # float32 [T], nats
+    entropy_at_least: np.ndarray | None = None  # float32 [T], nats
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "image_spans" and value is not None and len(value) != len(self.ids):
-                raise ResultError(f"column {field.name} has {len(value)} rows, ids has {len(self.ids)}")
+            if field.name != "image_spans" and value is not None and len(value) != len(self.tokens):
+                raise ResultError(f"column {field.name} has {len(value)} rows, tokens has {len(self.tokens)}")
             if isinstance(value, np.ndarray):
                 object.__setattr__(self, field.name, read_only(value))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.tokens)
 
     def __getitem__(self, rows: slice) -> TokenTable:
         """A run of rows as a table of its own; ``image_spans`` are kept whole."""
@@ -139,8 +144,15 @@ class TokenTable:
             "top_tokens": self.top_tokens,
             "top_logprobs": self.top_logprobs.tolist(),
         }
-        if self.scores is not None:
-            table["score"] = self.scores
+        if self.ids is None:
+            del table["id"]
+        for shown, column in (
+            ("score", self.scores),
+            ("logprob_at_most", self.logprobs_at_most),
+            ("entropy_at_least", self.entropy_at_least),
+        ):
+            if column is not None:
+                table[shown] = column
         return table
 
     def to_pandas(self) -> Any:
@@ -183,7 +195,7 @@ class TokenTable:
                 arrays[field.name] = value
             elif field.name == "image_spans":
                 rest[field.name] = [[span.image, span.tile, span.start, span.stop] for span in value]
-            elif value is not None:
+            elif value is not None or field.name == "ids":
                 rest[field.name] = value
         return arrays, rest
 
@@ -199,9 +211,12 @@ class TokenTable:
             stored = name == "logits" and array is not None and array.dtype.name in ON_DISK
             if array is not None and not ((array.dtype == kind or stored) and array.ndim == dimensions):
                 raise ResultError(f"column {name} is {array.ndim}-dimensional {array.dtype}")
+        columns: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        if "ids" not in columns:
+            columns["ids"] = rest["ids"]
         spans = tuple(ImageSpan(*map(int, span)) for span in rest["image_spans"])
         return cls(
-            **{name: np.asarray(array) for name, array in arrays.items()},
+            **columns,
             tokens=list(rest["tokens"]),
             kinds=list(rest["kinds"]),
             top_tokens=[list(row) for row in rest["top_tokens"]],

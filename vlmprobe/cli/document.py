@@ -67,7 +67,7 @@ def token_rows(table: TokenTable) -> list[dict[str, Any]]:
     for t in range(len(table)):
         alternatives = zip(table.top_ids[t].tolist(), table.top_tokens[t], table.top_logprobs[t].tolist(), strict=True)
         row = {
-            "id": int(table.ids[t]),
+            "id": None if table.ids is None else int(table.ids[t]),
             "token": table.tokens[t],
             "kind": table.kinds[t],
             "position": int(table.positions[t]),
@@ -78,8 +78,14 @@ def token_rows(table: TokenTable) -> list[dict[str, Any]]:
             "entropy": float(table.entropy[t]),
             "rank": int(table.ranks[t]) if table.ranks[t] >= 0 else None,
             "logsumexp": float(table.logsumexp[t]),
-            "alternatives": [{"id": i, "token": token, "logprob": p} for i, token, p in alternatives if i >= 0],
+            "alternatives": [
+                {"id": i if i >= 0 else None, "token": token, "logprob": p} for i, token, p in alternatives if p == p
+            ],
         }
+        if table.logprobs_at_most is not None:
+            row["logprob_at_most"] = float(table.logprobs_at_most[t])
+        if table.entropy_at_least is not None:
+            row["entropy_at_least"] = float(table.entropy_at_least[t])
         if table.scores is not None:
             row["score"] = float(table.scores[t])
         if table.logits is not None:

@@ -1,4 +1,8 @@
-"""Who computes: one module per engine behind one protocol."""
+"""Who computes: one module per engine behind one protocol, :class:`Engine`.
+
+``local.py`` is the engine of transformers models in this process; ``serving/`` holds what engines behind a server
+share, and one small file for each of them.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,15 @@ class Options:
     processors: tuple[Any, ...] = ()  # the caller's own logits processors, in order
     store: OnDisk | None = None  # where full rows go; in memory where None
     begin: tuple[int, ...] = ()  # ids that the answer begins with; it is generated from there on
+    # What the caller asked for by name. Of an engine that cannot give it, the rest is absent, and this an error.
+    demanded: frozenset[str] = frozenset({"prompt", "alternatives"})
 
 
 class Engine(Protocol):
-    """What a :class:`vlmprobe.Probe` asks of whoever computes."""
+    """What a :class:`vlmprobe.Probe` asks of whoever computes.
+
+    Some engines can more (``stream``, ``rank``, ``answers``, ...): :func:`ability` finds it, or says who has it.
+    """
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Raise what is wrong with a request before anything runs."""

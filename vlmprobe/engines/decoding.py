@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from transformers import GenerationConfig
 
+from vlmprobe.engines.option_values import check_value
 from vlmprobe.errors import GenerationOptionError, near
 
 __all__ = ["generation_config"]
@@ -33,28 +33,6 @@ OURS = {  # options of transformers whose place a probe takes
 }
 # Of a checkpoint's own config these only change what generate returns, so they are put aside.
 PUT_ASIDE = ("output_logits", "output_scores", "output_hidden_states", "output_attentions", "num_return_sequences")
-SWITCHES = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
-NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
-    "max_new_tokens": (int, 1, 2**31),
-    "min_new_tokens": (int, 0, 2**31),
-    "num_beams": (int, 1, 2**15),
-    "top_k": (int, 0, 2**31),
-    "temperature": (float, 1e-9, 1e9),
-    "top_p": (float, 1e-9, 1.0),
-    "min_p": (float, 0.0, 1.0),
-    "typical_p": (float, 1e-9, 1.0),
-    "repetition_penalty": (float, 1e-9, 1e9),
-    "no_repeat_ngram_size": (int, 0, 2**31),
-    "max_length": (int, 1, 2**31),
-    "min_length": (int, 0, 2**31),
-    "max_time": (float, 1e-9, 1e9),
-    "length_penalty": (float, -1e9, 1e9),
-    "epsilon_cutoff": (float, 0.0, 1.0),
-    "eta_cutoff": (float, 0.0, 1.0),
-    "top_h": (float, 1e-9, 1.0),
-    "encoder_repetition_penalty": (float, 1e-9, 1e9),
-}
-IDS = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")  # one id, or a list of them
 
 
 def generation_config(
@@ -77,7 +55,7 @@ def generation_config(
             raise GenerationOptionError(f"{name} cannot be given to a probe: {OURS[name]}.")
         if name not in known and name not in OURS:
             raise GenerationOptionError(f"There is no generation option {name!r}.{near(name, known)}")
-        _check_value(name, value)
+        check_value(name, value)
     config = copy.deepcopy(base)
     for name, reason in OURS.items():
         value = getattr(config, name, None)
@@ -117,29 +95,3 @@ def generation_config(
 
 def _is_neutral(name: str, value: Any) -> bool:
     return value is None or value is False or (name in ("num_return_sequences", "guidance_scale") and value == 1)
-
-
-def _check_value(name: str, value: Any) -> None:
-    if name in SWITCHES and not isinstance(value, (bool, type(None))):
-        raise GenerationOptionError(f"{name} must be True or False, not {value!r}.")
-    if name in IDS and value is not None and not all(_is_id(each) for each in _listed(value)):
-        raise GenerationOptionError(f"{name} must be a token id, or a list of them, not {value!r}.")
-    if name == "stop_strings" and value and not all(isinstance(each, str) and each for each in _listed(value)):
-        raise GenerationOptionError(f"stop_strings must be a string or a list of strings, none empty, not {value!r}.")
-    if name not in NUMBERS or value is None:
-        return
-    kind, least, most = NUMBERS[name]
-    fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    if not fits or not least <= value <= most:
-        span = f"at least {least:g}" if most >= 2**15 else f"from {least:g} to {most:g}"
-        raise GenerationOptionError(
-            f"{name} must be {'an integer' if kind is int else 'a number'}, {span}; got {value!r}."
-        )
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0

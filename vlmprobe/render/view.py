@@ -193,13 +193,17 @@ def _alternatives(
     table: TokenTable, place: int, probabilities: np.ndarray, probability: float
 ) -> tuple[Alternative, ...]:
     found = [
-        Alternative(label(table.top_tokens[place][k]), float(value), bool(table.top_ids[place, k] == table.ids[place]))
+        Alternative(label(table.top_tokens[place][k]), float(value), _is_chosen(table, place, k))
         for k, value in enumerate(probabilities)
         if not math.isnan(value)
     ]
     if found and not math.isnan(probability) and not any(each.chosen for each in found):
         found.append(Alternative(label(table.tokens[place]), probability, chosen=True))
     return tuple(found)
+
+
+def _is_chosen(table: TokenTable, place: int, k: int) -> bool:
+    return bool(table.ranks[place] == k if table.ids is None else table.top_ids[place, k] == table.ids[place])
 
 
 def _short(value: float) -> str:

@@ -1,0 +1,84 @@
+"""``connect``: a probe of a model that a server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from vlmprobe.errors import GenerationOptionError, UnknownModelError, near
+from vlmprobe.probe import Probe
+
+__all__ = ["connect"]
+
+
+def connect(
+    url: str,
+    *,
+    engine: str = "auto",
+    processor: Any = None,
+    model: str | None = None,
+    api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    in_flight: int = 64,
+    seconds: float = 600.0,
+    image_ids: Collection[int] = (),
+    value_kind: Literal["raw", "tempered", "filtered"] | None = None,
+) -> Probe:
+    """A probe of a model behind a serving engine.
+
+    ::
+
+        probe = vlmprobe.connect("http://localhost:8000", processor="Qwen/Qwen2-VL-2B-Instruct")
+        result = probe.generate("What is in the picture?", image="scene.png")
+
+    Args:
+        url: of the server, such as ``"http://localhost:8000"``.
+        engine: its kind; ``"auto"`` asks the server.
+        processor: what knows the model's tokens: its folder or hub id, its processor, or a probe of the same model that
+            is open here. Needed for the prompt side with images, and for candidates in their exact tokens.
+        model: the name under which the server has the model; its first one where None.
+        api_key: sent as a bearer token; read from ``VLMPROBE_API_KEY`` where None. It is never logged or saved.
+        headers: further headers of every request; their values are kept out of messages like the key.
+        in_flight: how many requests run at once at most.
+        seconds: for one request.
+        image_ids: ids of image placeholders, where no processor is given that tells them.
+        value_kind: what the server's log-probabilities are under sampling, where that is known; found out by three
+            short requests where None.
+
+    Raises:
+        EngineConnectionError: where nothing answers.
+        EngineError: where what answers is no engine that is known.
+        UnknownModelError: where the server has no model of that name.
+    """
+    from vlmprobe._version import __version__
+    from vlmprobe.engines.serving import Client, Facts, Limits, Meaning, Tokens
+    from vlmprobe.engines.serving import loop as background
+    from vlmprobe.engines.serving.detect import detect
+    from vlmprobe.engines.serving.meaning import KINDS
+    from vlmprobe.engines.serving.registry import engines
+
+    if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
+        raise GenerationOptionError(f"in_flight must be an integer of at least 1, not {in_flight!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        raise GenerationOptionError(f"seconds must be a number above 0, not {seconds!r}")
+    if value_kind is not None and value_kind not in KINDS:
+        raise GenerationOptionError(f"value_kind must be of {', '.join(KINDS)}, not {value_kind!r}")
+    client = Client(url, api_key=api_key, headers=headers, limits=Limits(in_flight=in_flight, request_s=seconds))
+    found, server = background.run(detect(Facts(client), engines().values(), engine))
+    if model is None and not server.models:
+        raise UnknownModelError(f"{client.url} names no model: pass model=.")
+    if model is not None and server.models and model not in server.models:
+        raise UnknownModelError(
+            f"{client.url} has no model {model!r}.{near(model, server.models)} It has: {', '.join(server.models[:20])}."
+        )
+    name = server.models[0] if model is None else model
+    tokens = Tokens.of(processor, image_ids)
+    served = found(client, server, name, tokens, None if value_kind is None else Meaning(value_kind))
+    meta = {
+        "model": name,
+        "engine": found.name,
+        "engine_version": server.version,
+        "url": client.url,
+        "versions": {"vlmprobe": __version__},
+    }
+    return Probe(served, meta)

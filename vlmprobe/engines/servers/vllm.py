@@ -1,0 +1,202 @@
+"""vLLM behind its OpenAI-compatible server: ids, alternatives, prompt log-probabilities, candidates, rerankers.
+
+Read in and run against vLLM 0.32. What its numbers mean is set for the whole server (``--logprobs-mode``) and told in
+no reply, so it is found out by short requests, as is the largest number of alternatives (``--max-logprobs``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.engines import Options
+from vlmprobe.engines.servers import chat
+from vlmprobe.engines.servers.vllm_candidates import score_candidates
+from vlmprobe.engines.servers.vllm_prompt import token_of, vllm_prompt, whole_row
+from vlmprobe.engines.servers.vllm_rank import rank_documents
+from vlmprobe.engines.serving import (
+    BASIC,
+    Abilities,
+    Alternative,
+    Answer,
+    Decoding,
+    Facts,
+    Meaning,
+    Node,
+    Row,
+    Server,
+    loop,
+)
+from vlmprobe.engines.serving.answer import Scored
+from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.meaning import FLOOR
+from vlmprobe.errors import EngineError, EngineResponseError
+from vlmprobe.messages import Conversation
+
+__all__ = ["VLLM", "decoding_fields"]
+
+UNLIMITED = 10**6  # more alternatives than any vocabulary has ids
+DEFAULT_MOST = 20  # of --max-logprobs
+TOO_MANY = re.compile(r"(?:max(?:imum)? allowed|at most|vocab(?:ulary)?[ _]size)\D{0,20}(\d+)")
+RAW_LOGITS = "start the server with --logprobs-mode raw_logits --max-logprobs -1"
+
+
+class VLLM(ServedEngine):
+    """A vLLM server of a generating model, or of a reranker (``--runner pooling``), which can only rank."""
+
+    title = "vLLM"
+    abilities = Abilities(
+        alternatives=DEFAULT_MOST,
+        no_alternatives="start the server with a greater --max-logprobs",
+        no_logits=RAW_LOGITS,
+        takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
+    )
+    tokens_in: bool | None = None  # whether the server takes ids (--enable-scale-out); None until it was asked
+    full: bool = False  # whether it gives whole rows
+
+    @classmethod
+    async def recognise(cls, facts: Facts) -> Server | None:
+        """A server whose models are owned by vLLM."""
+        entries = [each for each in await facts.models() if each.get("owned_by") == "vllm" and "id" in each]
+        if not entries:
+            return None
+        told = await facts.get("/version")
+        version = told.get("version") if isinstance(told, dict) else None
+        context, root = entries[0].get("max_model_len"), entries[0].get("root")
+        return Server(
+            version=version if isinstance(version, str) else None,
+            models=tuple(str(each["id"]) for each in entries),
+            context=context if isinstance(context, int) else None,
+            root=root if isinstance(root, str) else None,
+        )
+
+    async def find_out(self) -> None:
+        """How many alternatives the server gives, and what its numbers mean."""
+        given = self.meaning
+        most = await self._most()
+        self.full = most is None
+        self.abilities = replace(self.abilities, alternatives=most, no_logits="" if self.full else RAW_LOGITS)
+        found = await self.probed_meaning()
+        self.meaning = found if given is None else Meaning(given.kind, found.logits)
+        if self.full and not self.meaning.logits:
+            self.abilities = replace(self.abilities, no_logits=RAW_LOGITS)
+
+    def check(self, conversations: Sequence[Conversation], options: Options) -> None:
+        """Raise what is wrong with a request before it is sent; what depends on the server's flags is asked first."""
+        if "logits" in options.keep or ("alternatives" in options.demanded and options.alternatives > DEFAULT_MOST):
+            self.know()
+        super().check(conversations, options)
+
+    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
+        """Ask one question over the chat route."""
+        top, whole = self.asked(options)
+        by_id = self.tokens.detokenizer is not None or whole
+        request = await chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
+        request |= decoding_fields(decoding) | {"return_token_ids": True, "return_tokens_as_token_ids": by_id}
+        request |= _continued(conversation)
+        if options.prompt:
+            request["prompt_logprobs"] = -1 if whole else min(options.alternatives, top)
+        reply = Node(await self.client.post(chat.PATH, request), self.title)
+        choice = chat.only_choice(reply)
+        said = chat.listed(choice, tokens=decoding.max_new_tokens, top=None if whole else top + 1)
+        ids = choice["token_ids"].ids()
+        if len(ids) != len(said):
+            raise EngineResponseError(f"{choice.where} has {len(ids)} token_ids and {len(said)} log-probabilities.")
+        output = [_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]
+        prompt_ids = reply["prompt_token_ids"].ids()
+        prompt = None
+        if options.prompt:
+            prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if whole else top, texts=not by_id)
+        return Answer(chat.text_of(choice), chat.finish_reason(choice), output, prompt_ids, prompt, meta=self.told())
+
+    async def candidates(
+        self, conversation: Conversation, candidates: Sequence[str], options: Options
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """The rows of each candidate: see ``vllm_candidates.py``."""
+        scored, told = await score_candidates(self, conversation, candidates, options)
+        return scored, {**self.told(), **told}
+
+    def rank(self, query: Any, documents: Sequence[Any], **options: Any) -> np.ndarray:
+        """float64 [D]: relevance of each document to a query, from a reranker server; see ``vllm_rank.py``."""
+        asked = [Conversation.build(each) for each in (query, *documents)]
+        return np.array(loop.run(rank_documents(self.client, self.model, asked[0], asked[1:], **options)))
+
+    # -- what the flags of the server allow --------------------------------------------------------
+
+    def know(self) -> None:
+        """Find out now what else would be found out with the first request."""
+
+        async def nothing() -> None:
+            return None
+
+        self.run(nothing())
+
+    def asked(self, options: Options) -> tuple[int, bool]:
+        """How many alternatives to ask for, and whether that is the whole vocabulary."""
+        if "logits" in options.keep:
+            return -1, True
+        most = self.abilities.alternatives
+        # The drawn token stands among them, so one more is asked for where the server allows it.
+        wanted = options.alternatives + 1
+        return (wanted if most is None else min(wanted, most)), False
+
+    def told(self) -> dict[str, Any]:
+        """What ``meta`` says of the server's flags."""
+        return {"logprobs_mode": self.meaning.mode} if self.meaning is not None else {}
+
+    async def _most(self) -> int | None:
+        """The largest number of alternatives; None where there is no limit."""
+        request = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": UNLIMITED,
+        }
+        try:
+            await self.client.post(chat.PATH, request)
+        except EngineError as error:
+            if error.status != 400:
+                raise
+            found = TOO_MANY.search(str(error))
+            most = int(found[1]) if found else DEFAULT_MOST
+            return most if most < 1000 else None
+        return None
+
+
+def decoding_fields(decoding: Decoding) -> dict[str, Any]:
+    """vLLM's own fields of a request; each is sent, or the checkpoint's generation config would take its place."""
+    return {
+        "top_k": decoding.top_k if decoding.do_sample and decoding.top_k else -1,
+        "min_p": decoding.min_p if decoding.do_sample else 0.0,
+        "repetition_penalty": decoding.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "min_tokens": decoding.min_new_tokens,
+        "stop_token_ids": list(decoding.eos_token_id),
+    }
+
+
+def _continued(conversation: Conversation) -> dict[str, Any]:
+    continues = conversation.continues
+    return {"add_generation_prompt": not continues, "continue_final_message": continues}
+
+
+def _row(said: chat.Said, token: int, *, whole: bool) -> Row:
+    """A generated token with its alternatives, or with the row of the whole vocabulary."""
+    pairs = [(token_of(text), text, value) for text, value in said.top]
+    if whole:
+        return Row(said.value, token, full=whole_row({each: value for each, _, value in pairs}, "vLLM"))
+    top = sorted((each for each in pairs[1:] if each[2] > FLOOR), key=lambda each: -each[2])
+    rank = None
+    # The drawn token comes first whatever its place, so where it is below all others its place is not known.
+    if said.value > FLOOR and top and said.value >= top[-1][2]:
+        rank = sum(each[2] > said.value for each in top)
+        top.insert(rank, (token, said.token, said.value))
+    plain = token_of(said.token) is not None
+    listed = tuple(Alternative(value, each, None if plain else text) for each, text, value in top)
+    return Row(said.value, token, None if plain else said.token, rank, listed)

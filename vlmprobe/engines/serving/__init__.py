@@ -1,0 +1,31 @@
+"""What engines behind a server share: client, reading of answers, tables. ``base.py`` says how to add an engine."""
+
+from __future__ import annotations
+
+from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
+from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.client import Client, Limits
+from vlmprobe.engines.serving.decoding import BASIC, Decoding
+from vlmprobe.engines.serving.detect import Facts, Server
+from vlmprobe.engines.serving.meaning import Meaning
+from vlmprobe.engines.serving.rows import Alternative, Row
+from vlmprobe.engines.serving.tokens import Tokens
+from vlmprobe.engines.serving.wire import Node
+
+__all__ = [
+    "BASIC",
+    "Abilities",
+    "Alternative",
+    "Answer",
+    "Client",
+    "Decoding",
+    "Facts",
+    "Limits",
+    "Meaning",
+    "Node",
+    "Row",
+    "Scored",
+    "ServedEngine",
+    "Server",
+    "Tokens",
+]

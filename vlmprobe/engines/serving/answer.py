@@ -1,0 +1,52 @@
+"""What an engine hands over for one request, in one form whatever its wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.engines.serving.meaning import Meaning
+from vlmprobe.engines.serving.rows import Row
+from vlmprobe.table import ImageSpan
+
+__all__ = ["Abilities", "Answer", "Scored"]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an engine gives. A reason says why not, and names what would; it is empty where the engine can."""
+
+    alternatives: int | None = None  # the most of the likeliest tokens at each place; 0 for none, None for no limit
+    no_alternatives: str = ""  # why there are none, or not more
+    no_prompt: str = ""  # why there is no prompt side
+    no_score: str = ""  # why candidates cannot be scored
+    no_logits: str = "serving engines send log-probabilities, not logits"  # why there is no keep="logits"
+    takes: frozenset[str] = frozenset()  # generation options, by the names of Decoding
+    images: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: T rows of output and, where the engine tells it, S rows of the prompt in the model's own sequence."""
+
+    text: str  # as the engine wrote it
+    finish_reason: str  # "stop" or "length"
+    output: Sequence[Row]  # [T]
+    prompt_ids: np.ndarray | None = None  # int64 [S], image placeholders included
+    prompt: Sequence[Row] | None = None  # [S], one for each position
+    spans: tuple[ImageSpan, ...] | None = None  # where the engine says itself which positions are images
+    meaning: Meaning | None = None  # of these numbers, where it is not that of the server
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One candidate: rows of the tokens it is written in."""
+
+    rows: Sequence[Row]
+    start: int  # position of the first row; -1 where it is not known
+    boundary: str | None = None  # what happened where the tokenizer merged prompt and candidate
+    context: tuple[int, ...] = ()  # ids before the first row

@@ -1,0 +1,248 @@
+"""``ServedEngine``: an engine behind an address. One subclass, in one small file, for each kind of server.
+
+To add an engine, write a subclass that says
+
+- ``title``, ``abilities`` (what it gives, and where not, what would), ``meaning`` where the engine documents it;
+- :meth:`~ServedEngine.recognise`: whether a server is one of its kind, from a few GET requests;
+- :meth:`~ServedEngine.answer`: one request and its :class:`~vlmprobe.engines.serving.answer.Answer`: rows in the order
+  of the tokens, values as the engine gave them. Read the reply through :class:`~vlmprobe.engines.serving.wire.Node`, so
+  that a hostile or broken server is a typed error. Mask nothing and compute nothing: sentinels, bounds, image
+  positions, texts and tables are the base class's work;
+- where the engine can, :meth:`~ServedEngine.candidates`, ``rank``;
+
+and publish it as an entry point of the group ``vlmprobe.engines``. In ``vlmprobe/engines/servers``, ``vllm.py`` is the
+fullest example, ``openai.py`` the smallest; ``chat.py`` there is what speakers of OpenAI's chat protocol share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from vlmprobe.engines import Options
+from vlmprobe.engines.serving import loop
+from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
+from vlmprobe.engines.serving.client import Client
+from vlmprobe.engines.serving.decoding import BASIC, Decoding
+from vlmprobe.engines.serving.detect import Facts, Server
+from vlmprobe.engines.serving.meaning import HOT, Meaning, judge
+from vlmprobe.engines.serving.pipeline import in_order
+from vlmprobe.engines.serving.requests import refuse
+from vlmprobe.engines.serving.tables import answer_table, prompt_table
+from vlmprobe.engines.serving.tokens import Tokens
+from vlmprobe.errors import CapabilityError, EngineError, VlmprobeError
+from vlmprobe.images import thumbnail
+from vlmprobe.messages import Conversation, Message, TextPart
+from vlmprobe.result import Result, Scores
+
+__all__ = ["THUMBNAIL", "ServedEngine"]
+
+THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
+AHEAD = 2  # results that may wait for the one that is due, for each request in flight
+PROBED = 20  # alternatives that are asked for to tell what the numbers mean
+TEXT = "Name any animal, colour, number or town."  # a prompt after which many tokens are likely
+
+
+class ServedEngine:
+    """A server, behind the protocol of :class:`vlmprobe.engines.Engine`. Safe to call from several threads."""
+
+    name: ClassVar[str] = ""  # under which the entry point publishes it
+    title: ClassVar[str] = ""  # as people write it
+    generic: ClassVar[bool] = False  # a generic engine is asked last whether a server is its own
+    abilities: Abilities = Abilities(takes=BASIC)
+
+    def __init__(
+        self, client: Client, server: Server, model: str, tokens: Tokens, meaning: Meaning | None = None
+    ) -> None:
+        self.client = client
+        self.server = server
+        self.model = model
+        self.tokens = tokens
+        self.meaning = meaning  # None until it is found out
+        self._finding: asyncio.Task[None] | None = None
+
+    # -- what a subclass says ----------------------------------------------------------------------
+
+    @classmethod
+    async def recognise(cls, facts: Facts) -> Server | None:
+        """What the server says of itself where it is of this kind, else None."""
+        raise NotImplementedError(f"{cls.__name__} must say which servers are its own")
+
+    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
+        """Ask the server one question."""
+        raise NotImplementedError(f"{type(self).__name__} must ask its server")
+
+    async def candidates(
+        self, conversation: Conversation, candidates: Sequence[str], options: Options
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """The rows of each candidate written right after the prompt, and what to say of it in ``meta``."""
+        raise NotImplementedError(f"{type(self).__name__} scores no candidates")
+
+    async def find_out(self) -> None:
+        """Find out, before the first request, what the server does not say. By default: what its numbers mean."""
+        if self.meaning is None:
+            self.meaning = await self.probed_meaning()
+
+    # -- the protocol of engines -------------------------------------------------------------------
+
+    def check(self, conversations: Sequence[Conversation], options: Options) -> None:
+        """Raise what is wrong with a request before anything is sent."""
+        refuse(self.title, self.abilities, conversations, options)
+        self.decoding(options)
+
+    def batch_size(self, wanted: int, options: Options) -> int:
+        """As many as may be in flight: requests do not touch each other."""
+        return self.client.limits.in_flight
+
+    def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
+        """Answer the conversations, as many at once as may be in flight."""
+        return list(self.answers(conversations, options))
+
+    def answers(
+        self, conversations: Iterable[Conversation | VlmprobeError], options: Options, *, keep_errors: bool = False
+    ) -> Iterator[Any]:
+        """Results in the order of the conversations, many of which are in flight at once.
+
+        Closing the iterator ends the work that is left.
+
+        Args:
+            conversations: an item that is an error already stands in its place.
+            options: of all of them.
+            keep_errors: whether an error stands in the place of its result, or is raised there.
+        """
+        work = (each if isinstance(each, VlmprobeError) else self.result(each, options) for each in conversations)
+        return in_order(work, ahead=AHEAD * self.client.limits.in_flight, keep_errors=keep_errors)
+
+    def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
+        """Score each candidate as the answer to the conversation."""
+        if self.abilities.no_score:
+            raise CapabilityError(f"{self.title} cannot score candidates: {self.abilities.no_score}.")
+        return loop.run(self._scores(conversation, candidates, options))
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do some work on the loop, after what must be known of the server is known."""
+
+        async def all_of_it() -> Any:
+            await self._known()
+            return await work
+
+        return loop.run(all_of_it())
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        self.client.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.client.url!r}, model={self.model!r})"
+
+    # -- one request -------------------------------------------------------------------------------
+
+    def decoding(self, options: Options) -> Decoding:
+        """The generation options of a call."""
+        return Decoding.read(options.generation, self.abilities.takes, self.title)
+
+    async def result(self, conversation: Conversation, options: Options) -> Result:
+        """Ask one question and make its tables."""
+        await self._known()
+        decoding = self.decoding(options)
+        started = time.perf_counter()
+        answer = await self.answer(conversation, decoding, options)
+        seconds = time.perf_counter() - started
+        meaning = answer.meaning or self.meaning or Meaning()
+        processing = decoding.processing
+        absent = {"prompt": self.abilities.no_prompt} if self.abilities.no_prompt and options.prompt else {}
+        before = None
+        ids, spans = answer.prompt_ids, answer.spans
+        if answer.prompt is not None and ids is not None and options.prompt:
+            try:
+                spans = self.tokens.spans(ids, conversation, self.title) if spans is None else spans
+            except CapabilityError as error:
+                if "prompt" in options.demanded:
+                    raise
+                absent["prompt"] = str(error)
+            else:
+                detokenizer = self.tokens.detokenizer
+                before = prompt_table(answer.prompt, spans, options.alternatives, meaning, detokenizer, self.title)
+        output = answer_table(
+            answer.output,
+            -1 if ids is None else len(ids),
+            options.alternatives,
+            meaning,
+            processing,
+            self.tokens.detokenizer,
+            self.title,
+            text=answer.text,
+        )
+        text = answer.text
+        if self.tokens.detokenizer is not None and output.ids is not None:
+            text = self.tokens.detokenizer.join(output.ids.tolist(), output.tokens)
+        meta: dict[str, Any] = {
+            "value_kind": meaning.of(processing),
+            "generation_config": decoding.told(),
+            "seed": options.seed,
+            "finish_reason": answer.finish_reason,
+            "timings": {"request_s": seconds},
+            **({"absent": absent} if absent else {}),
+            **answer.meta,
+        }
+        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
+        return Result(text, before, output, ids, meta, images)
+
+    async def _scores(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
+        await self._known()
+        started = time.perf_counter()
+        scored, told = await self.candidates(conversation, candidates, options)
+        meaning = self.meaning or Meaning()
+        tables = [
+            answer_table(
+                each.rows,
+                each.start,
+                options.alternatives,
+                meaning,
+                "none",
+                self.tokens.detokenizer,
+                f"{self.title}, candidate {place}",
+                context=each.context,
+            )
+            for place, each in enumerate(scored)
+        ]
+        seconds = time.perf_counter() - started
+        meta = {"value_kind": meaning.of("none"), **told, "timings": {"score_s": seconds}}
+        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
+        return Scores(list(candidates), tables, [each.boundary for each in scored], meta, images)
+
+    # -- what the server does not say --------------------------------------------------------------
+
+    async def _known(self) -> None:
+        """Wait until :meth:`find_out` has run once, whichever request came first."""
+        if self._finding is None or (self._finding.done() and self._finding.cancelled()):
+            self._finding = asyncio.ensure_future(self.find_out())
+        try:
+            await asyncio.shield(self._finding)
+        except Exception:
+            self._finding = None  # the next call tries again
+            raise
+
+    async def probed_meaning(self) -> Meaning:
+        """The meaning of the numbers, from three short requests; unknown where the server refuses them."""
+        most = self.abilities.alternatives
+        if most is not None and most < 2:
+            return Meaning()
+        options = Options(prompt=False, alternatives=min(PROBED, most or PROBED), seed=0, demanded=frozenset())
+        question = Conversation((Message("user", (TextPart(TEXT),)),))
+        ways = (
+            Decoding(max_new_tokens=1),
+            Decoding(max_new_tokens=1, do_sample=True, temperature=HOT),
+            Decoding(max_new_tokens=1, do_sample=True, top_p=1e-6),
+        )
+        try:
+            answers = await asyncio.gather(*(self.answer(question, way, options) for way in ways))
+        except EngineError:
+            return Meaning()
+        values = [
+            sorted((each.value for each in answer.output[0].top), reverse=True) if answer.output else []
+            for answer in answers
+        ]
+        return judge(*values)

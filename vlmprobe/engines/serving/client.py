@@ -1,0 +1,262 @@
+"""The HTTP client of all serving engines: bounded in requests, time and bytes, and silent about its key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from vlmprobe._version import __version__
+from vlmprobe.engines.serving import loop
+from vlmprobe.errors import (
+    EngineConnectionError,
+    EngineError,
+    EngineResponseError,
+    EngineTimeoutError,
+    MessageError,
+)
+
+__all__ = ["Client", "Limits"]
+
+KEY_VARIABLE = "VLMPROBE_API_KEY"
+KEYS_OF_HOSTS = {"api.openai.com": "OPENAI_API_KEY"}  # a key goes to the host that it was issued for, and no other
+BUSY = (429, 503)
+LOST = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+TOLD = 400  # characters of a server's own words in a message
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server may cost."""
+
+    in_flight: int = 64  # requests at once
+    connect_s: float = 10.0
+    request_s: float = 600.0  # for one request, its retries apart
+    response_bytes: int = 512 * 2**20
+    retries: int = 4  # after 429, 503 or a lost connection
+
+
+class Client:
+    """Requests to one server. Safe to use from several threads; all work runs on one background loop.
+
+    The key is read from ``VLMPROBE_API_KEY`` (for api.openai.com: ``OPENAI_API_KEY``) where none is given. It appears
+    in the ``Authorization`` header of requests to this server and nowhere else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.url = _address(url)
+        self.limits = limits or Limits()
+        self._secrets = tuple(each for each in (_key(self.url, api_key), *(headers or {}).values()) if each)
+        self._headers = {
+            "User-Agent": f"vlmprobe/{__version__}",
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+        }
+        key = _key(self.url, api_key)
+        self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        self._headers |= dict(headers or {})
+        self._http: httpx.AsyncClient | None = None
+        self._gate: asyncio.Semaphore | None = None
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a client of a server holds a key and connections: call vlmprobe.connect where it is needed")
+
+    async def get(self, path: str) -> Any:
+        """JSON of a GET request."""
+        return await self.request("GET", path, None)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """JSON of a POST request with a JSON body.
+
+        Raises:
+            EngineConnectionError: where the server cannot be reached, or breaks off, again and again.
+            EngineTimeoutError: where it takes too long.
+            EngineError: where it refuses or fails; ``status`` is the HTTP status.
+            EngineResponseError: where it redirects, answers too much, or no JSON.
+        """
+        return await self.request("POST", path, json.dumps(body, allow_nan=False).encode())
+
+    async def request(self, method: str, path: str, body: bytes | None) -> Any:
+        """One request, tried again after 429, 503 and lost connections."""
+        http, gate = self._open()
+        for trial in range(self.limits.retries + 1):
+            pause = min(FIRST_PAUSE_S * 2**trial, LONGEST_PAUSE_S)
+            last = trial == self.limits.retries
+            async with gate:
+                try:
+                    status, headers, content = await asyncio.wait_for(
+                        self._exchange(http, method, path, body), self.limits.request_s
+                    )
+                except LOST as error:
+                    if last:
+                        raise EngineConnectionError(
+                            f"{self.url} cannot be reached, or broke off: {self._plain(error)}. "
+                            "Check that the server runs and the address is right."
+                        ) from None
+                except (httpx.TimeoutException, asyncio.TimeoutError):
+                    raise EngineTimeoutError(
+                        f"{self.url} did not answer {path} in time ({self.limits.request_s:g} s, "
+                        f"{self.limits.connect_s:g} s to connect): raise seconds= of vlmprobe.connect, or ask for less."
+                    ) from None
+                except (httpx.HTTPError, httpx.InvalidURL) as error:
+                    raise EngineConnectionError(f"{self.url}{path}: {self._plain(error)}") from None
+                else:
+                    if status not in BUSY or last:
+                        return self._read(method, path, status, headers, content)
+                    pause = _asked_pause(headers, pause)
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close the connections. The next request opens new ones."""
+        http, self._http, self._gate = self._http, None, None
+        if http is not None:
+            loop.run(http.aclose())
+
+    # -- one exchange ------------------------------------------------------------------------------
+
+    def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
+        """The connections, made in the loop that uses them."""
+        if self._http is None or self._gate is None:
+            most = self.limits.in_flight
+            self._http = httpx.AsyncClient(
+                base_url=self.url,
+                headers=self._headers,
+                follow_redirects=False,
+                timeout=httpx.Timeout(self.limits.request_s, connect=self.limits.connect_s, pool=None),
+                limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
+            )
+            self._gate = asyncio.Semaphore(most)
+            weakref.finalize(self, _drop, self._http).atexit = False
+        return self._http, self._gate
+
+    async def _exchange(
+        self, http: httpx.AsyncClient, method: str, path: str, body: bytes | None
+    ) -> tuple[int, httpx.Headers, bytearray]:
+        async with http.stream(method, path, content=body) as response:
+            content = bytearray()
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > self.limits.response_bytes:
+                    raise EngineResponseError(
+                        f"{self.url}{path} answers more than {self.limits.response_bytes:,} bytes: ask for fewer "
+                        "tokens or alternatives."
+                    )
+            return response.status_code, response.headers, content
+
+    def _read(self, method: str, path: str, status: int, headers: httpx.Headers, content: bytearray) -> Any:
+        where = f"{self.url}{path}"
+        if 300 <= status < 400:
+            target = self._plain(headers.get("location", ""))
+            raise EngineResponseError(
+                f"{where} redirects to {target or 'nowhere'}, which is not followed: pass the final address.",
+                status=status,
+            )
+        if status >= 400:
+            raise EngineError(f"{where} answers HTTP {status}: {self._told(content)}{_remedy(status)}", status=status)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            what = "nothing" if not content.strip() else f"no JSON but {self._told(content)}"
+            raise EngineResponseError(
+                f"{where} answers {what}: is there an engine at this address, and did nothing cut it off?",
+                status=status,
+            ) from None
+
+    def _told(self, content: bytearray) -> str:
+        """What a server says of an error, short, in one line, without the key."""
+        try:
+            document = json.loads(content[: 2**20])
+        except (ValueError, RecursionError):
+            document = None
+        text = _message(document) or bytes(content[: 4 * TOLD]).decode("utf-8", "replace")
+        return self._plain(" ".join(text.split()))
+
+    def _plain(self, what: Any) -> str:
+        text = str(what) or type(what).__name__
+        for secret in self._secrets:
+            text = text.replace(secret, "***").replace(secret.removeprefix("Bearer "), "***")
+        text = re.sub("[\x00-\x1f\x7f-\x9f]", " ", text)
+        return text if len(text) <= TOLD else text[: TOLD - 3] + "..."
+
+
+def _message(document: Any) -> str:
+    """The message in what engines send as an error: ``{"error": {"message": ...}}``, ``{"detail": ...}``, ..."""
+    for _ in range(3):
+        if isinstance(document, str):
+            return document
+        if not isinstance(document, dict):
+            return ""
+        document = next((document[key] for key in ("error", "message", "detail", "msg") if document.get(key)), None)
+    return document if isinstance(document, str) else ""
+
+
+def _remedy(status: int) -> str:
+    known = {
+        401: " Pass api_key=, or set VLMPROBE_API_KEY.",
+        403: " Pass api_key=, or set VLMPROBE_API_KEY.",
+        413: " Send fewer or smaller pictures, or raise the limit of the server or its proxy.",
+        429: " It is busy: lower in_flight= of vlmprobe.connect.",
+        503: " It is busy or starting: try again, or lower in_flight= of vlmprobe.connect.",
+    }
+    return known.get(status, "")
+
+
+def _asked_pause(headers: httpx.Headers, pause: float) -> float:
+    """How long the server asks to wait, within reason."""
+    asked = headers.get("retry-after", "")
+    return min(float(asked), LONGEST_PAUSE_S) if re.fullmatch(r"\d{1,6}(\.\d+)?", asked) else pause
+
+
+def _address(url: Any) -> str:
+    """The address of a server without a trailing slash, or ``/v1``, which every path brings itself."""
+    if not isinstance(url, str):
+        raise MessageError(f"A server's address is a string such as 'http://localhost:8000', not {type(url).__name__}.")
+    text = url.strip()
+    if "://" not in text:
+        text = f"http://{text}"
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError as error:
+        raise MessageError(f"This is no address of a server: {error}.") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise MessageError("A server's address begins with http:// or https://, such as 'http://localhost:8000'.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise MessageError("A server's address has no user, password, query or fragment: pass a key as api_key=.")
+    path = parts.path.rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path.removesuffix("/v1"), "", ""))
+
+
+def _key(url: str, given: str | None) -> str | None:
+    host = urlsplit(url).hostname or ""
+    key = given if given is not None else os.environ.get(KEYS_OF_HOSTS.get(host, KEY_VARIABLE))
+    if not key:
+        return None
+    if not isinstance(key, str) or not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise MessageError("The API key holds characters that no header can carry: check for line breaks and spaces.")
+    return key
+
+
+def _drop(http: httpx.AsyncClient) -> None:
+    """Close the connections of a client that nothing holds any more."""
+    loop.start(http.aclose())

@@ -1,0 +1,69 @@
+"""One event loop in a background thread, on which every client of the process works.
+
+So a probe of a server is called like any other, from a script, from several threads, and from Jupyter, whose own loop
+is running already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, TypeVar
+
+__all__ = ["run", "start"]
+
+T = TypeVar("T")
+PATIENCE_S = 5.0  # for connections to close after an interrupt
+LOCK = threading.Lock()
+
+
+class _Background:
+    """The loop and the process that it belongs to: a fork does not take threads along."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    process = 0
+
+
+def start(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Begin some work on the loop. Cancelling the future cancels the work."""
+    return asyncio.run_coroutine_threadsafe(work, _loop())
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Do some work on the loop and wait for it; an interrupt of the waiting thread cancels it first."""
+    future = start(work)
+    try:
+        return future.result()
+    except BaseException:
+        settle([future])
+        raise
+
+
+def settle(futures: list[Future[Any]]) -> None:
+    """Cancel what has not ended, and wait until its connections are closed."""
+    for future in futures:
+        future.cancel()
+    if any(not future.done() or future.cancelled() for future in futures):
+        # A cancelled future is done at once; its task closes its connection in the loop's next rounds.
+        try:
+            asyncio.run_coroutine_threadsafe(_rounds(), _loop()).result(PATIENCE_S)
+        except (FutureTimeoutError, CancelledError):
+            return
+
+
+async def _rounds() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    with LOCK:
+        if _Background.loop is None or _Background.process != os.getpid():
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="vlmprobe-serving", daemon=True).start()
+            _Background.loop, _Background.process = loop, os.getpid()
+        return _Background.loop

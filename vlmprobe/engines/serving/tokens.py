@@ -1,0 +1,130 @@
+"""What the client knows of the model's tokens: text of ids, places of images, the prompt as it is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.detokenize import Detokenizer
+from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, EngineResponseError
+from vlmprobe.messages import Conversation
+from vlmprobe.spans import divide_runs, placeholder_runs
+from vlmprobe.table import ImageSpan
+
+if TYPE_CHECKING:
+    from vlmprobe.adapter import Adapter
+
+__all__ = ["Tokens"]
+
+NEEDED = "pass processor= (the model's folder, hub id or processor) to vlmprobe.connect"
+
+
+class Tokens:
+    """The client's side of the vocabulary; without a processor it knows little, and says so.
+
+    Attributes:
+        detokenizer: of the model's tokenizer, or None.
+        image_ids: ids of image placeholders, as far as they are known.
+    """
+
+    def __init__(self, adapter: Adapter | None = None, image_ids: Collection[int] = ()) -> None:
+        self.adapter = adapter
+        self.detokenizer = Detokenizer(adapter.tokenizer) if adapter is not None else None
+        self.image_ids = frozenset(image_ids) or (adapter.image_ids if adapter is not None else frozenset())
+
+    @classmethod
+    def of(cls, processor: Any, image_ids: Collection[int] = ()) -> Tokens:
+        """From what ``vlmprobe.connect`` takes as ``processor``.
+
+        Args:
+            processor: None, a folder or hub id, a processor or tokenizer, or a :class:`vlmprobe.Probe` of the same
+                model that is open here.
+            image_ids: ids of image placeholders, where the processor does not tell.
+        """
+        if processor is None:
+            return cls(None, image_ids)
+        if isinstance(processor, (str, os.PathLike)):
+            return cls(_reader(processor), image_ids)
+        engine = getattr(processor, "engine", None)
+        if engine is not None:
+            if not hasattr(engine, "adapter"):
+                raise CapabilityError("A probe given as processor= must be one that vlmprobe.load or wrap made.")
+            return cls(engine.adapter, image_ids)
+        if not callable(getattr(processor, "decode", None)) and not hasattr(processor, "tokenizer"):
+            raise TypeError(f"processor= is a folder, a hub id, a processor or a probe, not {type(processor).__name__}")
+        return cls(_wrapped(processor), image_ids)
+
+    def spans(self, ids: np.ndarray, conversation: Conversation, where: str) -> tuple[ImageSpan, ...]:
+        """The runs of image positions in a prompt of ids [S], told apart by image.
+
+        Raises:
+            EngineResponseError: where the prompt does not hold the images.
+            CapabilityError: where the placeholders are not known.
+        """
+        images = len(conversation.images)
+        if not images:
+            return ()
+        if not self.image_ids:
+            raise CapabilityError(f"Which positions of the prompt are the image is not known: {NEEDED}, or image_ids=.")
+        runs = placeholder_runs(ids, self.image_ids)
+        if len(runs) < 1:
+            raise EngineResponseError(
+                f"{where}: the prompt of {len(ids)} ids does not hold the image. Was it ignored by the server, or is "
+                "processor= of another model?"
+            )
+        if images == 1:
+            return divide_runs(runs, [len(ids)])
+        if len(runs) == images:
+            return divide_runs(runs, [stop - start for start, stop in runs])
+        if self.adapter is None:
+            raise CapabilityError(f"The prompt has {len(runs)} runs of image positions for {images} images: {NEEDED}.")
+        try:
+            return self.adapter.spans(ids, conversation)
+        except AdapterError as error:
+            raise EngineResponseError(f"{where}: {error}") from error
+
+    def need(self, what: str) -> Adapter:
+        """The adapter, or an error that says what it is needed for."""
+        if self.adapter is None:
+            raise CapabilityError(f"{what} needs the model's tokenizer and template: {NEEDED}.")
+        return self.adapter
+
+
+def _reader(checkpoint: str | os.PathLike[str]) -> Adapter:
+    """The adapter of a checkpoint, without its weights."""
+    from transformers import AutoConfig, AutoProcessor
+
+    from vlmprobe import registry
+    from vlmprobe.adapter import Adapter
+
+    name = os.path.expanduser(os.fspath(checkpoint))
+    config = registry.read_config(name)
+    found = registry.find(config, checkpoint=name)
+    if found.load.__func__ is not Adapter.load.__func__:  # type: ignore[attr-defined]
+        raise CapabilityError(
+            f"{name} is in an original format, which is read together with its weights: pass "
+            "processor=vlmprobe.load(...) of it."
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        outer = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, LookupError) as error:
+        raise CheckpointError(f"The processor of {name} cannot be loaded: {error}") from error
+    return found(SimpleNamespace(config=outer), processor)
+
+
+def _wrapped(processor: Any) -> Adapter:
+    """A processor as an adapter of a model that follows transformers' conventions."""
+    from vlmprobe.adapter import Adapter
+
+    tokenizer = getattr(processor, "tokenizer", processor)
+    found = getattr(processor, "image_token_id", None)
+    if not isinstance(found, int) and isinstance(getattr(processor, "image_token", None), str):
+        found = tokenizer.convert_tokens_to_ids(processor.image_token)
+    name = getattr(tokenizer, "name_or_path", "")
+    config = SimpleNamespace(image_token_id=found, name_or_path=name, model_type=type(processor).__name__)
+    return Adapter(SimpleNamespace(config=config), processor)

@@ -1,0 +1,112 @@
+"""Reading what a server answered: every step says what is missing or impossible, and where in the answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.errors import EngineResponseError
+
+__all__ = ["Node", "real", "token_id"]
+
+MOST_IDS = 2**24  # ids in one list; no engine has contexts near it
+LARGEST_ID = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value in a server's answer, and its place there.
+
+    Raises (all methods):
+        EngineResponseError: where the answer holds something else.
+    """
+
+    value: Any
+    where: str  # the engine's name, then the path, such as "vLLM: choices[0].logprobs"
+
+    def __getitem__(self, key: str | int) -> Node:
+        """The member or item ``key``, which must be there."""
+        kind, separator = (dict, ".") if isinstance(key, str) else (list, "")
+        found = self._at(key) if isinstance(self.value, kind) else None
+        if found is None:
+            raise EngineResponseError(f"{self.where} has no {key!r}: {_brief(self.value)}.")
+        return Node(found, f"{self.where}{separator}{key if isinstance(key, str) else f'[{key}]'}")
+
+    def get(self, key: str) -> Node | None:
+        """The member ``key``, or None where it is absent or null."""
+        return self[key] if isinstance(self.value, dict) and self.value.get(key) is not None else None
+
+    def items(self, *, most: int = MOST_IDS) -> list[Any]:
+        """The plain values of a list of at most so many."""
+        if not isinstance(self.value, list):
+            raise self.wrong("a list")
+        if len(self.value) > most:
+            raise self.wrong(f"a list of at most {most:,}, and it has {len(self.value):,}")
+        return self.value
+
+    def mapping(self, *, most: int = MOST_IDS) -> dict[str, Any]:
+        """The plain values of an object of at most so many members."""
+        if not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        if len(self.value) > most:
+            raise self.wrong(f"an object of at most {most:,} members, and it has {len(self.value):,}")
+        return self.value
+
+    def string(self) -> str:
+        """A string."""
+        if not isinstance(self.value, str):
+            raise self.wrong("a string")
+        return self.value
+
+    def integer(self, least: int = 0, most: int = LARGEST_ID) -> int:
+        """An integer in a range."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or not least <= self.value <= most:
+            raise self.wrong(f"an integer from {least} to {most}")
+        return self.value
+
+    def ids(self, vocabulary: int | None = None) -> np.ndarray:
+        """int64 [S]: token ids, within the vocabulary where its size is known."""
+        values = self.items()
+        return np.array([token_id(each, self.where, vocabulary) for each in values], dtype=np.int64)
+
+    def wrong(self, due: str) -> EngineResponseError:
+        """The error that says what was due here."""
+        return EngineResponseError(
+            f"{self.where} is no {due.removeprefix('an ').removeprefix('a ')}: {_brief(self.value)}."
+        )
+
+    def _at(self, key: Any) -> Any:
+        try:
+            return self.value[key]
+        except LookupError:
+            return None
+
+
+def token_id(value: Any, where: str, vocabulary: int | None = None) -> int:
+    """A token id: an integer, not negative, below the size of the vocabulary where that is known."""
+    limit = LARGEST_ID if vocabulary is None else vocabulary - 1
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+        raise EngineResponseError(f"{where} holds {_brief(value)}, which is no token id from 0 to {limit}.")
+    return value
+
+
+def real(value: Any, where: str) -> float:
+    """A number that is not NaN and not above every number; minus infinity is a probability of zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value == math.inf:
+        raise EngineResponseError(f"{where} holds {_brief(value)} where a number is due.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise EngineResponseError(f"{where} holds a number that is none: {_brief(value)}.") from None
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"an object of {', '.join(map(repr, list(value)[:8])) or 'nothing'}"
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge integer"
+    return text if len(text) <= 80 else text[:77] + "..."
