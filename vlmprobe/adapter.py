@@ -19,6 +19,7 @@ from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, Vlmp
 from vlmprobe.messages import Conversation, ImagePart, Message
 from vlmprobe.spans import divide_runs, placeholder_runs
 from vlmprobe.table import ImageSpan
+from vlmprobe.templates import template_for, templates_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -221,7 +222,7 @@ class Adapter:
         )
 
     def _template(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        template = getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
+        template = template_for(templates_of(self.processor, self.tokenizer), conversations[0])
         if template is None:
             raise CheckpointError(
                 f"{self.model.config.name_or_path or 'the checkpoint'} has no chat template: "

@@ -13,6 +13,7 @@ from vlmprobe.messages import Conversation, Prompt
 from vlmprobe.result import Result, Scores
 
 if TYPE_CHECKING:
+    from vlmprobe.analysis.rank import Ranking
     from vlmprobe.analysis.sampling import Samples
     from vlmprobe.engines.stream import Stream
     from vlmprobe.groups import GroupedScores, YesNo
@@ -252,6 +253,43 @@ class Probe:
         from vlmprobe.analysis.yes_no import NO, YES, yes_no
 
         return yes_no(self, question, image, yes=yes or YES, no=no or NO)
+
+    def rank(
+        self,
+        query: Any,
+        /,
+        documents: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        prompt: str | None = None,
+        yes: str = "yes",
+        no: str = "no",
+        batch_size: int | Literal["auto"] = "auto",
+        progress: bool | None = None,
+    ) -> Ranking:
+        """Order documents by their relevance to a query: ``sigmoid(logit_yes - logit_no)`` where the answer begins.
+
+        Asked through the checkpoint's chat template of the roles query and document where it has one, by the engine
+        where it is a reranker server, and else through :data:`vlmprobe.analysis.rank.PROMPT`.
+
+        Args:
+            query: a text, an image (a path object, bytes, PIL image or array), ``{"image": ..., "text": ...}``, or chat
+                parts. A string is text, never a path.
+            documents: likewise.
+            instruction: what makes a document relevant; the template's own, or
+                :data:`vlmprobe.analysis.rank.INSTRUCTION`, where None.
+            prompt: to ask through instead, with the fields ``{query}``, ``{document}`` and ``{instruction}``.
+            yes, no: the two answers, one token each.
+            batch_size, progress: as in :meth:`generate_many`.
+
+        Raises:
+            MessageError: for what is no document, a prompt without its fields, or answers of several tokens.
+            ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
+        """
+        from vlmprobe.analysis.rank import rank
+
+        asked: dict[str, Any] = {"instruction": instruction, "prompt": prompt, "yes": yes, "no": no}
+        return rank(self, query, documents, **asked, batch_size=batch_size, progress=progress)
 
     def branch(
         self,

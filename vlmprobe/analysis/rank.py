@@ -1,0 +1,295 @@
+"""Relevance of documents to a query, from the model's own yes and no.
+
+The score of a document is ``sigmoid(logit_yes - logit_no)`` at the last position of a prompt that asks whether the
+document meets the query: what rerankers of the Qwen family compute (Qwen3-VL-Reranker; Li et al. 2026) and what engines
+serve under ``/score``. Any model that answers questions can be asked so; a score of a model that was not trained for it
+orders documents, and is a probability only as far as the model is calibrated.
+
+A checkpoint with a chat template of the roles query and document is asked through that; any other through
+:data:`PROMPT`, or a prompt of one's own. Queries and documents are text, pictures, or both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL.Image import Image
+
+from vlmprobe.asked import Request
+from vlmprobe.engines import Options
+from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError
+from vlmprobe.images import thumbnail
+from vlmprobe.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.progress import tracking
+from vlmprobe.templates import PAIR, pair_template, templates_of
+
+if TYPE_CHECKING:
+    from vlmprobe.probe import Probe
+
+__all__ = ["INSTRUCTION", "PROMPT", "Ranked", "Ranking", "parts_of", "rank"]
+
+Part = TextPart | ImagePart
+INSTRUCTION = "Judge whether the document is relevant to the query."
+PROMPT = "{instruction}\n\nQuery: {query}\n\nDocument: {document}\n\nIs the document relevant? Answer yes or no."
+FIELDS = ("instruction", "query", "document")
+THUMBNAIL = 256
+ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One document in its place."""
+
+    index: int  # among the documents as they were given
+    score: float  # 0 to 1
+    margin: float  # logit of yes less that of no, nats
+    text: str  # of the document; empty for a picture alone
+    picture: Image | None  # its first one, reduced for display
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """D documents and how relevant each is to one query. Iterating gives the most relevant first."""
+
+    query: str  # its text
+    margins: np.ndarray  # float64 [D], nats: logit of yes less that of no, in the order in which documents were given
+    texts: list[str]  # [D]
+    pictures: list[Image | None]  # [D] first picture of each document, reduced for display
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float64 [D]: ``sigmoid(margins)``, in the order in which documents were given."""
+        return np.exp(-np.logaddexp(0, -self.margins))
+
+    @property
+    def order(self) -> np.ndarray:
+        """int64 [D]: places of the documents, the most relevant first; of equal ones the earlier first."""
+        return np.argsort(-self.margins, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.margins)
+
+    def __iter__(self) -> Iterator[Ranked]:
+        scores = self.scores
+        for place in self.order.tolist():
+            margin = float(self.margins[place])
+            yield Ranked(place, float(scores[place]), margin, self.texts[place], self.pictures[place])
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per document, the most relevant first."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        rows = [{"index": each.index, "score": each.score, "margin": each.margin, "text": each.text} for each in self]
+        return pandas.DataFrame(rows, columns=["index", "score", "margin", "text"])
+
+    def plot(self, ax: Any = None, *, most: int = 12) -> Any:
+        """Scores as bars, the most relevant document first, beside its text or picture. Returns the axes."""
+        from vlmprobe.analysis.rank_plot import draw_ranking
+
+        return draw_ranking(self, ax, most=most)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{each.index}: {each.score:.3f}" for each in list(self)[:4])
+        return f"Ranking({self.query[:40]!r}; {shown}{', ...' if len(self) > 4 else ''})"
+
+
+def rank(
+    probe: Probe,
+    query: Any,
+    documents: Sequence[Any],
+    *,
+    instruction: str | None = None,
+    prompt: str | None = None,
+    yes: str = "yes",
+    no: str = "no",
+    batch_size: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
+) -> Ranking:
+    """Order documents by their relevance to a query. See :meth:`Probe.rank`."""
+    from vlmprobe.probe import Probe
+
+    asked = parts_of(query, "The query")
+    if isinstance(documents, (str, Mapping)) or not isinstance(documents, Sequence):
+        raise MessageError(f"documents is a list of texts and pictures, not {type(documents).__name__}")
+    listed = [parts_of(each, f"Document {place}") for place, each in enumerate(documents)]
+    conversations, how = _asked(probe, asked, listed, instruction, prompt)
+    margins = _engines_own(probe, asked, listed, instruction) if prompt is None else None
+    if margins is None:
+        probe.engine.check(conversations, Options(generation=ONE_STEP))
+        plain = Probe(probe.engine, probe.meta)  # a session would put its own picture to documents without one
+        with tracking(progress, len(listed), "documents") as done:
+            found = []
+            for margin in _margins(plain, conversations, yes, no, batch_size) if listed else ():
+                found.append(margin)
+                done(1)
+        margins = np.array(found, dtype=np.float64)
+    else:
+        how = "the engine's reranker"
+    return Ranking(
+        query=_text(asked),
+        margins=margins,
+        texts=[_text(each) for each in listed],
+        pictures=[_picture(each) for each in listed],
+        meta={**probe.meta, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
+    )
+
+
+def parts_of(source: Any, name: str) -> tuple[Part, ...]:
+    """A query or a document as parts of a message.
+
+    Args:
+        source: a text, an image (path object, bytes, PIL image, array), a mapping with ``"image"`` (also a URL or the
+            name of a file) and ``"text"``, chat parts, or a list of these.
+        name: what it is, for messages.
+
+    Raises:
+        MessageError: for nothing, or what is neither.
+        ImageError: for an image that cannot be read.
+    """
+    parts = _read(source, name)
+    if not any(isinstance(part, ImagePart) or part.text.strip() for part in parts):
+        raise MessageError(f"{name} is empty: give a text or a picture.")
+    return parts
+
+
+def _read(source: Any, name: str) -> tuple[Part, ...]:
+    if isinstance(source, str):
+        return (TextPart(source),)
+    if isinstance(source, Mapping):
+        if "type" in source:
+            return Conversation.build([{"role": "user", "content": [source]}]).messages[0].parts
+        if not source or set(source) - {"image", "text"}:
+            raise MessageError(f"{name} is a mapping of 'image' and 'text', or a chat part with its 'type'.")
+        images = source.get("image")
+        shown = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+        said = [TextPart(source["text"])] if isinstance(source.get("text"), str) and source["text"] else []
+        return (*(_image(each) for each in shown), *said)
+    if isinstance(source, (list, tuple)):
+        return tuple(part for each in source for part in _read(each, name))
+    if source is None:
+        raise MessageError(f"{name} is None: give a text or a picture.")
+    return (_image(source),)
+
+
+def _image(source: Any) -> ImagePart:
+    return Conversation.build("?", [source]).image_parts[0]
+
+
+def _asked(
+    probe: Probe,
+    query: tuple[Part, ...],
+    documents: Sequence[tuple[Part, ...]],
+    instruction: str | None,
+    prompt: str | None,
+) -> tuple[list[Conversation], str]:
+    """The question about each document, and through what it is asked."""
+    adapter = getattr(probe.engine, "adapter", None)
+    template = None
+    if prompt is None and adapter is not None:
+        template = pair_template(templates_of(adapter.processor, adapter.tokenizer))
+    if adapter is None or template is None:
+        pieces = _pieces(PROMPT if prompt is None else prompt)
+        told = (TextPart(INSTRUCTION if instruction is None else instruction),)
+        return [
+            Conversation((Message("user", _filled(pieces, {"instruction": told, "query": query, "document": each})),))
+            for each in documents
+        ], "prompt"
+    system = () if instruction is None else (Message("system", (TextPart(instruction),)),)
+    pairs = [Conversation((*system, Message(PAIR[0], query), Message(PAIR[1], each))) for each in documents]
+    if pairs and "{'type'" in adapter.render(pairs[:1])[0]:
+        raise CapabilityError(
+            "The chat template of roles query and document is one of a server, which writes contents as they stand. "
+            "Set one that reads lists of parts as processor.chat_template, or give prompt=."
+        )
+    return pairs, "chat template"
+
+
+def _pieces(prompt: str) -> list[str]:
+    """A prompt cut at its fields; every second piece is the name of one.
+
+    Raises:
+        MessageError: where the query or the document has no place in it.
+    """
+    pieces = re.split(rf"\{{({'|'.join(FIELDS)})\}}", prompt)
+    for name in PAIR:
+        if pieces[1::2].count(name) != 1:
+            raise MessageError(
+                f"prompt must have the field {{{name}}} once; it may have {{query}}, {{document}}, {{instruction}}."
+            )
+    return pieces
+
+
+def _filled(pieces: Sequence[str], fields: Mapping[str, tuple[Part, ...]]) -> tuple[Part, ...]:
+    """Parts of the message, neighbouring texts joined."""
+    parts: list[Part] = []
+    for place, piece in enumerate(pieces):
+        for part in fields[piece] if place % 2 else (TextPart(piece),):
+            if isinstance(part, TextPart) and parts and isinstance(parts[-1], TextPart):
+                parts[-1] = TextPart(parts[-1].text + part.text)
+            else:
+                parts.append(part)
+    return tuple(part for part in parts if isinstance(part, ImagePart) or part.text)
+
+
+def _engines_own(
+    probe: Probe, query: tuple[Part, ...], documents: Sequence[tuple[Part, ...]], instruction: str | None
+) -> np.ndarray | None:
+    """Margins [D] from an engine that ranks by itself (``rank`` of a reranker server), None where it does not."""
+    ranks = getattr(probe.engine, "rank", None)
+    if ranks is None or not documents:
+        return None
+    if instruction is not None:
+        raise CapabilityError(
+            f"{type(probe.engine).__name__} ranks with the instruction of the server's template: leave out "
+            "instruction=, or give prompt= to ask a generating model."
+        )
+    pairs = [Conversation((Message("user", each),)) for each in (query, *documents)]
+    try:
+        return np.asarray(ranks(pairs[0], pairs[1:], activation=False), dtype=np.float64)
+    except CapabilityError:  # a server of a generating model, which can be asked
+        return None
+
+
+def _margins(
+    probe: Probe, conversations: Sequence[Conversation], yes: str, no: str, batch_size: int | Literal["auto"]
+) -> Iterator[float]:
+    """Logit of yes less that of no at the end of each prompt, float64."""
+    answer_ids = getattr(probe.engine, "answer_ids", None)
+    if answer_ids is None:  # log-probabilities of one position differ as its logits do
+        for conversation in conversations:
+            scores: Any = probe.score(conversation, [yes, no])  # type: ignore[call-overload]
+            yield float(scores.logprobs[0] - scores.logprobs[1])
+        return
+    first, second = (_only_id(answer_ids(conversations[0], text), text) for text in (yes, no))
+    if first == second:
+        raise MessageError(f"{yes!r} and {no!r} are the same token: give other words for yes= and no=.")
+    requests = [Request(conversation) for conversation in conversations]  # type: ignore[arg-type]
+    options: dict[str, Any] = {"keep": "logits", "prompt": False, "alternatives": 1, **ONE_STEP}
+    for result in probe.generate_many(requests, batch_size=batch_size, progress=False, **options):
+        row = result.output.logits
+        assert row is not None  # asked for by keep
+        yield float(row[0, first]) - float(row[0, second])
+
+
+def _only_id(ids: Sequence[int], text: str) -> int:
+    if len(ids) != 1:
+        raise MessageError(
+            f"{text!r} is {len(ids)} tokens after this prompt, and the score is of one: give another word for yes= "
+            "or no=, such as 'Yes' or ' yes'."
+        )
+    return int(ids[0])
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return " ".join(part.text for part in parts if isinstance(part, TextPart)).strip()
+
+
+def _picture(parts: Sequence[Part]) -> Image | None:
+    return next((thumbnail(part.image, THUMBNAIL) for part in parts if isinstance(part, ImagePart)), None)
