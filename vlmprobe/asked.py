@@ -16,6 +16,7 @@ from vlmprobe.storage import OnDisk
 __all__ = ["Keep", "Request", "options_of", "request_of"]
 
 ON_DISK = (OnDisk, PathLike)
+ALTERNATIVES = 10  # K, unless the caller says
 
 Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
@@ -48,6 +49,9 @@ def options_of(
             )
     if len(stores) > 1:
         raise GenerationOptionError("keep names more than one place on disk; full rows go to one")
+    demanded = {name for name, value in (("prompt", prompt), ("alternatives", alternatives)) if value is not None}
+    prompt = True if prompt is None else prompt
+    alternatives = ALTERNATIVES if alternatives is None else alternatives
     if not isinstance(prompt, bool):
         raise GenerationOptionError(
             "prompt is True or False (report the prompt side or not); the question comes first."
@@ -60,7 +64,16 @@ def options_of(
     if not all(map(callable, own)) or callable(processors):
         raise GenerationOptionError("logits_processor is a list of transformers LogitsProcessor objects")
     drawn = None if seed is None else int(seed)
-    return Options(frozenset(named), prompt, int(alternatives), drawn, dict(generation), own, next(iter(stores), None))
+    return Options(
+        frozenset(named),
+        prompt,
+        int(alternatives),
+        drawn,
+        dict(generation),
+        own,
+        next(iter(stores), None),
+        demanded=frozenset(demanded),
+    )
 
 
 def request_of(raw: Any) -> Request:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vlmprobe.asked import Keep, Request, options_of, request_of
-from vlmprobe.engines import Engine, Options, ability
-from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
+from vlmprobe.asked import Keep, Request, options_of
+from vlmprobe.engines import Engine, ability
+from vlmprobe.errors import GenerationOptionError
 from vlmprobe.messages import Conversation, Prompt
 from vlmprobe.result import Result, Scores
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from vlmprobe.analysis.sampling import Samples
     from vlmprobe.engines.stream import Stream
     from vlmprobe.groups import GroupedScores, YesNo
+    from vlmprobe.many import OnError
     from vlmprobe.session import Session
 
 __all__ = ["Probe", "Request"]
-
-AUTO_BATCH = 16  # the most requests in one batch with batch_size="auto"
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Probe:
         image: Any = None,
         *,
         keep: Keep = "stats",
-        prompt: bool = True,
-        alternatives: int = 10,
+        prompt: bool | None = None,
+        alternatives: int | None = None,
         seed: int | None = None,
         logits_processor: Sequence[Any] = (),
         **generation: Any,
@@ -57,8 +56,10 @@ class Probe:
                 [T, H] that enter the LM head; a set keeps both. A ``pathlib.Path`` in place of ``"logits"`` is a folder
                 that the full rows go to as they are computed, mapped and not held in memory;
                 :class:`vlmprobe.storage.OnDisk` also chooses their type.
-            prompt: False skips the prompt side.
-            alternatives: K, how many of the likeliest tokens to keep at each position.
+            prompt: False skips the prompt side. None reports it where the engine gives it; every model that is open
+                here does.
+            alternatives: K, how many of the likeliest tokens to keep at each position. None keeps 10, or as many as the
+                engine gives.
             seed: for sampling; torch's own random state is left as it was.
             logits_processor: transformers ``LogitsProcessor`` objects of one's own, put between the penalties and the
                 sampling filters of the options. Raw numbers stay raw; ``scores`` shows what they did.
@@ -84,8 +85,8 @@ class Probe:
         image: Any = None,
         *,
         keep: Keep = "stats",
-        prompt: bool = True,
-        alternatives: int = 10,
+        prompt: bool | None = None,
+        alternatives: int | None = None,
         seed: int | None = None,
         logits_processor: Sequence[Any] = (),
         **generation: Any,
@@ -121,14 +122,18 @@ class Probe:
         *,
         batch_size: int | Literal["auto"] = "auto",
         progress: bool | None = None,
+        on_error: OnError = "raise",
         keep: Keep = "stats",
-        prompt: bool = True,
-        alternatives: int = 10,
+        prompt: bool | None = None,
+        alternatives: int | None = None,
         seed: int | None = None,
         logits_processor: Sequence[Any] = (),
         **generation: Any,
-    ) -> Iterator[Result]:
+    ) -> Iterator[Any]:
         """Answer many requests in batches, one result after the other in the order of the requests.
+
+        A server gets many requests at once instead, as many as :func:`vlmprobe.connect` allows in flight; leaving the
+        iterator ends its work on the rest.
 
         The numbers are those of single calls: padding is invisible. Sampling with a seed runs the requests one by
         one, so that each draws what it would draw alone. Pictures that several requests of a batch share are encoded
@@ -141,21 +146,15 @@ class Probe:
                 ``"auto"`` reads a window of 64 requests ahead (less where their pictures take more than 256 MB) and
                 runs those of like length together, the longest first; a number runs them as they come.
             progress: whether to show a progress bar; None shows one in a terminal.
+            on_error: ``"raise"`` raises what is wrong with a request in its place, after the results of those before;
+                ``"keep"`` gives a :class:`vlmprobe.many.Failure` in its place and goes on.
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
             logits_processor: as in :meth:`generate`; requests then run one by one.
         """
+        from vlmprobe.many import answered
+
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-            raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
-        if isinstance(requests, (str, Mapping, Request)) or not isinstance(requests, Iterable):
-            raise MessageError(
-                f"generate_many takes a list of requests, not {type(requests).__name__}; for one use generate"
-            )
-        self.engine.check([], options)
-        size = self.engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
-        large = "logits" in options.keep and options.store is None  # a window of results would be
-        grouped = batch_size == "auto" and size > 1 and not large
-        return self._many(requests, size, grouped, options, progress)
+        return answered(self, requests, batch_size, options, progress, on_error)
 
     def session(self, image: Any = None, *, images: int = 8) -> Session:
         """The same probe with a memory: a picture that was encoded in one call is not encoded again in the next.
@@ -190,7 +189,7 @@ class Probe:
         image: Any = None,
         *,
         keep: Keep = ...,
-        alternatives: int = ...,
+        alternatives: int | None = ...,
     ) -> GroupedScores: ...
     @overload
     def score(
@@ -201,7 +200,7 @@ class Probe:
         image: Any = None,
         *,
         keep: Keep = ...,
-        alternatives: int = ...,
+        alternatives: int | None = ...,
     ) -> Scores: ...
     def score(
         self,
@@ -211,7 +210,7 @@ class Probe:
         image: Any = None,
         *,
         keep: Keep = "stats",
-        alternatives: int = 10,
+        alternatives: int | None = None,
     ) -> Scores:
         """How likely each candidate is as the answer: log-probability of its tokens, written right after the prompt.
 
@@ -230,7 +229,7 @@ class Probe:
         """
         from vlmprobe.groups import candidate_groups, candidate_list, grouped
 
-        options = options_of(keep, True, alternatives, None, {})
+        options = options_of(keep, None, alternatives, None, {})
         groups = candidate_groups(candidates) if isinstance(candidates, Mapping) else {}
         listed = [each for texts in groups.values() for each in texts] or candidate_list(candidates)
         conversation = self._conversation(question, image)
@@ -301,8 +300,8 @@ class Probe:
         question: Prompt | None = None,
         image: Any = None,
         keep: Keep = "stats",
-        prompt: bool = True,
-        alternatives: int = 10,
+        prompt: bool | None = None,
+        alternatives: int | None = None,
         seed: int | None = None,
         logits_processor: Sequence[Any] = (),
         **generation: Any,
@@ -352,52 +351,6 @@ class Probe:
 
     def _conversation(self, question: Prompt, image: Any) -> Conversation:
         return Conversation.build(question, image)
-
-    def _many(
-        self, requests: Iterable[Any], size: int, grouped: bool, options: Options, progress: bool | None
-    ) -> Iterator[Result]:
-        from vlmprobe.engines.batching import WINDOW, Batches
-        from vlmprobe.progress import tracking
-
-        # Within one call a picture is encoded once, in a session also across calls.
-        remembering = getattr(self.engine, "remembering", None)
-        alone = getattr(self.engine, "memory", None) is None
-        engine = remembering(8) if remembering is not None and alone else self.engine
-        batches = Batches(engine, options, size)
-        run = batches.grouped if grouped else batches.in_order
-        total = len(requests) if isinstance(requests, Sized) else None
-        with tracking(progress, total) as done:
-            for window, error in self._windows(requests, WINDOW if grouped else size, options):
-                for (request, conversation), result in zip(window, run([each for _, each in window]), strict=True):
-                    more = {} if request.id is None else {"id": request.id}
-                    yield self._told(result, conversation, **more)
-                    done(len(result.output))
-                if error is not None:
-                    raise error
-
-    def _windows(
-        self, requests: Iterable[Any], size: int, options: Options
-    ) -> Iterator[tuple[list[tuple[Request, Conversation]], VlmprobeError | None]]:
-        """Requests that are read together, and what is wrong with the one after them, where something is."""
-        from vlmprobe.engines.batching import WINDOW_BYTES, picture_bytes
-
-        window: list[tuple[Request, Conversation]] = []
-        held = 0
-        for raw in requests:
-            try:
-                request = request_of(raw)
-                conversation = self._conversation(request.prompt, request.image)
-                self.engine.check([conversation], options)
-            except VlmprobeError as error:
-                yield window, error  # the good requests before a bad one are answered
-                return
-            window.append((request, conversation))
-            held += picture_bytes(conversation)
-            if len(window) == size or held > WINDOW_BYTES:
-                yield window, None
-                window, held = [], 0
-        if window:
-            yield window, None
 
     def _told(self, result: Any, conversation: Conversation, **more: Any) -> Any:
         """The result with what is known of the model and the question put into its ``meta``."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from vlmprobe.engines import Engine, Options
+from vlmprobe.errors import VlmprobeError
 from vlmprobe.messages import Conversation
 from vlmprobe.result import Result
 
@@ -24,19 +25,20 @@ SLACK = 64  # positions of padding that are no reason for a batch of its own
 class Batches:
     """Runs conversations through an engine in batches of at most ``size``, which shrinks where memory runs out."""
 
-    def __init__(self, engine: Engine, options: Options, size: int) -> None:
+    def __init__(self, engine: Engine, options: Options, size: int, keep_errors: bool = False) -> None:
         self.engine = engine
         self.options = options
         self.size = size
+        self.keep_errors = keep_errors  # an error of one conversation stands in the place of its result
 
-    def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result]:
+    def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
         """Results of conversations that run as they come."""
         for _, result in self._answered(conversations, range(len(conversations)), together=_takes_together):
             yield result
 
-    def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result]:
+    def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
         """The same results in the same order, each as soon as those before it are there; alike ones run together."""
-        done: dict[int, Result] = {}
+        done: dict[int, Result | VlmprobeError] = {}
         given = 0
         for place, result in self._answered(conversations, _order(conversations), together=_alike):
             done[place] = result
@@ -49,7 +51,7 @@ class Batches:
         conversations: Sequence[Conversation],
         order: Sequence[int],
         together: Callable[[Conversation, Conversation], bool],
-    ) -> Iterator[tuple[int, Result]]:
+    ) -> Iterator[tuple[int, Result | VlmprobeError]]:
         """Places and results in the order of work."""
         start = 0
         while start < len(order):
@@ -64,15 +66,24 @@ class Batches:
                 yield from zip(batch, results, strict=True)
                 start = stop
 
-    def _run(self, batch: list[Conversation]) -> list[Result] | None:
+    def _run(self, batch: list[Conversation]) -> list[Result | VlmprobeError] | None:
         """Results of a batch, or None where memory ran out and the size was halved."""
         try:
-            return self.engine.generate(batch, self.options)
+            return [*self.engine.generate(batch, self.options)]
+        except VlmprobeError as error:
+            if not self.keep_errors:
+                raise
+            if len(batch) == 1:
+                return [error]
+            together = False
         except (RuntimeError, MemoryError) as error:
             if len(batch) == 1 or not _out_of_memory(error):
                 raise
-        self.size = len(batch) // 2
+            together = True
         _release()  # after the handler, whose traceback held the batch's tensors
+        if not together:  # the error is of one of them
+            return [result for each in batch for result in self._run([each]) or ()]
+        self.size = len(batch) // 2
         return None
 
 

@@ -101,7 +101,12 @@ class ServedEngine:
         return list(self.answers(conversations, options))
 
     def answers(
-        self, conversations: Iterable[Conversation | VlmprobeError], options: Options, *, keep_errors: bool = False
+        self,
+        conversations: Iterable[Conversation | VlmprobeError],
+        options: Options,
+        *,
+        keep_errors: bool = False,
+        together: int | None = None,
     ) -> Iterator[Any]:
         """Results in the order of the conversations, many of which are in flight at once.
 
@@ -111,9 +116,11 @@ class ServedEngine:
             conversations: an item that is an error already stands in its place.
             options: of all of them.
             keep_errors: whether an error stands in the place of its result, or is raised there.
+            together: how many are begun before the first of them is given back at most.
         """
         work = (each if isinstance(each, VlmprobeError) else self.result(each, options) for each in conversations)
-        return in_order(work, ahead=AHEAD * self.client.limits.in_flight, keep_errors=keep_errors)
+        ahead = together or AHEAD * self.client.limits.in_flight
+        return in_order(work, ahead=ahead, keep_errors=keep_errors)
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""

@@ -1,0 +1,150 @@
+"""Many requests: read one by one, answered in batches or many in flight, and given back in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from vlmprobe.asked import Request, request_of
+from vlmprobe.engines import Options
+from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
+from vlmprobe.messages import Conversation
+from vlmprobe.result import Result
+
+if TYPE_CHECKING:
+    from vlmprobe.probe import Probe
+
+__all__ = ["Failure", "OnError", "answered"]
+
+AUTO_BATCH = 16  # the most requests in one batch with batch_size="auto"
+OnError: TypeAlias = Literal["raise", "keep"]
+Asked: TypeAlias = "tuple[Request, Conversation | VlmprobeError]"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What stands in the place of the result of a request that failed, with ``on_error="keep"``."""
+
+    error: VlmprobeError
+    meta: dict[str, Any] = field(default_factory=dict)  # what is known of the model and the request; its id
+
+
+def answered(
+    probe: Probe,
+    requests: Any,
+    batch_size: int | Literal["auto"],
+    options: Options,
+    progress: bool | None,
+    on_error: OnError,
+) -> Iterator[Result | Failure]:
+    """The results of many requests; see :meth:`Probe.generate_many`."""
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
+    if on_error not in ("raise", "keep"):
+        raise GenerationOptionError(f"on_error must be 'raise' or 'keep', not {on_error!r}")
+    if isinstance(requests, (str, Mapping, Request)) or not isinstance(requests, Iterable):
+        raise MessageError(
+            f"generate_many takes a list of requests, not {type(requests).__name__}; for one use generate"
+        )
+    probe.engine.check([], options)
+    read = (_read(probe, raw, options) for raw in requests)
+    keeps = on_error == "keep"
+    if hasattr(probe.engine, "answers"):
+        together = None if batch_size == "auto" else batch_size
+        run: Iterator[tuple[Asked, Any]] = _in_flight(probe.engine.answers, read, options, keeps, together)
+    else:
+        size = probe.engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
+        large = "logits" in options.keep and options.store is None  # a window of results would be
+        run = _in_batches(probe.engine, read, options, keeps, size, batch_size == "auto" and size > 1 and not large)
+    return _tracked(probe, run, keeps, progress, len(requests) if isinstance(requests, Sized) else None)
+
+
+def _tracked(
+    probe: Probe, run: Iterator[tuple[Asked, Any]], keeps: bool, progress: bool | None, total: int | None
+) -> Iterator[Result | Failure]:
+    from vlmprobe.progress import tracking
+
+    with tracking(progress, total) as done:
+        for (request, conversation), outcome in run:
+            more = {} if request.id is None else {"id": request.id}
+            if not isinstance(outcome, VlmprobeError):
+                assert isinstance(conversation, Conversation)
+                yield probe._told(outcome, conversation, **more)
+                done(len(outcome.output))
+            elif keeps:
+                yield Failure(outcome, {**probe.meta, **more})
+                done(0)
+            else:
+                raise outcome
+
+
+def _read(probe: Probe, raw: Any, options: Options) -> Asked:
+    """A request and its conversation, or what is wrong with it."""
+    request = Request("", id=raw.get("id") if isinstance(raw, Mapping) else getattr(raw, "id", None))
+    try:
+        request = request_of(raw)
+        conversation = probe._conversation(request.prompt, request.image)
+        probe.engine.check([conversation], options)
+    except VlmprobeError as error:
+        return request, error
+    return request, conversation
+
+
+def _in_flight(
+    answers: Callable[..., Iterator[Any]], read: Iterator[Asked], options: Options, keeps: bool, together: int | None
+) -> Iterator[tuple[Asked, Any]]:
+    """Through an engine that works on many at once by itself."""
+    waiting: deque[Asked] = deque()
+
+    def conversations() -> Iterator[Conversation | VlmprobeError]:
+        for asked in read:
+            waiting.append(asked)
+            yield asked[1]
+            if isinstance(asked[1], VlmprobeError) and not keeps:
+                return  # the good requests before a bad one are answered
+
+    outcomes = answers(conversations(), options, keep_errors=True, together=together)
+    try:
+        for outcome in outcomes:
+            yield waiting.popleft(), outcome
+    finally:
+        outcomes.close()  # type: ignore[attr-defined]
+
+
+def _in_batches(
+    engine: Any, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool
+) -> Iterator[tuple[Asked, Any]]:
+    """Through an engine that works on one batch at a time; alike ones together where they are grouped."""
+    from vlmprobe.engines.batching import WINDOW, Batches
+
+    # Within one call a picture is encoded once, in a session also across calls.
+    remembering = getattr(engine, "remembering", None)
+    alone = getattr(engine, "memory", None) is None
+    batches = Batches(remembering(8) if remembering is not None and alone else engine, options, size, keeps)
+    run = batches.grouped if grouped else batches.in_order
+    for window in _windows(read, WINDOW if grouped else size, keeps):
+        results = run([each for _, each in window if isinstance(each, Conversation)])
+        for request, conversation in window:
+            good = isinstance(conversation, Conversation)
+            yield (request, conversation), next(results) if good else conversation
+
+
+def _windows(read: Iterator[Asked], size: int, keeps: bool) -> Iterator[list[Asked]]:
+    """Requests that are read together; one that is wrong is the last of its window unless errors are kept."""
+    from vlmprobe.engines.batching import WINDOW_BYTES, picture_bytes
+
+    window: list[Asked] = []
+    held = 0
+    for asked in read:
+        window.append(asked)
+        if isinstance(asked[1], Conversation):
+            held += picture_bytes(asked[1])
+        elif not keeps:
+            break
+        if len(window) >= size or held > WINDOW_BYTES:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
