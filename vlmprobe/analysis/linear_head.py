@@ -1,0 +1,185 @@
+"""``LinearHead``: a linear map on states, kept in safetensors, and read out of the checkpoint of a reward model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.errors import CheckpointError, ResultError, near
+from vlmprobe.table import read_only
+
+__all__ = ["LinearHead", "load_head"]
+
+FORMAT = 1
+TRL = "summary"  # trl keeps the layer of its value head under this name
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """K outputs of a state of width H: ``weight @ state + bias``. The arrays are read-only."""
+
+    weight: np.ndarray  # float64 [K, H]
+    bias: np.ndarray  # float64 [K]
+    classes: tuple[str, ...] = ()  # [K] names of the outputs of a classifier; empty where they are values
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weight, bias = np.asarray(self.weight, dtype=np.float64), np.asarray(self.bias, dtype=np.float64)
+        if weight.ndim != 2 or not weight.size or bias.shape != weight.shape[:1]:
+            raise ResultError(f"a head has weights [K, H] and biases [K], not {weight.shape} and {bias.shape}")
+        if self.classes and len(self.classes) != len(weight):
+            raise ResultError(f"the head has {len(weight)} outputs and {len(self.classes)} names of classes")
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise ResultError("the head holds NaN or infinite numbers")
+        object.__setattr__(self, "weight", read_only(weight))
+        object.__setattr__(self, "bias", read_only(bias))
+        object.__setattr__(self, "classes", tuple(self.classes))
+
+    @property
+    def width(self) -> int:
+        """H, the width of the states that the head takes."""
+        return self.weight.shape[1]
+
+    def __call__(self, states: Any) -> np.ndarray:
+        """Outputs float64 [..., K] of states [..., H]; NaN where a state is (an image, the first token).
+
+        Raises:
+            ResultError: for states of another width.
+        """
+        if states is None:
+            raise ResultError("There are no states here: ask with keep='hidden'.")
+        inputs = np.asarray(states)
+        if not inputs.ndim or inputs.shape[-1] != self.width:
+            raise ResultError(f"The head takes states of width {self.width}, and these have shape {inputs.shape}.")
+        return inputs.astype(np.float64) @ self.weight.T + self.bias
+
+    def probabilities(self, states: Any) -> np.ndarray:
+        """Probability float64 [..., K] of each class; :meth:`__call__` gives the logits."""
+        self._require_classes()
+        logits = self(states)
+        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return shifted / shifted.sum(axis=-1, keepdims=True)
+
+    def predict(self, states: Any) -> np.ndarray:
+        """Names [...] of the likeliest classes.
+
+        Raises:
+            ResultError: for a head of values, or a state that is NaN.
+        """
+        self._require_classes()
+        logits = self(states)
+        if np.isnan(logits).any():
+            raise ResultError("Some states are NaN: leave out rows of images and the first token.")
+        return np.array(self.classes)[logits.argmax(axis=-1)]
+
+    def save(self, path: str | Path) -> Path:
+        """Write to a ``.safetensors`` file."""
+        from safetensors.numpy import save_file
+
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ResultError(f"A head is kept in a file that ends in .safetensors, not {path.name!r}.")
+        try:
+            text = json.dumps({"format": FORMAT, "classes": self.classes, "meta": self.meta}, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise ResultError(f"meta holds what JSON cannot: {error}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
+        save_file(arrays, path, metadata={"vlmprobe_head": text})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> LinearHead:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ResultError: for a file that is missing, or was not written so.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                document = json.loads((file.metadata() or {})["vlmprobe_head"])
+                if document["format"] != FORMAT:
+                    raise ValueError(f"it has layout {document['format']}, and this vlmprobe reads layout {FORMAT}")
+                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            return cls(weight, bias, tuple(map(str, document["classes"])), dict(document["meta"]))
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ResultError(
+                f"{path} is no head that vlmprobe saved ({type(error).__name__}: {error}). Of a model's checkpoint, "
+                "load_head reads one."
+            ) from error
+
+    def __repr__(self) -> str:
+        outputs = f"classes {', '.join(self.classes[:6])}" if self.classes else f"{len(self.weight)} value(s)"
+        return f"LinearHead(states of width {self.width}: {outputs})"
+
+    def _require_classes(self) -> None:
+        if not self.classes:
+            raise ResultError("This head gives values, not classes: call it, head(states).")
+
+
+def load_head(checkpoint: str | Path, name: str = "v_head") -> LinearHead:
+    """The linear head of a reward or value model, out of its checkpoint; nothing else of it is read.
+
+    Args:
+        checkpoint: a folder, or a file of weights: safetensors, or ``.bin`` and ``.pt`` (never their code).
+        name: of the module, such as ``"v_head"`` (InternLM2 reward models, trl) or ``"score"`` (sequence classifiers of
+            transformers).
+
+    Raises:
+        CheckpointError: where no such head is there, several are, or it is more than one linear layer.
+    """
+    path = Path(checkpoint)
+    files = sorted(path.glob("*.safetensors")) or sorted([*path.glob("*.bin"), *path.glob("*.pt")])
+    files = files if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise CheckpointError(f"{path} is no file of weights, and no folder that holds one.")
+    found: dict[str, np.ndarray] = {}
+    heads: set[str] = set()
+    for file in files:
+        for key, read in _tensors(file):
+            module, _, rest = key.rpartition(".")
+            heads |= {module.rpartition(".")[2]} if rest == "weight" else set()
+            if name in key.split(".")[:-1]:
+                found[key] = read()
+    where = {key.rpartition(".")[0] for key in found}
+    if not where:
+        raise CheckpointError(f"{path} has no module {name!r}.{near(name, heads)}")
+    if len(where) > 1 or not set(found) <= {f"{each}.{rest}" for each in where for rest in ("weight", "bias")}:
+        raise CheckpointError(f"{name!r} of {path} is not one linear layer; it has {', '.join(sorted(found))}.")
+    module = where.pop()
+    if module.split(".")[-1] not in (name, TRL) or f"{module}.weight" not in found:
+        raise CheckpointError(f"{name!r} of {path} is not one linear layer; it has {', '.join(sorted(found))}.")
+    weight = np.atleast_2d(found[f"{module}.weight"])
+    bias = found.get(f"{module}.bias", np.zeros(len(weight)))
+    try:
+        return LinearHead(weight, np.atleast_1d(bias), (), {"kind": "value", "module": module})
+    except ResultError as error:
+        raise CheckpointError(f"{name!r} of {path}: {error}") from error
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
+    """The name of each tensor of a file, and what reads it as float64."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - the file is no mapping
+                    yield key, lambda key=key: opened.get_tensor(key).double().numpy()
+            return
+        import torch
+
+        for key, value in torch.load(file, map_location="cpu", weights_only=True, mmap=True).items():
+            yield key, lambda value=value: value.double().numpy()
+    except UnpicklingError as error:  # torch's own message advises to run the file
+        raise CheckpointError(f"{file} is no file of weights: it holds more than tensors, which is not run.") from error
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no file of weights ({type(error).__name__}: {error}).") from error
