@@ -26,6 +26,7 @@ from vlmprobe.measures import RowStats, processed_logprobs, row_stats
 __all__ = ["Head", "Kept", "Steps", "states_of", "watch_backbone"]
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
+STEPS = 32  # of decoding whose numbers are put together: a small tensor takes far more room than what it holds
 
 
 class Kept(Protocol):
@@ -155,9 +156,10 @@ class Steps:
 
     def __init__(self, top: int, *, keep: Kept | None) -> None:
         self.top = top
-        self.stats: list[RowStats] = []  # [T] of N rows
-        self.processed: list[Tensor] = []  # [T] of [N]; empty where nothing processes the logits
+        self.count = 0  # T, the steps whose token is known
         self.logits = keep  # takes [N, V] of each step, on the CPU
+        self._steps: list[dict[str, Tensor]] = []  # columns [N, ...] of each of the last steps
+        self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS, N, ...] of those before
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
         self._looks = 0  # steps of beam search
@@ -177,18 +179,34 @@ class Steps:
         """The token [N] that was drawn at the last step."""
         if self._raw is None:
             return
-        self.stats.append(row_stats(self._raw, tokens, self.top))
+        self._steps.append(vars(row_stats(self._raw, tokens, self.top)).copy())
         if self._scores is not None:
-            self.processed.append(processed_logprobs(self._scores, tokens))
+            self._steps[-1]["scores"] = processed_logprobs(self._scores, tokens)
         if self.logits is not None:
             self.logits.append(self._raw.cpu())
         self._raw = self._scores = None
+        self.count += 1
+        if len(self._steps) > STEPS:
+            self._blocks.append(_stacked(self._steps[:STEPS]))
+            del self._steps[:STEPS]
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """Columns [N, ...] of the last step: those of :class:`RowStats`, and ``scores`` where logits are processed."""
+        return self._steps[-1]
+
+    def columns(self) -> dict[str, Tensor]:
+        """The columns [T, N, ...] of all steps; they are handed over, not kept."""
+        blocks = [*self._blocks, _stacked(self._steps)] if self._steps else []
+        self._blocks, self._steps = [], []
+        return {name: torch.cat([block.pop(name) for block in blocks]) for name in (list(blocks[0]) if blocks else ())}
 
     def first_bad(self) -> int | None:
         """The first step whose logits hold NaN or infinity, or None. Waits for the device."""
         if self._looks:  # log-softmax of a row with NaN or infinity is NaN throughout
             return self._looks - 1 if self._raw is not None and bool(self._raw.isnan().any()) else None
-        rows = [stats.logsumexp for stats in self.stats]
+        rows = [row for block in self._blocks for row in block["logsumexp"]]
+        rows += [step["logsumexp"] for step in self._steps]
         if self._raw is not None:
             rows.append(torch.logsumexp(self._raw, dim=-1))
         return next((step for step, row in enumerate(rows) if not bool(row.isfinite().all())), None)
@@ -217,6 +235,10 @@ class Steps:
         self.processing = False
         self._scores = scores
         return scores
+
+
+def _stacked(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
 
 class _Call(LogitsProcessor):

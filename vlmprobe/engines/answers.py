@@ -16,7 +16,6 @@ from vlmprobe.engines import Options
 from vlmprobe.engines.forced import preceded
 from vlmprobe.engines.run import Run
 from vlmprobe.engines.tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
-from vlmprobe.measures import RowStats
 from vlmprobe.storage import RowFile, Slots
 from vlmprobe.table import TokenTable
 
@@ -168,10 +167,7 @@ def _step_columns(ran: Run) -> dict[str, np.ndarray]:
     if ran.beam_indices is not None:
         return {}
     steps = ran.steps
-    names = RowStats.__dataclass_fields__
-    columns = {name: torch.stack([getattr(stats, name) for stats in steps.stats]).cpu().numpy() for name in names}
-    if steps.processed:
-        columns["scores"] = torch.stack(steps.processed).cpu().numpy()
+    columns = {name: values.cpu().numpy() for name, values in steps.columns().items()}
     if isinstance(steps.logits, list) and steps.logits:
         columns["logits"] = torch.stack(steps.logits).numpy()
     return columns

@@ -20,13 +20,16 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.capture import Kept, Steps, watch_backbone
 from vlmprobe.engines import Options
 from vlmprobe.engines.tables import non_finite
-from vlmprobe.errors import GenerationOptionError, NonFiniteLogitsError
+from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError
 
 __all__ = ["Run", "alone", "drawing", "run", "to_model"]
 
 # Hooks, and state that models keep (rope deltas), belong to one call at a time, whoever holds the model.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _RNG = threading.RLock()  # torch has one global generator per device
+# Of the size of a state: what the beams of one prompt may differ by before they have chosen anything.
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+COARSE = 5e-2  # in half precision
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ def run(
         config: from :func:`~vlmprobe.engines.decoding.generation_config`.
         options: what to keep, and the caller's processors.
         listen: called after every step without beams with the ids [N, S + T] so far. The numbers of the tokens just
-            drawn are the last in ``steps``. Generation ends where it returns True.
+            drawn are ``steps.last``. Generation ends where it returns True.
         rows: takes the full rows [N, V] of every step without beams; where None, and they are kept, a list does.
 
     Raises:
+        CapabilityError: where transformers gives the beams of one prompt different pictures.
         GenerationOptionError: where transformers refuses the options before anything runs.
         NonFiniteLogitsError: where sampling failed because of NaN or infinite logits.
     """
@@ -126,8 +130,10 @@ def run(
     finally:
         config.stop_strings = stop_strings
     made = output.sequences.shape[1] - length
-    if not beams and len(steps.stats) < made:
-        steps.finish(output.sequences[:, length + len(steps.stats)])
+    if not beams and steps.count < made:
+        steps.finish(output.sequences[:, length + steps.count])
+    if beams:
+        _require_one_prompt(decoded[0], len(output.sequences))
     return Run(
         length=length,
         sequences=output.sequences,
@@ -137,6 +143,19 @@ def run(
         prefill=torch.cat(prefill, dim=1) if prefill else None,
         decoded=decoded,
     )
+
+
+def _require_one_prompt(states: Tensor, prompts: int) -> None:
+    """Beams of a prompt [N x B, H] begin alike. Older transformers repeat tiles, not pictures, and mix them."""
+    beams = states.reshape(prompts, -1, states.shape[-1]).float()
+    apart = (beams - beams[:, :1]).norm(dim=-1) / beams[:, :1].norm(dim=-1)
+    if (apart > ROUNDING.get(states.dtype, COARSE)).any():
+        from transformers import __version__
+
+        raise CapabilityError(
+            f"transformers {__version__} gives the beams of one prompt different tiles of its picture, so beam search "
+            "would answer another question. Update transformers, or ask with num_beams=1."
+        )
 
 
 def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.engines.tables import numpy_columns, require_finite
+from vlmprobe.engines.tables import require_finite
 from vlmprobe.errors import ResultError
 from vlmprobe.result import Result
 from vlmprobe.table import TokenTable
@@ -159,12 +159,10 @@ class Rows:
         token = int(ids[0, -1])
         self._ids.append(token)
         text, special = next(self._texts), token in self._special
-        columns: dict[str, Any] = numpy_columns(steps.stats[-1])
+        columns: dict[str, Any] = {name: values.cpu().numpy() for name, values in steps.last.items()}
         require_finite(columns["logsumexp"], [f"generated token {len(self._ids) - 1}"])
         start = self._end
         self._end += 0 if special else len(text)
-        if steps.processed:
-            columns["scores"] = steps.processed[-1].cpu().numpy()
         if isinstance(steps.logits, list):
             columns["logits"] = steps.logits[-1].numpy()
         return TokenTable(

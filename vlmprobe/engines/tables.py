@@ -77,14 +77,19 @@ def token_table(
         rows: further columns of R rows: ``logits``, ``hidden``, ``scores``; those that are None are left out.
     """
     count = len(ids)
-    at = np.arange(count) if at is None else at
-    width = numbers["top_ids"].shape[1] if len(at) else alternatives
-    columns: dict[str, Any] = empty_numbers(count, width)
-    for name, values in numbers.items():
-        if len(at):
-            columns[name][at] = values
+    columns: dict[str, Any]
+    if at is None and count:
+        columns = {name: np.ascontiguousarray(values) for name, values in numbers.items()}
+    else:
+        width = numbers["top_ids"].shape[1] if at is not None and len(at) else alternatives
+        columns = empty_numbers(count, width)
+        for name, values in numbers.items():
+            if at is not None and len(at):
+                columns[name][at] = values
     for name, kept in (rows or {}).items():
-        if kept is not None:
+        if kept is not None and at is None:
+            columns[name] = np.ascontiguousarray(kept, np.float32)
+        elif kept is not None:
             columns[name] = np.full((count, *kept.shape[1:]), np.nan, np.float32)
             columns[name][at] = kept
     listed = [*map(int, context), *ids.tolist()]
@@ -99,7 +104,7 @@ def token_table(
         kinds=kinds,
         positions=np.asarray(positions, dtype=np.int64),
         offsets=np.array(detokenizer.offsets(ids.tolist(), texts), dtype=np.int64).reshape(count, 2),
-        top_tokens=[[detokenizer.alone(each) for each in row] for row in columns["top_ids"].tolist()],
+        top_tokens=[list(map(detokenizer.alone, row.tolist())) for row in columns["top_ids"]],
         image_spans=spans,
         **columns,
     )
