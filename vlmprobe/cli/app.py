@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 from vlmprobe.cli.check import check
 from vlmprobe.cli.compare import compare
 from vlmprobe.cli.demo import demo
+from vlmprobe.cli.doctor import doctor
 from vlmprobe.cli.models import models
 from vlmprobe.cli.new_adapter import new_adapter
 from vlmprobe.cli.probe import probe
@@ -24,6 +25,11 @@ CHECK_EXAMPLE = "Example: vlmprobe check demo\n\nExit codes: 0 all passed, 1 a c
 COMPARE_EXAMPLE = (
     "Example: vlmprobe compare ./model http://localhost:8000 requests.jsonl --tolerance 0.05\n\n"
     "Exit codes: 0 done, 1 beyond the tolerance or an error, 2 wrong usage."
+)
+DOCTOR_EXAMPLE = (
+    "Example: vlmprobe doctor http://localhost:8000\n\n"
+    "Exit codes: 0 a probe gets all it can, 1 it is of no use or an error, 2 wrong usage, 3 started otherwise it gives "
+    "more."
 )
 SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
 
@@ -82,4 +88,5 @@ app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
 app.command()(models)
 app.command(epilog=CHECK_EXAMPLE)(check)
 app.command(epilog=COMPARE_EXAMPLE)(compare)
+app.command(epilog=DOCTOR_EXAMPLE)(doctor)
 app.command()(new_adapter)

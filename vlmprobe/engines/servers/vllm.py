@@ -15,7 +15,7 @@ import numpy as np
 
 from vlmprobe.engines import Options
 from vlmprobe.engines.servers import chat
-from vlmprobe.engines.servers.vllm_candidates import score_candidates
+from vlmprobe.engines.servers.vllm_candidates import score_candidates, takes_ids
 from vlmprobe.engines.servers.vllm_prompt import token_of, vllm_prompt, whole_row
 from vlmprobe.engines.servers.vllm_rank import rank_documents
 from vlmprobe.engines.serving import (
@@ -33,13 +33,15 @@ from vlmprobe.engines.serving import (
 )
 from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.health import Finding
 from vlmprobe.engines.serving.meaning import FLOOR
-from vlmprobe.errors import EngineError, EngineResponseError
+from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
 from vlmprobe.messages import Conversation
 
 __all__ = ["VLLM", "decoding_fields"]
 
 UNLIMITED = 10**6  # more alternatives than any vocabulary has ids
+LARGE = 1000  # alternatives: nobody sets such a limit
 DEFAULT_MOST = 20  # of --max-logprobs
 TOO_MANY = re.compile(r"(?:max(?:imum)? allowed|at most|vocab(?:ulary)?[ _]size)\D{0,20}(\d+)")
 RAW_LOGITS = "start the server with --logprobs-mode raw_logits --max-logprobs -1"
@@ -125,6 +127,29 @@ class VLLM(ServedEngine):
         asked = [Conversation.build(each) for each in (query, *documents)]
         return np.array(loop.run(rank_documents(self.client, self.model, asked[0], asked[1:], **options)))
 
+    async def without_chat(self, error: EngineError) -> list[Finding]:
+        """A reranker answers no questions, and ranks."""
+        pair = Conversation.build("a cat"), [Conversation.build("a cat"), Conversation.build("a dog")]
+        try:
+            await rank_documents(self.client, self.model, *pair)
+        except (EngineError, CapabilityError):
+            return await super().without_chat(error)
+        return [Finding("ranking", "yes", "a reranker: probe.rank(query, documents); it answers no questions")]
+
+    async def further_findings(self) -> list[Finding]:
+        """Whether ids are taken, and what flags would give more."""
+        takes = await takes_ids(self)
+        remedy = "" if takes else "--enable-scale-out"
+        found = [Finding("candidates by ids", "yes" if takes else "no", "exact across any boundary", remedy)]
+        meaning = self.meaning or Meaning()
+        if meaning.kind in ("tempered", "filtered"):
+            found.append(Finding("raw numbers", "no", f"the mode is {meaning.mode}", "--logprobs-mode raw_logprobs"))
+        elif meaning.logits and not self.full:
+            found.append(Finding("log-probabilities", "no", "logits without the whole vocabulary", "--max-logprobs -1"))
+        lacking = self.abilities.no_logits
+        found.append(Finding('full rows (keep="logits")', "no" if lacking else "yes", lacking))
+        return found
+
     # -- what the flags of the server allow --------------------------------------------------------
 
     def know(self) -> None:
@@ -149,22 +174,31 @@ class VLLM(ServedEngine):
         return {"logprobs_mode": self.meaning.mode} if self.meaning is not None else {}
 
     async def _most(self) -> int | None:
-        """The largest number of alternatives; None where there is no limit."""
+        """The largest number of alternatives; None where every id of the vocabulary can be had."""
+        refused = await self._refused(UNLIMITED)
+        if refused is None:
+            return None
+        found = TOO_MANY.search(refused)
+        most = int(found[1]) if found else DEFAULT_MOST
+        # The server counts its vocabulary where it sets no limit; a small one could also be a limit.
+        whole = most >= LARGE or await self._refused(-1) is None
+        return None if whole else most
+
+    async def _refused(self, top: int) -> str | None:
+        """What the server says against so many alternatives, or None where it gives them."""
         request = {
             "model": self.model,
             "messages": [{"role": "user", "content": "Hi"}],
             "max_tokens": 1,
             "logprobs": True,
-            "top_logprobs": UNLIMITED,
+            "top_logprobs": top,
         }
         try:
             await self.client.post(chat.PATH, request)
         except EngineError as error:
             if error.status != 400:
                 raise
-            found = TOO_MANY.search(str(error))
-            most = int(found[1]) if found else DEFAULT_MOST
-            return most if most < 1000 else None
+            return str(error)
         return None
 
 

@@ -27,7 +27,7 @@ from vlmprobe.table import ImageSpan
 if TYPE_CHECKING:
     from vlmprobe.engines.servers.vllm import VLLM
 
-__all__ = ["boundary", "score_candidates"]
+__all__ = ["boundary", "score_candidates", "takes_ids"]
 
 TOKENS_IN = "/inference/v1/generate"
 CONTEXT = 32  # ids before a candidate that decide how its text is read
@@ -39,12 +39,12 @@ async def score_candidates(
 ) -> tuple[list[Scored], dict[str, Any]]:
     """The rows of each candidate, in order, and how they were found."""
     adapter = engine.tokens.adapter
-    if adapter is not None and await _takes_ids(engine):
+    if adapter is not None and await takes_ids(engine):
         return await _by_ids(engine, conversation, candidates, options), {"candidates": "ids"}
     return await _by_text(engine, conversation, candidates, options), {"candidates": "continue_final_message"}
 
 
-async def _takes_ids(engine: VLLM) -> bool:
+async def takes_ids(engine: VLLM) -> bool:
     """Whether the server takes ids in place of text."""
     if engine.tokens_in is None:
         request = {"token_ids": [1, 1], "sampling_params": {"max_tokens": 1, "temperature": 0.0}, "model": engine.model}

@@ -27,6 +27,7 @@ from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.client import Client
 from vlmprobe.engines.serving.decoding import BASIC, Decoding
 from vlmprobe.engines.serving.detect import Facts, Server
+from vlmprobe.engines.serving.health import Finding
 from vlmprobe.engines.serving.meaning import HOT, Meaning, judge
 from vlmprobe.engines.serving.pipeline import in_order
 from vlmprobe.engines.serving.requests import refuse
@@ -85,6 +86,14 @@ class ServedEngine:
         if self.meaning is None:
             self.meaning = await self.probed_meaning()
 
+    async def without_chat(self, error: EngineError) -> list[Finding]:
+        """What to say of a server that answers no questions; some engines can do something else."""
+        return [Finding("answers", "no", str(error), needed=True)]
+
+    async def further_findings(self) -> list[Finding]:
+        """What else ``vlmprobe doctor`` tells of a server of this kind."""
+        return []
+
     # -- the protocol of engines -------------------------------------------------------------------
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
@@ -132,7 +141,7 @@ class ServedEngine:
         """Do some work on the loop, after what must be known of the server is known."""
 
         async def all_of_it() -> Any:
-            await self._known()
+            await self.known()
             return await work
 
         return loop.run(all_of_it())
@@ -152,7 +161,7 @@ class ServedEngine:
 
     async def result(self, conversation: Conversation, options: Options) -> Result:
         """Ask one question and make its tables."""
-        await self._known()
+        await self.known()
         decoding = self.decoding(options)
         started = time.perf_counter()
         answer = await self.answer(conversation, decoding, options)
@@ -198,7 +207,7 @@ class ServedEngine:
         return Result(text, before, output, ids, meta, images)
 
     async def _scores(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
-        await self._known()
+        await self.known()
         started = time.perf_counter()
         scored, told = await self.candidates(conversation, candidates, options)
         meaning = self.meaning or Meaning()
@@ -222,7 +231,7 @@ class ServedEngine:
 
     # -- what the server does not say --------------------------------------------------------------
 
-    async def _known(self) -> None:
+    async def known(self) -> None:
         """Wait until :meth:`find_out` has run once, whichever request came first."""
         if self._finding is None or (self._finding.done() and self._finding.cancelled()):
             self._finding = asyncio.ensure_future(self.find_out())

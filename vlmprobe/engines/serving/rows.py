@@ -84,9 +84,10 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
             numbers[name] = bound
     if not raw:
         numbers["scores"] = scores
-    if meaning.logits and rows and all(each is not None for each in full[1:]) and full[-1] is not None:
-        shape = full[-1].shape
-        numbers["logits"] = np.stack([np.full(shape, np.nan, np.float32) if each is None else each for each in full])
+    shapes = {each.shape for each in full if each is not None}
+    if meaning.logits and len(shapes) == 1:
+        blank = np.full(shapes.pop(), np.nan, np.float32)
+        numbers["logits"] = np.stack([blank if each is None else each for each in full])
     return Columns(numbers, kept)
 
 

@@ -76,16 +76,16 @@ class Tokens:
                 f"{where}: the prompt of {len(ids)} ids does not hold the image. Was it ignored by the server, or is "
                 "processor= of another model?"
             )
+        if self.adapter is not None and self.adapter.image_ids:
+            try:
+                return self.adapter.spans(ids, conversation)
+            except AdapterError as error:
+                raise EngineResponseError(f"{where}: {error}") from error
         if images == 1:
             return divide_runs(runs, [len(ids)])
-        if len(runs) == images:
-            return divide_runs(runs, [stop - start for start, stop in runs])
-        if self.adapter is None:
+        if len(runs) != images:
             raise CapabilityError(f"The prompt has {len(runs)} runs of image positions for {images} images: {NEEDED}.")
-        try:
-            return self.adapter.spans(ids, conversation)
-        except AdapterError as error:
-            raise EngineResponseError(f"{where}: {error}") from error
+        return divide_runs(runs, [stop - start for start, stop in runs])
 
     def need(self, what: str) -> Adapter:
         """The adapter, or an error that says what it is needed for."""

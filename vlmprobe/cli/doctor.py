@@ -1,0 +1,88 @@
+"""``vlmprobe doctor``: what a server gives to a probe, and what to start differently."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmprobe.cli import options, output
+from vlmprobe.cli.terminal import console, guarded, one_line, working
+
+if TYPE_CHECKING:
+    from vlmprobe.engines.serving.health import Health
+
+__all__ = ["doctor"]
+
+INCOMPLETE = 3
+SIGNS = {"yes": "yes", "no": "no", "unknown": "?"}
+
+
+def doctor(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of the server, such as http://localhost:8000.")],
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="Its kind; auto asks the server.")] = "auto",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Which of the server's models.", show_default=False),
+    ] = None,
+    processor: Annotated[
+        str | None,
+        typer.Option(
+            "--processor", metavar="MODEL", help="The model's folder or hub id, to read its tokens.", show_default=False
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="Time limit of a request.")] = 60.0,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say what the server at URL is, what its numbers mean, what it gives, and what to start differently.
+
+    A key is read from VLMPROBE_API_KEY.
+    """
+    with guarded(debug):
+        with working(f"Asking {url}"):
+            import vlmprobe
+            from vlmprobe.engines.serving import loop
+            from vlmprobe.engines.serving.health import examine
+
+            probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, seconds=seconds)
+            health = loop.run(examine(probe.engine))  # type: ignore[arg-type]
+        if as_json:
+            output.print_json(health.to_dict())
+        else:
+            _print(health)
+    if not health.usable:
+        raise typer.Exit(1)
+    if not health.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _print(health: Health) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = console()
+    others = f" (of {len(health.models)})" if len(health.models) > 1 else ""
+    most = "no limit" if health.max_logprobs is None else f"at most {health.max_logprobs}"
+    about = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in (
+        ("server", f"{health.engine} {health.version or ''} at {health.url}"),
+        ("model", f"{health.model}{others}"),
+        ("context", f"{health.context:,} positions" if health.context else "unknown"),
+        ("numbers", f"{health.mode}; under sampling {health.value_kind}"),
+        ("alternatives", most),
+    ):
+        about.add_row(Text(name, style="dim"), Text(one_line(value)))
+    screen.print(about)
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    grid.add_column("", no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    grid.add_column("", overflow="fold")
+    for each in health.findings:
+        style = {"yes": "green", "no": "red" if each.needed else "yellow"}.get(each.state, "dim")
+        detail = Text(one_line(each.detail))
+        grid.add_row(Text(each.name), Text(SIGNS[each.state], style=style), detail)
+    screen.print(grid)
+    remedies = list(dict.fromkeys(each.remedy for each in health.findings if each.remedy))
+    if remedies:
+        screen.print(Text(f"Start the server with: {' '.join(remedies)}", style="bold"))

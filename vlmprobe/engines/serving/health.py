@@ -1,0 +1,147 @@
+"""What a server gives, found by trying it with a few short requests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+
+from vlmprobe.engines import Options
+from vlmprobe.engines.serving.answer import Answer
+from vlmprobe.engines.serving.decoding import Decoding
+from vlmprobe.errors import EngineError, VlmprobeError
+from vlmprobe.messages import Conversation
+
+if TYPE_CHECKING:
+    from vlmprobe.engines.serving.base import ServedEngine
+
+__all__ = ["Finding", "Health", "examine"]
+
+QUESTION = "What is in the picture?"
+SIDE = 56  # pixels: a multiple of the patches of most models, so that nothing is resized
+FEW = Decoding(max_new_tokens=2)
+
+State = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a server does or does not do."""
+
+    name: str
+    state: State
+    detail: str = ""  # what was seen, or why not
+    remedy: str = ""  # what to start differently
+    needed: bool = False  # a probe is of no use without it
+
+
+@dataclass(frozen=True)
+class Health:
+    """What ``vlmprobe doctor`` tells of a server."""
+
+    url: str
+    engine: str
+    version: str | None
+    model: str
+    models: tuple[str, ...]
+    context: int | None  # positions of prompt and answer together
+    mode: str  # what its numbers are, such as raw_logprobs
+    value_kind: str  # what they are where a call samples with temperature and filters
+    max_logprobs: int | None  # alternatives at most; None for no limit
+    findings: tuple[Finding, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether a probe of it is of any use."""
+        return all(each.state == "yes" for each in self.findings if each.needed)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing that the server could give if it were started otherwise."""
+        return self.usable and not any(each.remedy for each in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "usable": self.usable, "complete": self.complete}
+
+
+async def examine(engine: ServedEngine) -> Health:
+    """Try a server."""
+    findings: list[Finding] = []
+    try:
+        await engine.known()
+    except EngineError as error:
+        findings += await engine.without_chat(error)
+    else:
+        findings += await _tried(engine)
+        findings += await engine.further_findings()
+    meaning = engine.meaning
+    return Health(
+        url=engine.client.url,
+        engine=engine.name,
+        version=engine.server.version,
+        model=engine.model,
+        models=engine.server.models,
+        context=engine.server.context,
+        mode=meaning.mode if meaning is not None else "unknown",
+        value_kind=meaning.kind if meaning is not None else "unknown",
+        max_logprobs=engine.abilities.alternatives,
+        findings=tuple(findings),
+    )
+
+
+async def _tried(engine: ServedEngine) -> list[Finding]:
+    plain = Conversation.build(QUESTION)
+    shown = Conversation.build(QUESTION, _picture())
+    no_prompt = engine.abilities.no_prompt
+    answered = await _asked(engine, plain, prompt=False)
+    seen = await _asked(engine, shown, prompt=False)
+    findings = [
+        _finding("log-probabilities of the answer", answered, needed=True),
+        _images(answered, seen),
+        _finding("ids of the answer", answered, _has_ids(answered)),
+    ]
+    for name, conversation in (("prompt log-probabilities", plain), ("prompt log-probabilities with images", shown)):
+        if no_prompt:
+            findings.append(Finding(name, "no", no_prompt))
+            continue
+        asked = await _asked(engine, conversation, prompt=True)
+        findings.append(_finding(name, asked, isinstance(asked, Answer) and asked.prompt is not None))
+    return findings
+
+
+async def _asked(engine: ServedEngine, conversation: Conversation, *, prompt: bool) -> Answer | VlmprobeError:
+    options = Options(prompt=prompt, alternatives=2, demanded=frozenset())
+    try:
+        return await engine.answer(conversation, FEW, options)
+    except VlmprobeError as error:
+        return error
+
+
+def _finding(name: str, asked: Answer | VlmprobeError, holds: bool = True, *, needed: bool = False) -> Finding:
+    if isinstance(asked, VlmprobeError):
+        return Finding(name, "no", str(asked), needed=needed)
+    return Finding(name, "yes" if holds else "no", needed=needed)
+
+
+def _images(plain: Answer | VlmprobeError, shown: Answer | VlmprobeError) -> Finding:
+    name = "images"
+    if isinstance(shown, VlmprobeError):
+        return Finding(name, "no", str(shown))
+    ids = shown.prompt_ids
+    if ids is None or isinstance(plain, VlmprobeError) or plain.prompt_ids is None:
+        return Finding(name, "unknown", "taken without an error; this wire does not tell whether the model saw them")
+    added = len(ids) - len(plain.prompt_ids)
+    if added <= 0:
+        return Finding(name, "no", "the prompt is not longer with a picture: the server ignores it")
+    return Finding(name, "yes", f"a picture of {SIDE} x {SIDE} pixels takes {added} positions")
+
+
+def _has_ids(asked: Answer | VlmprobeError) -> bool:
+    return isinstance(asked, Answer) and all(row.id is not None for row in asked.output)
+
+
+def _picture() -> Image.Image:
+    gradient = Image.linear_gradient("L").resize((SIDE, SIDE))
+    return Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
