@@ -1,14 +1,14 @@
-"""``connect``: a probe of a model that a server runs."""
+"""A probe of a model that a serving engine runs: behind its server, or in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from vlmprobe.errors import GenerationOptionError, UnknownModelError, near
+from vlmprobe.errors import CapabilityError, GenerationOptionError, UnknownModelError, near
 from vlmprobe.probe import Probe
 
-__all__ = ["connect"]
+__all__ = ["connect", "opened"]
 
 
 def connect(
@@ -82,3 +82,39 @@ def connect(
         "versions": {"vlmprobe": __version__},
     }
     return Probe(served, meta)
+
+
+def opened(model: str, engine: str, name: str, asked: Mapping[str, Any], options: Mapping[str, Any]) -> Probe:
+    """A probe of a checkpoint on an engine in this process; ``vlmprobe.load`` with ``engine``.
+
+    Args:
+        model: a folder or hub id.
+        engine: by its name.
+        name: of the model, for ``meta``.
+        asked: the arguments of ``load`` that are its own (``device``, ``dtype``, ``revision``, ``adapter``).
+        options: of the engine.
+    """
+    from vlmprobe._version import __version__
+    from vlmprobe.engines.serving.registry import engines
+
+    known = engines()
+    if engine not in known:
+        raise GenerationOptionError(
+            f"No engine is named {engine!r}.{near(engine, known)} There are: {', '.join(known)}."
+        )
+    if asked["adapter"] is not None or asked["device"] != "auto":
+        raise CapabilityError(
+            f"{known[engine].title} chooses its own model code and devices: leave out adapter, device."
+        )
+    given = {key: str(asked[key]).removeprefix("torch.") for key in ("dtype", "revision") if asked[key] is not None}
+    if given.get("dtype") == "auto":
+        del given["dtype"]
+    computing = known[engine].in_process(model, **given, **options)
+    meta = {
+        "model": name,
+        "engine": engine,
+        "revision": asked["revision"],
+        "dtype": given.get("dtype"),
+        "versions": {"vlmprobe": __version__},
+    }
+    return Probe(computing, meta)

@@ -35,6 +35,7 @@ def load(
     revision: str | None = None,
     adapter: str | None = None,
     check: bool = True,
+    engine: str | None = None,
     **from_pretrained: Any,
 ) -> Probe:
     """A probe of a checkpoint.
@@ -47,8 +48,9 @@ def load(
         adapter: name of the adapter to use; found from ``config.json`` where None.
         check: whether a few quick checks run the first time that this checkpoint is loaded; what they find off is a
             :class:`~vlmprobe.errors.VlmprobeWarning`. The environment variable ``VLMPROBE_CHECK=0`` turns them off too.
+        engine: ``"vllm"``, or another engine that runs in this process in place of transformers.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
-            ``quantization_config``, ``attn_implementation``, ...).
+            ``quantization_config``, ``attn_implementation``, ...), or of the engine.
 
     Raises:
         UnknownModelError: where there is no such checkpoint, or no adapter for it.
@@ -72,6 +74,11 @@ def load(
         raise TypeError(
             f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap"
         )
+    if engine is not None:
+        from vlmprobe.connecting import opened
+
+        asked = {"device": device, "dtype": dtype, "revision": revision, "adapter": adapter}
+        return opened(os.fspath(model), engine, name, asked, from_pretrained)
     config = registry.read_config(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     device_map = from_pretrained.pop("device_map", None) or _device(device)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.engines import Options
+from vlmprobe.engines import Engine, Options
 from vlmprobe.engines.servers import chat
 from vlmprobe.engines.servers.vllm_candidates import score_candidates, takes_ids
 from vlmprobe.engines.servers.vllm_prompt import token_of, vllm_prompt, whole_row
@@ -75,6 +75,13 @@ class VLLM(ServedEngine):
             context=context if isinstance(context, int) else None,
             root=root if isinstance(root, str) else None,
         )
+
+    @classmethod
+    def in_process(cls, model: str, **options: Any) -> Engine:
+        """``vllm.LLM`` in this process."""
+        from vlmprobe.engines.vllm import VLLMEngine
+
+        return VLLMEngine.open(model, **options)
 
     async def find_out(self) -> None:
         """How many alternatives the server gives, and what its numbers mean."""

@@ -74,13 +74,13 @@ async def _by_ids(
         raise CapabilityError(f"vLLM cannot be given this candidate: {error}") from error
     urls = [await asyncio.to_thread(data_url, part) for part in conversation.image_parts]
     pictures = [{"type": "image_url", "url": url} for url in urls]
-    top = engine.asked(options)[0]
+    wanted, top = _width(engine, options)
 
     async def one(shared: int, added: tuple[int, ...]) -> Scored:
         request: dict[str, Any] = {
             "model": engine.model,
             "token_ids": [*ids[:shared].tolist(), *added],
-            "sampling_params": {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": min(options.alternatives, top)},
+            "sampling_params": {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": wanted},
             "return_token_ids": True,
         }
         if pictures:
@@ -107,7 +107,7 @@ async def _by_text(
     engine: VLLM, conversation: Conversation, candidates: Sequence[str], options: Options
 ) -> list[Scored]:
     texts = engine.tokens.detokenizer is None
-    top = engine.asked(options)[0]
+    wanted, top = _width(engine, options)
     sent = await chat.messages(conversation)
     plain = await _ids_and_rows(engine, sent, conversation.continues, None, texts)
     alone = plain[0]
@@ -117,7 +117,7 @@ async def _by_text(
     async def one(candidate: str) -> Scored:
         last = sent[-1]["content"] if conversation.continues else []
         written = [*(sent[:-1] if conversation.continues else sent), _assistant(last, candidate)]
-        whole, rows = await _ids_and_rows(engine, written, True, min(options.alternatives, top), texts)
+        whole, rows = await _ids_and_rows(engine, written, True, (wanted, top), texts)
         shared = next(
             (k for k, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole))
         )
@@ -133,7 +133,7 @@ async def _by_text(
 
 
 async def _ids_and_rows(
-    engine: VLLM, sent: list[dict[str, Any]], continues: bool, top: int | None, texts: bool
+    engine: VLLM, sent: list[dict[str, Any]], continues: bool, width: tuple[int, int | None] | None, texts: bool
 ) -> tuple[np.ndarray, list[Row]]:
     request: dict[str, Any] = {
         "model": engine.model,
@@ -144,11 +144,17 @@ async def _ids_and_rows(
         "continue_final_message": continues,
         "return_token_ids": True,
     }
-    if top is not None:
-        request["prompt_logprobs"] = top
+    if width is not None:
+        request["prompt_logprobs"] = width[0]
     reply = Node(await engine.client.post(chat.PATH, request), engine.title)
     ids = reply["prompt_token_ids"].ids()
-    return ids, [] if top is None else vllm_prompt(reply, ids, engine.tokens.image_ids, top, texts=texts)
+    return ids, [] if width is None else vllm_prompt(reply, ids, engine.tokens.image_ids, width[1], texts=texts)
+
+
+def _width(engine: VLLM, options: Options) -> tuple[int, int | None]:
+    """How many alternatives to ask for at each position of a prompt, and how many to expect; None for all."""
+    top, whole = engine.asked(options)
+    return (-1, None) if whole else (min(options.alternatives, top), top)
 
 
 def _assistant(before: list[dict[str, Any]], candidate: str) -> dict[str, Any]:

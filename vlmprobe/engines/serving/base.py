@@ -21,7 +21,7 @@ import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from vlmprobe.engines import Options
+from vlmprobe.engines import Engine, Options
 from vlmprobe.engines.serving import loop
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.client import Client
@@ -31,16 +31,14 @@ from vlmprobe.engines.serving.health import Finding
 from vlmprobe.engines.serving.meaning import HOT, Meaning, judge
 from vlmprobe.engines.serving.pipeline import in_order
 from vlmprobe.engines.serving.requests import refuse
-from vlmprobe.engines.serving.tables import answer_table, prompt_table
+from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.errors import CapabilityError, EngineError, VlmprobeError
-from vlmprobe.images import thumbnail
 from vlmprobe.messages import Conversation, Message, TextPart
 from vlmprobe.result import Result, Scores
 
-__all__ = ["THUMBNAIL", "ServedEngine"]
+__all__ = ["ServedEngine"]
 
-THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
 AHEAD = 2  # results that may wait for the one that is due, for each request in flight
 PROBED = 20  # alternatives that are asked for to tell what the numbers mean
 TEXT = "Name any animal, colour, number or town."  # a prompt after which many tokens are likely
@@ -70,6 +68,11 @@ class ServedEngine:
     async def recognise(cls, facts: Facts) -> Server | None:
         """What the server says of itself where it is of this kind, else None."""
         raise NotImplementedError(f"{cls.__name__} must say which servers are its own")
+
+    @classmethod
+    def in_process(cls, model: str, **options: Any) -> Engine:
+        """The engine opened in this process, for ``vlmprobe.load(model, engine=...)``."""
+        raise CapabilityError(f"{cls.title} is asked behind its server: start one, and use vlmprobe.connect(url).")
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Ask the server one question."""
@@ -165,69 +168,32 @@ class ServedEngine:
         decoding = self.decoding(options)
         started = time.perf_counter()
         answer = await self.answer(conversation, decoding, options)
-        seconds = time.perf_counter() - started
-        meaning = answer.meaning or self.meaning or Meaning()
-        processing = decoding.processing
-        absent = {"prompt": self.abilities.no_prompt} if self.abilities.no_prompt and options.prompt else {}
-        before = None
-        ids, spans = answer.prompt_ids, answer.spans
-        if answer.prompt is not None and ids is not None and options.prompt:
-            try:
-                spans = self.tokens.spans(ids, conversation, self.title) if spans is None else spans
-            except CapabilityError as error:
-                if "prompt" in options.demanded:
-                    raise
-                absent["prompt"] = str(error)
-            else:
-                detokenizer = self.tokens.detokenizer
-                before = prompt_table(answer.prompt, spans, options.alternatives, meaning, detokenizer, self.title)
-        output = answer_table(
-            answer.output,
-            -1 if ids is None else len(ids),
-            options.alternatives,
-            meaning,
-            processing,
-            self.tokens.detokenizer,
-            self.title,
-            text=answer.text,
+        return result_of(
+            answer,
+            conversation,
+            decoding,
+            options,
+            title=self.title,
+            abilities=self.abilities,
+            meaning=self.meaning or Meaning(),
+            tokens=self.tokens,
+            meta={"timings": {"request_s": time.perf_counter() - started}},
         )
-        text = answer.text
-        if self.tokens.detokenizer is not None and output.ids is not None:
-            text = self.tokens.detokenizer.join(output.ids.tolist(), output.tokens)
-        meta: dict[str, Any] = {
-            "value_kind": meaning.of(processing),
-            "generation_config": decoding.told(),
-            "seed": options.seed,
-            "finish_reason": answer.finish_reason,
-            "timings": {"request_s": seconds},
-            **({"absent": absent} if absent else {}),
-            **answer.meta,
-        }
-        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
-        return Result(text, before, output, ids, meta, images)
 
     async def _scores(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         await self.known()
         started = time.perf_counter()
         scored, told = await self.candidates(conversation, candidates, options)
-        meaning = self.meaning or Meaning()
-        tables = [
-            answer_table(
-                each.rows,
-                each.start,
-                options.alternatives,
-                meaning,
-                "none",
-                self.tokens.detokenizer,
-                f"{self.title}, candidate {place}",
-                context=each.context,
-            )
-            for place, each in enumerate(scored)
-        ]
-        seconds = time.perf_counter() - started
-        meta = {"value_kind": meaning.of("none"), **told, "timings": {"score_s": seconds}}
-        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
-        return Scores(list(candidates), tables, [each.boundary for each in scored], meta, images)
+        return scores_of(
+            scored,
+            conversation,
+            candidates,
+            options,
+            title=self.title,
+            meaning=self.meaning or Meaning(),
+            tokens=self.tokens,
+            meta={**told, "timings": {"score_s": time.perf_counter() - started}},
+        )
 
     # -- what the server does not say --------------------------------------------------------------
 

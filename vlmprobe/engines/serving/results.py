@@ -1,0 +1,115 @@
+"""From what an engine answered to a ``Result`` or ``Scores``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlmprobe.engines import Options
+from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
+from vlmprobe.engines.serving.decoding import Decoding
+from vlmprobe.engines.serving.meaning import Meaning
+from vlmprobe.engines.serving.tables import answer_table, prompt_table
+from vlmprobe.engines.serving.tokens import Tokens
+from vlmprobe.errors import CapabilityError
+from vlmprobe.images import thumbnail
+from vlmprobe.messages import Conversation
+from vlmprobe.result import Result, Scores
+from vlmprobe.table import TokenTable
+
+__all__ = ["result_of", "scores_of"]
+
+THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
+
+
+def result_of(
+    answer: Answer,
+    conversation: Conversation,
+    decoding: Decoding,
+    options: Options,
+    *,
+    title: str,
+    abilities: Abilities,
+    meaning: Meaning,
+    tokens: Tokens,
+    meta: Mapping[str, Any],
+) -> Result:
+    """The tables of one answer, with what they lack said in ``meta["absent"]``.
+
+    Args:
+        answer: of the engine.
+        conversation, decoding, options: what was asked.
+        title, abilities, meaning, tokens: of the engine.
+        meta: further entries.
+
+    Raises:
+        EngineResponseError: for numbers or ids that cannot be.
+        CapabilityError: where the prompt side was asked for and cannot be told.
+    """
+    meaning = answer.meaning or meaning
+    absent = {"prompt": abilities.no_prompt} if abilities.no_prompt and options.prompt else {}
+    before: TokenTable | None = None
+    ids = answer.prompt_ids
+    if answer.prompt is not None and ids is not None and options.prompt:
+        try:
+            spans = answer.spans if answer.spans is not None else tokens.spans(ids, conversation, title)
+        except CapabilityError as error:
+            if "prompt" in options.demanded:
+                raise
+            absent["prompt"] = str(error)
+        else:
+            before = prompt_table(answer.prompt, spans, options.alternatives, meaning, tokens.detokenizer, title)
+    output = answer_table(
+        answer.output,
+        -1 if ids is None else len(ids),
+        options.alternatives,
+        meaning,
+        decoding.processing,
+        tokens.detokenizer,
+        title,
+        text=answer.text,
+    )
+    text = answer.text
+    if tokens.detokenizer is not None and output.ids is not None:
+        text = tokens.detokenizer.join(output.ids.tolist(), output.tokens)
+    told = {
+        "value_kind": meaning.of(decoding.processing),
+        "generation_config": decoding.told(),
+        "seed": options.seed,
+        "finish_reason": answer.finish_reason,
+        **({"absent": absent} if absent else {}),
+    }
+    return Result(text, before, output, ids, {**told, **meta, **answer.meta}, _shown(conversation))
+
+
+def scores_of(
+    scored: Sequence[Scored],
+    conversation: Conversation,
+    candidates: Sequence[str],
+    options: Options,
+    *,
+    title: str,
+    meaning: Meaning,
+    tokens: Tokens,
+    meta: Mapping[str, Any],
+) -> Scores:
+    """The tables of candidates, none of which was drawn from anything."""
+    tables = [
+        answer_table(
+            each.rows,
+            each.start,
+            options.alternatives,
+            meaning,
+            "none",
+            tokens.detokenizer,
+            f"{title}, candidate {place}",
+            context=each.context,
+        )
+        for place, each in enumerate(scored)
+    ]
+    told = {"value_kind": meaning.of("none"), **meta}
+    return Scores(list(candidates), tables, [each.boundary for each in scored], told, _shown(conversation))
+
+
+def _shown(conversation: Conversation) -> tuple[Any, ...]:
+    return tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
