@@ -28,7 +28,13 @@ def told(result: Shown, question: dict[str, Any]) -> Shown:
 
 
 def deliver(
-    result: Result | Scores, *, as_json: bool, html: Path | None, save: Path | None, below: list[Any] | None = None
+    result: Result | Scores,
+    *,
+    as_json: bool,
+    html: Path | None,
+    save: Path | None,
+    below: list[Any] | None = None,
+    streamed: bool = False,
 ) -> None:
     """Write the files, then print; a reader that stops reading loses no file.
 
@@ -38,7 +44,9 @@ def deliver(
         html: page to write, or None.
         save: folder or file to save to, or None.
         below: what to print after the table.
+        streamed: whether the answer has been printed already; the table then follows it in a terminal only.
     """
+    from vlmprobe.render import rich_view
     from vlmprobe.result import Result
 
     if save is not None:
@@ -49,7 +57,9 @@ def deliver(
         print_json(document.result_document(result) if isinstance(result, Result) else document.scores_document(result))
     else:
         screen = console()
-        for part in (result, *(below or ())):
+        if streamed and screen.is_terminal:
+            screen.print(rich_view(result, answer=False))
+        for part in (*(() if streamed else (result,)), *(below or ())):
             screen.print(part)
     if save is not None:
         note(f"Saved: {save}")

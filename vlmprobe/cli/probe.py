@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli.streaming import follow
 from vlmprobe.cli.terminal import guarded, working
 
 __all__ = ["probe"]
@@ -18,6 +19,15 @@ def probe(
     question: options.Question = None,
     more_images: options.MoreImages = None,
     system: options.System = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Print the answer while it is written, shaded by confidence in a terminal. Ctrl-C ends it and keeps "
+            "what was said.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     as_json: options.Json = False,
     html: options.Html = None,
     save: options.Save = None,
@@ -84,23 +94,33 @@ def probe(
 ) -> None:
     """Ask MODEL about IMAGE and show how sure it was of every token of its answer."""
     generation = options.generation_options(option, max_new_tokens, temperature)
+    if stream and as_json:
+        raise typer.BadParameter(
+            "--json prints one document at the end: leave out one of the two", param_hint="'--stream'"
+        )
+    interrupted = False
     with guarded(debug):
         asked, pictures, question_meta = inputs.asked("probe", model, image, more_images, question, system)
         inputs.require_generation(generation)
         opened = inputs.open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
-        with working("Answering"):
-            result = opened.generate(
-                asked,
-                image=pictures or None,
-                keep="logits" if logits else "stats",
-                prompt=prompt is not False,
-                alternatives=alternatives,
-                seed=seed,
-                **generation,
-            )
+        ask: dict[str, Any] = {
+            "image": pictures or None,
+            "keep": "logits" if logits else "stats",
+            "prompt": prompt is not False,
+            "alternatives": alternatives,
+            "seed": seed,
+        }
+        if stream:
+            result, interrupted = follow(opened.stream(asked, **ask, **generation))
+        else:
+            with working("Answering"):
+                result = opened.generate(asked, **ask, **generation)
         below: list[Any] = []
         if prompt:
             below += ["\nPrompt:\n", result.prompt]
         if logits:
             below += ["", output.raw_logits(result.output)]
-        output.deliver(output.told(result, question_meta), as_json=as_json, html=html, save=save, below=below)
+        told = output.told(result, question_meta)
+        output.deliver(told, as_json=as_json, html=html, save=save, below=below, streamed=stream)
+        if interrupted:
+            raise KeyboardInterrupt

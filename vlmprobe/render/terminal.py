@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlmprobe.result import Result, Scores
     from vlmprobe.table import TokenTable
 
-__all__ = ["rich_view", "table_rich"]
+__all__ = ["rich_view", "table_rich", "token_text"]
 
 # From grey to vermilion at nearly one luminance: with black text each is legible and none glares, whatever the
 # ground. The unsure ones are underlined and bold, for terminals and eyes without colour.
@@ -40,20 +40,33 @@ TEXT_HEAD, TEXT_TAIL = 600, 100  # tokens of running text
 CANDIDATES = 20
 
 
-def rich_view(result: Any) -> RenderableType:
-    """A ``Result`` (answer shaded by confidence, figures, table) or ``Scores`` (candidates as bars), to print."""
+def rich_view(result: Any, *, answer: bool = True) -> RenderableType:
+    """A ``Result`` (answer shaded by confidence, figures, table) or ``Scores`` (candidates as bars), to print.
+
+    Args:
+        result: what to show.
+        answer: False leaves out the question and the running text of a ``Result``, where they stand there already.
+    """
     head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
     source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
     if hasattr(result, "candidates"):
         return Group(*head, _candidates(result), *_boundaries(result), _mass(result), source)
     rows = view.rows(result.output)
-    answer = Padding(_running(rows, result.output), (1, 0))
-    return Group(*head, answer, _figures(result), source, Text(), _table(rows, result.output), _legend())
+    said = [*head, Padding(_running(rows, result.output), (1, 0))] if answer else [Text()]
+    return Group(*said, _figures(result), source, Text(), _table(rows, result.output), _legend())
 
 
 def table_rich(table: TokenTable) -> RenderableType:
     """A table with one line per token, the middle left out where there are many."""
     return Group(_table(view.rows(table), table), _legend())
+
+
+def token_text(row: view.Row) -> Text:
+    """A token that is no image, as running text: shaded by its confidence, a special one faint."""
+    if row.kind == "special":
+        return Text(row.text, FAINT + _shade(row))
+    lead = len(row.text) - len(row.text.lstrip(" ")) if row.text.strip() else 0
+    return Text(row.text[:lead]).append(row.text[lead:], style=_shade(row))
 
 
 def _figures(result: Result) -> Table:
@@ -72,11 +85,8 @@ def _running(rows: Sequence[view.Row], table: TokenTable) -> Text:
         elif row.kind == "image":
             image, count, _ = view.positions(table, row.index)
             text.append(f"[image {image + 1}, {count:,} positions]", style=FAINT)
-        elif row.kind == "special":
-            text.append(row.text, style=FAINT + _shade(row))
         else:
-            lead = len(row.text) - len(row.text.lstrip(" ")) if row.text.strip() else 0
-            text.append(row.text[:lead]).append(row.text[lead:], style=_shade(row))
+            text.append_text(token_text(row))
     return text
 
 

@@ -1,0 +1,85 @@
+"""The plot of choices: step by step the likeliest tokens, the surer the darker, and which of them was said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.analysis.plots import COLOURS, axes
+from vlmprobe.errors import MissingExtraError, ResultError
+
+if TYPE_CHECKING:
+    from vlmprobe.choices import Choices
+
+__all__ = ["draw_choices"]
+
+MOST = 24  # steps that can be read beside each other
+LEAST = 0.005  # probability of a token that is named
+LETTERS = 9
+DARK = 0.55  # shade from which text is white
+
+
+def draw_choices(choices: Choices, ax: Any = None) -> Any:
+    """A column for each step, its likeliest token on top; a frame marks the one that was said. Returns the axes.
+
+    Args:
+        choices: of at most 24 steps.
+        ax: axes to draw on.
+    """
+    try:
+        from matplotlib.patches import Rectangle
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    steps = np.unique(choices.steps)
+    if not 0 < len(steps) <= MOST:
+        raise ResultError(f"{len(steps)} steps cannot be drawn side by side: cut the table to 1 to {MOST} rows.")
+    ax = axes(ax, size=(0.72 * len(steps) + 0.7, 0.42 * (choices.k + 1) + 0.6))
+    beyond = False
+    for column, step in enumerate(steps):
+        rows = np.flatnonzero(choices.steps == step)
+        beyond = beyond or len(rows) > choices.k
+        for place, row in enumerate(rows.tolist()):
+            share, said = float(choices.probabilities[row]), bool(choices.chosen[row])
+            ax.add_patch(
+                Rectangle(
+                    (column - 0.48, place - 0.46),
+                    0.96,
+                    0.92,
+                    facecolor=(*_rgb(COLOURS[0]), 0.06 + 0.94 * share),
+                    edgecolor=COLOURS[1] if said else "none",
+                    linewidth=2.2 if said else 0,
+                    zorder=3 if said else 2,
+                )
+            )
+            if share >= LEAST or said:
+                text = f"{_short(choices.tokens[row])}\n{100 * share:.0f}%"
+                colour = "white" if share > DARK else ax.xaxis.label.get_color()
+                ax.text(
+                    column,
+                    place,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=colour,
+                    zorder=4,
+                    parse_math=False,
+                )
+    ax.set(xlim=(-0.6, len(steps) - 0.4), ylim=(choices.k - 0.4 + beyond, -0.6))
+    ax.set_xticks(range(len(steps)), [str(step) for step in steps], fontsize="small")
+    names = [str(place + 1) for place in range(choices.k)] + ["said"] * beyond
+    ax.set_yticks(range(len(names)), names, fontsize="small")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel="step of the answer", ylabel="rank")
+    return ax
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    return tuple(int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+
+
+def _short(token: str) -> str:
+    shown = token.strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣"
+    return shown if len(shown) <= LETTERS else shown[: LETTERS - 1] + "…"
