@@ -11,7 +11,7 @@ __all__ = ["PLACES", "bundled", "write"]
 
 SEED = 7
 PLACES = (0, 2, 5, 23, 35)  # in the run of held-out scenes with this seed
-UNSURE = (67,)  # scenes with a digit that is hard to read, for people as for the shipped model
+UNSURE = (500,)  # scenes with a digit that is hard to read, for people as for the shipped model
 
 
 def bundled() -> dict[str, Scene]:
