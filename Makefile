@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test matrix lint types clean
+.PHONY: help demo test matrix bench lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,12 @@ test: $(VENV)/.installed-dev  ## all tests
 matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/compatibility.md
 	$(BIN)/python -m vlmprobe.testing.matrix --also tests/data/golden --out docs/compatibility.md
 	$(BIN)/python -m pytest -m matrix --numprocesses auto --dist worksteal
+
+bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use today; writes docs/performance.md
+	$(BIN)/python -m benchmarks --page
+
+versions: $(VENV)/.installed-dev  ## the same with the oldest supported and the newest libraries; writes docs/versions.md
+	$(BIN)/python docs/write_versions.py
 
 lint: $(VENV)/.installed-dev  ## ruff: style and format
 	$(BIN)/ruff check .
@@ -39,4 +45,8 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	@touch $@
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable . --group bench
 	@touch $@

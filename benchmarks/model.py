@@ -1,8 +1,10 @@
-"""The model that costs are measured on: InternVL2-1B's sizes with random weights, built in memory; and a tiny one."""
+"""What costs are measured on: a model of InternVL2-1B's sizes with random weights, and smaller ones of its kind."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 __all__ = ["SIZES", "build", "picture", "words"]
 
+CACHE = Path(os.environ.get("VLMPROBE_BENCH_CACHE", "~/.cache/vlmprobe/benchmarks")).expanduser()
 VOCABULARY = 151_655  # of InternVL2-1B
 SIZES: dict[str, dict[str, Any]] = {
     "1b": {
@@ -28,6 +31,26 @@ SIZES: dict[str, dict[str, Any]] = {
             "intermediate_size": 4864,
             "num_hidden_layers": 24,
             "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+        },
+    },
+    "small": {
+        "vocabulary": 32_000,
+        "side": 448,
+        "vision": {
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "patch_size": [14, 14],
+            "image_size": [448, 448],
+        },
+        "text": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
             "num_key_value_heads": 2,
             "max_position_embeddings": 32768,
         },
@@ -57,10 +80,11 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @cache
 def build(size: str, dtype: str, vocabulary: int | None = None) -> tuple[Any, Any]:
-    """A model with random weights and its processor, both transformers' own InternVL.
+    """A model with random weights and its processor, both transformers' own InternVL. Weights come from the folder
+    ``CACHE`` (``VLMPROBE_BENCH_CACHE``), where they are put the first time.
 
     Args:
-        size: ``"1b"`` or ``"tiny"``.
+        size: ``"1b"``, ``"small"`` or ``"tiny"``.
         dtype: ``"float32"`` or ``"bfloat16"``.
         vocabulary: another number of tokens than the size has.
     """
@@ -89,16 +113,31 @@ def build(size: str, dtype: str, vocabulary: int | None = None) -> tuple[Any, An
         image_seq_length=positions,
         tie_word_embeddings=False,
     )
+    folder = CACHE / f"{size}-{dtype}-{len(tokenizer)}"
+    if not folder.is_dir():
+        _draw(config, dtype, folder)
+    kind = hf.InternVLForConditionalGeneration
+    model = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype)).eval()
+    model.generation_config = hf.GenerationConfig(eos_token_id=END, pad_token_id=tokenizer.pad_token_id)
+    return model, processor
+
+
+def _draw(config: Any, dtype: str, folder: Path) -> None:
+    """Write a checkpoint with random weights."""
+    import torch
+    import transformers as hf
+
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = hf.InternVLForConditionalGeneration(config).eval()
+            model = hf.InternVLForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    model.generation_config = hf.GenerationConfig(eos_token_id=END, pad_token_id=END)
-    return model, processor
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    model.save_pretrained(unfinished)
+    unfinished.rename(folder)
 
 
 TEMPLATE = (
@@ -107,7 +146,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 END = 1
-SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<|endoftext|>")
 
 
 def _tokenizer(size: int) -> Any:
@@ -131,9 +170,9 @@ def _tokenizer(size: int) -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     for name, token in zip(
-        ("start_image_token", "end_image_token", "context_image_token", "video_token"), SPECIAL[2:], strict=True
+        ("start_image_token", "end_image_token", "context_image_token", "video_token"), SPECIAL[2:6], strict=True
     ):
         setattr(tokenizer, name, token)
         setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))

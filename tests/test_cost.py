@@ -15,6 +15,7 @@ import vlmprobe
 from vlmprobe import Request
 from vlmprobe.engines import batching, candidates
 from vlmprobe.errors import CapabilityError, GenerationOptionError
+from vlmprobe.testing import check_adapter
 
 TOWERS = ("vision_tower", "vision_model", "visual")
 SOME = ["internvl", "qwen2_vl", "qwen3_vl", "mllama", "gemma3", "llava_next", "idefics3", "paligemma", "minicpmv4_6"]
@@ -90,25 +91,27 @@ def assert_identical(one, other):
 # One answer
 
 
-def test_generate_runs_each_part_once_and_the_head_on_wanted_rows_only(probe_of):
-    probe = probe_of("internvl")
+@pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "gemma3", "mllama", "idefics3", "qwen3_5", *ORIGINAL])
+def test_generate_runs_each_part_once_and_the_head_on_wanted_rows_only(name, checkpoint):
+    probe = load(name if name in ORIGINAL else built(name), checkpoint)
     with Counted(probe) as count:
         result = probe.generate(QUESTION, image=picture(), max_new_tokens=5, do_sample=False)
-    prompt = len(result.input_ids)
     assert count.tower == 1
-    assert count.positions == prompt + len(result.output) - 1
+    assert count.positions == len(result.input_ids) + len(result.output) - 1
     assert count.rows == int(result.prompt.scored.sum()) + len(result.output)
     with Counted(probe) as count:
-        probe.generate(QUESTION, image=picture(), max_new_tokens=5, do_sample=False, prompt=False)
+        result = probe.generate(QUESTION, image=picture(), max_new_tokens=5, do_sample=False, prompt=False)
     assert count.rows == len(result.output)
 
 
 # Candidates
 
 
-@pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "mllama", "gemma3", "idefics3", "qwen3_5", "lfm2_vl"])
-def test_candidates_cost_their_own_tokens_and_nothing_else(name, probe_of):
-    probe = probe_of(built(name))
+@pytest.mark.parametrize(
+    "name", ["internvl", "qwen2_vl", "mllama", "gemma3", "idefics3", "qwen3_5", "lfm2_vl", *ORIGINAL]
+)
+def test_candidates_cost_their_own_tokens_and_nothing_else(name, checkpoint):
+    probe = load(name if name in ORIGINAL else built(name), checkpoint)
     texts = ["yes", "no", "yes it is", "yes it was", "?"]
     with Counted(probe) as count:
         scores = probe.score(QUESTION, texts, image=picture())
@@ -206,6 +209,16 @@ def test_a_session_encodes_a_picture_once_and_changes_no_number(name, checkpoint
     assert np.array_equal(scores.logprobs, scored.logprobs)
     assert [each.meta["image_features"] for each in results] == ["encoded", "reused", "reused"]
     assert scores.meta["image_features"] == "reused"
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "mllama", "gemma3", *ORIGINAL])
+def test_the_conformance_suite_passes_with_reuse_on(name, checkpoint):
+    """C1 to C15, batches, threads and candidates among them, where features may be found in memory at every call."""
+    session = load(name if name in ORIGINAL else built(name), checkpoint).session()
+    report = check_adapter(session)
+    assert len(report.results) == 15
+    assert report.failures == (), report
+    assert session.engine.memory._entries, "no picture was remembered"
 
 
 def runs_of_one_call(probe):

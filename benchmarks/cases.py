@@ -1,0 +1,199 @@
+"""The tasks that are timed: for each the variants that do it, on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from benchmarks import peers
+from benchmarks.model import SIZES, build, picture, words
+
+__all__ = ["CASES", "Bench", "Case", "agreement"]
+
+Variants = Mapping[str, Callable[[], Any]]
+QUESTION = 40  # tokens
+TEMPLATE = 9  # tokens that the chat template puts around a question
+NEW = 64
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model of one size and dtype, bare and behind a probe."""
+
+    size: str
+    dtype: str
+    device: str = "cpu"
+    vocabulary: int | None = None  # where it is not that of the size
+
+    @cached_property
+    def model(self) -> Any:
+        return build(self.size, self.dtype, self.vocabulary)[0].to(self.device)
+
+    @cached_property
+    def processor(self) -> Any:
+        return build(self.size, self.dtype, self.vocabulary)[1]
+
+    @cached_property
+    def runs(self) -> list[None]:
+        """One entry for every run of the vision tower from here on."""
+        found: list[None] = []
+        self.model.model.vision_tower.register_forward_pre_hook(lambda *_: found.append(None))
+        return found
+
+    @cached_property
+    def probe(self) -> Any:
+        import vlmprobe
+
+        return vlmprobe.wrap(self.model, self.processor)
+
+    @cached_property
+    def scorer(self) -> Any:
+        return peers.scorer(self.model, self.processor)
+
+    def picture(self, tiles: int = 1, seed: int = 0) -> Any:
+        return picture(tiles, SIZES[self.size]["side"], seed)
+
+    def inputs(self, question: str, image: Any = None) -> peers.Inputs:
+        return peers.inputs_of(self.model, self.processor, peers.chat(self.processor, question, image), image)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task: its variants on a model, how many rounds they run, and which take so long that they run once."""
+
+    what: str
+    variants: Callable[[Bench], Variants]
+    rounds: int
+    once: tuple[str, ...] = ()
+
+
+def answer(bench: Bench, image: Any, new: int = NEW, question: int = QUESTION) -> Variants:
+    """Greedy answers of ``new`` tokens, with the default columns on the prompt and on the answer."""
+    text = words(question)
+    inputs = bench.inputs(text, image)
+    head = bench.model.get_output_embeddings()
+    rows = torch.randn(len(words(question).split()) + TEMPLATE, head.weight.shape[1]).to(head.weight)
+    return {
+        "model.generate": partial(peers.bare_generate, bench.model, inputs, new),
+        "vlmprobe": partial(bench.probe.generate, text, image=image, max_new_tokens=new, do_sample=False),
+        "head on the prompt's rows": partial(_head, head, rows),
+        "generate(output_logits=True)": partial(peers.generated_rows, bench.model, inputs, new),
+    }
+
+
+@torch.no_grad()
+def _head(head: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Logits of text rows [R, H] and nothing else: what no numbers on a prompt can be had without."""
+    return head(rows)
+
+
+def prompt(bench: Bench, tokens: int) -> Variants:
+    """The columns of a text prompt."""
+    text = words(tokens)
+    inputs = bench.inputs(text)
+    return {
+        "prefill": partial(peers.bare_generate, bench.model, inputs, 1),
+        "vlmprobe": partial(bench.probe.generate, text, max_new_tokens=1, do_sample=False),
+        "forward + log_softmax": partial(peers.forward_rows, bench.model, inputs),
+    }
+
+
+def candidates(bench: Bench, count: int, peer: bool, tokens: int = 3) -> Variants:
+    """Candidates of so many tokens as the answer to a question about a picture."""
+    text, image = words(QUESTION), bench.picture()
+    texts = list(dict.fromkeys(words(tokens, seed) for seed in range(2 * count)))[:count]
+    found: dict[str, Callable[[], Any]] = {
+        "prefill": partial(peers.bare_generate, bench.model, bench.inputs(text, image), 1),
+        "vlmprobe": partial(bench.probe.score, text, texts, image=image),
+    }
+    if peer:
+        given = (bench.model, bench.processor, text, image, texts)
+        found |= {
+            "full forward each": partial(peers.each_candidate, *given),
+            "minicons": partial(peers.minicons, bench.scorer, *given[1:]),
+        }
+    return found
+
+
+def questions(bench: Bench, count: int = 8, new: int = 2) -> Variants:
+    """Short questions on one picture, each with an answer of two tokens."""
+    image = bench.picture()
+    asked = [words(8, seed) for seed in range(count)]
+    options = {"max_new_tokens": new, "do_sample": False}
+
+    def calls() -> list[Any]:
+        return [bench.probe.generate(each, image=image, **options) for each in asked]
+
+    def session() -> list[Any]:
+        with bench.probe.session(image) as about:
+            return [about.generate(each, **options) for each in asked]
+
+    def many() -> list[Any]:
+        return list(bench.probe.generate_many([_request(each, image) for each in asked], progress=False, **options))
+
+    return {"8 calls": calls, "session": session, "generate_many": many}
+
+
+def requests(bench: Bench, count: int = 32, new: int = 16) -> Variants:
+    """Questions of 6 to 37 tokens without a picture, each with an answer of 16 tokens."""
+    asked = [words(6 + place, place) for place in range(count)]
+    options = {"max_new_tokens": new, "do_sample": False}
+    return {
+        "one by one": lambda: [bench.probe.generate(each, **options) for each in asked],
+        "generate_many": lambda: list(bench.probe.generate_many(asked, progress=False, **options)),
+    }
+
+
+def _request(question: str, image: Any) -> Any:
+    from vlmprobe import Request
+
+    return Request(question, image)
+
+
+CASES: dict[str, Case] = {
+    "generate": Case(
+        "64 new tokens after 40 tokens of text", lambda bench: answer(bench, None), 5, ("generate(output_logits=True)",)
+    ),
+    "generate_picture": Case(
+        "64 new tokens after a picture and 40 tokens of text",
+        lambda bench: answer(bench, bench.picture()),
+        3,
+        ("generate(output_logits=True)",),
+    ),
+    "prompt": Case("columns of 2,000 tokens of text", lambda bench: prompt(bench, 2000), 3, ("forward + log_softmax",)),
+    "candidates_16": Case(
+        "16 candidates of 3 tokens after a picture",
+        lambda bench: candidates(bench, 16, peer=True),
+        3,
+        ("full forward each", "minicons"),
+    ),
+    "candidates_1000": Case(
+        "1,000 candidates of 3 tokens after a picture", lambda bench: candidates(bench, 1000, peer=False), 2
+    ),
+    "questions_8": Case("8 questions on one picture", questions, 2),
+    "requests_32": Case("32 requests of different length", requests, 3),
+}
+
+
+def agreement(bench: Bench, count: int = 4) -> Iterator[tuple[str, float]]:
+    """Greatest difference in nats between vlmprobe and each peer, so that what is timed is the same numbers."""
+    import numpy as np
+
+    text, image = words(QUESTION), bench.picture()
+    texts = [words(3, seed) for seed in range(count)]
+    ours = bench.probe.score(text, texts, image=image).logprobs
+    given = (bench.model, bench.processor, text, image, texts)
+    yield "full forward each", float(np.abs(ours - peers.each_candidate(*given)).max())
+    yield "minicons", float(np.abs(ours - peers.minicons(bench.scorer, *given[1:])).max())
+    inputs = bench.inputs(text, image)
+    result = bench.probe.generate(text, image=image, max_new_tokens=4, do_sample=False)
+    theirs = peers.generated_rows(bench.model, inputs, 4).float().cpu().numpy()
+    yield "generate(output_logits=True)", float(np.abs(result.output.logprobs - theirs).max())
+    rows = peers.forward_rows(bench.model, inputs).float().cpu().numpy()
+    scored = result.prompt.scored
+    places = result.prompt.positions[scored] - 1
+    yield "forward + log_softmax", float(np.abs(result.prompt.logprobs[scored] - rows[places]).max())

@@ -1,0 +1,187 @@
+"""The goals, each judged by what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.counts import counts
+from benchmarks.timing import ratio
+
+__all__ = ["Row", "clock", "goals", "ratios", "table"]
+
+CORES_WANTED = 2.0  # with no more processes than this at the start, wall time is that of the task
+TEXT = 56  # positions of a question of 40 tokens and the template around it
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One goal."""
+
+    what: str
+    goal: str
+    measured: str
+    met: bool
+    floor: str  # what it cannot be had for less, and why
+
+
+def clock(measured: Mapping[str, Any]) -> str:
+    """Which of the two clocks judges a measurement: CPU time where others wanted the cores at the same time."""
+    return "wall" if max(measured["load"]) <= CORES_WANTED else "cpu"
+
+
+def ratios(measured: Mapping[str, Any], variant: str, over: str) -> tuple[float, str]:
+    """The ratio that judges, and both as text: median (least to greatest)."""
+    seconds = measured["seconds"]
+    told = []
+    for name in ("wall", "cpu"):
+        middle, least, greatest = ratio(seconds, variant, over, name)
+        told.append(f"{middle:.3g} {'wall' if name == 'wall' else 'CPU'} ({least:.3g} to {greatest:.3g})")
+    return ratio(seconds, variant, over, clock(measured))[0], ", ".join(told)
+
+
+def goals(held: Mapping[str, Any], size: str, dtype: str) -> list[Row]:
+    """Every goal that there are measurements for."""
+    found = held["measured"]
+    at = {key.split("/")[0]: each for key, each in found.items() if key.endswith(f"/{size}/{dtype}")}
+    return [*_generate(at), *_memory(at, size), *_candidates(at, size), *_together(at, size)]
+
+
+def startup(held: Mapping[str, Any]) -> list[Row]:
+    """The goals that concern no model."""
+    measured = held["measured"].get("startup")
+    return list(_startup(measured)) if measured else []
+
+
+def _generate(at: Mapping[str, Any]) -> Iterator[Row]:
+    for name, what in (("generate", "text"), ("generate_picture", "a picture and text")):
+        if name in at:
+            value, told = ratios(at[name], "vlmprobe", "model.generate")
+            head = ratios(at[name], "head on the prompt's rows", "model.generate")[0]
+            floor = f"{1 + head:.3f}: the head on the rows of the prompt, without which they have no numbers"
+            yield Row(
+                f"64 new tokens after {what}, default columns on both sides, time over bare `model.generate`",
+                "<= 1.05", told, value <= 1.05, floor,
+            )  # fmt: skip
+
+
+def _memory(at: Mapping[str, Any], size: str) -> Iterator[Row]:
+    if "memory_prompt" in at:
+        peaks = {name: next(iter(sizes.values())) for name, sizes in at["memory_prompt"]["peak"].items()}
+        extra = {name: (value - peaks["prefill"]) / MEGABYTE for name, value in peaks.items()}
+        yield Row(
+            "extra peak memory of the columns of 2,000 tokens of text, over a bare prefill",
+            "<= 100 MB",
+            f"{extra['vlmprobe']:.0f} MB (forward + log_softmax: {extra['forward + log_softmax']:,.0f} MB)",
+            extra["vlmprobe"] <= 100,
+            "one chunk of rows at a time: at most 32 MB in float32, and what is made of a block of it",
+        )
+    if "memory_answer" in at:
+        slope = {name: _slope(sizes) for name, sizes in at["memory_answer"]["peak"].items()}
+        extra = {name: value - slope["model.generate"] for name, value in slope.items()}
+        full = extra["generate(output_logits=True)"] / 1000
+        yield Row(
+            "extra peak memory of a generated token with default columns",
+            "<= 1 KB",
+            f"{extra['vlmprobe'] / 1000:.2f} KB (output_logits and log_softmax: {full:,.0f} KB)",
+            extra["vlmprobe"] <= 1000,
+            "0.17 KB of numbers, and a string and a list of ten for its text and its alternatives",
+        )
+
+
+def _candidates(at: Mapping[str, Any], size: str) -> Iterator[Row]:
+    cost = counts(size)
+    prefill = cost.prefill(TEXT, 1)
+    if "candidates_16" in at:
+        value, told = ratios(at["candidates_16"], "vlmprobe", "prefill")
+        least = 1 + 16 * (2 * (cost.position + cost.row)) / prefill
+        yield Row(
+            "16 candidates of 3 tokens, time over one bare prefill with a picture",
+            "<= 1.5", told, value <= 1.5,
+            f"{least:.2f} by arithmetic: two positions and two more rows of the head for each",
+        )  # fmt: skip
+        for peer, goal in (("minicons", 8.0), ("full forward each", None)):
+            if peer in at["candidates_16"]["seconds"]:
+                value, told = ratios(at["candidates_16"], peer, "vlmprobe")
+                yield Row(
+                    f"the same 16 candidates, times as fast as {peer}",
+                    f">= {goal:g}" if goal else "", told, goal is None or value >= goal,
+                    "they run picture, prompt and the head on every row for each candidate",
+                )  # fmt: skip
+    if "candidates_1000" in at:
+        value, told = ratios(at["candidates_1000"], "vlmprobe", "prefill")
+        least = 1 + 1000 * (2 * (cost.position + cost.row)) / prefill
+        yield Row(
+            "1,000 candidates of 3 tokens, time over one bare prefill with a picture",
+            "<= 20", told, value <= 20,
+            f"{least:.1f} by arithmetic where no two begin alike; beginnings that they share run once",
+        )  # fmt: skip
+    if "memory_candidates" in at:
+        peaks = at["memory_candidates"]["peak"]
+        ours = {int(count): value / MEGABYTE for count, value in peaks["vlmprobe"].items()}
+        bare = peaks["prefill"]["16"] / MEGABYTE
+        peer = peaks["minicons"]["16"] / MEGABYTE - bare
+        yield Row(
+            "peak memory of 1,000 candidates over that of a bare prefill",
+            "bounded",
+            f"{ours[1000] - bare:,.0f} MB (16 candidates: {ours[16] - bare:,.0f} MB; by minicons: {peer:,.0f} MB)",
+            ours[1000] - bare <= 2 * 512,
+            "512 MB of repeated cache in one batch, and the states of the rows that are wanted",
+        )
+
+
+def _together(at: Mapping[str, Any], size: str) -> Iterator[Row]:
+    cost = counts(size)
+    if "questions_8" in at:
+        for variant in ("session", "generate_many"):
+            value, told = ratios(at["questions_8"], variant, "8 calls")
+            runs = at["questions_8"]["tower"][variant]
+            whole = 8 * cost.prefill(24, 1)
+            least = (cost.tower + 8 * cost.prefill(24 + cost.image)) / whole
+            yield Row(
+                f"8 questions on one picture, `{variant}`, time over 8 calls",
+                "<= 0.5, tower once", f"{told}; the tower ran {'once' if runs == 1 else f'{runs} times'}",
+                value <= 0.5 and runs == 1,
+                f"{least:.2f} by arithmetic: the tower once, and the language model on every prompt",
+            )  # fmt: skip
+    if "requests_32" in at:
+        value, told = ratios(at["requests_32"], "one by one", "generate_many")
+        yield Row(
+            "32 requests batched, throughput over one by one",
+            ">= 2", told, value >= 2,
+            "a step of a batch reads the weights once for all; prompts gain nothing, for they fill the cores anyway",
+        )  # fmt: skip
+
+
+def _startup(measured: Mapping[str, Any]) -> Iterator[Row]:
+    from statistics import median
+
+    for name in ("import vlmprobe", "vlmprobe --help"):
+        told = {each: median(measured["seconds"][name][each]) for each in ("wall", "cpu")}
+        python = median(measured["seconds"]["python"][clock(measured)])
+        yield Row(
+            f"`{name}` in a fresh process",
+            "< 0.3 s",
+            f"{told['wall']:.2f} s wall, {told['cpu']:.2f} s CPU",
+            told[clock(measured)] < 0.3,
+            f"{python:.2f} s: Python itself",
+        )
+
+
+def _slope(sizes: Mapping[str, int]) -> float:
+    (short, least), (long, most) = sorted((int(size), value) for size, value in sizes.items())
+    return (most - least) / (long - short)
+
+
+def table(held: Mapping[str, Any]) -> str:
+    """All goals as plain text."""
+    models = sorted({tuple(key.split("/")[1:]) for key in held["measured"] if key.count("/") == 2})
+    parts = [("", startup(held)), *((f"{size}, {dtype}", goals(held, size, dtype)) for size, dtype in models)]
+    lines = []
+    for title, rows in parts:
+        for row in rows:
+            verdict = "met" if row.met else "NOT MET"
+            lines.append(f"{title:14}  {row.what}\n{'':16}goal {row.goal or '-'}; {row.measured}; {verdict}")
+    return "\n".join(lines)

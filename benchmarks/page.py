@@ -1,0 +1,148 @@
+"""Write docs/performance.md, every number of it from the JSON file, and draw its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.goals import CORES_WANTED, Row, clock, goals, startup
+from benchmarks.timing import ratio
+
+__all__ = ["page", "write"]
+
+DOCS = Path(__file__).parents[1] / "docs"
+MODELS = {
+    ("1b", "bfloat16"): "1B parameters, bfloat16",
+    ("1b", "float32"): "1B parameters, float32",
+    ("tiny", "float32"): "tiny, float32",
+}
+TABLES = {  # case: its title, and the variant that the others are measured by
+    "generate": ("64 new tokens after 40 tokens of text", "model.generate"),
+    "generate_picture": ("64 new tokens after a picture and 40 tokens of text", "model.generate"),
+    "prompt": ("the columns of 2,000 tokens of text", "prefill"),
+    "candidates_16": ("16 candidates of 3 tokens after a picture", "prefill"),
+    "candidates_1000": ("1,000 candidates of 3 tokens after a picture", "prefill"),
+    "questions_8": ("8 questions on one picture", "8 calls"),
+    "requests_32": ("32 requests of 6 to 37 tokens, 16 new tokens each", "one by one"),
+}
+INTRODUCTION = """\
+# Performance
+
+What numbers cost on top of the model. Written by `python -m benchmarks --page` from
+[benchmarks/results.json](../benchmarks/results.json); every figure on this page is from there.
+
+The model has the sizes of InternVL2-1B (Qwen2-0.5B as language model, a vocabulary of 151,655 tokens, a vision tower
+of 300M parameters) and random weights: cost does not depend on what the weights are. A picture is a tile of 448 x 448.
+
+## Reproduce
+
+```bash
+make bench                                                       # all of it
+python -m benchmarks --size 1b --dtype bfloat16 --only generate  # a part, put into the same file
+```
+
+Every measurement runs in a process of its own. Variants of one task take turns (A B C, A B C, ...), each round is
+compared with itself, and a ratio is the median of the rounds with the least and the greatest beside it. Bare variants
+get model inputs that are ready; vlmprobe starts from the question and the picture. Peak memory is the highest point of
+the process (of the device, on an accelerator) during one call above what it held before, in a fresh process for every
+variant. The peers' numbers are compared with vlmprobe's in the same run.
+"""
+
+
+def page(held: Mapping[str, Any]) -> str:
+    """The page's text."""
+    return "\n".join([INTRODUCTION, *_machine(held), *_goals(held), *_variants(held), *_agreement(held), GROWTH])
+
+
+def write(held: Mapping[str, Any]) -> None:
+    """Write the page and draw its plots."""
+    from benchmarks.plots import draw
+
+    (DOCS / "performance.md").write_text(page(held), encoding="utf-8")
+    draw(held, DOCS / "img")
+
+
+def _machine(held: Mapping[str, Any]) -> Iterator[str]:
+    machine = held["machine"]
+    loads = [each for measured in held["measured"].values() for each in measured["load"]]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    yield f"Measured on {machine['cores']} cores of {machine['processor']} ({machine['device']}); {versions}."
+    yield (
+        f"Load of the machine during the measurements: {min(loads):.1f} to {max(loads):.1f} processes. Where it was "
+        f"above {CORES_WANTED:g}, others had a share of the cores, and CPU time judges a goal in place of wall time; "
+        "both are given. CPU time counts both threads of a part that runs in two, so it understates what runs in one.\n"
+    )
+
+
+def _goals(held: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Goals\n"
+    parts = [
+        ("", startup(held)),
+        *((title, goals(held, *model)) for model, title in MODELS.items() if model[0] == "1b"),
+    ]
+    for title, rows in parts:
+        if rows:
+            yield f"### {title}\n" if title else ""
+            yield "| what | goal | measured | | floor |\n|---|---|---|---|---|"
+            yield from map(_cells, rows)
+            yield ""
+
+
+def _cells(row: Row) -> str:
+    verdict = ("met" if row.met else "**not met**") if row.goal else ""
+    return f"| {row.what} | {row.goal} | {row.measured} | {verdict} | {row.floor} |"
+
+
+def _variants(held: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Side by side\n"
+    yield "Seconds are medians of the rounds, by the clock that judges; ratios are over a task's first variant.\n"
+    for model, title in MODELS.items():
+        lines = []
+        for name, (what, first) in TABLES.items():
+            measured = held["measured"].get("/".join((name, *model)))
+            if measured is None:
+                continue
+            by = clock(measured)
+            at = f"{measured['when']}, {max(measured['load']):.1f}"
+            for variant, seconds in measured["seconds"].items():
+                middle, least, greatest = ratio(measured["seconds"], variant, first, by)
+                over = f"{middle:.3g} ({least:.3g} to {greatest:.3g})"
+                lines.append(f"| {what} | {variant} | {median(seconds[by]):.3g} | {over} | {by} | {at} |")
+                what = at = ""
+        if lines:
+            yield f"### {title}\n"
+            yield "| task | variant | seconds | ratio | clock | when (UTC), load |\n|---|---|---|---|---|---|"
+            yield from lines
+            yield ""
+
+
+def _agreement(held: Mapping[str, Any]) -> Iterator[str]:
+    found = {model: held["measured"].get("/".join(("agreement", *model))) for model in MODELS}
+    there = {model: measured["nats"] for model, measured in found.items() if measured}
+    if not there:
+        return
+    peers = list(next(iter(there.values())))
+    yield "## The same numbers\n"
+    yield "Greatest difference to vlmprobe in nats; a candidate's is that of its sum over three tokens.\n"
+    yield f"| | {' | '.join(peers)} |\n|{'---|' * (len(peers) + 1)}"
+    for model, nats in there.items():
+        yield f"| {MODELS[model]} | {' | '.join(f'{nats[peer]:.1g}' for peer in peers)} |"
+    yield (
+        "\nIn bfloat16 a batch and a single prompt round differently; minicons also normalises in bfloat16, vlmprobe "
+        "in float32.\n"
+    )
+
+
+GROWTH = """\
+## How cost grows
+
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="img/growth-dark.png">
+  <img src="img/growth.png" alt="CPU seconds against tiles of the picture, tokens of the prompt, candidates, vocabulary and requests in a batch, for vlmprobe and for the same work without it">
+</picture>
+
+CPU seconds, medians of three rounds, both axes logarithmic, on a model of 69M parameters (a language model of 8 layers
+of width 512, a vocabulary of 32,000 tokens, a vision tower of 6 layers of width 256).
+"""  # noqa: E501

@@ -1,0 +1,58 @@
+"""Draw how cost grows, for a light and for a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.growth import SWEEPS
+
+__all__ = ["draw"]
+
+MARKS = {
+    "vlmprobe": "o-",
+    "model.generate": "s--",
+    "prefill": "s--",
+    "forward + log_softmax": "^:",
+    "full forward each": "^:",
+    "minicons": "v-.",
+}
+
+
+def draw(held: Mapping[str, Any], folder: Path) -> None:
+    """Write ``growth.png`` and ``growth-dark.png``, with a panel for every sweep that there is."""
+    from matplotlib import pyplot
+
+    found = {name: measured for name in SWEEPS if (measured := _of(held, name))}
+    for style, suffix in (("default", ""), ("dark_background", "-dark")):
+        with pyplot.style.context(style):
+            figure, panels = pyplot.subplots(1, len(SWEEPS), figsize=(3.2 * len(SWEEPS), 3.2), layout="constrained")
+            for panel, (name, measured) in zip(panels, found.items(), strict=False):
+                _panel(panel, name, measured["seconds"])
+            panels[0].set_ylabel("CPU seconds")
+            if suffix:
+                for part in (figure.patch, *(panel.patch for panel in panels)):
+                    part.set_facecolor("#0d1117")
+            path = folder / f"growth{suffix}.png"
+            figure.savefig(path, dpi=90)
+            pyplot.close(figure)
+        # A plot has few colours: a palette makes the file a third of the size.
+        Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _of(held: Mapping[str, Any], name: str) -> Any:
+    return next((each for key, each in held["measured"].items() if key.split("/")[0] == name), None)
+
+
+def _panel(panel: Any, name: str, seconds: Mapping[str, Any]) -> None:
+    variants = dict.fromkeys(variant for each in seconds.values() for variant in each)
+    for variant in variants:
+        points = [(int(value), median(each[variant]["cpu"])) for value, each in seconds.items() if variant in each]
+        panel.plot(*zip(*points, strict=True), MARKS[variant], label=variant, markersize=4, linewidth=1.2)
+    panel.set(xscale="log", yscale="log", xlabel=SWEEPS[name].along)
+    panel.legend(fontsize=7)
+    panel.spines[["top", "right"]].set_visible(False)
