@@ -213,8 +213,9 @@ def _old(ids: list[int], rows: list[np.ndarray | None]) -> list[Any]:
 
 def asked_openai(model: Model, body: dict[str, Any]) -> tuple[str, list[Image.Image]]:
     parts = body["messages"][-1]["content"]
+    parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
     question = next(part["text"] for part in parts if part["type"] == "text")
-    assert question in (model.question, TEXT)
+    assert question in (model.question, TEXT, "Hi")
     return question, [model.picture(decoded(part["image_url"]["url"])) for part in parts if part["type"] == "image_url"]
 
 
@@ -307,3 +308,71 @@ def ollama(model: Model) -> Callable[[Request], Any]:
 
 def unreachable(_: Request) -> Reply:
     raise AssertionError("nothing was to be sent")
+
+
+# -- vLLM 0.32.0, and OpenAI's protocol -----------------------------------------------------------------
+
+
+def vllm(model: Model) -> Callable[[Request], Any]:
+    def chat(request: Request) -> Any:
+        body = request.json
+        k = body["top_logprobs"]
+        if not 0 <= k <= 20:
+            return refusal(400, f"Requested sample logprobs of {abs(k)}, which is greater than max allowed: 20")
+        question, images = asked_openai(model, body)
+        text, ids, rows, reason = model.answer(question, images, limit=body["max_tokens"])
+
+        def entry(row: np.ndarray, each: int) -> dict[str, Any]:
+            return {"token": f"token_id:{each}", "logprob": float(logprobs(row)[each]), "bytes": [1]}
+
+        content = [
+            {**entry(row, each), "top_logprobs": [entry(row, one) for one in dict.fromkeys([each, *best(row, k)])][:k]}
+            for each, row in zip(ids, rows, strict=True)
+        ]
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+        reply: dict[str, Any] = {"choices": [{**choice, "logprobs": {"content": content}, "token_ids": ids}]}
+        before, drawn = model.prompt(question, images)
+        reply["prompt_token_ids"] = before
+        if "prompt_logprobs" in body:
+            junk = next(row for row in drawn if row is not None)
+            reply["prompt_logprobs"] = [
+                _prompt_entry(junk if row is None else row, each, body["prompt_logprobs"]) if place else None
+                for place, (each, row) in enumerate(zip(before, drawn, strict=True))
+            ]
+        return reply
+
+    return chat
+
+
+def _prompt_entry(row: np.ndarray, own: int, k: int) -> dict[str, Any]:
+    values = logprobs(row)
+    own = min(own, len(values) - 1)
+    return {
+        str(each): {
+            "logprob": float(values[each]),
+            "rank": int((values > values[each]).sum()) + 1,
+            "decoded_token": "?",
+        }
+        for each in dict.fromkeys([own, *best(row, k)])
+    }
+
+
+def openai(model: Model) -> Callable[[Request], Any]:
+    def chat(request: Request) -> Any:
+        body = request.json
+        question, images = asked_openai(model, body)
+        text, ids, rows, reason = model.answer(question, images, limit=body["max_tokens"])
+        decode = model.probe.engine.detokenizer.decode
+
+        def entry(row: np.ndarray, each: int) -> dict[str, Any]:
+            piece = decode([each])
+            return {"token": piece, "logprob": float(logprobs(row)[each]), "bytes": list(piece.encode())}
+
+        content = [
+            {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, body["top_logprobs"])]}
+            for each, row in zip(ids, rows, strict=True)
+        ]
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+        return {"choices": [{**choice, "logprobs": {"content": content}}]}
+
+    return chat

@@ -46,6 +46,7 @@ def result_of(
         EngineResponseError: for numbers or ids that cannot be.
         CapabilityError: where the prompt side was asked for and cannot be told.
     """
+    tokens.require_ids((*(answer.prompt or ()), *answer.output), title)
     meaning = answer.meaning or meaning
     absent = {"prompt": abilities.no_prompt} if abilities.no_prompt and options.prompt else {}
     before: TokenTable | None = None
@@ -94,6 +95,7 @@ def scores_of(
     meta: Mapping[str, Any],
 ) -> Scores:
     """The tables of candidates, none of which was drawn from anything."""
+    tokens.require_ids((row for each in scored for row in each.rows), title)
     tables = [
         answer_table(
             each.rows,

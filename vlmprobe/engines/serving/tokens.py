@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from vlmprobe.table import ImageSpan
 
 if TYPE_CHECKING:
     from vlmprobe.adapter import Adapter
+    from vlmprobe.engines.serving.rows import Row
 
 __all__ = ["Tokens"]
 
+PADDED = 4096  # ids that a head may have beyond the tokenizer's, where only the tokenizer is known
 NEEDED = "pass processor= (the model's folder, hub id or processor) to vlmprobe.connect"
 
 
@@ -57,6 +60,30 @@ class Tokens:
         if not callable(getattr(processor, "decode", None)) and not hasattr(processor, "tokenizer"):
             raise TypeError(f"processor= is a folder, a hub id, a processor or a probe, not {type(processor).__name__}")
         return cls(_wrapped(processor), image_ids)
+
+    @cached_property
+    def vocabulary(self) -> int | None:
+        """No id of the model is as great as this; None without a processor."""
+        if self.adapter is None:
+            return None
+        config = self.adapter.model.config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        # A head may be wider than the tokenizer, and a placeholder's id may be beyond the head.
+        known = getattr(text, "vocab_size", None) or len(self.adapter.tokenizer) + PADDED
+        return max(known, len(self.adapter.tokenizer), *(each + 1 for each in self.image_ids))
+
+    def require_ids(self, rows: Iterable[Row], where: str) -> None:
+        """Raise :class:`EngineResponseError` for an id that is none of the model's."""
+        limit = self.vocabulary
+        if limit is None:
+            return
+        for row in rows:
+            for each in (row.id, *(other.id for other in row.top)):
+                if each is not None and each >= limit:
+                    raise EngineResponseError(
+                        f"{where} holds the token id {each}, and the model of processor= has none from {limit} on: is "
+                        "it the served model's?"
+                    )
 
     def spans(self, ids: np.ndarray, conversation: Conversation, where: str) -> tuple[ImageSpan, ...]:
         """The runs of image positions in a prompt of ids [S], told apart by image.

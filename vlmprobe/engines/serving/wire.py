@@ -95,12 +95,13 @@ def token_id(value: Any, where: str, vocabulary: int | None = None) -> int:
 
 def real(value: Any, where: str) -> float:
     """A number that is not NaN and not above every number; minus infinity is a probability of zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value == math.inf:
-        raise EngineResponseError(f"{where} holds {_brief(value)} where a number is due.")
     try:
-        return float(value)
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
     except OverflowError:
-        raise EngineResponseError(f"{where} holds a number that is none: {_brief(value)}.") from None
+        number = math.nan
+    if math.isnan(number) or number == math.inf:
+        raise EngineResponseError(f"{where} holds {_brief(value)} where a number is due.")
+    return number
 
 
 def _brief(value: Any) -> str:
