@@ -1,8 +1,8 @@
 """vLLM in this process: ``vlmprobe.load(MODEL, engine="vllm")``.
 
 The prompt is written and tokenised here, and vLLM puts the pictures in itself. Started with
-``logprobs_mode="raw_logits"``, every call reads whole rows of logits, as ``keep="logits"`` needs; else only the likeliest
-tokens are read.
+``logprobs_mode="raw_logits"``, every call reads whole rows of logits, as ``keep="logits"`` needs; else only the
+likeliest tokens are read.
 """
 
 from __future__ import annotations

@@ -102,13 +102,15 @@ class VLLM(ServedEngine):
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Ask one question over the chat route."""
-        top, whole = self.asked(options)
+        top, every = self.asked(options)
+        # A logit alone says nothing of a probability: of a server that gives logits, whole rows are read.
+        whole = every or (self.full and self.meaning is not None and self.meaning.logits)
         by_id = self.tokens.detokenizer is not None or whole
-        request = await chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
+        request = await chat.body(self.model, conversation, decoding, seed=options.seed, top=-1 if whole else top)
         request |= decoding_fields(decoding) | {"return_token_ids": True, "return_tokens_as_token_ids": by_id}
         request |= _continued(conversation)
         if options.prompt:
-            request["prompt_logprobs"] = -1 if whole else min(options.alternatives, top)
+            request["prompt_logprobs"] = -1 if every else min(options.alternatives, top)
         reply = Node(await self.client.post(chat.PATH, request), self.title)
         choice = chat.only_choice(reply)
         said = chat.listed(choice, tokens=decoding.max_new_tokens, top=None if whole else top + 1)
@@ -119,13 +121,18 @@ class VLLM(ServedEngine):
         prompt_ids = reply["prompt_token_ids"].ids()
         prompt = None
         if options.prompt:
-            prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if whole else top, texts=not by_id)
+            prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if every else top, texts=not by_id)
         return Answer(chat.text_of(choice), chat.finish_reason(choice), output, prompt_ids, prompt, meta=self.told())
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
     ) -> tuple[list[Scored], dict[str, Any]]:
         """The rows of each candidate: see ``vllm_candidates.py``."""
+        if self.meaning is not None and self.meaning.logits and "logits" not in options.keep:
+            raise CapabilityError(
+                "This vLLM server gives logits, of which a log-probability needs the whole row: score with "
+                'keep="logits", or start the server with --logprobs-mode raw_logprobs.'
+            )
         scored, told = await score_candidates(self, conversation, candidates, options)
         return scored, {**self.told(), **told}
 

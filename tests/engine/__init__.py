@@ -1,0 +1,1 @@
+"""Tests against a real serving engine, and what records it."""
