@@ -353,6 +353,25 @@ def test_a_picture_that_requests_share_is_encoded_once(name, checkpoint):
         assert np.nanmax(np.abs(result.prompt.logits - alone.prompt.logits)) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", [*ORIGINAL, "internvl"])
+@pytest.mark.parametrize("batch_size", ["auto", 8])
+def test_requests_with_and_without_pictures_share_a_batch_where_the_family_can(name, batch_size, checkpoint):
+    """The original formats lay out their batches themselves; processors of transformers want images in all or none."""
+    probe = load(name, checkpoint)
+    several = probe.engine.adapter.capabilities.several_images
+    images = [None, picture(1), [picture(2), picture(3, 80, 30)] if several else picture(2), None, picture(4)]
+    requests = [Request("Hi there" + "?" * place, image) for place, image in enumerate(images)]
+    results = list(probe.generate_many(requests, keep="stats", batch_size=batch_size, **GREEDY))
+    together = {result.meta["batch_size"] for result in results}
+    assert (together == {5}) is (name in ORIGINAL)
+    for request, result in zip(requests, results, strict=True):
+        alone = probe.generate(request.prompt, request.image, **GREEDY)
+        assert np.array_equal(result.input_ids, alone.input_ids)
+        for one, other in ((result.prompt, alone.prompt), (result.output, alone.output)):
+            assert np.array_equal(one.ids, other.ids)
+            assert np.nanmax(np.abs(one.logprobs - other.logprobs)) < TOLERANCE
+
+
 def test_requests_are_grouped_by_length_and_come_back_in_order(probe_of, monkeypatch):
     probe = probe_of("internvl")
     batches = []

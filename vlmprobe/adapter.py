@@ -44,6 +44,7 @@ class Capabilities:
     several_images: bool = True  # more than one image in a conversation
     text_only: bool = True  # a conversation without an image
     prefix_reuse: bool = True  # the cache of a prompt can be continued by several candidates
+    mixed_images: bool = False  # conversations with different numbers of images can share a batch
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_registry.internvl2.prompt import IMAGE_CONTEXT
-from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
+from vlmprobe.adapter import Adapter, Capabilities, Continuation, EncodedPrompt, Encoding
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,8 @@ RUN_OF_CONTEXTS = re.compile(f"(?:{re.escape(IMAGE_CONTEXT)})+")
 
 class InternVL2(Adapter):
     """InternVL2 1B to 76B and InternVL2.5 1B to 78B: Qwen2, InternLM2, Phi-3 and Llama language models."""
+
+    capabilities = Capabilities(mixed_images=True)
 
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:

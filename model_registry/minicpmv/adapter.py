@@ -39,6 +39,7 @@ class MiniCPMV(Adapter):
         super().__init__(model, processor)
         self.capabilities = replace(
             self.capabilities,
+            mixed_images=True,
             several_images=self.release.version != "2.0",
             batching=not stretches(model.config.text_config),
         )

@@ -26,7 +26,7 @@ RENAMED = {r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
 class OmniLMM(Adapter):
     """OmniLMM-12B: one image a conversation, in the first message."""
 
-    capabilities = Capabilities(several_images=False)
+    capabilities = Capabilities(several_images=False, mixed_images=True)
 
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:

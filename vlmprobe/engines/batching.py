@@ -30,17 +30,18 @@ class Batches:
         self.options = options
         self.size = size
         self.keep_errors = keep_errors  # an error of one conversation stands in the place of its result
+        self.mixes_images: bool = getattr(engine, "mixes_images", False)
 
     def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
         """Results of conversations that run as they come."""
-        for _, result in self._answered(conversations, range(len(conversations)), together=_takes_together):
+        for _, result in self._answered(conversations, range(len(conversations)), together=self._takes_together):
             yield result
 
     def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
         """The same results in the same order, each as soon as those before it are there; alike ones run together."""
         done: dict[int, Result | VlmprobeError] = {}
         given = 0
-        for place, result in self._answered(conversations, _order(conversations), together=_alike):
+        for place, result in self._answered(conversations, _order(conversations), together=self._alike):
             done[place] = result
             while given in done:
                 yield done.pop(given)
@@ -66,6 +67,15 @@ class Batches:
                 yield from zip(batch, results, strict=True)
                 start = stop
 
+    def _takes_together(self, first: Conversation, other: Conversation) -> bool:
+        """Whether two conversations can share a batch: most processors want as many images in each."""
+        return first.continues == other.continues and (self.mixes_images or len(first.images) == len(other.images))
+
+    def _alike(self, first: Conversation, other: Conversation) -> bool:
+        """Whether they can, and neither makes the other one padding for the greater part."""
+        shorter, longer = sorted((_length(first), _length(other)))
+        return self._takes_together(first, other) and (longer <= 2 * shorter or longer - shorter <= SLACK)
+
     def _run(self, batch: list[Conversation]) -> list[Result | VlmprobeError] | None:
         """Results of a batch, or None where memory ran out and the size was halved."""
         try:
@@ -90,17 +100,6 @@ class Batches:
 def picture_bytes(conversation: Conversation) -> int:
     """Bytes of a conversation's decoded pictures."""
     return sum(3 * image.width * image.height for image in conversation.images)
-
-
-def _takes_together(first: Conversation, other: Conversation) -> bool:
-    """Whether two conversations can share a batch: processors want the same images-or-none and kind of prompt."""
-    return len(first.images) == len(other.images) and first.continues == other.continues
-
-
-def _alike(first: Conversation, other: Conversation) -> bool:
-    """Whether they can, and neither makes the other one padding for the greater part."""
-    shorter, longer = sorted((_length(first), _length(other)))
-    return _takes_together(first, other) and (longer <= 2 * shorter or longer - shorter <= SLACK)
 
 
 def _order(conversations: Sequence[Conversation]) -> list[int]:

@@ -72,6 +72,11 @@ class LocalEngine:
                 f"The answer is to begin with ids {list(options.begin)}; the model has {known:,} tokens."
             )
 
+    @property
+    def mixes_images(self) -> bool:
+        """Whether conversations with different numbers of images can share a batch."""
+        return self.adapter.capabilities.mixed_images
+
     def batch_size(self, wanted: int, options: Options) -> int:
         """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone.
 
