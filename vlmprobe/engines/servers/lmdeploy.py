@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
-from vlmprobe.engines import Options
+from vlmprobe.engines import Engine, Options
 from vlmprobe.engines.servers import chat
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.base import TEXT, ServedEngine
@@ -45,6 +46,13 @@ class LMDeploy(ServedEngine):
         """A server whose models are owned by LMDeploy."""
         entries = [each for each in await facts.models() if each.get("owned_by") == "lmdeploy" and "id" in each]
         return Server(models=tuple(str(each["id"]) for each in entries)) if entries else None
+
+    @classmethod
+    def in_process(cls, model: str, **options: Any) -> Engine:
+        """``lmdeploy.pipeline`` in this process."""
+        from vlmprobe.engines.lmdeploy import LMDeployEngine
+
+        return LMDeployEngine.open(model, **options)
 
     async def find_out(self) -> None:
         """Which of LMDeploy's engines answers, by whether a filter that leaves two tokens shows in the numbers."""
