@@ -214,7 +214,8 @@ def draw_decoding(probe: Any) -> None:
         sure = np.mean([answer.confidence for answer in answers])
         lines.append(f"| {alpha:g} | {right.mean():.0%} | {sure:.3f} |")
     true = DIGITS[scene.digits[0] if step < len(result.output) // 2 else scene.digits[1]]
-    write("decoding", "figures", [f"The digit that is asked for there is a {true}. Over 100 descriptions:", "", *lines])
+    told = f"The digit that is described there is {article(true)} {true}. Over 100 descriptions:"
+    write("decoding", "figures", [told, "", *lines])
 
 
 def contrasted(probe: Any, scene: Scene, before: list[int], alpha: float) -> np.ndarray:
