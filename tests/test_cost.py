@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import QUESTION, picture
 from original_cases import GOLDEN
+from transformers.modeling_outputs import BaseModelOutput
 
 import vlmprobe
 from vlmprobe import Request
 from vlmprobe.engines import batching, candidates
+from vlmprobe.engines.images import _bytes, _copy, _joined
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.testing import check_adapter
 
@@ -320,6 +322,20 @@ def test_a_session_of_a_family_without_a_named_encoder_says_so(checkpoint, monke
         results = [session.generate("Hi", **GREEDY) for _ in range(2)]
     assert count.tower == 2
     assert all("names no method" in each.meta["image_features"] for each in results)
+
+
+def test_features_beside_the_fields_of_their_output_are_remembered():
+    """Some models set ``pooler_output`` on an output whose class has no such field."""
+    output = BaseModelOutput(last_hidden_state=torch.ones(1, 2, 3), hidden_states=(torch.ones(1),))
+    output.pooler_output = torch.arange(6.0).reshape(2, 3)
+
+    copied, joined = _copy(output), _joined([output, output])
+
+    assert torch.equal(copied.pooler_output, output.pooler_output)
+    assert torch.equal(joined.pooler_output, torch.cat([output.pooler_output] * 2))
+    assert torch.equal(joined.last_hidden_state, torch.ones(2, 2, 3))
+    assert copied.hidden_states is None
+    assert _bytes(output) == 4 * (6 + 6 + 1)
 
 
 def test_an_engine_without_memory_has_no_sessions(probe_of):

@@ -224,21 +224,21 @@ def _joined(outputs: Sequence[Any]) -> Any | None:
         return torch.cat(list(outputs)) if all(each.shape[1:] == first.shape[1:] for each in outputs) else None
     if not isinstance(first, ModelOutput):
         return None
-    fields: dict[str, Any] = {}
-    for name, value in first.items():
-        values = [each[name] for each in outputs]
+    joined: dict[str, Any] = {}
+    for name, value in _parts(first).items():
+        values = [_parts(each)[name] for each in outputs]
         if name == "deepstack_features":  # by layer, then by position
             layers = [_chained(layer) for layer in zip(*values, strict=True)]
-            fields[name] = layers
+            joined[name] = layers
             if any(layer is None for layer in layers):
                 return None
         elif name in ("pooler_output", "last_hidden_state"):
-            fields[name] = _chained(values)
-            if fields[name] is None and name == "pooler_output":
+            joined[name] = _chained(values)
+            if joined[name] is None and name == "pooler_output":
                 return None
         elif name not in UNREAD and isinstance(value, (Tensor, list, tuple)):
             return None
-    return type(first)(**fields)
+    return _made(type(first), joined)
 
 
 def _chained(values: Sequence[Any]) -> Any | None:
@@ -254,15 +254,30 @@ def _copy(output: Any) -> Any:
     """The same tensors in containers of their own, without what nobody reads: a model may put its output's parts
     into other places."""
     if isinstance(output, ModelOutput):
-        return type(output)(**{name: _copy(value) for name, value in output.items() if name not in UNREAD})
+        return _made(type(output), {name: _copy(value) for name, value in _parts(output).items() if name not in UNREAD})
     if type(output) in (list, tuple):
         return type(output)(_copy(each) for each in output)
     return output
 
 
+def _parts(output: ModelOutput) -> dict[str, Any]:
+    """All that an output holds: some models put their features beside the fields of its class."""
+    return {name: value for name, value in vars(output).items() if value is not None}
+
+
+def _made(kind: type[ModelOutput], parts: Mapping[str, Any]) -> ModelOutput:
+    own = set(inspect.signature(kind).parameters)
+    made = kind(**{name: value for name, value in parts.items() if name in own})
+    for name in parts.keys() - own:
+        setattr(made, name, parts[name])
+    return made
+
+
 def _bytes(held: Any) -> int:
     if isinstance(held, Tensor):
         return held.nelement() * held.element_size()
+    if isinstance(held, ModelOutput):
+        held = _parts(held)
     if isinstance(held, Mapping):
         return sum(_bytes(each) for each in held.values())
     return sum(_bytes(each) for each in held) if isinstance(held, (list, tuple)) else 0
