@@ -240,6 +240,8 @@ def test_an_engine_that_only_scores_gives_the_same(probe_of):
     for prompt in (PROMPT, None):  # the second time its reranker is asked first
         found = served.rank("a tiger", ["a tiger", picture(2)], yes="?", no=".", prompt=prompt)
         np.testing.assert_allclose(found.margins, expected.margins, atol=1e-4)
+    with pytest.raises(MessageError, match="tokens after this prompt"):
+        served.rank("a tiger", ["a tiger"], yes="a very long answer", prompt=PROMPT)
 
 
 def test_the_ranking_as_a_table_and_as_a_picture(probe_of):

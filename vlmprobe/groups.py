@@ -123,7 +123,7 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
                 raise MessageError(f"{text!r} cannot be written by this tokenizer: it reads {read!r}. Leave it out.")
             left_out[text] = f"the tokenizer reads it as {read!r}"
         elif np.isnan(scores.logprobs[place]):
-            left_out[text] = "it holds an id beyond the model's head"
+            left_out[text] = "it has no log-probability"
     paths = {text: _path(scores, place) for text, place in place_of.items() if text not in left_out}
     start = _common_start(groups, paths)
     for text, path in paths.items():

@@ -265,9 +265,11 @@ def _margins(
     if answer_ids is None:  # log-probabilities of one position differ as its logits do
         for conversation in conversations:
             scores: Any = probe.score(conversation, [yes, no])  # type: ignore[call-overload]
+            for text, table in zip((yes, no), scores.tables, strict=True):
+                _only_id(table.tokens, text)
             yield float(scores.logprobs[0] - scores.logprobs[1])
         return
-    first, second = (_only_id(answer_ids(conversations[0], text), text) for text in (yes, no))
+    first, second = (int(_only_id(answer_ids(conversations[0], text), text)) for text in (yes, no))
     if first == second:
         raise MessageError(f"{yes!r} and {no!r} are the same token: give other words for yes= and no=.")
     requests = [Request(conversation) for conversation in conversations]  # type: ignore[arg-type]
@@ -278,13 +280,13 @@ def _margins(
         yield float(row[0, first]) - float(row[0, second])
 
 
-def _only_id(ids: Sequence[int], text: str) -> int:
+def _only_id(ids: Sequence[Any], text: str) -> Any:
     if len(ids) != 1:
         raise MessageError(
             f"{text!r} is {len(ids)} tokens after this prompt, and the score is of one: give another word for yes= "
             "or no=, such as 'Yes' or ' yes'."
         )
-    return int(ids[0])
+    return ids[0]
 
 
 def _text(parts: Sequence[Part]) -> str:
