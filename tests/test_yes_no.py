@@ -168,3 +168,10 @@ def test_requests_may_be_endless(probe_of):
 
     stream = yes_no.yes_no_many(probe_of("llava"), endless(), progress=False)
     assert [next(stream).meta["id"] for _ in range(2)] == ["x", "x"]
+
+
+def test_a_progress_bar_counts_questions(probe_of, capsys):
+    list(yes_no.yes_no_many(probe_of("llava"), [vlmprobe.Request(ASKED, picture())], progress=True))
+    shown = capsys.readouterr().err
+    assert "questions" in shown
+    assert "tokens/s" not in shown

@@ -11,16 +11,19 @@ __all__ = ["tracking"]
 
 
 @contextmanager
-def tracking(progress: bool | None, total: int | None, what: str = "requests") -> Iterator[Callable[[int], None]]:
-    """A bar of how much is done and of tokens per second; ``progress=None`` shows it where a person watches.
+def tracking(
+    progress: bool | None, total: int | None, what: str = "requests", unit: str = "tokens"
+) -> Iterator[Callable[[int], None]]:
+    """A bar of how much is done and how quickly; ``progress=None`` shows it where a person watches.
 
     Args:
         progress: whether to show it.
         total: how many requests there are, where that is known.
         what: what they are called.
+        unit: what the speed is counted in.
 
     Yields:
-        To be called after each request with the number of tokens that it made.
+        To be called after each request with the number of units that it made.
     """
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield lambda _: None
@@ -50,6 +53,6 @@ def tracking(progress: bool | None, total: int | None, what: str = "requests") -
         def done(tokens: int) -> None:
             nonlocal made
             made += tokens
-            bar.update(task, advance=1, rate=f"{made / (time.perf_counter() - started):.1f} tokens/s")
+            bar.update(task, advance=1, rate=f"{made / (time.perf_counter() - started):.1f} {unit}/s")
 
         yield done

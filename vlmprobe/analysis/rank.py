@@ -124,7 +124,7 @@ def rank(
     if margins is None:
         probe.engine.check(conversations, Options(generation=ONE_STEP))
         plain = Probe(probe.engine, probe.meta)  # a session would put its own picture to documents without one
-        with tracking(progress, len(listed), "documents") as done:
+        with tracking(progress, len(listed), "documents", "documents") as done:
             found = []
             for margin in _margins(plain, conversations, yes, no, batch_size) if listed else ():
                 found.append(margin)

@@ -64,7 +64,8 @@ def yes_no_many(
 
     total = len(requests) if isinstance(requests, Sequence) else None
     remembers = hasattr(probe.engine, "remembering") and not isinstance(probe, Session)
-    with tracking(progress, total, "questions") as done, probe.session() if remembers else nullcontext(probe) as asked:
+    bar = tracking(progress, total, "questions", "questions")
+    with bar as done, probe.session() if remembers else nullcontext(probe) as asked:
         for raw in requests:
             request = request_of(raw)
             answer = yes_no(asked, request.prompt, request.image, yes=yes, no=no)
