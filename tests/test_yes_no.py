@@ -170,8 +170,11 @@ def test_requests_may_be_endless(probe_of):
     assert [next(stream).meta["id"] for _ in range(2)] == ["x", "x"]
 
 
-def test_a_progress_bar_counts_questions(probe_of, capsys):
-    list(yes_no.yes_no_many(probe_of("llava"), [vlmprobe.Request(ASKED, picture())], progress=True))
-    shown = capsys.readouterr().err
-    assert "questions" in shown
-    assert "tokens/s" not in shown
+def test_a_progress_bar_counts_questions(probe_of, monkeypatch):
+    from rich.progress import Progress
+
+    drawn = []
+    monkeypatch.setattr(Progress, "add_task", lambda _, what, **more: drawn.append((what, more["total"])))
+    monkeypatch.setattr(Progress, "update", lambda _, task, **more: drawn.append(more["rate"].split()[-1]))
+    list(yes_no.yes_no_many(probe_of("llava"), [vlmprobe.Request(ASKED, picture())] * 2, progress=True))
+    assert drawn == [("questions", 2), "questions/s", "questions/s"]
