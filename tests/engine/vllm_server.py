@@ -1,0 +1,82 @@
+"""A vLLM server on 127.0.0.1 in an environment of its own, ended by what started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+PATIENCE_S = 420  # a start takes half a minute on an idle machine
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def python() -> Path:
+    """The interpreter that has vLLM: that of ``.venv-engine``, or of the folder in ``VLMPROBE_ENGINE``."""
+    folder = os.environ.get("VLMPROBE_ENGINE") or Path(__file__).parents[2] / ".venv-engine"
+    return Path(folder) / "bin" / "python"
+
+
+def missing() -> str | None:
+    """Why there is no vLLM here, or None."""
+    if not python().exists():
+        return f"no vLLM: {python().parents[1]} could not be made (make engine-test tries)"
+    found = subprocess.run([python(), "-c", "import vllm"], capture_output=True, text=True, env=environment())
+    return None if found.returncode == 0 else f"no vLLM in {python().parents[1]}: {found.stderr.strip()[-200:]}"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process of vLLM."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "PYTHON", "VIRTUAL"))}
+    return {**plain, **ENVIRONMENT, **more}
+
+
+@contextmanager
+def serving(model: Path, *flags: str, log: Path, **more: str) -> Iterator[str]:
+    """The address of a server of ``model``, which ends with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python(), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
+    command += ["--enforce-eager", "--seed", "0", *flags]
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment(**more), start_new_session=True, cwd=log.parent
+        )
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while not _healthy(url):
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"vLLM did not start: {log.read_text(errors='replace')[-3000:]}")
+            time.sleep(1)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
