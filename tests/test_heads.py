@@ -170,7 +170,7 @@ def test_what_is_no_saved_head_is_refused(tmp_path):
             LinearHead.load(path)
 
 
-@pytest.mark.parametrize("way", ["safetensors", "bin", "sharded", "trl", "score"])
+@pytest.mark.parametrize("way", ["safetensors", "bin", "sharded", "trl", "score", "beside"])
 def test_the_head_of_a_reward_model_is_read_from_its_checkpoint(tmp_path, way):
     torch.manual_seed(0)
     layer = torch.nn.Linear(12, 1, bias=way == "trl").to(torch.bfloat16)
@@ -181,6 +181,10 @@ def test_the_head_of_a_reward_model_is_read_from_its_checkpoint(tmp_path, way):
 
     if way == "bin":
         torch.save(tensors, tmp_path / "pytorch_model.bin")
+        (tmp_path / "training_args.bin").write_bytes(b"no tensors: not looked into")
+    elif way == "beside":  # the language model in safetensors, its value head in a file of its own
+        save_torch({"model.embed.weight": torch.ones(2, 12)}, tmp_path / "model.safetensors")
+        torch.save(tensors, tmp_path / "value_head.bin")
     elif way == "sharded":
         save_torch({"model.embed.weight": torch.ones(2, 12)}, tmp_path / "model-00001-of-00002.safetensors")
         save_torch(tensors, tmp_path / "model-00002-of-00002.safetensors")

@@ -129,7 +129,7 @@ def load_head(checkpoint: str | Path, name: str = "v_head") -> LinearHead:
     """The linear head of a reward or value model, out of its checkpoint; nothing else of it is read.
 
     Args:
-        checkpoint: a folder, or a file of weights: safetensors, or ``.bin`` and ``.pt`` (never their code).
+        checkpoint: a folder, or a file of weights: safetensors, else tensors in ``.bin`` (no code in them is run).
         name: of the module, such as ``"v_head"`` (InternLM2 reward models, trl) or ``"score"`` (sequence classifiers of
             transformers).
 
@@ -137,18 +137,19 @@ def load_head(checkpoint: str | Path, name: str = "v_head") -> LinearHead:
         CheckpointError: where no such head is there, several are, or it is more than one linear layer.
     """
     path = Path(checkpoint)
-    files = sorted(path.glob("*.safetensors")) or sorted([*path.glob("*.bin"), *path.glob("*.pt")])
-    files = files if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
+    groups = _weight_files(path)
+    if not groups:
         raise CheckpointError(f"{path} is no file of weights, and no folder that holds one.")
     found: dict[str, np.ndarray] = {}
     heads: set[str] = set()
-    for file in files:
-        for key, read in _tensors(file):
+    for files in groups:
+        for key, read in (pair for file in files for pair in _tensors(file)):
             module, _, rest = key.rpartition(".")
             heads |= {module.rpartition(".")[2]} if rest == "weight" else set()
             if name in key.split(".")[:-1]:
                 found[key] = read()
+        if found:
+            break
     where = {key.rpartition(".")[0] for key in found}
     if not where:
         raise CheckpointError(f"{path} has no module {name!r}.{near(name, heads)}")
@@ -163,6 +164,15 @@ def load_head(checkpoint: str | Path, name: str = "v_head") -> LinearHead:
         return LinearHead(weight, np.atleast_1d(bias), (), {"kind": "value", "module": module})
     except ResultError as error:
         raise CheckpointError(f"{name!r} of {path}: {error}") from error
+
+
+def _weight_files(path: Path) -> list[list[Path]]:
+    """The files to look into, those first that should hold everything. What trainers leave beside is not read."""
+    if not path.is_dir():
+        return [[path]] if path.is_file() else []
+    patterns = (("*.safetensors",), ("pytorch_model*.bin", "*head*.bin"))
+    groups = ([each for pattern in group for each in sorted(path.glob(pattern))] for group in patterns)
+    return [files for files in groups if files]
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
