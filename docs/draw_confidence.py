@@ -33,6 +33,8 @@ from vlmprobe.result import Result
 
 HERE = Path(__file__).parent
 SCENES = 600
+ACCURACY, ERRORS = 0.95, 0.05  # promised of what is accepted
+HASTY = 2.0  # strength of what is done to the writing: the model has not seen so much of it, and does not notice
 HARD = ("describe", "digit", "exists")  # the kinds of questions that it is not always right about
 
 
@@ -41,11 +43,12 @@ def main() -> None:
     mpl.use("Agg")
     probe = vlmprobe.load("demo", device="cpu")
     scenes = list(held_out(SCENES))
-    asked, results, right = answers(probe, scenes)
+    _, results, right = answers(probe, scenes)
     sure = calibration.confidences(results)
     draw_uncertainty(results, right, sure)
-    draw_sampling(probe, asked, results, right)
-    draw_calibration(results, right)
+    hasty_asked, hastily, hasty_right = answers(probe, list(held_out(SCENES, strength=HASTY)))
+    draw_sampling(probe, hasty_asked, hastily, hasty_right)
+    draw_calibration({"as written": (results, right), "hasty": (hastily, hasty_right)})
     draw_detection(probe, scenes[:100])
     draw_export(probe, scenes[:40])
     draw_training(scenes[:60])
@@ -82,41 +85,43 @@ def draw_sampling(probe: Any, asked: list[vlmprobe.Request], results: list[Resul
     write("sampling", "figures", [f"{len(good)} right and {len(bad)} wrong answers: AUROC {area}."])
 
 
-def draw_calibration(results: list[Result], right: np.ndarray) -> None:
+def draw_calibration(asked: dict[str, tuple[list[Result], np.ndarray]]) -> None:
     """Reliability before and after, risk and coverage with a threshold; fitted on one half, judged on the other."""
-    whole, mean = calibration.confidences(results), calibration.confidences(results, "mean")
-    fit = np.random.default_rng(0).permutation(len(whole)) < len(whole) // 2
+    sure = {name: calibration.confidences(results) for name, (results, _) in asked.items()}
+    right = {name: correct for name, (_, correct) in asked.items()}
+    fit = np.arange(len(sure["hasty"])) < len(sure["hasty"]) // 2  # by scene, so that no picture is on both sides
+    known, new = (sure["hasty"][fit], right["hasty"][fit]), sure["hasty"][~fit]
     test = {
-        "sequence": whole[~fit],
-        "mean": mean[~fit],
-        "mean, temperature": recalibration.fit_temperature(mean[fit], right[fit])(mean[~fit]),
-        "mean, Platt": recalibration.fit_platt(mean[fit], right[fit])(mean[~fit]),
-        "mean, isotonic": recalibration.fit_isotonic(mean[fit], right[fit])(mean[~fit]),
+        "as written": sure["as written"][~fit],
+        "hasty": new,
+        "hasty, temperature": recalibration.fit_temperature(*known)(new),
+        "hasty, Platt": recalibration.fit_platt(*known)(new),
+        "hasty, isotonic": recalibration.fit_isotonic(*known)(new),
     }
-    outcome = right[~fit]
-    rows = ["| confidence | ECE | adaptive ECE | Brier | AUROC | AURC |", "|---|---|---|---|---|---|"]
-    for name, sure in test.items():
-        found = calibration.report(sure, outcome)
+    outcome = {name: right[name.partition(",")[0]][~fit] for name in test}
+    rows = ["| writing, map | right | ECE | adaptive ECE | Brier | AUROC | AURC |", "|---|---|---|---|---|---|---|"]
+    for name, values in test.items():
+        found = calibration.report(values, outcome[name])
         figures = " | ".join(f"{found[each]:.4f}" for each in ("ece", "adaptive_ece", "brier", "auroc", "aurc"))
-        rows.append(f"| {name} | {figures} |")
-    rows += ["", f"{len(outcome)} answers, {outcome.mean():.1%} of them right; maps fitted on {int(fit.sum())} others."]
+        rows.append(f"| {name} | {outcome[name].mean():.1%} | {figures} |")
+    rows += ["", f"{int((~fit).sum())} answers in each row; maps fitted on {int(fit.sum())} others."]
     write("calibration", "figures", rows)
-    shown = {name: calibration.reliability(test[name], outcome, 10) for name in ("mean", "mean, Platt")}
+    shown = {name: calibration.reliability(test[name], outcome[name], 10) for name in ("hasty", "hasty, Platt")}
     save("reliability", lambda: plots.reliability_diagram(shown))
-    threshold = gating.accept_for_accuracy(whole[fit], right[fit], 0.98)
-    curve = calibration.risk_coverage(test["sequence"], outcome)
+    threshold = gating.accept_for_accuracy(*known, ACCURACY)
+    curve = calibration.risk_coverage(new, outcome["hasty"])
     save("risk-coverage", lambda: plots.risk_coverage(curve, threshold))
-    kept = test["sequence"] >= threshold.value
+    kept = new >= threshold.value
     write(
         "gating",
         "figures",
         [
             f"> {threshold}",
             "",
-            f"On the other {len(outcome)} answers {kept.mean():.1%} reach it, and {outcome[kept].mean():.2%} of those "
-            f"are right (of all {len(outcome)}: {outcome.mean():.2%}).",
+            f"On the other {len(new)} answers {kept.mean():.1%} reach it, and {outcome['hasty'][kept].mean():.2%} of "
+            f"those are right (of all {len(new)}: {outcome['hasty'].mean():.2%}).",
             "",
-            *splits(whole, right),
+            *splits(sure["hasty"], right["hasty"]),
         ],
     )
 
@@ -127,24 +132,24 @@ def splits(sure: np.ndarray, right: np.ndarray) -> Iterator[str]:
     for _ in range(1000):
         order = random.permutation(len(sure))
         fit, rest = order[: len(sure) // 2], order[len(sure) // 2 :]
-        errors = gating.accept_for_errors(sure[fit], right[fit], 0.02)
+        errors = gating.accept_for_errors(sure[fit], right[fit], ERRORS)
         passed.append((~right[rest] & (sure[rest] >= errors.value)).mean())
         try:
-            accuracy = gating.accept_for_accuracy(sure[fit], right[fit], 0.98)
+            accuracy = gating.accept_for_accuracy(sure[fit], right[fit], ACCURACY)
         except calibration.CalibrationError:
             continue
         given += 1
-        broken += right[sure >= accuracy.value].mean() < 0.98
+        broken += right[sure >= accuracy.value].mean() < ACCURACY
     yield "| promise | over 1,000 random halves |"
     yield "|---|---|"
     yield (
-        f"| `accept_for_accuracy(0.98, delta=0.05)` | given in {given}; accuracy of what reaches it, over all answers, "
-        f"below 0.98 in {broken} ({broken / 1000:.1%}; promised: at most 5%) |"
+        f"| `accept_for_accuracy({ACCURACY}, delta=0.05)` | given in {given}; accuracy of what reaches it, over all "
+        f"answers, below {ACCURACY} in {broken} ({broken / 1000:.1%}; promised: at most 5%) |"
     )
     error = np.std(passed) / np.sqrt(len(passed))
     yield (
-        f"| `accept_for_errors(0.02)` | accepted and wrong in the other half: {np.mean(passed):.2%} on average, "
-        f"standard error {error:.2%} (promised: at most 2%) |"
+        f"| `accept_for_errors({ERRORS})` | accepted and wrong in the other half: {np.mean(passed):.2%} on average, "
+        f"standard error {error:.2%} (promised: at most {ERRORS:.0%}) |"
     )
 
 
@@ -275,8 +280,8 @@ def draw_training(scenes: list[Scene]) -> None:
     save("training", draw)
 
 
-def save(name: str, draw: Callable[[], Any]) -> None:
-    """Draw once on white and once on black, as small PNG files."""
+def save(name: str, draw: Callable[[], Any], colours: int = 64) -> None:
+    """Draw once on white and once on black, as small PNG files of so many colours."""
     for style, suffix in (("default", ""), ("dark_background", "-dark")):
         with pyplot.style.context(style):
             figure = draw().figure
@@ -289,14 +294,14 @@ def save(name: str, draw: Callable[[], Any]) -> None:
             figure.savefig(path, dpi=110)
             pyplot.close(figure)
         # A plot has few colours: a palette makes the file a third of the size.
-        Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def write(page: str, part: str, lines: list[str]) -> None:
-    """Put lines between the markers of a part of a page."""
+def write(page: str, part: str, lines: list[str], script: str = "draw_confidence") -> None:
+    """Put lines between the markers of a part of a page, which name the script that wrote it."""
     path = HERE / f"{page}.md"
     text = path.read_text(encoding="utf-8")
-    begin = f"<!-- {part}, written by docs/draw_confidence.py -->"
+    begin = f"<!-- {part}, written by docs/{script}.py -->"
     block = re.compile(re.escape(begin) + r"\n.*?<!-- end -->", re.DOTALL)
     if not block.search(text):
         raise ValueError(f"{path} has no part {part}")

@@ -294,3 +294,14 @@ def test_table_for_pandas(probe_of):
     row = frame[(frame.layer == 1) & (frame.row == 3)].iloc[0]
     assert row.logprob == found.logprobs[1, 3]
     assert row.says == found.top_tokens[1][3][0]
+
+
+def test_analysis_has_a_door_for_the_function():
+    from vlmprobe import analysis
+    from vlmprobe.analysis.image_contrast import contrast
+
+    assert analysis.lens is lens
+    assert analysis.contrast is contrast
+    assert {"contrast", "lens"} <= set(dir(analysis))
+    with pytest.raises(AttributeError, match="Did you mean lens"):
+        _ = analysis.lense

@@ -1,20 +1,26 @@
 """What a probe makes possible: one module per question, imported when first used.
 
->>> from vlmprobe.analysis import calibration, uncertainty
+>>> from vlmprobe.analysis import calibration, contrast, uncertainty
 >>> uncertainty.mean_entropy(result)
+>>> contrast(probe, "Describe the picture.", image)
 
-Every module is a room of its own; ``dir(vlmprobe.analysis)`` lists them.
+Every module is a room of its own; ``dir(vlmprobe.analysis)`` lists them, and the functions ``contrast`` and ``lens``,
+which are the one door of theirs.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
+
+FUNCTIONS = {"contrast": "image_contrast", "lens": "logit_lens"}  # name: module
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     from importlib import import_module
     from importlib.util import find_spec
 
+    if name in FUNCTIONS:
+        return getattr(import_module(f"{__name__}.{FUNCTIONS[name]}"), name)
     if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
         from vlmprobe.errors import near
 
@@ -25,4 +31,4 @@ def __getattr__(name: str) -> ModuleType:
 def __dir__() -> list[str]:
     from pkgutil import iter_modules
 
-    return sorted(module.name for module in iter_modules(__path__))
+    return sorted([*FUNCTIONS, *(module.name for module in iter_modules(__path__))])

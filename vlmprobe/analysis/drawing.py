@@ -18,6 +18,7 @@ __all__ = ["draw_gains", "draw_lens", "draw_regions"]
 LEAST = 0.25  # nats that the brightest shade stands for at least, so that nothing does not look like something
 MOST = 48  # tokens that can be read beside each other
 SHADES = "cividis"  # its lightness rises evenly, and stays in order for colour-blind eyes
+HEAT = "inferno"  # likewise, and its middle is no grey, so that it stands out from a grey picture
 
 
 def draw_gains(contrast: Contrast, ax: Any = None) -> Any:
@@ -54,7 +55,19 @@ def draw_gains(contrast: Contrast, ax: Any = None) -> Any:
     )
     ax.set(ylabel="log-probability gained (nats)", xlim=(-0.7, len(rows) - 0.3))
     ax.margins(y=0.12)
-    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda place: labels[place].startswith("over "))  # bars before marks
+    ax.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        frameon=False,
+        fontsize="small",
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3 if ax.figure.get_figwidth() < 8 else 6,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
     return ax
 
 
@@ -77,17 +90,17 @@ def draw_regions(
     highest = max(float(np.abs(worth).max()), LEAST) if limit is None else limit
     tint = ax.imshow(
         np.ma.masked_less(worth, 0),
-        cmap=SHADES,
+        cmap=HEAT,
         vmin=0,
         vmax=highest,
-        alpha=np.clip(np.abs(worth) / highest, 0, 1) * 0.75,
+        alpha=np.clip(np.abs(worth) / highest, 0, 1) ** 0.5 * 0.75,
         extent=(0, picture.width, picture.height, 0),
         interpolation="nearest",
     )
     high, wide = picture.height / worth.shape[0], picture.width / worth.shape[1]
     for place in np.argwhere(np.abs(worth) >= 0.25 * highest):
         value = float(worth[tuple(place)])
-        bright = value > 0.5 * highest
+        bright = value > 0.6 * highest
         ax.text(
             (place[1] + 0.5) * wide,
             (place[0] + 0.5) * high,
