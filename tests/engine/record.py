@@ -18,6 +18,7 @@ import vlmprobe
 from vlmprobe.engines.serving.client import Client
 
 QUESTION = "What is in the picture?"
+SINGLE = [" the", " picture", "?", "."]  # one token each
 CANDIDATES = ["yes", " a cat", "tiger"]
 
 
@@ -38,6 +39,7 @@ def calls(model: str, url: str) -> dict[str, Any]:
         "generate": probe.generate(QUESTION, **shown),
         "sampled": probe.generate(QUESTION, **shown, **sampled, prompt=False),
         "by_ids": probe.score(QUESTION, CANDIDATES, image=picture(), alternatives=1),
+        "chosen": probe.score(QUESTION, SINGLE, image=picture(), alternatives=1),
         "by_text": by_text.score(QUESTION, CANDIDATES, image=picture(), alternatives=1),
         "bare": bare_probe.generate(QUESTION, **shown),
         "bare_text": bare_probe.generate("Hi", max_new_tokens=3, alternatives=1),

@@ -1,8 +1,8 @@
 """Candidates on a vLLM server, each written right after the prompt.
 
-With ``--enable-scale-out`` and a processor the ids are given by the client, as a probe of an open model tokenises them.
-Else the candidate is the beginning of the assistant's message: the server tokenises prompt and candidate together, and
-where its prompt alone ended is read from the ids that it returns.
+With a processor, candidates of one token are named by their ids, and with ``--enable-scale-out`` longer ones are given
+as ids, as a probe of an open model tokenises them. Else the candidate is the beginning of the assistant's message: the
+server tokenises prompt and candidate together, and where its prompt alone ended is read from the ids that it returns.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.adapter import EncodedPrompt
+from vlmprobe.adapter import Continuation, EncodedPrompt
 from vlmprobe.engines import Options
 from vlmprobe.engines.servers import chat
+from vlmprobe.engines.servers.vllm_chosen import chosen_rows
 from vlmprobe.engines.servers.vllm_prompt import vllm_prompt
 from vlmprobe.engines.serving import Node, Row, Scored
 from vlmprobe.engines.serving.pictures import data_url
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["boundary", "score_candidates", "takes_ids"]
 
 TOKENS_IN = "/inference/v1/generate"
+BY_CHOICE, BY_IDS, BY_TEXT = "chosen ids", "ids", "continue_final_message"  # how candidates were scored
 CONTEXT = 32  # ids before a candidate that decide how its text is read
 START = "start the server with --enable-scale-out, and pass processor= to vlmprobe.connect"
 
@@ -38,10 +40,44 @@ async def score_candidates(
     engine: VLLM, conversation: Conversation, candidates: Sequence[str], options: Options
 ) -> tuple[list[Scored], dict[str, Any]]:
     """The rows of each candidate, in order, and how they were found."""
-    adapter = engine.tokens.adapter
-    if adapter is not None and await takes_ids(engine):
-        return await _by_ids(engine, conversation, candidates, options), {"candidates": "ids"}
-    return await _by_text(engine, conversation, candidates, options), {"candidates": "continue_final_message"}
+    if engine.tokens.adapter is None:
+        return await _by_text(engine, conversation, candidates, options), {"candidates": BY_TEXT}
+    prompt, written = _written(engine, conversation, candidates)
+    whole = "logits" in options.keep
+    single = [len(each.ids) == 1 and each.shared == len(prompt.ids) and not whole for each in written]
+    alone = [place for place, one in enumerate(single) if one]
+    others = [place for place, one in enumerate(single) if not one]
+    found: dict[int, Scored] = {}
+    ways = []
+    if alone:
+        tail = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
+        ids = [written[place].ids[0] for place in alone]
+        found |= zip(alone, await chosen_rows(engine, conversation, ids, tail, options), strict=True)
+        ways.append(BY_CHOICE)
+    if others and await takes_ids(engine):
+        rest = [written[place] for place in others]
+        found |= zip(others, await _by_ids(engine, conversation, prompt, rest, options), strict=True)
+        ways.append(BY_IDS)
+    elif others:
+        texts = [candidates[place] for place in others]
+        found |= zip(others, await _by_text(engine, conversation, texts, options), strict=True)
+        ways.append(BY_TEXT)
+    return [found[place] for place in range(len(candidates))], {"candidates": " and ".join(ways)}
+
+
+def _written(
+    engine: VLLM, conversation: Conversation, candidates: Sequence[str]
+) -> tuple[EncodedPrompt, list[Continuation]]:
+    """The prompt as the template writes it, one placeholder for each picture, and how the candidates continue it."""
+    adapter = engine.tokens.need("Scoring by ids")
+    text = adapter.render([conversation])[0]
+    ids = np.array(adapter.tokenize(text), dtype=np.int64)
+    runs = placeholder_runs(ids, engine.tokens.image_ids)
+    prompt = EncodedPrompt(ids, tuple(ImageSpan(0, tile, *run) for tile, run in enumerate(runs)), text)
+    try:
+        return prompt, [adapter.continuation(prompt, candidate) for candidate in candidates]
+    except AdapterError as error:
+        raise CapabilityError(f"vLLM cannot be given this candidate: {error}") from error
 
 
 async def takes_ids(engine: VLLM) -> bool:
@@ -60,18 +96,13 @@ async def takes_ids(engine: VLLM) -> bool:
 
 
 async def _by_ids(
-    engine: VLLM, conversation: Conversation, candidates: Sequence[str], options: Options
+    engine: VLLM,
+    conversation: Conversation,
+    prompt: EncodedPrompt,
+    written: Sequence[Continuation],
+    options: Options,
 ) -> list[Scored]:
-    adapter = engine.tokens.need("Scoring by ids")
-    # The server puts the images in itself, so a placeholder stands where the template wrote it, once.
-    text = adapter.render([conversation])[0]
-    ids = np.array(adapter.tokenize(text), dtype=np.int64)
-    runs = placeholder_runs(ids, engine.tokens.image_ids)
-    prompt = EncodedPrompt(ids, tuple(ImageSpan(0, tile, *run) for tile, run in enumerate(runs)), text)
-    try:
-        written = [adapter.continuation(prompt, candidate) for candidate in candidates]
-    except AdapterError as error:
-        raise CapabilityError(f"vLLM cannot be given this candidate: {error}") from error
+    ids = prompt.ids
     urls = [await asyncio.to_thread(data_url, part) for part in conversation.image_parts]
     pictures = [{"type": "image_url", "url": url} for url in urls]
     wanted, top = _width(engine, options)
