@@ -94,6 +94,13 @@ def test_scenes_repeat_and_do_not_depend_on_how_many_are_drawn():
     assert few[0].samples != next(scenes.held_out(1, seed=6)).samples
 
 
+def test_hasty_writing_is_the_same_scene_drawn_otherwise():
+    plain, hasty = scenes.scene_at(5, 1), scenes.scene_at(5, 1, strength=2.0)
+    assert (hasty.samples, hasty.colours, hasty.questions) == (plain.samples, plain.colours, plain.questions)
+    assert np.abs(np.asarray(hasty.picture, float) - np.asarray(plain.picture, float)).mean() > 1
+    assert next(scenes.held_out(1, seed=5, strength=2.0)).picture != next(scenes.held_out(1, seed=5)).picture
+
+
 def test_half_of_the_scenes_are_the_same_when_asked_for():
     pairs, _ = scenes.draw_pairs(np.random.default_rng(0), handwriting.split().test, 2000, 0.5)
     digits = handwriting.samples()[1][pairs]

@@ -114,27 +114,29 @@ def draw_asked(rng: np.random.Generator, digits: np.ndarray) -> np.ndarray:
     return np.where(rng.random(len(digits)) < 0.5, there, absent)
 
 
-def held_out(count: int, *, seed: int = 0, same: float | None = None) -> Iterator[Scene]:
+def held_out(count: int, *, seed: int = 0, same: float | None = None, strength: float = 0.0) -> Iterator[Scene]:
     """Scenes of test digits only, each with its questions and answers (``scene.questions``).
 
     Args:
         count: how many scenes.
         seed: scenes with one seed are always the same, and a longer run begins with the shorter one.
         same: as in :func:`draw_pairs`.
+        strength: how much harder to read the writing is made, by rotation and shear: 0 as it was written, 2 as far as
+            most people follow.
 
     Raises:
         MissingExtraError: without scikit-learn.
     """
     for place in range(count):
-        yield scene_at(seed, place, same=same)
+        yield scene_at(seed, place, same=same, strength=strength)
 
 
-def scene_at(seed: int, place: int, *, same: float | None = None) -> Scene:
+def scene_at(seed: int, place: int, *, same: float | None = None, strength: float = 0.0) -> Scene:
     """The scene at ``place`` in the run of :func:`held_out` with ``seed``, by itself."""
     rng, targets, names = np.random.default_rng([seed, place]), samples()[1], list(COLOURS)
     pairs, colours = draw_pairs(rng, split().test, 1, same)
     digits = targets[pairs]
-    picture = to_pil(render(pairs, colours, placement(rng, 1), side=PIXELS))[0]
+    picture = to_pil(render(pairs, colours, placement(rng, 1, strength=strength), side=PIXELS))[0]
     return Scene(
         samples=(int(pairs[0, 0]), int(pairs[0, 1])),
         digits=(int(digits[0, 0]), int(digits[0, 1])),
