@@ -57,6 +57,7 @@ def formats():
 def require_all(record):
     assert "error" not in record, record["error"]
     failed = [f"{each['id']}: {each['failure']}" for each in record["checks"].values() if each["status"] == "failed"]
+    assert record["quick"] == []  # no false warning at load
     assert record["passed"], "\n".join(failed)
     assert len(record["checks"]) == 15
 
@@ -93,6 +94,7 @@ def record(name: str, **more):
         "adapter": "native",
         "date": "2030-01-02T03:04:05",
         "versions": {"torch": "9.9"},
+        "quick": [],
         "checks": {"C1": check},
         **more,
     }
@@ -115,14 +117,17 @@ def test_the_page_tells_failures_errors_and_what_is_left_out():
             record("bad", passed=False, checks={"C1": failed}),
             {"architecture": "ugly", "source": "tiny", "passed": False, "error": "ValueError: no"},
             record("old", source="folder"),
+            record("loud", passed=False, quick=["end tokens: answers would run on"]),
         ],
         {"left": "a reason"},
     )
-    assert "**Architectures of transformers: 1 of 3 pass.**" in text
+    assert "**Architectures of transformers: 1 of 4 pass.**" in text
     assert "**Original checkpoint formats: 1 of 1 pass.**" in text
     assert "| `good` | passes 1 | `native` | text only: not checked; rounding ruled out in float64 |" in text
     assert "| `bad` | fails C1 |" in text
     assert "    C1: expected: 1\n    came: 2" in text
+    assert "| `loud` | passes 1, warns at load | `native` |" in text
+    assert "    end tokens: answers would run on" in text
     assert "| `ugly` | does not run |  | ValueError: no |" in text
     assert "| `left` | a reason |" in text
     assert "2030-01-02 with torch 9.9" in text

@@ -10,7 +10,7 @@ import torch
 
 from vlmprobe.testing.report import CheckFailure
 
-__all__ = ["log_softmax", "require_numbers", "require_rows", "scale_of", "tolerances"]
+__all__ = ["columns_of", "log_softmax", "require_numbers", "require_rows", "scale_of", "tolerances"]
 
 FLOOR = 10.0  # logits up to ten are held to an absolute tolerance, larger ones to a relative one
 # Relative to the largest logit: the same arithmetic in the same order ("rows"), and in another order ("paths": with
@@ -41,6 +41,20 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, dtype=np.float64)
     shifted = rows - rows.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def columns_of(rows: np.ndarray, ids: np.ndarray, top_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of tokens ``ids`` [R] and alternatives ``top_ids`` [R, K] under full rows [R, V], in float64."""
+    logprobs = log_softmax(rows)
+    weighted = np.where(logprobs > -np.inf, np.exp(logprobs) * logprobs, 0.0)
+    beyond = ids >= rows.shape[-1]  # some tokenizers know more ids than the head
+    chosen = np.minimum(ids, rows.shape[-1] - 1)
+    return {
+        "logprobs": np.where(beyond, np.nan, logprobs[np.arange(len(ids)), chosen]),
+        "logsumexp": rows[:, 0] - logprobs[:, 0],
+        "entropy": -weighted.sum(axis=-1),
+        "top_logprobs": np.take_along_axis(logprobs, top_ids, axis=-1),
+    }
 
 
 def require_rows(

@@ -14,7 +14,11 @@ HEAD = """# Compatibility
 This page is written by `make matrix`: the conformance suite (`vlmprobe check`, C1 to C15) on a tiny random \
 checkpoint of each architecture, in float32 on a CPU. A tiny checkpoint has the true architecture, processor and chat \
 template of its family with small dimensions and random weights; what holds on it is that every number is the model's \
-own, not that a released checkpoint was tried.
+own, not that a released checkpoint was tried. An architecture passes where every check does and the quick checks at \
+load find nothing.
+
+"Not checked" stands for what a family refuses by itself, with an error that names the remedy; `vlmprobe check` gives \
+its words.
 """
 
 
@@ -68,6 +72,8 @@ def _row(record: Record) -> tuple[str, str, str, str]:
     checks = list(record["checks"].values())
     failed = [each["id"] for each in checks if each["status"] == "failed"]
     verdict = f"fails {', '.join(failed)}" if failed else f"passes {sum(c['status'] == 'passed' for c in checks)}"
+    if record["quick"]:
+        verdict += ", warns at load"
     notes = dict.fromkeys(  # one line for each, not one for each check that met it
         note for each in checks for note in (each["reason"], *map(_short, each["notes"])) if note
     )
@@ -77,8 +83,8 @@ def _row(record: Record) -> tuple[str, str, str, str]:
 def _failures(record: Record) -> str:
     if "error" in record:
         return f"### {record['architecture']}\n\n    {record['error']}\n"
-    failed = [each for each in record["checks"].values() if each["status"] == "failed"]
-    told = "\n\n".join(f"    {each['id']}: {each['failure']}".replace("\n", "\n    ") for each in failed)
+    failed = [f"{each['id']}: {each['failure']}" for each in record["checks"].values() if each["status"] == "failed"]
+    told = "\n\n".join("    " + each.replace("\n", "\n    ") for each in (*failed, *record["quick"]))
     return f"### {record['architecture']}\n\n{told}\n"
 
 

@@ -145,31 +145,41 @@ class Subject:
         return self.own("main", rows)
 
     @torch.no_grad()
-    def own_generate(self, *, seed: int = 0, **options: Any) -> list[int]:
-        """The ids that the model's own generate emits after ``"main"``, up to and with the end token."""
+    def own_generate(self, *, seed: int = 0, **options: Any) -> tuple[list[int], np.ndarray]:
+        """What the model's own generate emits after ``"main"``, up to and with the end token.
+
+        Returns:
+            The ids, and float64 [T, V]: the scores that each was drawn from, after processors (of one beam alone).
+        """
         ends = sorted(self.adapter.end_ids)
         inputs = self.written("main", ())
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            sequences = self.model.generate(
+            output = self.model.generate(
                 **inputs,
                 max_new_tokens=NEW_TOKENS,
+                output_scores=True,
+                return_dict_in_generate=True,
                 pad_token_id=self.model.generation_config.pad_token_id or (ends or [0])[0],
                 **({"eos_token_id": ends} if ends else {}),
                 **options,
             )
-        made = sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        made = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         stop = next((place + 1 for place, each in enumerate(made) if each in ends), len(made))
-        return made[:stop]
+        return made[:stop], torch.stack([step[0] for step in output.scores[:stop]]).double().cpu().numpy()
 
     @cached_property
     def no_beams(self) -> str:
-        """Why the model's own generate cannot run beams on a picture; empty where it can."""
+        """Why beams cannot run on a picture, or not rightly, in the model's own generate; empty where they can."""
         try:
             self.own_generate(**BEAMS)
         except Exception as error:  # noqa: BLE001 - the model fails without vlmprobe, in whatever way it does
             return f"the model's own generate fails: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        try:
+            self.ask("main", prompt=False, max_new_tokens=1, **BEAMS)
+        except CapabilityError as error:
+            return str(error)
         return ""
 
     def prompt_table(self, result: Result) -> TokenTable:

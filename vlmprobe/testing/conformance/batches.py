@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmprobe.probe import Request
 from vlmprobe.result import Result
-from vlmprobe.testing.compare import require_rows
+from vlmprobe.testing.compare import require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import GREEDY, NEW_TOKENS, Subject, text_rows
@@ -38,8 +38,10 @@ def batch_is_single(subject: Subject) -> Sequence[str] | None:
     results = list(subject.probe.generate_many(requests, batch_size=3, progress=False, keep="logits", **options))
     if [result.meta.get("id") for result in results] != names:
         raise CheckFailure(f"results in the order {names}", f"{[result.meta.get('id') for result in results]}")
-    for name, result in zip(names, results, strict=True):
+    reduced = list(subject.probe.generate_many(requests, batch_size=3, progress=False, **options))
+    for name, result, columns in zip(names, results, reduced, strict=True):
         _require_alone(subject, name, result, ends)
+        _require_columns(subject, name, columns, options)
     if not subject.adapter.capabilities.batching:
         notes.append("the adapter says that it cannot batch: requests ran one by one")
     return notes
@@ -81,3 +83,21 @@ def _require_alone(subject: Subject, name: str, result: Result, ends: list[int])
             f"{made}",
             f"request {name!r}",
         )
+
+
+def _require_columns(subject: Subject, name: str, came: Result, options: dict[str, Any]) -> None:
+    """The default call's columns, which keep no full row, are those of the same call alone."""
+    alone = subject.ask(name, **options)
+    ids, made = alone.output.ids.tolist(), came.output.ids.tolist()
+    if made != ids:
+        raise CheckFailure(f"the ids {ids}, without full rows too", f"{made}", f"request {name!r}")
+    for part, single in ((subject.prompt_table(came), subject.prompt_table(alone)), (came.output, alone.output)):
+        for column in ("logprobs", "entropy"):
+            require_numbers(
+                getattr(part, column),
+                getattr(single, column),
+                subject.tolerance("paths"),
+                of=f"{column} in a batch without full rows",
+                path="those of the request alone",
+                names=subject.named(single, what=f"request {name!r}, row"),
+            )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmprobe.result import Result
+from vlmprobe.table import TokenTable
 from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
@@ -107,6 +108,7 @@ def raw_numbers(subject: Subject) -> Sequence[str] | None:
     "the reported token is the emitted one, under sampling and under beam search",
     "the likeliest token of a row reported instead of the one that was drawn",
     "beams that changed places: a row belongs to the beam that the token came from",
+    "scores that are raw, or logprobs that are processed: temperature and filters move the one and not the other",
 )
 def emitted_tokens(subject: Subject) -> Sequence[str] | None:
     """Tokens against the model's own generate with the same seed; their numbers against a forward over them."""
@@ -116,7 +118,7 @@ def emitted_tokens(subject: Subject) -> Sequence[str] | None:
             notes.append(f"beam search: not checked ({subject.no_beams})")
             continue
         result = subject.ask("main", keep="logits", max_new_tokens=NEW_TOKENS, seed=seed, **options)
-        emitted = subject.own_generate(seed=seed, **options)
+        emitted, processed = subject.own_generate(seed=seed, **options)
         if result.output.ids.tolist() != emitted:
             raise CheckFailure(
                 f"the ids {emitted} that the model's own generate emits, with {name}", f"{result.output.ids.tolist()}"
@@ -131,9 +133,25 @@ def emitted_tokens(subject: Subject) -> Sequence[str] | None:
             path="log-softmax of the model's own forward over prompt and answer",
             names=subject.named(result.output, what="generated token"),
         )
-        if name == "sampling" and (own.argmax(axis=-1) == emitted).all():
-            notes.append("every sampled token was the likeliest one, so sampling could not be told from it")
+        if name == "sampling":
+            _require_scores(subject, result.output, processed)
+            if (own.argmax(axis=-1) == emitted).all():
+                notes.append("every sampled token was the likeliest one, so sampling could not be told from it")
     return notes
+
+
+def _require_scores(subject: Subject, output: TokenTable, processed: np.ndarray) -> None:
+    """The column ``scores`` is the log-probability under the distribution that each token was drawn from."""
+    if output.scores is None:
+        raise CheckFailure(f"scores of {len(output)} tokens drawn at another temperature", "no scores in the result")
+    require_numbers(
+        output.scores,
+        log_softmax(processed)[np.arange(len(output)), output.ids],
+        subject.tolerance("paths"),
+        of="scores of the sampled tokens",
+        path="log-softmax of the processed scores of the model's own generate",
+        names=subject.named(output, what="generated token"),
+    )
 
 
 def _loss(subject: Subject, inputs: dict[str, Any], labels: Tensor) -> tuple[float, list[str]]:

@@ -10,7 +10,7 @@ import torch
 from transformers import ProcessorMixin
 
 from vlmprobe.table import TokenTable
-from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
+from vlmprobe.testing.compare import columns_of, require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.watch import last_hidden, replaced_output, tensor_of
 from vlmprobe.testing.report import CheckFailure
@@ -88,16 +88,18 @@ def teacher_forced_rows(subject: Subject) -> Sequence[str] | None:
 )
 def selected_rows(subject: Subject) -> Sequence[str] | None:
     """The default call, which keeps no full row, against float64 arithmetic on the forward's full rows."""
-    result = subject.ask("main", max_new_tokens=1, **GREEDY)
-    table = subject.prompt_table(result)
-    rows = text_rows(table)
-    tolerance = subject.tolerance("rows")
-    for part, own, label in (
-        (_cut(table, rows), subject.own_prompt[:-1], "prompt row"),
-        (_cut(result.output, np.arange(1)), subject.own_prompt[-1:], "generated row"),
+    result = subject.ask("main", max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **GREEDY)
+    table, output = subject.prompt_table(result), result.output
+    later = np.arange(1, len(output))
+    written = subject.own("main", len(subject.prompt().ids) - 1 + later, output.ids)
+    for part, own, label, path in (
+        (_cut(table, text_rows(table)), subject.own_prompt[:-1], "prompt row", "rows"),
+        (_cut(output, np.arange(1)), subject.own_prompt[-1:], "generated row", "rows"),
+        (_cut(output, later), written, "generated row", "paths"),
     ):
+        tolerance = subject.tolerance(path)
         part["names"] = subject.named(part["table"], part["rows"], label)
-        expected = _columns(own, part["ids"], part["top_ids"])
+        expected = columns_of(own, part["ids"], part["top_ids"])
         for column in ("logsumexp", "logprobs", "entropy"):
             require_numbers(
                 part[column],
@@ -141,7 +143,7 @@ def last_layer(subject: Subject) -> Sequence[str] | None:
     finally:
         for handle in handles:
             handle.remove()
-    if ran != list(range(len(adapter.layers))):
+    if ran != list(range(len(adapter.layers))) or len(set(adapter.layers)) < len(adapter.layers):
         raise CheckFailure(f"the {len(adapter.layers)} layers run once each, in order", f"they ran as {ran}")
     if "head" not in kept or kept["head"][1].shape[-1] < subject.own_prompt.shape[-1]:
         found = kept["head"][1].shape[-1] if "head" in kept else "nothing: it did not run"
@@ -187,21 +189,6 @@ def _require_inputs(subject: Subject) -> None:
 def _cut(table: TokenTable, rows: np.ndarray) -> dict[str, Any]:
     columns = ("ids", "logprobs", "entropy", "logsumexp", "ranks", "top_ids", "top_logprobs")
     return {"table": table, "rows": rows, **{name: getattr(table, name)[rows] for name in columns}}
-
-
-def _columns(own: np.ndarray, ids: np.ndarray, top_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of tokens under full rows [R, V], in float64."""
-    logprobs = log_softmax(own)
-    weighted = np.where(logprobs > -np.inf, np.exp(logprobs) * logprobs, 0.0)
-    places = np.arange(len(ids))
-    beyond = ids >= own.shape[-1]
-    chosen = np.minimum(ids, own.shape[-1] - 1)
-    return {
-        "logprobs": np.where(beyond, np.nan, logprobs[places, chosen]),
-        "logsumexp": own[:, 0] - logprobs[:, 0],
-        "entropy": -weighted.sum(axis=-1),
-        "top_logprobs": np.take_along_axis(logprobs, top_ids, axis=-1),
-    }
 
 
 def _require_order(part: dict[str, Any], own: np.ndarray, tolerance: float, label: str) -> None:

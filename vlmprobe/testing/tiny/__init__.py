@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlmprobe.testing.tiny.registry import Family
 
-__all__ = ["SKIPPED", "build", "family", "names"]
+__all__ = ["SKIPPED", "build", "family", "later", "names", "unlisted"]
 
 MODULES = (
     "families_llava",
@@ -59,19 +59,20 @@ SKIPPED: dict[str, str] = {  # name of an architecture -> why there is no tiny c
 
 def names() -> list[str]:
     """The families that the installed transformers (and optional packages) can build, in order of the table."""
-    from importlib.util import find_spec
+    return [name for name, wanting in _wanting().items() if not wanting]
 
-    from packaging.version import Version
-    from transformers import __version__
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return [
-        entry.name
-        for entry in _table().values()
-        if all(need in CONFIG_MAPPING_NAMES for need in entry.needs)
-        and Version(entry.since) <= Version(__version__)
-        and all(find_spec(package) is not None for package in entry.packages)
-    ]
+def later() -> dict[str, str]:
+    """The families that the installed packages cannot build, and what each waits for."""
+    return {name: wanting for name, wanting in _wanting().items() if wanting}
+
+
+def unlisted() -> list[str]:
+    """Architectures that the installed transformers lists as image-text-to-text, and that nothing is known of here."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    spelt = {name.replace("-", "_").replace(".", "_") for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    return sorted(spelt - set(_table()) - set(SKIPPED))
 
 
 def family(name: str) -> Family:
@@ -102,6 +103,26 @@ def build(name: str, folder: str | Path) -> Path:
     from vlmprobe.testing.tiny.checkpoint import write
 
     return write(family(name), Path(folder))
+
+
+def _wanting() -> dict[str, str]:
+    """Every family, and what it waits for; empty where it can be built."""
+    from importlib.util import find_spec
+
+    from packaging.version import Version
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    found = {}
+    for entry in _table().values():
+        missing = [package for package in entry.packages if find_spec(package) is None]
+        if not all(need in CONFIG_MAPPING_NAMES for need in entry.needs):
+            found[entry.name] = "a transformers that has it"
+        elif Version(entry.since) > Version(__version__):
+            found[entry.name] = f"transformers {entry.since}{f': {entry.before}' if entry.before else ''}"
+        else:
+            found[entry.name] = f"the package {missing[0]}" if missing else ""
+    return found
 
 
 def _table() -> dict[str, Family]:

@@ -307,6 +307,8 @@ def _dots3_note() -> Parts:
 
 @family(
     "nemotron_h_omni",
+    since="5.23.0",
+    before="its processor needs the package librosa",
     notes="Its step on a cache does not clamp the time step as its full forward does. Here the bound is too low to "
     "matter; with that of released checkpoints, 0.001, cached and full logits differ by 0.005.",
 )

@@ -52,7 +52,7 @@ def _qwen3_5_moe() -> Parts:
     return Parts(config, processor, END)
 
 
-@family("qwen4_exp")
+@family("qwen4_exp", since="5.22.2", before="its cache cannot be repeated for several candidates")
 def _qwen4_exp() -> Parts:
     tokenizer = qwen_tokenizer(cls="Qwen3_5Tokenizer")
     text = decoder(
@@ -108,7 +108,7 @@ OMNI_AUDIO = {
 }
 
 
-@family("qwen2_5_omni_thinker")
+@family("qwen2_5_omni_thinker", since="5.23.0", before="its forward and its decoder are one module")
 def _qwen2_5_omni_thinker() -> Parts:
     tokenizer = _omni_tokenizer()
     config = hf.Qwen2_5OmniThinkerConfig(
@@ -135,7 +135,7 @@ def _qwen2_5_omni_thinker() -> Parts:
     return Parts(config, _omni_processor("Qwen2_5OmniProcessor", tokenizer, 14), END)
 
 
-@family("qwen3_omni_moe_thinker")
+@family("qwen3_omni_moe_thinker", since="5.23.0", before="its forward and its decoder are one module")
 def _qwen3_omni_moe_thinker() -> Parts:
     tokenizer = _omni_tokenizer()
     config = hf.Qwen3OmniMoeThinkerConfig(

@@ -35,6 +35,7 @@ class Family:
         needs: model types that the installed transformers must know.
         packages: optional packages that the architecture imports.
         since: the oldest transformers in which the architecture was seen to do what the entry says.
+        before: what goes wrong with older ones.
         text_only: a conversation without an image is accepted.
         several_images: more than one image in a conversation is accepted.
         batching: a left-padded batch gives the logits of single calls within 1e-4 in float32.
@@ -48,7 +49,8 @@ class Family:
     make: Callable[[], Parts]
     needs: tuple[str, ...]
     packages: tuple[str, ...] = ()
-    since: str = "5.17.0"
+    since: str = "5.19.0"
+    before: str = ""
     text_only: bool = True
     several_images: bool = True
     batching: bool = True
