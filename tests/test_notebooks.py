@@ -1,5 +1,6 @@
-"""The notebooks run from top to bottom, as a reader would run them."""
+"""The notebooks run from top to bottom, as a reader would run them, and are kept with what they showed."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -7,23 +8,55 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures_of(notebook):
+    """How many pictures each cell shows."""
+    return [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in code_of(notebook)]
+
+
+def shown(notebook):
+    """The text of every output: what was printed, and what stands beside or in place of a picture."""
+    for cell in code_of(notebook):
+        for output in cell.outputs:
+            yield output.get("text", "")
+            yield from (value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
+
+
+@notebooks
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     ).execute()
-    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert all(cell.execution_count for cell in code_of(notebook))
+    assert pictures_of(notebook) == pictures_of(nbformat.read(path, as_version=4)), "run docs/run_notebooks.py"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@notebooks
 def test_notebook_is_kept_with_output_and_without_noise(path):
     notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert any(cell.outputs for cell in code)
-    assert not [
-        out for cell in code for out in cell.outputs if out.get("name") == "stderr" or out.output_type == "error"
-    ]
-    assert "/home/" not in path.read_text(encoding="utf-8")
+    code = code_of(notebook)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.get("name") == "stderr" or output.output_type == "error"]
+    text = "\n".join(shown(notebook))
+    assert not re.search(r"/(home|root|tmp|Users|site-packages)/|\x1b\[", text)
+
+
+@notebooks
+def test_links_of_notebook_lead_to_files(path):
+    notebook = nbformat.read(path, as_version=4)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", prose) if "://" not in link]
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+def test_all_notebooks_are_there():
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 9)]

@@ -1,0 +1,38 @@
+"""Run the notebooks and keep their output: ``python docs/run_notebooks.py [NAME ...]``; all where none is named.
+
+What libraries write to stderr (progress bars, notices of the terminal) is left out: it says something of the machine,
+not of the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def main(names: list[str]) -> None:
+    """Run those whose file names begin with one of ``names``."""
+    found = [path for path in sorted(FOLDER.glob("*.ipynb")) if not names or path.name.startswith(tuple(names))]
+    for path in found:
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
+        notebook.metadata = METADATA
+        for cell in notebook.cells:
+            cell.metadata = {}  # times of execution, which change at every run
+            if cell.cell_type == "code":
+                cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+        nbformat.validate(notebook)
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
