@@ -168,7 +168,8 @@ class ServedEngine:
         decoding = self.decoding(options)
         started = time.perf_counter()
         answer = await self.answer(conversation, decoding, options)
-        return result_of(
+        return await loop.reading(
+            result_of,
             answer,
             conversation,
             decoding,

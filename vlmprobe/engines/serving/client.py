@@ -121,10 +121,11 @@ class Client:
                     raise EngineConnectionError(f"{self.url}{path}: {self._plain(error)}") from None
                 else:
                     if status not in BUSY or last:
-                        return self._read(method, path, status, headers, content)
+                        break
                     pause = _asked_pause(headers, pause)
             await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
+        # In a thread, and after the place is free: what is waiting goes out before what came is read.
+        return await loop.reading(self._read, method, path, status, headers, content)
 
     def close(self) -> None:
         """Close the connections. The next request opens new ones."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["run", "start"]
+__all__ = ["reading", "run", "start"]
 
 T = TypeVar("T")
 PATIENCE_S = 5.0  # for connections to close after an interrupt
@@ -25,6 +26,7 @@ class _Background:
     """The loop and the process that it belongs to: a fork does not take threads along."""
 
     loop: asyncio.AbstractEventLoop | None = None
+    reader: ThreadPoolExecutor
     process = 0
 
 
@@ -41,6 +43,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         settle([future])
         raise
+
+
+async def reading(work: Callable[..., T], /, *given: Any, **named: Any) -> T:
+    """Do some computing for the loop in one thread beside it, so that requests go out while answers are read."""
+    return await asyncio.get_running_loop().run_in_executor(_Background.reader, partial(work, *given, **named))
 
 
 def settle(futures: list[Future[Any]]) -> None:
@@ -66,4 +73,5 @@ def _loop() -> asyncio.AbstractEventLoop:
             loop = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, name="vlmprobe-serving", daemon=True).start()
             _Background.loop, _Background.process = loop, os.getpid()
+            _Background.reader = ThreadPoolExecutor(1, "vlmprobe-reading")
         return _Background.loop
