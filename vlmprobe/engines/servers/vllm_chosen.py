@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlmprobe.engines import Options
@@ -44,10 +45,8 @@ async def chosen_rows(
     """
     sent = await chat.messages(conversation)
     chunks = [list(ids[start : start + MOST]) for start in range(0, len(ids), MOST)]
-    answer, *replies = await asyncio.gather(
-        engine.answer(conversation, FIRST, _without_prompt(options)),
-        *(_named(engine, sent, conversation.continues, chunk) for chunk in chunks),
-    )
+    answer = await engine.answer(conversation, FIRST, replace(options, prompt=False))
+    replies = await asyncio.gather(*(_named(engine, sent, conversation.continues, chunk) for chunk in chunks))
     prompt = answer.prompt_ids
     assert prompt is not None
     if conversation.images and engine.tokens.image_ids:
@@ -60,12 +59,6 @@ async def chosen_rows(
     values = {token: value for reply in replies for token, value in reply.items()}
     context = tuple(prompt[-CONTEXT:].tolist())
     return [Scored([Row(values[token], token, top=top)], len(prompt), None, context) for token in ids]
-
-
-def _without_prompt(options: Options) -> Options:
-    from dataclasses import replace
-
-    return replace(options, prompt=False)
 
 
 async def _named(engine: VLLM, sent: list[dict[str, Any]], continues: bool, ids: list[int]) -> dict[int, float]:

@@ -75,8 +75,8 @@ def _row(entry: Any, each: int, top: int | None, where: str, texts: bool) -> Row
         number = _value(told, where)
         if not key.isdecimal() or len(key) > 10:
             raise EngineResponseError(f"{where} holds {key[:20]!r}, which is no token id.")
-        place = _rank(told)
-        if number > FLOOR and (place is None or place < top):
+        place = told.get("rank")
+        if number > FLOOR and (type(place) is not int or place <= top):
             listed.append((number, Alternative(number, int(key), _text(entry, key) if texts else None)))
     listed.sort(key=lambda pair: -pair[0])
     return Row(value, each, _text(entry, str(each)) if texts else None, rank, tuple(one for _, one in listed))

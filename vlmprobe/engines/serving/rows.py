@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -128,10 +129,11 @@ def _from_top(
     sure: bool,
 ) -> None:
     """What follows from the token's own value and those of the likeliest ones."""
-    least = min((each.value for each in row.top if each.value > FLOOR), default=math.nan)
-    for k, each in enumerate(top):
-        numbers["top_ids"][t, k] = -1 if each.id is None else each.id
-        numbers["top_logprobs"][t, k] = np.nan if meaning.logits else min(each.value, 0.0)
+    known = [each.value for each in row.top if each.value > FLOOR]
+    if top:
+        numbers["top_ids"][t, : len(top)] = [-1 if each.id is None else each.id for each in top]
+        if not meaning.logits:
+            numbers["top_logprobs"][t, : len(top)] = [min(each.value, 0.0) for each in top]
     if row.rank is not None:
         numbers["ranks"][t] = row.rank
     elif row.value is not None:
@@ -143,24 +145,23 @@ def _from_top(
             bounds["logprobs_at_most"][t] = row.value - float(np.logaddexp.reduce(np.array([row.value, *others])))
         return
     if row.value is not None and row.value <= FLOOR:
-        bounds["logprobs_at_most"][t] = row.value if meaning.clamped else least
+        bounds["logprobs_at_most"][t] = row.value if meaning.clamped else min(known, default=math.nan)
     numbers["logprobs"][t] = _known(row.value)
     if top and sure:
-        bounds["entropy_at_least"][t] = entropy_at_least(
-            np.array([each.value for each in row.top if each.value > FLOOR])
-        )
+        bounds["entropy_at_least"][t] = entropy_at_least(known)
 
 
-def entropy_at_least(top: np.ndarray) -> float:
-    """The least entropy, nats, of a distribution whose likeliest log-probabilities are ``top`` [K].
+def entropy_at_least(top: Sequence[float]) -> float:
+    """The least entropy, nats, of a distribution whose likeliest log-probabilities are ``top``, K of them.
 
     What is left, r, lies in tokens none of which is likelier than the last one told, p: each adds at least
     -log(min(p, r)) for its share.
     """
-    logprobs = np.minimum(top.astype(np.float64), 0.0)
-    told = float(-(np.exp(logprobs) * logprobs).sum())
-    left = max(0.0, 1.0 - float(np.exp(logprobs).sum()))
-    likeliest = min(math.exp(float(logprobs.min())), left)
+    logprobs = [min(each, 0.0) for each in top]
+    shares = [math.exp(each) for each in logprobs]
+    told = -math.fsum(map(operator.mul, shares, logprobs))
+    left = max(0.0, 1.0 - math.fsum(shares))
+    likeliest = min(min(shares), left)
     return told + (left * -math.log(likeliest) if likeliest > 0 else 0.0)
 
 

@@ -95,6 +95,8 @@ def token_id(value: Any, where: str, vocabulary: int | None = None) -> int:
 
 def real(value: Any, where: str) -> float:
     """A number that is not NaN and not above every number; minus infinity is a probability of zero."""
+    if type(value) is float and value < math.inf:  # nearly all of many thousands; a NaN is below nothing
+        return value
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
     except OverflowError:
