@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import cache
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -34,6 +35,12 @@ FAMILIES = (
     "minicpmv4_7",
 )
 QUESTION = "What animal is this? Describe the picture."
+
+
+def pytest_configure():
+    """Let Ctrl-C be heard: a shell starts what it runs in the background, and so all children of that, deaf to it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def families() -> list:

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -541,6 +542,8 @@ def test_ctrl_c_in_the_middle_of_an_answer(tiny, scene, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
     )
     os.close(theirs)
+    limit = threading.Timer(120, process.kill)  # reading what it shows would wait for ever
+    limit.start()
     shown = b""
     try:
         while b"Answering" not in shown:
@@ -554,6 +557,7 @@ def test_ctrl_c_in_the_middle_of_an_answer(tiny, scene, tmp_path):
             pass  # the terminal is closed
         assert process.wait(timeout=60) == 130
     finally:
+        limit.cancel()
         if process.poll() is None:
             process.kill()
         os.close(ours)

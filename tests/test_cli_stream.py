@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 
 import pytest
@@ -117,6 +118,8 @@ def test_in_a_terminal(checkpoint, scene, tmp_path, interrupted):
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "COLUMNS": "90"},
     )
     os.close(theirs)
+    limit = threading.Timer(120, process.kill)  # reading what it shows would wait for ever
+    limit.start()
     shown = b""
     try:
         if interrupted:
@@ -130,6 +133,7 @@ def test_in_a_terminal(checkpoint, scene, tmp_path, interrupted):
             pass  # the terminal is closed
         assert process.wait(timeout=60) == (130 if interrupted else 0)
     finally:
+        limit.cancel()
         if process.poll() is None:
             process.kill()
         os.close(ours)
