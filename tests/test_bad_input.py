@@ -245,7 +245,7 @@ OPTIONS = [
     ({"seed": 2**70}, "seed"),
     ({"seed": 1.5}, "seed"),
     ({"alternatives": 0}, "alternatives"),
-    ({"alternatives": None}, "alternatives"),
+    ({"alternatives": "many"}, "alternatives"),
     ({"keep": "logit"}, "Did you mean logits"),
     ({"keep": None}, "keep"),
     ({"keep": 5}, "keep"),
