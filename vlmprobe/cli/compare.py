@@ -114,8 +114,11 @@ def compare(
         from vlmprobe.analysis.cases import read_cases
 
         cases = list(read_cases(requests))
-        one = _open(a, engine_a, device, dtype=dtype_a, adapter=adapter_a, revision=revision_a)
-        other = _open(b, engine_b, device, dtype=dtype_b, adapter=adapter_b, revision=revision_b)
+        one, other = _opened(
+            (a, engine_a, {"dtype": dtype_a, "adapter": adapter_a, "revision": revision_a}),
+            (b, engine_b, {"dtype": dtype_b, "adapter": adapter_b, "revision": revision_b}),
+            device,
+        )
         generation: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         with working(f"Comparing on {len(cases)} requests", spin=False):
             from vlmprobe.analysis.compare import compare as run
@@ -126,20 +129,39 @@ def compare(
         raise typer.Exit(1)
 
 
-def _open(name: str, engine: str | None, device: str, **checkpoint: str | None) -> Probe:
-    given = {key: value for key, value in checkpoint.items() if value is not None}
-    if not name.startswith(URLS):
-        if engine is not None:
+Side = tuple[str, "str | None", "dict[str, str | None]"]
+
+
+def _opened(a: Side, b: Side, device: str) -> list[Probe]:
+    """The probes of both sides; a server's tokens are read by the checkpoint on the other side, where that is one."""
+    for name, engine, checkpoint in (a, b):
+        given = [key for key, value in checkpoint.items() if value is not None]
+        if name.startswith(URLS) and given:
+            raise typer.BadParameter(
+                f"{', '.join(given)} cannot be chosen for {name}: the server has loaded its model",
+                param_hint="'--dtype'",
+            )
+        if not name.startswith(URLS) and engine is not None:
             raise typer.BadParameter(f"{name} is a checkpoint; an engine is of a server's URL", param_hint="'--engine'")
-        return inputs.open_probe(name, device=device, check=False, **given)
-    if given:
-        raise typer.BadParameter(
-            f"{', '.join(given)} cannot be chosen for {name}: the server has loaded its model", param_hint="'--dtype'"
+    local = {
+        place: inputs.open_probe(
+            name, device=device, check=False, **{key: value for key, value in checkpoint.items() if value is not None}
         )
+        for place, (name, _, checkpoint) in enumerate((a, b))
+        if not name.startswith(URLS)
+    }
+    reader = next(iter(local.values()), None)
+    return [
+        local[place] if place in local else _connect(name, engine, reader)
+        for place, (name, engine, _) in enumerate((a, b))
+    ]
+
+
+def _connect(url: str, engine: str | None, reader: Probe | None) -> Probe:
     import vlmprobe
 
-    with working(f"Connecting to {name}"):
-        return vlmprobe.connect(name, engine=engine or "auto")
+    with working(f"Connecting to {url}"):
+        return vlmprobe.connect(url, engine=engine or "auto", processor=reader)
 
 
 def _deliver(found: Comparison, tolerance: float | None, as_json: bool, plot: Path | None) -> None:
