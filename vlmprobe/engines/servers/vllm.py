@@ -16,25 +16,22 @@ import numpy as np
 from vlmprobe.engines import Engine, Options
 from vlmprobe.engines.servers import chat
 from vlmprobe.engines.servers.vllm_candidates import score_candidates, takes_ids
-from vlmprobe.engines.servers.vllm_prompt import token_of, vllm_prompt, whole_row
+from vlmprobe.engines.servers.vllm_prompt import vllm_prompt, vllm_row
 from vlmprobe.engines.servers.vllm_rank import rank_documents
 from vlmprobe.engines.serving import (
     BASIC,
     Abilities,
-    Alternative,
     Answer,
     Decoding,
     Facts,
     Meaning,
     Node,
-    Row,
     Server,
     loop,
 )
 from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.health import Finding
-from vlmprobe.engines.serving.meaning import FLOOR
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
 from vlmprobe.messages import Conversation
 
@@ -117,7 +114,7 @@ class VLLM(ServedEngine):
         ids = choice["token_ids"].ids()
         if len(ids) != len(said):
             raise EngineResponseError(f"{choice.where} has {len(ids)} token_ids and {len(said)} log-probabilities.")
-        output = [_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]
+        output = [vllm_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]
         prompt_ids = reply["prompt_token_ids"].ids()
         prompt = None
         if options.prompt:
@@ -232,20 +229,3 @@ def decoding_fields(decoding: Decoding) -> dict[str, Any]:
 def _continued(conversation: Conversation) -> dict[str, Any]:
     continues = conversation.continues
     return {"add_generation_prompt": not continues, "continue_final_message": continues}
-
-
-def _row(said: chat.Said, token: int, *, whole: bool) -> Row:
-    """A generated token with its alternatives, or with the row of the whole vocabulary."""
-    pairs = [(token_of(text), text, value) for text, value in said.top]
-    if whole:
-        return Row(said.value, token, full=whole_row({each: value for each, _, value in pairs}, "vLLM"))
-    top = sorted((each for each in pairs[1:] if each[2] > FLOOR), key=lambda each: -each[2])
-    rank = None
-    # The drawn token comes first whatever its place, so where it is below all others its place is not known. Where all
-    # others were filtered out, it is the only one.
-    if said.value > FLOOR and len(pairs) > 1 and (not top or said.value >= top[-1][2]):
-        rank = sum(each[2] > said.value for each in top)
-        top.insert(rank, (token, said.token, said.value))
-    plain = token_of(said.token) is not None
-    listed = tuple(Alternative(value, each, None if plain else text) for each, text, value in top)
-    return Row(said.value, token, None if plain else said.token, rank, listed)

@@ -1,4 +1,4 @@
-"""The prompt side of a vLLM reply: one row for each position of the prompt as the model saw it."""
+"""Rows of a vLLM reply: the tokens of the answer, and the positions of the prompt as the model saw it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vlmprobe.engines.servers import chat
 from vlmprobe.engines.serving import Alternative, Node, Row
 from vlmprobe.engines.serving.meaning import FLOOR
 from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import EngineResponseError
 
-__all__ = ["token_of", "vllm_prompt", "whole_row"]
+__all__ = ["token_of", "vllm_prompt", "vllm_row", "whole_row"]
 
 TOKEN_ID = re.compile(r"token_id:(\d{1,10})")
 
@@ -59,6 +60,23 @@ def whole_row(values: Mapping[int | None, float], where: str) -> np.ndarray:
     row = np.empty(len(values), np.float32)
     row[ids] = [values[each] for each in ids]
     return row
+
+
+def vllm_row(said: chat.Said, token: int, *, whole: bool) -> Row:
+    """A generated token with its alternatives, or with the row of the whole vocabulary."""
+    pairs = [(token_of(text), text, value) for text, value in said.top]
+    if whole:
+        return Row(said.value, token, full=whole_row({each: value for each, _, value in pairs}, "vLLM"))
+    top = sorted((each for each in pairs[1:] if each[2] > FLOOR), key=lambda each: -each[2])
+    rank = None
+    # The drawn token comes first whatever its place, so where it is below all others its place is not known. Where all
+    # others were filtered out, it is the only one.
+    if said.value > FLOOR and len(pairs) > 1 and (not top or said.value >= top[-1][2]):
+        rank = sum(each[2] > said.value for each in top)
+        top.insert(rank, (token, said.token, said.value))
+    plain = token_of(said.token) is not None
+    listed = tuple(Alternative(value, each, None if plain else text) for each, text, value in top)
+    return Row(said.value, token, None if plain else said.token, rank, listed)
 
 
 def _row(entry: Any, each: int, top: int | None, where: str, texts: bool) -> Row:

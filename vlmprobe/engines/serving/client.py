@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from vlmprobe._version import __version__
 from vlmprobe.engines.serving import loop
+from vlmprobe.engines.serving.address import address_of, key_for
 from vlmprobe.errors import (
     EngineConnectionError,
     EngineError,
     EngineResponseError,
     EngineTimeoutError,
-    MessageError,
 )
 
 __all__ = ["Client", "Limits"]
 
-KEY_VARIABLE = "VLMPROBE_API_KEY"
-KEYS_OF_HOSTS = {"api.openai.com": "OPENAI_API_KEY"}  # a key goes to the host that it was issued for, and no other
 BUSY = (429, 503)
 LOST = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -60,15 +56,15 @@ class Client:
         headers: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.url = _address(url)
+        self.url = address_of(url)
         self.limits = limits or Limits()
-        self._secrets = tuple(each for each in (_key(self.url, api_key), *(headers or {}).values()) if each)
+        self._secrets = tuple(each for each in (key_for(self.url, api_key), *(headers or {}).values()) if each)
         self._headers = {
             "User-Agent": f"vlmprobe/{__version__}",
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",
         }
-        key = _key(self.url, api_key)
+        key = key_for(self.url, api_key)
         self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._headers |= dict(headers or {})
         self._http: httpx.AsyncClient | None = None
@@ -226,36 +222,6 @@ def _asked_pause(headers: httpx.Headers, pause: float) -> float:
     """How long the server asks to wait, within reason."""
     asked = headers.get("retry-after", "")
     return min(float(asked), LONGEST_PAUSE_S) if re.fullmatch(r"\d{1,6}(\.\d+)?", asked) else pause
-
-
-def _address(url: Any) -> str:
-    """The address of a server without a trailing slash, or ``/v1``, which every path brings itself."""
-    if not isinstance(url, str):
-        raise MessageError(f"A server's address is a string such as 'http://localhost:8000', not {type(url).__name__}.")
-    text = url.strip()
-    if "://" not in text:
-        text = f"http://{text}"
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError as error:
-        raise MessageError(f"This is no address of a server: {error}.") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise MessageError("A server's address begins with http:// or https://, such as 'http://localhost:8000'.")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise MessageError("A server's address has no user, password, query or fragment: pass a key as api_key=.")
-    path = parts.path.rstrip("/")
-    return urlunsplit((parts.scheme, parts.netloc, path.removesuffix("/v1"), "", ""))
-
-
-def _key(url: str, given: str | None) -> str | None:
-    host = urlsplit(url).hostname or ""
-    key = given if given is not None else os.environ.get(KEYS_OF_HOSTS.get(host, KEY_VARIABLE))
-    if not key:
-        return None
-    if not isinstance(key, str) or not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise MessageError("The API key holds characters that no header can carry: check for line breaks and spaces.")
-    return key
 
 
 def _drop(http: httpx.AsyncClient) -> None:
