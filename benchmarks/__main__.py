@@ -43,10 +43,10 @@ MEMORY: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
 NAMES = (*CASES, *MEMORY, "agreement", "startup", *SWEEPS)
 
 
-def measure(name: str, wanted: dict[str, Any], rounds: int | None) -> dict[str, Any]:
+def measure(name: str, wanted: dict[str, Any], rounds: int | None, skip: list[str]) -> dict[str, Any]:
     """One measurement of a model."""
     if name in CASES:
-        return work({**wanted, "kind": "time", "name": name, "rounds": rounds})
+        return work({**wanted, "kind": "time", "name": name, "rounds": rounds, "skip": skip})
     if name in SWEEPS:
         return work({**wanted, "kind": "sweep", "name": name})
     if name == "agreement":
@@ -55,6 +55,7 @@ def measure(name: str, wanted: dict[str, Any], rounds: int | None) -> dict[str, 
     parts = {
         variant: work({**wanted, "kind": "memory", "name": task, "variant": variant, "sizes": sizes}, EXACT)
         for variant, sizes in variants.items()
+        if variant not in skip
     }
     loads = [each for part in parts.values() for each in part["load"]]
     return {"peak": {variant: part["peak"] for variant, part in parts.items()}, "load": [min(loads), max(loads)]}
@@ -101,6 +102,9 @@ def arguments() -> argparse.Namespace:
         "--only", nargs="+", choices=(*NAMES, "none"), default=list(NAMES), metavar="NAME", help=", ".join(NAMES)
     )
     parser.add_argument("--rounds", type=int, help="of every case that is timed, in place of its own number")
+    parser.add_argument(
+        "--skip", nargs="+", default=[], metavar="VARIANT", help="peers that need not run again, or at all"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where results are kept")
@@ -135,7 +139,7 @@ def main() -> None:
         found = (
             {"seconds": startup(), "load": [before, load()]}
             if name == "startup"
-            else measure(name, wanted, given.rounds)
+            else measure(name, wanted, given.rounds, given.skip)
         )
         held["machine"] = machine(given.device)
         held["measured"][key] = {

@@ -16,7 +16,7 @@ __all__ = ["CASES", "Bench", "Case", "agreement"]
 
 Variants = Mapping[str, Callable[[], Any]]
 QUESTION = 40  # tokens
-TEMPLATE = 9  # tokens that the chat template puts around a question
+TEMPLATE = 19  # tokens that the chat template puts around a question
 NEW = 64
 
 
@@ -71,15 +71,17 @@ class Case:
     once: tuple[str, ...] = ()
 
 
-def answer(bench: Bench, image: Any, new: int = NEW, question: int = QUESTION) -> Variants:
-    """Greedy answers of ``new`` tokens, with the default columns on the prompt and on the answer."""
-    text = words(question)
+def answer(bench: Bench, image: Any, new: int = NEW, prompt: bool = True) -> Variants:
+    """Greedy answers of ``new`` tokens, with the default columns on the answer and, unless told, on the prompt."""
+    text = words(QUESTION)
     inputs = bench.inputs(text, image)
     head = bench.model.get_output_embeddings()
-    rows = torch.randn(len(words(question).split()) + TEMPLATE, head.weight.shape[1]).to(head.weight)
+    rows = torch.randn(QUESTION + TEMPLATE - 1, head.weight.shape[1]).to(head.weight)
     return {
         "model.generate": partial(peers.bare_generate, bench.model, inputs, new),
-        "vlmprobe": partial(bench.probe.generate, text, image=image, max_new_tokens=new, do_sample=False),
+        "vlmprobe": partial(
+            bench.probe.generate, text, image=image, prompt=prompt, max_new_tokens=new, do_sample=False
+        ),
         "head on the prompt's rows": partial(_head, head, rows),
         "generate(output_logits=True)": partial(peers.generated_rows, bench.model, inputs, new),
     }

@@ -30,12 +30,14 @@ def draw(held: Mapping[str, Any], folder: Path) -> None:
     found = {name: measured for name in SWEEPS if (measured := _of(held, name))}
     for style, suffix in (("default", ""), ("dark_background", "-dark")):
         with pyplot.style.context(style):
-            figure, panels = pyplot.subplots(1, len(SWEEPS), figsize=(3.2 * len(SWEEPS), 3.2), layout="constrained")
-            for panel, (name, measured) in zip(panels, found.items(), strict=False):
+            figure, panels = pyplot.subplots(
+                1, len(found), figsize=(3.2 * len(found), 3.2), layout="constrained", squeeze=False
+            )
+            for panel, (name, measured) in zip(panels[0], found.items(), strict=True):
                 _panel(panel, name, measured["seconds"])
-            panels[0].set_ylabel("CPU seconds")
+            panels[0, 0].set_ylabel("CPU seconds")
             if suffix:
-                for part in (figure.patch, *(panel.patch for panel in panels)):
+                for part in (figure.patch, *(panel.patch for panel in panels[0])):
                     part.set_facecolor("#0d1117")
             path = folder / f"growth{suffix}.png"
             figure.savefig(path, dpi=90)

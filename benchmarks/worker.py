@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,15 @@ from benchmarks.timing import alternate, load
 
 TASKS: dict[str, Callable[[cases.Bench, int], cases.Variants]] = {
     "prompt": lambda bench, tokens: cases.prompt(bench, tokens),
-    "generate": lambda bench, tokens: cases.answer(bench, None, new=tokens),
+    "generate": lambda bench, tokens: cases.answer(bench, None, new=tokens, prompt=False),
     "candidates": lambda bench, count: cases.candidates(bench, count, peer=True),
 }
 
 
-def time_case(bench: cases.Bench, name: str, rounds: int | None) -> dict[str, Any]:
+def time_case(bench: cases.Bench, name: str, rounds: int | None, skip: Sequence[str]) -> dict[str, Any]:
     """Seconds of every variant of a case, after runs that bring weights and libraries into memory."""
     case = cases.CASES[name]
-    variants = case.variants(bench)
+    variants = {variant: call for variant, call in case.variants(bench).items() if variant not in skip}
     next(iter(variants.values()))()
     bench.probe.generate("Hi", max_new_tokens=2, do_sample=False)
     bench.probe.score("Hi", ["yes", "no it is"])
@@ -57,7 +57,7 @@ def main(wanted: Mapping[str, Any]) -> dict[str, Any]:
     bench = cases.Bench(wanted["size"], wanted["dtype"], wanted["device"])
     before = load()
     if wanted["kind"] == "time":
-        found = time_case(bench, wanted["name"], wanted.get("rounds"))
+        found = time_case(bench, wanted["name"], wanted.get("rounds"), wanted.get("skip", ()))
     elif wanted["kind"] == "memory":
         found = memory_of(bench, wanted["name"], wanted["variant"], tuple(wanted["sizes"]))
     elif wanted["kind"] == "sweep":
