@@ -299,3 +299,11 @@ def test_an_image_tag_in_the_question_is_refused(local, engine):
         probe = vlmprobe.connect(server.url, processor=local, value_kind="raw")
         with pytest.raises(MessageError, match="image tag"):
             probe.generate("What is <image>?", PICTURES[0], prompt=False)
+
+
+def test_the_embedded_model_reads_tokens_by_its_name(local, model):
+    here = local.generate(QUESTION, PICTURES[0], **GREEDY)
+    with WireServer(routes("llamacpp", model)) as server:
+        served = vlmprobe.connect(server.url, processor="demo").generate(QUESTION, PICTURES[0], **GREEDY)
+    assert served.output.tokens == here.output.tokens[: len(served.output)]
+    assert served.output.kinds == here.output.kinds[: len(served.output)]

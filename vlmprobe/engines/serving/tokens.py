@@ -129,6 +129,10 @@ def _reader(checkpoint: str | os.PathLike[str]) -> Adapter:
     from vlmprobe.adapter import Adapter
 
     name = os.path.expanduser(os.fspath(checkpoint))
+    if name == "demo":
+        from vlmprobe.demo import checkpoint as bundled
+
+        name = str(bundled())
     config = registry.read_config(name)
     found = registry.find(config, checkpoint=name)
     if found.load.__func__ is not Adapter.load.__func__:  # type: ignore[attr-defined]
