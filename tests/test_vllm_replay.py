@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine.models import engine_model
-from engine.record import CANDIDATES, QUESTION, picture
+from engine.record import CANDIDATES, QUESTION, SINGLE, picture
 from PIL import Image
+from scipy.special import log_softmax
 from wire_recordings import routes
 from wire_server import WireServer, json_reply, refusal
 
@@ -267,3 +268,61 @@ def test_a_prompt_without_the_picture(model):
         probe = vlmprobe.connect(server.url, processor=model)
         with pytest.raises(EngineResponseError, match="image"):
             probe.generate(QUESTION, image=picture(), **SHOWN)
+
+
+def first_token(local, *, tail=()):
+    """What vLLM says of the first token of the answer, in the form seen on a real server, with this model's numbers."""
+    result = local.generate(QUESTION, image=picture(), max_new_tokens=1, do_sample=False, keep="logits")
+    logprobs = log_softmax(result.output.logits[0].astype(np.float64))
+    best = np.argsort(-logprobs)
+
+    def entry(each):
+        return {"token": f"token_id:{each}", "logprob": float(logprobs[each]), "bytes": None}
+
+    def reply(request):
+        asked = request.json
+        named = asked.get("logprob_token_ids") or best[: asked["top_logprobs"]].tolist()
+        top = [entry(each) for each in dict.fromkeys([int(best[0]), *named])]
+        content = [{**entry(best[0]), "top_logprobs": top}]
+        choice = {"message": {"content": "x"}, "finish_reason": "length", "logprobs": {"content": content}}
+        ids = [*result.input_ids.tolist(), *tail]
+        return json_reply({"choices": [{**choice, "token_ids": [int(best[0])]}], "prompt_token_ids": ids})
+
+    return reply
+
+
+def shown_first_tokens(local, **how):
+    recorded, first = routes(RECORDING), first_token(local, **how)
+    path = "/v1/chat/completions"
+
+    def reply(request):
+        of_first = request.json["max_tokens"] == 1 and b"image_url" in request.body
+        return (first if of_first else recorded[path])(request)
+
+    return WireServer({**recorded, path: reply})
+
+
+def test_candidates_of_one_token_take_two_requests(local, model):
+    with shown_first_tokens(local) as server:
+        probe = vlmprobe.connect(server.url, processor=model)
+        probe.engine.know()
+        before = len(server.requests)
+        there = probe.score(QUESTION, SINGLE, image=picture())
+        assert len(server.requests) - before == 2
+    here = local.score(QUESTION, SINGLE, image=picture())
+    assert there.meta["candidates"] == "chosen ids"
+    assert np.abs(there.logprobs - here.logprobs).max() < 1e-5
+    for one, other in zip(there.tables, here.tables, strict=True):
+        assert (one.ids.tolist(), one.tokens, one.positions.tolist()) == (
+            other.ids.tolist(),
+            other.tokens,
+            other.positions.tolist(),
+        )
+        assert one.top_ids.tolist() == other.top_ids.tolist()
+
+
+def test_candidates_of_one_token_after_another_prompt(local, model):
+    with shown_first_tokens(local, tail=[7]) as server:
+        probe = vlmprobe.connect(server.url, processor=model)
+        with pytest.raises(EngineResponseError, match="ends otherwise"):
+            probe.score(QUESTION, SINGLE, image=picture())
