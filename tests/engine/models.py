@@ -13,8 +13,11 @@ from vlmprobe.testing.tiny.checkpoint import write
 HEAD = 32  # a text head of 16 ends the engine at its first request
 
 
-def engine_model(name: str, folder: Path, *, spaced: bool = False) -> Path:
-    """Write the checkpoint ``name``; ``spaced`` ends the prompt of its chat template in a space."""
+def engine_model(name: str, folder: Path, *, spaced: bool = False, untied: bool = False) -> Path:
+    """Write the checkpoint ``name``; ``spaced`` ends the prompt of its chat template in a space.
+
+    ``untied`` gives the LM head weights of its own: vLLM reads a reranker's score from its rows in the checkpoint.
+    """
     entry = family(name)
 
     def make() -> Any:
@@ -26,6 +29,8 @@ def engine_model(name: str, folder: Path, *, spaced: bool = False) -> Path:
         if "mrope_section" in rope:
             rope["mrope_section"] = [4, 6, 6]
             text.rope_parameters = rope
+        if untied:
+            text.tie_word_embeddings = parts.config.tie_word_embeddings = False
         return parts
 
     path = write(replace(entry, make=make), folder)
