@@ -13,13 +13,13 @@ from benchmarks.growth import SWEEPS
 
 __all__ = ["draw"]
 
-MARKS = {
-    "vlmprobe": "o-",
-    "model.generate": "s--",
-    "prefill": "s--",
-    "forward + log_softmax": "^:",
-    "full forward each": "^:",
-    "minicons": "v-.",
+STYLES = {  # marker and line, and a colour, of vlmprobe, of the same work without it, and of two peers
+    "vlmprobe": ("o-", "#0072b2"),
+    "model.generate": ("s--", "#e69f00"),
+    "prefill": ("s--", "#e69f00"),
+    "forward + log_softmax": ("^:", "#009e73"),
+    "full forward each": ("^:", "#009e73"),
+    "minicons": ("v-.", "#cc79a7"),
 }
 
 
@@ -51,10 +51,17 @@ def _of(held: Mapping[str, Any], name: str) -> Any:
 
 
 def _panel(panel: Any, name: str, seconds: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator
+
     variants = dict.fromkeys(variant for each in seconds.values() for variant in each)
     for variant in variants:
         points = [(int(value), median(each[variant]["cpu"])) for value, each in seconds.items() if variant in each]
-        panel.plot(*zip(*points, strict=True), MARKS[variant], label=variant, markersize=4, linewidth=1.2)
+        line, colour = STYLES[variant]
+        panel.plot(*zip(*points, strict=True), line, color=colour, label=variant, markersize=4, linewidth=1.2)
     panel.set(xscale="log", yscale="log", xlabel=SWEEPS[name].along)
+    panel.set_xticks([int(value) for value in seconds], [f"{int(value):,}" for value in seconds])
+    panel.minorticks_off()
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.legend(fontsize=7)
     panel.spines[["top", "right"]].set_visible(False)
