@@ -32,6 +32,19 @@ This page is written by `make versions`: the conformance suite (`vlmprobe check`
 checkpoint of each architecture and on the original checkpoints of the tests, once with the oldest libraries that \
 vlmprobe supports and once with the newest.
 """
+FOUND = """## Why nothing older
+
+What the suite found on 2026-11-21 with transformers 5.17 and timm 1.0.20, where 42 of 74 passed, and what moved the
+lower bounds:
+
+- In 17, beam search answered about another picture: the model's own `generate` repeated tiles for each beam where
+  pictures should have been (InternVL, Aya Vision, Cohere2 Vision, Ovis2, Kimi K2.5, Llama 4 among them). Some still do
+  with 5.18 and 5.19. vlmprobe refuses beams there, with an error that says why; the table of differences lists them.
+- In 9, what encodes pictures returned another kind of output, so that features could not be remembered (C6): Idefics,
+  Mistral 3, Gemma 4, Aria, GOT-OCR2 and others.
+- Mllama: penalties on repetition read beyond the vocabulary, where its image id lies (C9).
+- With timm 1.0.20, OmniLMM and Perception LM could not be loaded.
+"""
 # Run by each side's own Python: what its transformers lists, and what there is a tiny checkpoint of.
 ASKED = """
 import json
@@ -75,7 +88,7 @@ def environment(side: str, folder: Path) -> Path:
     python = folder / side / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder / side)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[timm,sentencepiece]"]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[timm,sentencepiece]", "num2words"]
     if side == "oldest":
         constraints = folder / "oldest.txt"
         constraints.write_text("\n".join(lower_bounds(requires("vlmprobe") or ())) + "\n", encoding="utf-8")

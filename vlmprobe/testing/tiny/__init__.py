@@ -119,7 +119,7 @@ def _wanting() -> dict[str, str]:
         if not all(need in CONFIG_MAPPING_NAMES for need in entry.needs):
             found[entry.name] = "a transformers that has it"
         elif Version(entry.since) > Version(__version__):
-            found[entry.name] = f"transformers {entry.since}{f': {entry.before}' if entry.before else ''}"
+            found[entry.name] = f"transformers {entry.since}{f'; before, {entry.before}' if entry.before else ''}"
         else:
             found[entry.name] = f"the package {missing[0]}" if missing else ""
     return found

@@ -273,7 +273,7 @@ def _muse_spark() -> Parts:
     return Parts(config, processor, ("<|eot_id|>", "<|end_of_text|>"))
 
 
-@family("minimax_m3_vl", since="5.23.0")
+@family("minimax_m3_vl", since="5.23.0", before="a picture changes the features of the one beside it")
 def _minimax_m3_vl() -> Parts:
     marks = ("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")
     tokenizer = byte_level(

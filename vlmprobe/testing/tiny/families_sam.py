@@ -65,7 +65,12 @@ def _experts(tokenizer: Any, **more: Any) -> dict[str, Any]:
     )
 
 
-@family("deepseek_ocr2", since="5.23.0", notes="An image has 257 tokens and more.")
+@family(
+    "deepseek_ocr2",
+    since="5.23.0",
+    before="it refuses a conversation without a picture",
+    notes="An image has 257 tokens and more.",
+)
 def _deepseek_ocr2() -> Parts:
     tokenizer, processor = _reader("DeepseekOcr2", size=128, tile=96)
     config = hf.DeepseekOcr2Config(
