@@ -222,7 +222,12 @@ def _granite4_vision() -> Parts:
     return Parts(config, processor, ("<|end_of_text|>",))
 
 
-@family("mllama", notes="Its processor refuses a batch in which one prompt has an image and another has none.")
+@family(
+    "mllama",
+    since="5.19.0",
+    before="a repetition penalty fails on its image token, which has no row in the head",
+    notes="Its processor refuses a batch in which one prompt has an image and another has none.",
+)
 def _mllama() -> Parts:
     tokenizer = llama3_tokenizer("<|python_tag|>", "<|image|>")
     image = tokenizer.convert_tokens_to_ids("<|image|>")

@@ -49,7 +49,7 @@ class Family:
     make: Callable[[], Parts]
     needs: tuple[str, ...]
     packages: tuple[str, ...] = ()
-    since: str = "5.19.0"
+    since: str = "5.17.0"
     before: str = ""
     text_only: bool = True
     several_images: bool = True
