@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmprobe.cli import document, options, output
+from vlmprobe.cli.inputs import open_probe
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:
@@ -64,14 +65,13 @@ def check(
     with guarded(debug):
         expected = _expected(expect)
         wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
-        with working(f"Loading {model}"):
-            import vlmprobe
+        with working("Reading the checks"):
             from vlmprobe.testing import check_adapter, checks
 
             known = [each.id for each in checks()]
             if unknown := sorted({*(wanted or ()), *expected} - set(known)):
                 raise typer.BadParameter(f"there is no check {unknown[0]!r}; there are {known[0]} to {known[-1]}")
-            probe = vlmprobe.load(model, device=device, dtype=dtype, adapter=adapter, revision=revision, check=False)
+        probe = open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision, check=False)
         with _few_threads(probe), _progress(len(wanted or known)) as told:
             report = check_adapter(probe, expected_failures=expected, only=wanted, **told)
         _deliver(report, as_json, matrix)
