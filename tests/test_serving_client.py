@@ -180,12 +180,32 @@ def test_addresses_are_read_as_people_write_them(url):
     assert Client(url).url == "http://host:8000"
 
 
-def test_no_more_in_flight_than_allowed_and_connections_are_kept():
-    with WireServer({"/x": json_reply({}, wait_s=0.02)}) as server:
-        client = Client(server.url, limits=Limits(in_flight=4))
-        list(in_order((client.post("/x", {"n": n}) for n in range(40)), ahead=40))
-        assert server.most_in_flight == 4
-        assert server.connections <= 4
+@pytest.mark.parametrize("most", [1, 4, 20])
+def test_no_more_in_flight_than_allowed_and_connections_are_kept(most):
+    with WireServer({"/x": json_reply({}, wait_s=0.05)}) as server:
+        client = Client(server.url, limits=Limits(in_flight=most))
+        list(in_order((client.post("/x", {"n": n}) for n in range(3 * most)), ahead=3 * most))
+        assert server.most_in_flight == most
+        assert server.connections == most
+        client.close()
+
+
+def test_one_request_after_another_takes_one_connection():
+    with WireServer({"/x": {}}) as server:
+        client = Client(server.url)
+        for n in range(5):
+            loop.run(client.post("/x", {"n": n}))
+        assert server.connections == 1
+        client.close()
+
+
+def test_an_answer_of_megabytes_leaves_the_others_alone():
+    large = {"numbers": [each / 7 for each in range(200_000)]}
+    with WireServer({"/large": large, "/small": {"a": 1}}) as server:
+        client = Client(server.url, limits=QUICK)
+        paths = ["/large", "/small", "/large", "/small"]
+        found = list(in_order((client.get(path) for path in paths), ahead=4))
+        assert found == [large, {"a": 1}] * 2
         client.close()
 
 
@@ -255,10 +275,11 @@ def test_a_client_that_nothing_holds_closes_its_connections():
     with WireServer({"/x": {}}) as server:
         client = Client(server.url)
         loop.run(client.post("/x", {}))
-        http = client._http
+        connections = client._connections
+        assert not connections.is_closed
         del client
         gc.collect()
-        wait_for(lambda: http.is_closed)
+        wait_for(lambda: connections.is_closed)
 
 
 def wait_for(condition, seconds: float = 10.0) -> None:

@@ -82,6 +82,11 @@ def endless(size: int, chunk: int = 2**20) -> Reply:
     return Reply(chunks)
 
 
+class _Listener(ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 has the system turn connections away that come together
+    daemon_threads = True
+
+
 class WireServer:
     """Serves ``routes`` on 127.0.0.1 while it is entered; ``requests`` holds what came, ``hung_up`` how many left."""
 
@@ -94,8 +99,7 @@ class WireServer:
         self._lock = threading.Lock()
         self._served: dict[str, int] = {}
         self._closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Listener(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property

@@ -49,7 +49,7 @@ def from_pil(image: Image.Image) -> Image.Image:
         upright = upright.convert(upright.mode.upper())
     if upright.has_transparency_data and upright.mode in ("1", "L", "P", "PA", "RGB", "LA", "RGBA"):
         return _onto_white(upright.convert("RGBA"))
-    return upright.convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")  # a copy already
 
 
 def from_array(array: np.ndarray, *, channels_first: bool = False) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import EngineResponseError
 from vlmprobe.messages import Conversation, ImagePart, TextPart
 
-__all__ = ["PATH", "Said", "body", "finish_reason", "listed", "messages", "only_choice", "text_of"]
+__all__ = ["PATH", "Said", "body", "content_part", "finish_reason", "listed", "messages", "only_choice", "text_of"]
 
 PATH = "/v1/chat/completions"
 FINISHED = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length"}  # other words for the two
@@ -30,16 +29,16 @@ class Said:
 async def messages(conversation: Conversation) -> list[dict[str, Any]]:
     """The conversation as OpenAI's protocol has it; each picture once, as its original file or lossless."""
     return [
-        {"role": message.role, "content": [await _part(part) for part in message.parts]}
+        {"role": message.role, "content": [await content_part(part) for part in message.parts]}
         for message in conversation.messages
     ]
 
 
-async def _part(part: TextPart | ImagePart) -> dict[str, Any]:
+async def content_part(part: TextPart | ImagePart) -> dict[str, Any]:
+    """A part of a message."""
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    # In a thread, for packing a large picture would hold up the other requests.
-    return {"type": "image_url", "image_url": {"url": await asyncio.to_thread(data_url, part)}}
+    return {"type": "image_url", "image_url": {"url": await data_url(part)}}
 
 
 async def body(
@@ -119,7 +118,7 @@ def _said(entry: Any, where: str, top: int | None) -> Said:
     others = entry.get("top_logprobs") or []
     if not isinstance(others, list) or (top is not None and len(others) > top):
         raise EngineResponseError(f"{where} has more alternatives than the {top} that were asked for.")
-    return Said(token, value, tuple(_pair(each, where) for each in others))
+    return Said(token, value, tuple([_pair(each, where) for each in others]))
 
 
 def _pair(entry: Any, where: str) -> tuple[str, float]:

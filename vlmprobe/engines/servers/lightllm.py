@@ -10,7 +10,6 @@ be asked at all.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +23,7 @@ from vlmprobe.engines.servers.written import written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import TEXT, ServedEngine
-from vlmprobe.engines.serving.pictures import encoded
+from vlmprobe.engines.serving.pictures import base64_of
 from vlmprobe.engines.serving.wire import real, token_id
 from vlmprobe.errors import CapabilityError, EngineResponseError
 from vlmprobe.messages import Conversation, Message, TextPart
@@ -154,10 +153,10 @@ class LightLLM(ServedEngine):
         parameters |= {"return_details": True, "add_special_tokens": not begun, "disable_prompt_cache": True}
         if options.prompt and self.new:
             parameters["prompt_logprobs"] = MOST if conversation.images else 0
-        pictures = [await asyncio.to_thread(encoded, part) for part in conversation.image_parts]
+        pictures = [{"type": "base64", "data": await base64_of(part)} for part in conversation.image_parts]
         request: dict[str, Any] = {"inputs": text + more, "parameters": parameters}
         if pictures:
-            request["multimodal_params"] = {"images": [_image(content) for _, content in pictures]}
+            request["multimodal_params"] = {"images": pictures}
         return Node(await self.client.post(PATH, request), self.title)
 
     def _prompt(self, reply: Node, conversation: Conversation) -> tuple[np.ndarray, Any, list[Row]]:
@@ -199,10 +198,6 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
     if seed is not None:
         found["seed"] = seed
     return found
-
-
-def _image(content: bytes) -> dict[str, str]:
-    return {"type": "base64", "data": base64.b64encode(content).decode("ascii")}
 
 
 def _row(entry: Any, where: str) -> Row:

@@ -6,15 +6,13 @@ a token that is a piece of a character arrives as a replacement character.
 
 from __future__ import annotations
 
-import asyncio
-import base64
 from typing import Any
 
 from vlmprobe.engines import Options
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.meaning import FLOOR
-from vlmprobe.engines.serving.pictures import encoded
+from vlmprobe.engines.serving.pictures import base64_of
 from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import EngineResponseError
 from vlmprobe.messages import Conversation, ImagePart, Message, TextPart
@@ -111,12 +109,8 @@ async def _message(message: Message) -> dict[str, Any]:
         "content": "".join(each.text for each in message.parts if isinstance(each, TextPart)),
     }
     if pictures:
-        told["images"] = [await asyncio.to_thread(_base64, each) for each in pictures]
+        told["images"] = [await base64_of(each) for each in pictures]
     return told
-
-
-def _base64(part: ImagePart) -> str:
-    return base64.b64encode(encoded(part)[1]).decode("ascii")
 
 
 def _row(entry: Any, top: int, where: str) -> Row:

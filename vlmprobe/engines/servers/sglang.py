@@ -124,7 +124,7 @@ class SGLang(ServedEngine):
         return list(await asyncio.gather(*(one(each) for each in candidates))), {"prefix": "recomputed"}
 
     async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
-        pictures = [await asyncio.to_thread(data_url, each) for each in conversation.image_parts]
+        pictures = [await data_url(each) for each in conversation.image_parts]
         return {
             "sampling_params": sampling,
             "return_logprob": True,

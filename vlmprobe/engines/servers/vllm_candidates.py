@@ -103,8 +103,7 @@ async def _by_ids(
     options: Options,
 ) -> list[Scored]:
     ids = prompt.ids
-    urls = [await asyncio.to_thread(data_url, part) for part in conversation.image_parts]
-    pictures = [{"type": "image_url", "url": url} for url in urls]
+    pictures = [{"type": "image_url", "url": await data_url(part)} for part in conversation.image_parts]
     wanted, top = _width(engine, options)
 
     async def one(shared: int, added: tuple[int, ...]) -> Scored:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from vlmprobe.errors import EngineResponseError
 
 __all__ = ["token_of", "vllm_prompt", "vllm_row", "whole_row"]
 
-TOKEN_ID = re.compile(r"token_id:(\d{1,10})")
+TOKEN_ID = "token_id:"
 
 
 def vllm_prompt(reply: Node, ids: np.ndarray, image_ids: Collection[int], top: int | None, *, texts: bool) -> list[Row]:
@@ -48,8 +48,8 @@ def vllm_prompt(reply: Node, ids: np.ndarray, image_ids: Collection[int], top: i
 
 def token_of(text: str) -> int | None:
     """The id in what vLLM writes for a token with ``return_tokens_as_token_ids``; None where it wrote its text."""
-    found = TOKEN_ID.fullmatch(text)
-    return int(found[1]) if found else None
+    digits = text[len(TOKEN_ID) :] if text.startswith(TOKEN_ID) else ""
+    return int(digits) if digits.isdecimal() and len(digits) <= 10 and digits.isascii() else None
 
 
 def whole_row(values: Mapping[int | None, float], where: str) -> np.ndarray:
@@ -64,19 +64,18 @@ def whole_row(values: Mapping[int | None, float], where: str) -> np.ndarray:
 
 def vllm_row(said: chat.Said, token: int, *, whole: bool) -> Row:
     """A generated token with its alternatives, or with the row of the whole vocabulary."""
-    pairs = [(token_of(text), text, value) for text, value in said.top]
     if whole:
-        return Row(said.value, token, full=whole_row({each: value for each, _, value in pairs}, "vLLM"))
-    top = sorted((each for each in pairs[1:] if each[2] > FLOOR), key=lambda each: -each[2])
+        return Row(said.value, token, full=whole_row({token_of(text): value for text, value in said.top}, "vLLM"))
+    top = sorted([each for each in said.top[1:] if each[1] > FLOOR], key=itemgetter(1), reverse=True)
+    worded = token_of(said.token) is None
+    listed = [Alternative(value, token_of(text), text if worded else None) for text, value in top]
     rank = None
     # The drawn token comes first whatever its place, so where it is below all others its place is not known. Where all
     # others were filtered out, it is the only one.
-    if said.value > FLOOR and len(pairs) > 1 and (not top or said.value >= top[-1][2]):
-        rank = sum(each[2] > said.value for each in top)
-        top.insert(rank, (token, said.token, said.value))
-    plain = token_of(said.token) is not None
-    listed = tuple(Alternative(value, each, None if plain else text) for each, text, value in top)
-    return Row(said.value, token, None if plain else said.token, rank, listed)
+    if said.value > FLOOR and len(said.top) > 1 and (not top or said.value >= top[-1][1]):
+        rank = sum([value > said.value for _, value in top])
+        listed.insert(rank, Alternative(said.value, token, said.token if worded else None))
+    return Row(said.value, token, said.token if worded else None, rank, tuple(listed))
 
 
 def _row(entry: Any, each: int, top: int | None, where: str, texts: bool) -> Row:

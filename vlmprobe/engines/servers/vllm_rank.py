@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from vlmprobe.engines.servers.chat import content_part
 from vlmprobe.engines.serving import Client, Node
-from vlmprobe.engines.serving.pictures import data_url
 from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
-from vlmprobe.messages import Conversation, ImagePart, TextPart
+from vlmprobe.messages import Conversation, TextPart
 
 __all__ = ["rank_documents"]
 
@@ -59,10 +58,4 @@ async def _content(conversation: Conversation) -> Any:
     parts = conversation.messages[-1].parts
     if len(parts) == 1 and isinstance(parts[0], TextPart):
         return parts[0].text
-    return {"content": [await _part(part) for part in parts]}
-
-
-async def _part(part: TextPart | ImagePart) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    return {"type": "image_url", "image_url": {"url": await asyncio.to_thread(data_url, part)}}
+    return {"content": [await content_part(part) for part in parts]}

@@ -40,6 +40,7 @@ from vlmprobe.result import Result, Scores
 __all__ = ["ServedEngine"]
 
 AHEAD = 2  # results that may wait for the one that is due, for each request in flight
+LARGE = 1000  # rows whose table takes more than 5 ms
 PROBED = 20  # alternatives that are asked for to tell what the numbers mean
 TEXT = "Name any animal, colour, number or town."  # a prompt after which many tokens are likely
 
@@ -168,6 +169,7 @@ class ServedEngine:
         decoding = self.decoding(options)
         started = time.perf_counter()
         answer = await self.answer(conversation, decoding, options)
+        rows = len(answer.output) + len(answer.prompt or ())
         return await loop.reading(
             result_of,
             answer,
@@ -179,6 +181,7 @@ class ServedEngine:
             meaning=self.meaning or Meaning(),
             tokens=self.tokens,
             meta={"timings": {"request_s": time.perf_counter() - started}},
+            large=rows > LARGE or "logits" in options.keep,
         )
 
     async def _scores(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:

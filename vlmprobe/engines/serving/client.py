@@ -15,6 +15,7 @@ import httpx
 from vlmprobe._version import __version__
 from vlmprobe.engines.serving import loop
 from vlmprobe.engines.serving.address import address_of, key_for
+from vlmprobe.engines.serving.connections import Connections
 from vlmprobe.errors import (
     EngineConnectionError,
     EngineError,
@@ -27,6 +28,7 @@ __all__ = ["Client", "Limits"]
 BUSY = (429, 503)
 LOST = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+LARGE = 2**20  # bytes of JSON that take more than 10 ms to read
 TOLD = 400  # characters of a server's own words in a message
 
 
@@ -67,8 +69,7 @@ class Client:
         key = key_for(self.url, api_key)
         self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._headers |= dict(headers or {})
-        self._http: httpx.AsyncClient | None = None
-        self._gate: asyncio.Semaphore | None = None
+        self._connections: Connections | None = None
 
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
@@ -93,11 +94,11 @@ class Client:
 
     async def request(self, method: str, path: str, body: bytes | None) -> Any:
         """One request, tried again after 429, 503 and lost connections."""
-        http, gate = self._open()
+        connections = self._open()
         for trial in range(self.limits.retries + 1):
             pause = min(FIRST_PAUSE_S * 2**trial, LONGEST_PAUSE_S)
             last = trial == self.limits.retries
-            async with gate:
+            async with connections.place() as http:
                 try:
                     status, headers, content = await asyncio.wait_for(
                         self._exchange(http, method, path, body), self.limits.request_s
@@ -120,31 +121,25 @@ class Client:
                         break
                     pause = _asked_pause(headers, pause)
             await asyncio.sleep(pause)
-        # In a thread, and after the place is free: what is waiting goes out before what came is read.
-        return await loop.reading(self._read, method, path, status, headers, content)
+        # After the place is free: what is waiting goes out before what came is read.
+        return await loop.reading(self._read, method, path, status, headers, content, large=len(content) > LARGE)
 
     def close(self) -> None:
         """Close the connections. The next request opens new ones."""
-        http, self._http, self._gate = self._http, None, None
-        if http is not None:
-            loop.run(http.aclose())
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            loop.run(connections.aclose())
 
     # -- one exchange ------------------------------------------------------------------------------
 
-    def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
+    def _open(self) -> Connections:
         """The connections, made in the loop that uses them."""
-        if self._http is None or self._gate is None:
+        if self._connections is None:
+            timeout = httpx.Timeout(self.limits.request_s, connect=self.limits.connect_s, pool=None)
             most = self.limits.in_flight
-            self._http = httpx.AsyncClient(
-                base_url=self.url,
-                headers=self._headers,
-                follow_redirects=False,
-                timeout=httpx.Timeout(self.limits.request_s, connect=self.limits.connect_s, pool=None),
-                limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
-            )
-            self._gate = asyncio.Semaphore(most)
-            weakref.finalize(self, _drop, self._http).atexit = False
-        return self._http, self._gate
+            self._connections = Connections(self.url, most=most, headers=self._headers, timeout=timeout)
+            weakref.finalize(self, _drop, self._connections).atexit = False
+        return self._connections
 
     async def _exchange(
         self, http: httpx.AsyncClient, method: str, path: str, body: bytes | None
@@ -224,6 +219,6 @@ def _asked_pause(headers: httpx.Headers, pause: float) -> float:
     return min(float(asked), LONGEST_PAUSE_S) if re.fullmatch(r"\d{1,6}(\.\d+)?", asked) else pause
 
 
-def _drop(http: httpx.AsyncClient) -> None:
+def _drop(connections: Connections) -> None:
     """Close the connections of a client that nothing holds any more."""
-    loop.start(http.aclose())
+    loop.start(connections.aclose())

@@ -45,9 +45,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-async def reading(work: Callable[..., T], /, *given: Any, **named: Any) -> T:
-    """Do some computing for the loop in one thread beside it, so that requests go out while answers are read."""
-    return await asyncio.get_running_loop().run_in_executor(_Background.reader, partial(work, *given, **named))
+async def reading(work: Callable[..., T], /, *given: Any, large: bool, **named: Any) -> T:
+    """Do some computing for the loop, after what is ready to be sent.
+
+    Large work is done in a thread beside the loop, which goes on. Small work is not: Python's threads hand over every
+    5 ms, and to wait for that at each step of each request would cost more than the work.
+    """
+    if large:
+        return await asyncio.get_running_loop().run_in_executor(_Background.reader, partial(work, *given, **named))
+    await asyncio.sleep(0)
+    return work(*given, **named)
 
 
 def settle(futures: list[Future[Any]]) -> None:

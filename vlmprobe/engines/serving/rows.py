@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +16,8 @@ __all__ = ["Alternative", "Columns", "Row", "columns"]
 ROUNDING = 1e-3  # nats by which a log-probability may be above 0
 
 
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """One of the likeliest tokens at a place."""
+class Alternative(NamedTuple):
+    """One of the likeliest tokens at a place; a tuple, because an answer has hundreds or thousands of them."""
 
     value: float
     id: int | None = None
@@ -60,35 +58,30 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
         EngineResponseError: for a log-probability above 0.
     """
     kind = meaning.of(processing)
-    raw = kind in ("raw", "unknown")
+    own = np.array([np.nan if row.value is None else row.value for row in rows], np.float64)
+    above = np.flatnonzero(own > ROUNDING)
+    if len(above) and not meaning.logits:
+        raise EngineResponseError(
+            f"{where}: row {above[0]} has a log-probability of {own[above[0]]:g}, above 0. Is the engine set to give "
+            "logits?"
+        )
+    if kind not in ("raw", "unknown"):
+        numbers = _empty(len(rows), 0)
+        numbers["scores"] = (np.full_like(own, np.nan) if meaning.logits else _logprobs(own)).astype(np.float32)
+        return Columns(numbers, [()] * len(rows))
     wide = max((min(alternatives, len(row.top) if row.full is None else len(row.full)) for row in rows), default=0)
-    wide = wide if raw else 0
     numbers = _empty(len(rows), wide)
-    bounds = {name: np.full(len(rows), np.nan, np.float32) for name in ("logprobs_at_most", "entropy_at_least")}
-    scores = np.full(len(rows), np.nan, np.float32)
-    kept: list[tuple[Alternative, ...]] = [()] * len(rows)
-    full = [None if row.full is None or not raw else row.full for row in rows]
-    for t, row in enumerate(rows):
-        if not meaning.logits and row.value is not None and row.value > ROUNDING:
-            raise EngineResponseError(
-                f"{where}: row {t} has a log-probability of {row.value:g}, above 0. Is the engine set to give logits?"
-            )
-        if full[t] is not None:
-            kept[t] = _from_full(numbers, t, row, wide, meaning.logits)
-        elif not raw:
-            scores[t] = np.nan if meaning.logits else _known(row.value)
-        else:
-            kept[t] = tuple(each for each in row.top if each.value > FLOOR)[:wide]
-            _from_top(numbers, bounds, t, row, kept[t], meaning, sure=kind == "raw")
-    for name, bound in bounds.items():
-        if not np.isnan(bound).all():
-            numbers[name] = bound
-    if not raw:
-        numbers["scores"] = scores
-    shapes = {each.shape for each in full if each is not None}
+    whole = [row.full is not None for row in rows]
+    told: list[tuple[Alternative, ...]] = [() if row.full is not None else row.top for row in rows]
+    known = [tuple([each for each in top if each.value > FLOOR]) for top in told]
+    kept = [top[:wide] for top in known]
+    _from_top(numbers, rows, np.where(whole, np.nan, own), known, kept, meaning, sure=kind == "raw")
+    for t in np.flatnonzero(whole).tolist():
+        kept[t] = _from_full(numbers, t, rows[t], wide, meaning.logits)
+    shapes = {row.full.shape for row in rows if row.full is not None}
     if meaning.logits and len(shapes) == 1:
         blank = np.full(shapes.pop(), np.nan, np.float32)
-        numbers["logits"] = np.stack([blank if each is None else each for each in full])
+        numbers["logits"] = np.stack([blank if row.full is None else row.full for row in rows])
     return Columns(numbers, kept)
 
 
@@ -120,53 +113,81 @@ def _from_full(numbers: dict[str, np.ndarray], t: int, row: Row, wide: int, logi
 
 def _from_top(
     numbers: dict[str, np.ndarray],
-    bounds: dict[str, np.ndarray],
-    t: int,
-    row: Row,
-    top: tuple[Alternative, ...],
+    rows: Sequence[Row],
+    own: np.ndarray,
+    known: Sequence[tuple[Alternative, ...]],
+    kept: Sequence[tuple[Alternative, ...]],
     meaning: Meaning,
     *,
     sure: bool,
 ) -> None:
-    """What follows from the token's own value and those of the likeliest ones."""
-    known = [each.value for each in row.top if each.value > FLOOR]
-    if top:
-        numbers["top_ids"][t, : len(top)] = [-1 if each.id is None else each.id for each in top]
-        if not meaning.logits:
-            numbers["top_logprobs"][t, : len(top)] = [min(each.value, 0.0) for each in top]
-    if row.rank is not None:
-        numbers["ranks"][t] = row.rank
-    elif row.value is not None:
-        numbers["ranks"][t] = next((k for k, each in enumerate(row.top) if _same(each, row)), -1)
+    """What follows from the tokens' own values, float64 [T], and those of the likeliest ones at their places."""
+    wide = numbers["top_ids"].shape[1]
+    numbers["top_ids"][:] = _padded([[-1 if each.id is None else each.id for each in top] for top in kept], wide, -1)
+    numbers["ranks"][:] = [_rank(row) for row in rows]
+    bounds = {}
     if meaning.logits:
-        if row.value is not None and row.value > FLOOR:
-            # The sum over the vocabulary is at least that over the tokens that are known.
-            others = [each.value for each in row.top if each.value > FLOOR and not _same(each, row)]
-            bounds["logprobs_at_most"][t] = row.value - float(np.logaddexp.reduce(np.array([row.value, *others])))
-        return
-    if row.value is not None and row.value <= FLOOR:
-        bounds["logprobs_at_most"][t] = row.value if meaning.clamped else min(known, default=math.nan)
-    numbers["logprobs"][t] = _known(row.value)
-    if top and sure:
-        bounds["entropy_at_least"][t] = entropy_at_least(known)
+        bounds["logprobs_at_most"] = np.array([_logit_at_most(row, top) for row, top in zip(rows, known, strict=True)])
+    else:
+        values = _padded([[each.value for each in top] for top in known], max([wide, *map(len, known)]), np.nan)
+        numbers["logprobs"][:] = _logprobs(own)
+        numbers["top_logprobs"][:] = np.minimum(values[:, :wide], 0.0)
+        least = own if meaning.clamped else np.fmin.reduce(values, axis=1, initial=np.nan)
+        bounds["logprobs_at_most"] = np.where(own <= FLOOR, least, np.nan)
+        if sure:
+            bounds["entropy_at_least"] = entropy_at_least(values)
+    for name, bound in bounds.items():
+        if not np.isnan(bound).all():
+            with np.errstate(over="ignore"):  # the lowest float64 is a sentinel too
+                numbers[name] = bound.astype(np.float32)
 
 
-def entropy_at_least(top: Sequence[float]) -> float:
-    """The least entropy, nats, of a distribution whose likeliest log-probabilities are ``top``, K of them.
+def entropy_at_least(top: np.ndarray) -> np.ndarray:
+    """float64 [...]: the least entropy, nats, of distributions of whose tokens only the likeliest are known.
 
     What is left, r, lies in tokens none of which is likelier than the last one told, p: each adds at least
     -log(min(p, r)) for its share.
+
+    Args:
+        top: float64 [..., K], the log-probabilities of the likeliest tokens, nats; NaN where fewer are known. Where
+            none is, there is no bound (NaN).
     """
-    logprobs = [min(each, 0.0) for each in top]
-    shares = [math.exp(each) for each in logprobs]
-    told = -math.fsum(map(operator.mul, shares, logprobs))
-    left = max(0.0, 1.0 - math.fsum(shares))
-    likeliest = min(min(shares), left)
-    return told + (left * -math.log(likeliest) if likeliest > 0 else 0.0)
+    logprobs = np.minimum(top, 0.0)
+    shares = np.exp(logprobs)
+    told = -np.nansum(shares * logprobs, axis=-1)
+    left = np.maximum(0.0, 1.0 - np.nansum(shares, axis=-1))
+    likeliest = np.minimum(np.fmin.reduce(shares, axis=-1, initial=np.nan), left)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rest = np.where(likeliest > 0, left * -np.log(likeliest), 0.0)
+    return np.where(np.isnan(likeliest), np.nan, told + rest)
 
 
-def _known(value: float | None) -> float:
-    return math.nan if value is None or value <= FLOOR else min(value, 0.0)
+def _logit_at_most(row: Row, known: tuple[Alternative, ...]) -> float:
+    """A bound of the log-probability of a token whose logit is known: other tokens take at least the share of those."""
+    if row.full is not None or row.value is None or row.value <= FLOOR:
+        return np.nan
+    others = [each.value for each in known if not _same(each, row)]
+    return row.value - float(np.logaddexp.reduce(np.array([row.value, *others])))
+
+
+def _rank(row: Row) -> int:
+    """The place of a token among all tokens, from 0; -1 where it is not known."""
+    if row.rank is not None:
+        return row.rank
+    if row.value is None or row.full is not None:
+        return -1
+    return next((k for k, each in enumerate(row.top) if _same(each, row)), -1)
+
+
+def _logprobs(own: np.ndarray) -> np.ndarray:
+    """Log-probabilities [T] without sentinels and what rounding left above 0."""
+    return np.where(own > FLOOR, np.minimum(own, 0.0), np.nan)
+
+
+def _padded(rows: list[list[Any]], wide: int, blank: float) -> np.ndarray:
+    """[T, wide]: lists of at most so many numbers, filled up."""
+    filled = [row + [blank] * (wide - len(row)) for row in rows]
+    return np.array(filled, np.int64 if isinstance(blank, int) else np.float64).reshape(len(rows), wide)
 
 
 def _same(each: Alternative, row: Row) -> bool:

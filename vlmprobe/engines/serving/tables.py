@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -102,13 +101,12 @@ def _table(
     spans: tuple[ImageSpan, ...] = (),
 ) -> TokenTable:
     wide = found.numbers["top_ids"].shape[1]
-
-    def shown(each: Any) -> str:
-        if each.id is not None and detokenizer is not None:
-            return detokenizer.alone(each.id)
-        return each.text or ""
-
-    top = [[shown(each) for each in row] + [""] * (wide - len(row)) for row in found.top]
+    alone = None if detokenizer is None else detokenizer.alone
+    top = [
+        [each.text or "" if alone is None or each.id is None else alone(each.id) for each in row]
+        + [""] * (wide - len(row))
+        for row in found.top
+    ]
     return TokenTable(
         ids=ids,
         tokens=texts,

@@ -70,6 +70,9 @@ class Node:
     def ids(self, vocabulary: int | None = None) -> np.ndarray:
         """int64 [S]: token ids, within the vocabulary where its size is known."""
         values = self.items()
+        limit = LARGEST_ID if vocabulary is None else vocabulary - 1
+        if set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= limit:  # nearly always, and quick
+            return np.array(values, dtype=np.int64)
         return np.array([token_id(each, self.where, vocabulary) for each in values], dtype=np.int64)
 
     def wrong(self, due: str) -> EngineResponseError:
