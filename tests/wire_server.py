@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +46,21 @@ class Reply:
 
 def json_reply(value: Any, status: int = 200, **more: Any) -> Reply:
     return Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json"}, **more)
+
+
+def event_stream(
+    values: Iterable[Any], *, end: bytes = b"data: [DONE]\n\n", gate: Callable[[], None] | None = None
+) -> Reply:
+    """Server-sent events, one for each value; ``gate`` is called before each of them."""
+
+    def chunks() -> Iterator[bytes]:
+        for value in values:
+            if gate is not None:
+                gate()
+            yield b"data: " + json.dumps(value).encode() + b"\n\n"
+        yield end
+
+    return Reply(chunks, headers={"Content-Type": "text/event-stream"})
 
 
 def refusal(status: int, message: str, kind: str = "BadRequestError") -> Reply:

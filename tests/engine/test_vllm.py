@@ -97,6 +97,16 @@ def compare(local, served, image, figures, label: str, *, keep="stats") -> None:
         if keep == "logits":
             for name in ("entropy", "logsumexp", "logits"):
                 figures[label, f"{what}, {name}"] = difference(one, other, name)
+    with served.stream(QUESTION, image=image, keep=keep, **SHOWN) as stream:
+        rows = list(stream)
+    assert [row.tokens[0] for row in rows] == here.output.tokens
+    assert [int(row.positions[0]) for row in rows] == here.output.positions.tolist()
+    streamed = np.concatenate([row.logprobs for row in rows])
+    assert np.array_equal(streamed, stream.result.output.logprobs)
+    figures[label, "streamed"] = float(np.abs(streamed - here.output.logprobs).max())
+    assert stream.result.text == here.text
+    assert stream.result.input_ids.tolist() == here.input_ids.tolist()
+    assert stream.result.finish_reason == here.finish_reason
     assert max(value for (name, _), value in figures.items() if name == label) < TOLERANCE
 
 

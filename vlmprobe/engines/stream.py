@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "Stream"]
 
-Listener = Callable[[TokenTable], bool]
+Listener = Callable[["TokenTable | None"], bool]
 
 
 class Stream(Iterator[TokenTable]):
@@ -42,7 +42,10 @@ class Stream(Iterator[TokenTable]):
     """
 
     def __init__(self, answer: Callable[[Listener], Result]) -> None:
-        """``answer`` is run in another thread; it calls its argument with every row, and stops where that is True."""
+        """``answer`` is run in another thread; it calls its argument with every row, and stops where that is True.
+
+        While it waits for a row it may call it with None, to learn whether to stop.
+        """
         self._answer: Callable[[Listener], Result] | None = answer
         self._items: queue.SimpleQueue[TokenTable | Result | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -125,8 +128,9 @@ def _work(
     items: queue.SimpleQueue[TokenTable | Result | BaseException],
     stop: threading.Event,
 ) -> None:
-    def listen(row: TokenTable) -> bool:
-        items.put(row)
+    def listen(row: TokenTable | None) -> bool:
+        if row is not None:
+            items.put(row)
         return stop.is_set()
 
     try:

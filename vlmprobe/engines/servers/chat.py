@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from vlmprobe.engines.serving import Decoding, Node
+from vlmprobe.engines.serving import Client, Decoding, Node
 from vlmprobe.engines.serving.pictures import data_url
 from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import EngineResponseError
 from vlmprobe.messages import Conversation, ImagePart, TextPart
 
-__all__ = ["PATH", "Said", "body", "content_part", "finish_reason", "listed", "messages", "only_choice", "text_of"]
+__all__ = [
+    "PATH",
+    "Said",
+    "body",
+    "content_part",
+    "finish_reason",
+    "listed",
+    "messages",
+    "only_choice",
+    "pieces",
+    "text_of",
+]
 
 PATH = "/v1/chat/completions"
 FINISHED = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length"}  # other words for the two
@@ -70,6 +83,31 @@ async def body(
     return request
 
 
+async def pieces(
+    client: Client, request: dict[str, Any], title: str, *, tokens: int, top: int | None
+) -> AsyncGenerator[tuple[Node, Node, list[Said]], None]:
+    """Every piece of a streamed answer: the event, its choice, and the tokens that came with it.
+
+    Args:
+        client: of the server.
+        request: as for the whole answer.
+        title: of the engine.
+        tokens, top: of :func:`listed`.
+    """
+    count = 0
+    async with aclosing(client.events(PATH, request | {"stream": True})) as events:
+        async for event in events:
+            reply = Node(event, title)
+            if not reply["choices"].items(most=1):
+                continue  # figures of usage, which some servers send at the end
+            choice = only_choice(reply)
+            said = []
+            if choice.get("logprobs") is not None or text_of(choice):
+                said = listed(choice, tokens=tokens - count, top=top)
+            count += len(said)
+            yield reply, choice, said
+
+
 def only_choice(reply: Node) -> Node:
     """The one choice of a reply."""
     choices = reply["choices"]
@@ -79,15 +117,16 @@ def only_choice(reply: Node) -> Node:
 
 
 def text_of(choice: Node) -> str:
-    """The text of an answer; empty where there is none."""
-    content = choice["message"].get("content")
+    """The text of an answer, or of a piece of one; empty where there is none."""
+    message = choice.get("delta") or choice["message"]
+    content = message.get("content")
     return content.string() if content is not None else ""
 
 
 def finish_reason(choice: Node) -> str:
-    """``"stop"`` or ``"length"``, or the engine's own word for something else."""
+    """``"stop"`` or ``"length"``, or the engine's own word for something else; empty for a piece before the last."""
     found = choice.get("finish_reason")
-    word = found.string() if found is not None else "stop"
+    word = found.string() if found is not None else "" if choice.get("delta") else "stop"
     return FINISHED.get(word, word)
 
 

@@ -5,6 +5,9 @@ Ids and the prompt are not on its wire: ``ids`` is None, and there is no prompt 
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
 from vlmprobe.engines import Options
 from vlmprobe.engines.servers import chat
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
@@ -28,6 +31,7 @@ class OpenAI(ServedEngine):
         no_alternatives="the protocol allows no more; vLLM with --max-logprobs does",
         no_prompt=f"the protocol has no prompt log-probabilities; {WOULD}",
         no_score=f"the protocol cannot score given text; {WOULD}",
+        no_stream="",
         takes=BASIC | {"stop_strings"},
     )
 
@@ -50,8 +54,23 @@ class OpenAI(ServedEngine):
         request = await chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
         reply = Node(await self.client.post(chat.PATH, request), self.title)
         choice = chat.only_choice(reply)
-        rows = [_row(said) for said in chat.listed(choice, tokens=decoding.max_new_tokens, top=top)]
-        return Answer(chat.text_of(choice), chat.finish_reason(choice), rows)
+        return _answer(choice, chat.listed(choice, tokens=decoding.max_new_tokens, top=top))
+
+    async def pieces(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> AsyncGenerator[Answer, None]:
+        """The same, while it is written."""
+        top = min(options.alternatives, MOST)
+        request = await chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
+        async with aclosing(
+            chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=top)
+        ) as pieces:
+            async for _, choice, said in pieces:
+                yield _answer(choice, said)
+
+
+def _answer(choice: Node, said: Sequence[chat.Said]) -> Answer:
+    return Answer(chat.text_of(choice), chat.finish_reason(choice), [_row(each) for each in said])
 
 
 def _row(said: chat.Said) -> Row:

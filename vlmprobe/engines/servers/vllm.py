@@ -7,7 +7,8 @@ no reply, so it is found out by short requests, as is the largest number of alte
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from vlmprobe.engines.serving import (
     Facts,
     Meaning,
     Node,
+    Row,
     Server,
     loop,
 )
@@ -52,6 +54,7 @@ class VLLM(ServedEngine):
         alternatives=DEFAULT_MOST,
         no_alternatives="start the server with a greater --max-logprobs",
         no_logits=RAW_LOGITS,
+        no_stream="",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
     )
     tokens_in: bool | None = None  # whether the server takes ids (--enable-scale-out); None until it was asked
@@ -99,27 +102,46 @@ class VLLM(ServedEngine):
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Ask one question over the chat route."""
+        request, whole = await self._request(conversation, decoding, options)
+        top, every = self.asked(options)
+        if options.prompt:
+            request["prompt_logprobs"] = -1 if every else min(options.alternatives, top)
+        reply = Node(await self.client.post(chat.PATH, request), self.title)
+        choice = chat.only_choice(reply)
+        output = _rows(choice, chat.listed(choice, tokens=decoding.max_new_tokens, top=_most(top, whole)), whole=whole)
+        prompt_ids = reply["prompt_token_ids"].ids()
+        prompt = None
+        if options.prompt:
+            texts = not request["return_tokens_as_token_ids"]
+            prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if every else top, texts=texts)
+        return Answer(chat.text_of(choice), chat.finish_reason(choice), output, prompt_ids, prompt, meta=self.told())
+
+    async def pieces(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> AsyncGenerator[Answer, None]:
+        """The same, while it is written; vLLM streams no log-probabilities of the prompt."""
+        request, whole = await self._request(conversation, decoding, options)
+        most = _most(self.asked(options)[0], whole)
+        async with aclosing(
+            chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=most)
+        ) as pieces:
+            async for reply, choice, said in pieces:
+                prompt = reply.get("prompt_token_ids")
+                rows = _rows(choice, said, whole=whole) if said else []
+                ids = None if prompt is None else prompt.ids()
+                yield Answer(chat.text_of(choice), chat.finish_reason(choice), rows, ids, meta=self.told())
+
+    async def _request(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> tuple[dict[str, Any], bool]:
+        """What is sent, and whether whole rows come back."""
         top, every = self.asked(options)
         # A logit alone says nothing of a probability: of a server that gives logits, whole rows are read.
         whole = every or (self.full and self.meaning is not None and self.meaning.logits)
         by_id = self.tokens.detokenizer is not None or whole
         request = await chat.body(self.model, conversation, decoding, seed=options.seed, top=-1 if whole else top)
         request |= decoding_fields(decoding) | {"return_token_ids": True, "return_tokens_as_token_ids": by_id}
-        request |= _continued(conversation)
-        if options.prompt:
-            request["prompt_logprobs"] = -1 if every else min(options.alternatives, top)
-        reply = Node(await self.client.post(chat.PATH, request), self.title)
-        choice = chat.only_choice(reply)
-        said = chat.listed(choice, tokens=decoding.max_new_tokens, top=None if whole else top + 1)
-        ids = choice["token_ids"].ids()
-        if len(ids) != len(said):
-            raise EngineResponseError(f"{choice.where} has {len(ids)} token_ids and {len(said)} log-probabilities.")
-        output = [vllm_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]
-        prompt_ids = reply["prompt_token_ids"].ids()
-        prompt = None
-        if options.prompt:
-            prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if every else top, texts=not by_id)
-        return Answer(chat.text_of(choice), chat.finish_reason(choice), output, prompt_ids, prompt, meta=self.told())
+        return request | _continued(conversation), whole
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
@@ -224,6 +246,18 @@ def decoding_fields(decoding: Decoding) -> dict[str, Any]:
         "min_tokens": decoding.min_new_tokens,
         "stop_token_ids": list(decoding.eos_token_id),
     }
+
+
+def _most(top: int, whole: bool) -> int | None:
+    """How many alternatives may come: the drawn token stands before those that were asked for."""
+    return None if whole else top + 1
+
+
+def _rows(choice: Node, said: Sequence[chat.Said], *, whole: bool) -> list[Row]:
+    ids = choice["token_ids"].ids()
+    if len(ids) != len(said):
+        raise EngineResponseError(f"{choice.where} has {len(ids)} token_ids and {len(said)} log-probabilities.")
+    return [vllm_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]
 
 
 def _continued(conversation: Conversation) -> dict[str, Any]:

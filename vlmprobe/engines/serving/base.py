@@ -8,7 +8,7 @@ To add an engine, write a subclass that says
   of the tokens, values as the engine gave them. Read the reply through :class:`~vlmprobe.engines.serving.wire.Node`, so
   that a hostile or broken server is a typed error. Mask nothing and compute nothing: sentinels, bounds, image
   positions, texts and tables are the base class's work;
-- where the engine can, :meth:`~ServedEngine.candidates`, ``rank``;
+- where the engine can, :meth:`~ServedEngine.pieces`, :meth:`~ServedEngine.candidates`, ``rank``;
 
 and publish it as an entry point of the group ``vlmprobe.engines``. In ``vlmprobe/engines/servers``, ``vllm.py`` is the
 fullest example, ``openai.py`` the smallest; ``chat.py`` there is what speakers of OpenAI's chat protocol share.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from vlmprobe.engines import Engine, Options
@@ -32,7 +32,9 @@ from vlmprobe.engines.serving.meaning import HOT, Meaning, judge
 from vlmprobe.engines.serving.pipeline import in_order
 from vlmprobe.engines.serving.requests import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
+from vlmprobe.engines.serving.streaming import streamed
 from vlmprobe.engines.serving.tokens import Tokens
+from vlmprobe.engines.stream import Stream
 from vlmprobe.errors import CapabilityError, EngineError, VlmprobeError
 from vlmprobe.messages import Conversation, Message, TextPart
 from vlmprobe.result import Result, Scores
@@ -78,6 +80,12 @@ class ServedEngine:
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Ask the server one question."""
         raise NotImplementedError(f"{type(self).__name__} must ask its server")
+
+    def pieces(self, conversation: Conversation, decoding: Decoding, options: Options) -> AsyncGenerator[Answer, None]:
+        """The answer while it is written: the rows that came since the last piece, their text, and of the prompt its
+        ids with the first piece; the ``finish_reason`` is empty until the last.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not read a stream")
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
@@ -135,6 +143,14 @@ class ServedEngine:
         ahead = together or AHEAD * self.client.limits.in_flight
         return in_order(work, ahead=ahead, keep_errors=keep_errors)
 
+    def stream(self, conversation: Conversation, options: Options) -> Stream:
+        """The answer token by token, without the prompt side."""
+        if self.abilities.no_stream:
+            raise CapabilityError(f"{self.title} cannot be streamed: {self.abilities.no_stream}.")
+        if "prompt" in options.demanded and options.prompt:
+            raise CapabilityError(f"{self.title} streams no prompt side: leave out prompt=True, or use generate.")
+        return Stream(lambda listen: loop.run(streamed(self, conversation, options, listen)))
+
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
         if self.abilities.no_score:
@@ -169,6 +185,12 @@ class ServedEngine:
         decoding = self.decoding(options)
         started = time.perf_counter()
         answer = await self.answer(conversation, decoding, options)
+        return await self.made(answer, conversation, decoding, options, started)
+
+    async def made(
+        self, answer: Answer, conversation: Conversation, decoding: Decoding, options: Options, started: float
+    ) -> Result:
+        """The tables of an answer to a request that was ``started`` then (``time.perf_counter``)."""
         rows = len(answer.output) + len(answer.prompt or ())
         return await loop.reading(
             result_of,

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from vlmprobe._version import __version__
 from vlmprobe.engines.serving import loop
 from vlmprobe.engines.serving.address import address_of, key_for
 from vlmprobe.engines.serving.connections import Connections
+from vlmprobe.engines.serving.events import read_events
 from vlmprobe.errors import (
     EngineConnectionError,
     EngineError,
@@ -27,6 +28,7 @@ __all__ = ["Client", "Limits"]
 
 BUSY = (429, 503)
 LOST = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
+FAILURES = (httpx.HTTPError, httpx.InvalidURL, asyncio.TimeoutError)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 LARGE = 2**20  # bytes of JSON that take more than 10 ms to read
 TOLD = 400  # characters of a server's own words in a message
@@ -103,26 +105,46 @@ class Client:
                     status, headers, content = await asyncio.wait_for(
                         self._exchange(http, method, path, body), self.limits.request_s
                     )
-                except LOST as error:
-                    if last:
-                        raise EngineConnectionError(
-                            f"{self.url} cannot be reached, or broke off: {self._plain(error)}. "
-                            "Check that the server runs and the address is right."
-                        ) from None
-                except (httpx.TimeoutException, asyncio.TimeoutError):
-                    raise EngineTimeoutError(
-                        f"{self.url} did not answer {path} in time ({self.limits.request_s:g} s, "
-                        f"{self.limits.connect_s:g} s to connect): raise seconds= of vlmprobe.connect, or ask for less."
-                    ) from None
-                except (httpx.HTTPError, httpx.InvalidURL) as error:
-                    raise EngineConnectionError(f"{self.url}{path}: {self._plain(error)}") from None
+                except FAILURES as error:
+                    if last or not isinstance(error, LOST):
+                        raise self._failure(error, path) from None
                 else:
                     if status not in BUSY or last:
                         break
                     pause = _asked_pause(headers, pause)
             await asyncio.sleep(pause)
         # After the place is free: what is waiting goes out before what came is read.
-        return await loop.reading(self._read, method, path, status, headers, content, large=len(content) > LARGE)
+        return await loop.reading(self._read, path, status, headers, content, large=len(content) > LARGE)
+
+    async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """JSON of each server-sent event that answers a POST request, as it comes; tried again until the first one.
+
+        ``request_s`` is the longest silence. Closing the generator hangs up.
+
+        Raises:
+            EngineError: as :meth:`post`; also where an event says that something failed.
+        """
+        content = json.dumps(body, allow_nan=False).encode()
+        connections = self._open()
+        for trial in range(self.limits.retries + 1):
+            pause = min(FIRST_PAUSE_S * 2**trial, LONGEST_PAUSE_S)
+            last, begun = trial == self.limits.retries, False
+            async with connections.place() as http:
+                try:
+                    async with http.stream("POST", path, content=content) as response:
+                        if response.status_code == 200:
+                            async for event in read_events(self._chunks(response, path)):
+                                begun = True
+                                yield self._event(event, path)
+                            return
+                        said = bytearray(b"".join([chunk async for chunk in self._chunks(response, path)]))
+                        if response.status_code not in BUSY or last:
+                            self._read(path, response.status_code, response.headers, said)
+                        pause = _asked_pause(response.headers, pause)
+                except FAILURES as error:
+                    if begun or last or not isinstance(error, LOST):
+                        raise self._failure(error, path) from None
+            await asyncio.sleep(pause)
 
     def close(self) -> None:
         """Close the connections. The next request opens new ones."""
@@ -146,16 +168,44 @@ class Client:
     ) -> tuple[int, httpx.Headers, bytearray]:
         async with http.stream(method, path, content=body) as response:
             content = bytearray()
-            async for chunk in response.aiter_bytes():
+            async for chunk in self._chunks(response, path):
                 content += chunk
-                if len(content) > self.limits.response_bytes:
-                    raise EngineResponseError(
-                        f"{self.url}{path} answers more than {self.limits.response_bytes:,} bytes: ask for fewer "
-                        "tokens or alternatives."
-                    )
             return response.status_code, response.headers, content
 
-    def _read(self, method: str, path: str, status: int, headers: httpx.Headers, content: bytearray) -> Any:
+    async def _chunks(self, response: httpx.Response, path: str) -> AsyncIterator[bytes]:
+        """The body of a response as it comes, up to the limit."""
+        length = 0
+        async for chunk in response.aiter_bytes():
+            length += len(chunk)
+            if length > self.limits.response_bytes:
+                raise EngineResponseError(
+                    f"{self.url}{path} answers more than {self.limits.response_bytes:,} bytes: ask for fewer "
+                    "tokens or alternatives."
+                )
+            yield chunk
+
+    def _failure(self, error: Exception, path: str) -> EngineError:
+        """What went wrong on the way, in a message of ours."""
+        if isinstance(error, LOST):
+            return EngineConnectionError(
+                f"{self.url} cannot be reached, or broke off: {self._plain(error)}. "
+                "Check that the server runs and the address is right."
+            )
+        if isinstance(error, (httpx.TimeoutException, asyncio.TimeoutError)):
+            return EngineTimeoutError(
+                f"{self.url} did not answer {path} in time ({self.limits.request_s:g} s, "
+                f"{self.limits.connect_s:g} s to connect): raise seconds= of vlmprobe.connect, or ask for less."
+            )
+        return EngineConnectionError(f"{self.url}{path}: {self._plain(error)}")
+
+    def _event(self, event: bytes, path: str) -> Any:
+        """The JSON of one event."""
+        found = self._read(path, 200, httpx.Headers(), bytearray(event))
+        if isinstance(found, dict) and found.get("error"):
+            raise EngineError(f"{self.url}{path} failed: {self._told(bytearray(event))}")
+        return found
+
+    def _read(self, path: str, status: int, headers: httpx.Headers, content: bytearray) -> Any:
         where = f"{self.url}{path}"
         if 300 <= status < 400:
             target = self._plain(headers.get("location", ""))

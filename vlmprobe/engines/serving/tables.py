@@ -12,7 +12,7 @@ from vlmprobe.engines.serving.rows import Columns, Row, columns
 from vlmprobe.engines.tables import prompt_rows, token_kinds
 from vlmprobe.table import ImageSpan, TokenTable, joined
 
-__all__ = ["answer_table", "prompt_table"]
+__all__ = ["answer_table", "prompt_table", "table_of"]
 
 CONTEXT = 32  # ids before a candidate that decide how its text is read
 
@@ -53,7 +53,7 @@ def answer_table(
         shown = ["" if kind == "special" else each for each, kind in zip(texts, kinds, strict=True)]
         offsets = joined(shown)
     positions = np.arange(len(rows), dtype=np.int64) + start if start >= 0 else np.full(len(rows), -1, np.int64)
-    return _table(ids, texts, kinds, positions, offsets, found, detokenizer)
+    return table_of(ids, texts, kinds, positions, offsets, found, detokenizer)
 
 
 def prompt_table(
@@ -87,10 +87,10 @@ def prompt_table(
     else:
         texts = [row.text or "" for row in listed]
         offsets = joined(texts)
-    return _table(kept.ids, texts, kept.kinds, kept.positions, offsets, found, detokenizer, spans)
+    return table_of(kept.ids, texts, kept.kinds, kept.positions, offsets, found, detokenizer, spans)
 
 
-def _table(
+def table_of(
     ids: np.ndarray | None,
     texts: list[str],
     kinds: list[str],
@@ -100,6 +100,7 @@ def _table(
     detokenizer: Detokenizer | None,
     spans: tuple[ImageSpan, ...] = (),
 ) -> TokenTable:
+    """A table of columns whose texts are known; those of the likeliest tokens are the tokenizer's, or the engine's."""
     wide = found.numbers["top_ids"].shape[1]
     alone = None if detokenizer is None else detokenizer.alone
     top = [

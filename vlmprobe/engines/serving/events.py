@@ -1,0 +1,48 @@
+"""Server-sent events, as engines send an answer while they write it: ``data: {...}`` lines until ``data: [DONE]``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator
+
+from vlmprobe.errors import EngineResponseError
+
+__all__ = ["read_events"]
+
+END = b"[DONE]"
+
+
+async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The data of each event. Every engine that is read here writes an event in one line.
+
+    Args:
+        chunks: of the body, as they come; bounded by who reads them.
+
+    Raises:
+        EngineResponseError: where the body is something else, or ends before its end was said.
+    """
+    begun: list[bytes] = []  # of the line that is not whole yet
+    async for chunk in chunks:
+        begun.append(chunk)
+        if b"\n" not in chunk:
+            continue
+        *lines, rest = b"".join(begun).split(b"\n")
+        begun = [rest]
+        for line in lines:
+            data = _data(line)
+            if data == END:
+                return
+            if data is not None:
+                yield data
+    _data(b"".join(begun))
+    raise EngineResponseError("The stream of events broke off before its end: look at the server's log.")
+
+
+def _data(line: bytes) -> bytes | None:
+    """The data in a line; None for comments, other fields and the empty line after an event."""
+    name, _, data = line.strip().partition(b":")
+    if name not in (b"", b"data", b"event", b"id", b"retry"):
+        raise EngineResponseError(
+            f"No stream of events came but {name[:80].decode('utf-8', 'replace')!r}: does the server know "
+            '"stream": true?'
+        )
+    return data.strip() if name == b"data" else None

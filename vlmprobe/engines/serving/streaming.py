@@ -1,0 +1,129 @@
+"""An answer from a server while it is written: its rows one by one, and the result of all of them at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlmprobe.engines import Options
+from vlmprobe.engines.serving.answer import Answer
+from vlmprobe.engines.serving.decoding import Decoding
+from vlmprobe.engines.serving.meaning import Meaning
+from vlmprobe.engines.serving.rows import Row, columns
+from vlmprobe.engines.serving.tables import table_of
+from vlmprobe.messages import Conversation
+from vlmprobe.result import Result
+from vlmprobe.table import TokenTable
+
+if TYPE_CHECKING:
+    from vlmprobe.engines.serving.base import ServedEngine
+
+__all__ = ["streamed"]
+
+LISTENS_S = 0.1  # how long a silent server is waited for before asking whether anybody still listens
+
+
+async def streamed(
+    engine: ServedEngine, conversation: Conversation, options: Options, listen: Callable[[TokenTable | None], bool]
+) -> Result:
+    """Ask one question, tell every row of the answer as it comes, and make the result.
+
+    Args:
+        engine: that is asked.
+        conversation, options: what is asked; the prompt side is left out.
+        listen: takes a row; with None it is only asked. Where it is True the answer is left as it is.
+    """
+    await engine.known()
+    options = replace(options, prompt=False)
+    decoding = engine.decoding(options)
+    started = time.perf_counter()
+    written = _Written(engine, decoding, options)
+    work = asyncio.ensure_future(_follow(engine, conversation, decoding, options, written, listen))
+    closed = False
+    try:
+        while not (work.done() or closed):
+            await asyncio.wait({work}, timeout=LISTENS_S)
+            closed = not work.done() and listen(None)
+    finally:
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({work})
+    if not work.cancelled():
+        closed = work.result()
+    answer = written.answer("closed" if closed else None)
+    return await engine.made(answer, conversation, decoding, options, started)
+
+
+async def _follow(
+    engine: ServedEngine,
+    conversation: Conversation,
+    decoding: Decoding,
+    options: Options,
+    written: _Written,
+    listen: Callable[[TokenTable | None], bool],
+) -> bool:
+    """Tell the rows as they come; whether it was left before its end."""
+    async with aclosing(engine.pieces(conversation, decoding, options)) as pieces:
+        async for piece in pieces:
+            for row in written.add(piece):
+                if listen(row):
+                    return True
+    return False
+
+
+class _Written:
+    """What was written so far."""
+
+    def __init__(self, engine: ServedEngine, decoding: Decoding, options: Options) -> None:
+        self._engine = engine
+        self._decoding = decoding
+        self._options = options
+        self._ids: list[int] = []
+        self._detokenizer = engine.tokens.detokenizer
+        self._texts = None if self._detokenizer is None else self._detokenizer.running(iter(self._ids))
+        self._end = 0  # of the text so far
+        self._rows: list[Row] = []
+        self._pieces: list[Answer] = []
+        self._prompt_ids: np.ndarray | None = None
+
+    def add(self, piece: Answer) -> list[TokenTable]:
+        """The tables, of one row each, of what a piece adds."""
+        self._engine.tokens.require_ids(piece.output, self._engine.title)
+        self._pieces.append(piece)
+        if piece.prompt_ids is not None:
+            self._prompt_ids = piece.prompt_ids
+        return [self._table(row) for row in piece.output]
+
+    def answer(self, reason: str | None) -> Answer:
+        """All of it; ``reason`` is why it ended, where the engine did not end it."""
+        told = [piece.finish_reason for piece in self._pieces if piece.finish_reason]
+        meta = {key: value for piece in self._pieces for key, value in piece.meta.items()}
+        text = "".join(piece.text for piece in self._pieces)
+        return Answer(text, reason or (told[-1] if told else "stop"), self._rows, self._prompt_ids, meta=meta)
+
+    def _table(self, row: Row) -> TokenTable:
+        engine, place = self._engine, len(self._rows)
+        self._rows.append(row)
+        found = columns(
+            [row], self._options.alternatives, engine.meaning or Meaning(), self._decoding.processing, engine.title
+        )
+        text, special = row.text or "", False
+        if self._detokenizer is not None and self._texts is not None and row.id is not None:
+            self._ids.append(row.id)
+            text, special = next(self._texts), row.id in self._detokenizer.special
+        start, self._end = self._end, self._end + (0 if special else len(text))
+        return table_of(
+            None if row.id is None else np.array([row.id]),
+            [text],
+            ["special" if special else "text"],
+            np.array([-1 if self._prompt_ids is None else len(self._prompt_ids) + place]),
+            np.array([[start, self._end]]),
+            found,
+            self._detokenizer,
+        )
