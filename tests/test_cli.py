@@ -437,7 +437,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(run, monkeyp
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("first line\nsecond \x1b[31mline")
 
-    monkeypatch.setattr("vlmprobe.cli.inputs.open_probe", broken)
+    monkeypatch.setattr("vlmprobe.cli.opening.open_probe", broken)
     fails(run("probe", "M", scene, QUESTION, code=1), "RuntimeError: first line", "--debug")
     raised = CliRunner().invoke(app, ["probe", "M", scene, QUESTION, "--debug"]).exception
     assert isinstance(raised, RuntimeError)

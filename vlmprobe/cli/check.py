@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmprobe.cli import document, options, output
-from vlmprobe.cli.inputs import open_probe
+from vlmprobe.cli.opening import open_probe
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:

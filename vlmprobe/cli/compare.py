@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli import options, output
+from vlmprobe.cli.opening import is_server, open_probe, open_server
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-URLS = ("http://", "https://")
 PLOTS = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 SIDES = "Model A and B"
 
@@ -136,32 +136,25 @@ def _opened(a: Side, b: Side, device: str) -> list[Probe]:
     """The probes of both sides; a server's tokens are read by the checkpoint on the other side, where that is one."""
     for name, engine, checkpoint in (a, b):
         given = [key for key, value in checkpoint.items() if value is not None]
-        if name.startswith(URLS) and given:
+        if is_server(name) and given:
             raise typer.BadParameter(
                 f"{', '.join(given)} cannot be chosen for {name}: the server has loaded its model",
                 param_hint="'--dtype'",
             )
-        if not name.startswith(URLS) and engine is not None:
+        if not is_server(name) and engine is not None:
             raise typer.BadParameter(f"{name} is a checkpoint; an engine is of a server's URL", param_hint="'--engine'")
     local = {
-        place: inputs.open_probe(
+        place: open_probe(
             name, device=device, check=False, **{key: value for key, value in checkpoint.items() if value is not None}
         )
         for place, (name, _, checkpoint) in enumerate((a, b))
-        if not name.startswith(URLS)
+        if not is_server(name)
     }
     reader = next(iter(local.values()), None)
     return [
-        local[place] if place in local else _connect(name, engine, reader)
+        local[place] if place in local else open_server(name, engine=engine or "auto", processor=reader)
         for place, (name, engine, _) in enumerate((a, b))
     ]
-
-
-def _connect(url: str, engine: str | None, reader: Probe | None) -> Probe:
-    import vlmprobe
-
-    with working(f"Connecting to {url}"):
-        return vlmprobe.connect(url, engine=engine or "auto", processor=reader)
 
 
 def _deliver(found: Comparison, tolerance: float | None, as_json: bool, plot: Path | None) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli import options, output
+from vlmprobe.cli.opening import open_probe
 from vlmprobe.cli.terminal import console, guarded, working
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def demo(
         files = pictures()
         if not files:
             raise CheckpointError("The installation lacks the bundled pictures: install vlmprobe anew.")
-        opened = inputs.open_probe("demo")
+        opened = open_probe("demo")
         requests = [{"prompt": question, "image": file, "id": file.stem} for file in files for question in QUESTIONS]
         with working(f"Asking {len(requests)} questions"):
             answers = opened.generate_many(requests, progress=False, do_sample=False)

@@ -6,16 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from vlmprobe.cli.terminal import working
-
-if TYPE_CHECKING:
-    from vlmprobe.probe import Probe
-
-__all__ = ["asked", "candidate_list", "open_probe", "require_generation"]
+__all__ = ["asked", "candidate_list", "require_generation"]
 
 STDIN, NO_PICTURE = "-", "none"
 
@@ -121,23 +116,3 @@ def require_generation(options: dict[str, Any]) -> None:
         from vlmprobe.engines.decoding import generation_config
 
         generation_config(GenerationConfig(), options)
-
-
-def open_probe(model: str, **load: Any) -> Probe:
-    """Load the model, saying so in a terminal; downloads from the hub show their own progress bars."""
-    from vlmprobe import load as load_probe
-
-    is_local = model == "demo" or Path(model).expanduser().exists()
-    with working(f"Loading {model}", spin=is_local):
-        _no_bars(except_downloads=not is_local and sys.stderr.isatty())
-        return load_probe(model, **load)
-
-
-def _no_bars(*, except_downloads: bool) -> None:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # this also turns those of the hub off
-    if except_downloads and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        enable_progress_bars()

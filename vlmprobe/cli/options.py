@@ -15,21 +15,25 @@ __all__ = [
     "Debug",
     "Device",
     "Dtype",
+    "EngineName",
     "Html",
     "Image",
     "Json",
     "Logits",
     "Model",
+    "ModelOrServer",
     "MoreImages",
+    "Processor",
     "Question",
     "Revision",
     "Save",
+    "ServedModel",
     "System",
     "file_target",
     "generation_options",
 ]
 
-MODEL, OUTPUT, GENERATION = "Model", "Output", "Generation"
+MODEL, SERVER, OUTPUT, GENERATION = "Model", "Server", "Output", "Generation"
 DEDICATED = {  # name of a generation option, or of an argument of Probe.generate -> the option that sets it
     "max_new_tokens": "--max-new-tokens",
     "temperature": "--temperature",
@@ -79,6 +83,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+ModelOrServer = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A local folder, a hub id such as llava-hf/llava-1.5-7b-hf, demo for the small model that ships here, or "
+        "the URL of a server such as http://localhost:8000.",
+        show_default=False,
+    ),
+]
 Image = Annotated[
     str,
     typer.Argument(
@@ -123,6 +136,37 @@ Revision = Annotated[
     ),
 ]
 
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="Kind of server, such as vllm; the server is asked by default.",
+        rich_help_panel=SERVER,
+        show_default=False,
+    ),
+]
+ServedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--served-model",
+        metavar="NAME",
+        help="Which of the server's models; the first by default.",
+        rich_help_panel=SERVER,
+        show_default=False,
+    ),
+]
+Processor = Annotated[
+    str | None,
+    typer.Option(
+        "--processor",
+        metavar="MODEL",
+        help="The served model's folder or hub id, to read its tokens.",
+        rich_help_panel=SERVER,
+        show_default=False,
+    ),
+]
+
 Json = Annotated[
     bool, typer.Option("--json", help="Print one line of JSON instead of the table.", rich_help_panel=OUTPUT)
 ]
@@ -157,9 +201,14 @@ Logits = Annotated[
     ),
 ]
 Alternatives = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--alternatives", metavar="K", min=1, help="How many of the likeliest tokens to keep.", rich_help_panel=OUTPUT
+        "--alternatives",
+        metavar="K",
+        min=1,
+        help="How many of the likeliest tokens to keep; 10 by default, or as many as a server gives.",
+        rich_help_panel=OUTPUT,
+        show_default=False,
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and the warnings of libraries.")]

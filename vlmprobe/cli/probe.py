@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli.opening import open_model
 from vlmprobe.cli.streaming import follow
 from vlmprobe.cli.terminal import guarded, working
 
@@ -14,7 +15,7 @@ __all__ = ["probe"]
 
 
 def probe(
-    model: options.Model,
+    model: options.ModelOrServer,
     image: options.Image,
     question: options.Question = None,
     more_images: options.MoreImages = None,
@@ -41,7 +42,7 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    alternatives: options.Alternatives = 10,
+    alternatives: options.Alternatives = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -90,6 +91,9 @@ def probe(
     dtype: options.Dtype = "auto",
     adapter: options.Adapter = None,
     revision: options.Revision = None,
+    engine: options.EngineName = None,
+    served_model: options.ServedModel = None,
+    processor: options.Processor = None,
     debug: options.Debug = False,
 ) -> None:
     """Ask MODEL about IMAGE and show how sure it was of every token of its answer."""
@@ -102,11 +106,20 @@ def probe(
     with guarded(debug):
         asked, pictures, question_meta = inputs.asked("probe", model, image, more_images, question, system)
         inputs.require_generation(generation)
-        opened = inputs.open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+        opened = open_model(
+            model,
+            device=device,
+            dtype=dtype,
+            adapter=adapter,
+            revision=revision,
+            engine=engine,
+            served_model=served_model,
+            processor=processor,
+        )
         ask: dict[str, Any] = {
             "image": pictures or None,
             "keep": "logits" if logits else "stats",
-            "prompt": prompt is not False,
+            "prompt": prompt,
             "alternatives": alternatives,
             "seed": seed,
         }

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from vlmprobe.cli import inputs, options, output
+from vlmprobe.cli.opening import open_model
 from vlmprobe.cli.terminal import guarded, working
 
 __all__ = ["score"]
 
 
 def score(
-    model: options.Model,
+    model: options.ModelOrServer,
     image: options.Image,
     question: options.Question = None,
     candidate: Annotated[
@@ -45,18 +46,30 @@ def score(
     html: options.Html = None,
     save: options.Save = None,
     logits: options.Logits = False,
-    alternatives: options.Alternatives = 10,
+    alternatives: options.Alternatives = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     adapter: options.Adapter = None,
     revision: options.Revision = None,
+    engine: options.EngineName = None,
+    served_model: options.ServedModel = None,
+    processor: options.Processor = None,
     debug: options.Debug = False,
 ) -> None:
     """Score answers that you name: the log-probability that MODEL gives to each."""
     with guarded(debug):
         candidates = inputs.candidate_list(candidate, candidates_file)
         asked, pictures, question_meta = inputs.asked("score", model, image, more_images, question, system)
-        opened = inputs.open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+        opened = open_model(
+            model,
+            device=device,
+            dtype=dtype,
+            adapter=adapter,
+            revision=revision,
+            engine=engine,
+            served_model=served_model,
+            processor=processor,
+        )
         with working(f"Scoring {len(candidates)} candidates"):
             scores = opened.score(
                 asked,

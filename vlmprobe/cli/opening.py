@@ -1,0 +1,85 @@
+"""The model of a command: a checkpoint that is loaded, or a server that is connected to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vlmprobe.cli.terminal import working
+
+if TYPE_CHECKING:
+    from vlmprobe.probe import Probe
+
+__all__ = ["is_server", "open_model", "open_probe", "open_server"]
+
+
+def is_server(model: str) -> bool:
+    """Whether a model is named by the address of its server."""
+    return model.lower().startswith(("http://", "https://"))
+
+
+def open_model(
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    adapter: str | None,
+    revision: str | None,
+    engine: str | None,
+    served_model: str | None,
+    processor: str | None,
+) -> Probe:
+    """A probe of whatever a command line names.
+
+    Raises:
+        typer.BadParameter: for an option of a checkpoint with a server, or the other way round.
+    """
+    loading = {
+        "--device": None if device == "auto" else device,
+        "--dtype": None if dtype == "auto" else dtype,
+        "--adapter": adapter,
+        "--revision": revision,
+    }
+    serving = {"--engine": engine, "--served-model": served_model, "--processor": processor}
+    if is_server(model):
+        if given := _given(loading):
+            raise typer.BadParameter(f"{model} is a server, which has loaded its model", param_hint=given)
+        return open_server(model, engine=engine or "auto", model=served_model, processor=processor)
+    if given := _given(serving):
+        raise typer.BadParameter(f"{model} is no URL of a server (http://...)", param_hint=given)
+    return open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+
+
+def open_probe(model: str, **load: Any) -> Probe:
+    """Load the model, saying so in a terminal; downloads from the hub show their own progress bars."""
+    from vlmprobe import load as load_probe
+
+    is_local = model == "demo" or Path(model).expanduser().exists()
+    with working(f"Loading {model}", spin=is_local):
+        _no_bars(except_downloads=not is_local and sys.stderr.isatty())
+        return load_probe(model, **load)
+
+
+def open_server(url: str, **options: Any) -> Probe:
+    """Connect to a server, saying so in a terminal. A key is read from ``VLMPROBE_API_KEY``."""
+    from vlmprobe import connect
+
+    with working(f"Connecting to {url}"):
+        return connect(url, **options)
+
+
+def _given(options: dict[str, str | None]) -> str:
+    return ", ".join(f"'{name}'" for name, value in options.items() if value is not None)
+
+
+def _no_bars(*, except_downloads: bool) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # this also turns those of the hub off
+    if except_downloads and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        enable_progress_bars()
