@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -152,6 +154,20 @@ def test_leaving_a_silent_server_does_not_wait_for_it():
         assert stream.result.text == WORDS[0]
         assert stream.result.finish_reason == "closed"
         stuck.set()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("probed", [False, True])
+def test_an_interrupt_while_the_server_says_nothing(probed):
+    """Not even to the requests by which it is found out what its numbers mean."""
+    with WireServer({**MODELS, "/v1/chat/completions": json_reply(answer(), wait_s=60)}) as server:
+        stream = (opened(server) if probed else vlmprobe.connect(server.url)).stream("Was?")
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert time.monotonic() - started < 10
+        assert len(stream.result.output) == 0
 
 
 def test_a_stream_that_is_dropped_ends_the_servers_work():

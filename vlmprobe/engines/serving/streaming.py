@@ -39,7 +39,6 @@ async def streamed(
         conversation, options: what is asked; the prompt side is left out.
         listen: takes a row; with None it is only asked. Where it is True the answer is left as it is.
     """
-    await engine.known()
     options = replace(options, prompt=False)
     decoding = engine.decoding(options)
     started = time.perf_counter()
@@ -69,6 +68,7 @@ async def _follow(
     listen: Callable[[TokenTable | None], bool],
 ) -> bool:
     """Tell the rows as they come; whether it was left before its end."""
+    await engine.known()
     async with aclosing(engine.pieces(conversation, decoding, options)) as pieces:
         async for piece in pieces:
             for row in written.add(piece):
