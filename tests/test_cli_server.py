@@ -100,6 +100,11 @@ def test_options_of_a_server_are_not_for_a_checkpoint():
     assert "--processor" in told.output
 
 
+def test_an_address_without_its_scheme():
+    told = run("probe", "localhost:8000", "none", "Was?", code=2)
+    assert "http://localhost:8000" in told.output
+
+
 def test_nothing_listens():
     assert "cannot be reached" in run("probe", "http://127.0.0.1:9", "none", "Was?", code=1).stderr
 

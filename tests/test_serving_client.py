@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from wire_server import Reply, WireServer, busy, endless, half, html, json_reply, redirect, refusal
 
@@ -206,6 +207,48 @@ def test_an_answer_of_megabytes_leaves_the_others_alone():
         paths = ["/large", "/small", "/large", "/small"]
         found = list(in_order((client.get(path) for path in paths), ahead=4))
         assert found == [large, {"a": 1}] * 2
+        client.close()
+
+
+def test_cancelled_requests_leave_no_connection_taken():
+    """Wherever in its exchange a request was when it was cancelled."""
+    random = np.random.default_rng(5)
+    waits = [0.0, 0.004, 30.0]
+    with WireServer({"/x": lambda request: json_reply({}, wait_s=waits[request.json["n"] % 3])}) as server:
+        client = Client(server.url, limits=Limits(in_flight=4, request_s=20))
+        for _ in range(60):
+            work = [loop.start(client.post("/x", {"n": n})) for n in range(6)]
+            time.sleep(random.uniform(0, 0.012))
+            loop.settle(work)
+        again = [loop.start(client.post("/x", {"n": 0})) for _ in range(12)]
+        assert [each.result(10) for each in again] == [{}] * 12
+        wait_for(lambda: client._connections._free.qsize() == 4)
+        assert len(client._connections._open) <= 4
+        client.close()
+
+
+def test_a_client_that_is_closed_during_a_request_opens_again():
+    with WireServer({"/x": json_reply({}, wait_s=0.5)}) as server:
+        client = Client(server.url, limits=QUICK)
+        work = loop.start(client.post("/x", {}))
+        wait_for(lambda: server.in_flight == 1)
+        client.close()
+        assert work.result(10) == {}
+        client.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_opens_its_own_connections():
+    with WireServer({"/x": {"a": 1}}) as server:
+        client = Client(server.url, limits=QUICK)
+        assert loop.run(client.post("/x", {})) == {"a": 1}
+        child = os.fork()
+        if child == 0:
+            ok = loop.run(client.post("/x", {})) == {"a": 1}
+            os._exit(0 if ok else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert loop.run(client.post("/x", {})) == {"a": 1}
         client.close()
 
 

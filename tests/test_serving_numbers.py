@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from wire_server import WireServer, json_reply, refusal
 import vlmprobe
 from vlmprobe.engines import Options
 from vlmprobe.engines.option_values import check_value
-from vlmprobe.engines.serving import Alternative, Decoding, Meaning, Row
+from vlmprobe.engines.serving import Alternative, Decoding, Meaning, Row, loop
 from vlmprobe.engines.serving.meaning import judge
 from vlmprobe.engines.serving.rows import columns, entropy_at_least
 from vlmprobe.engines.serving.tables import answer_table
@@ -233,6 +234,24 @@ def test_what_the_protocol_lacks_is_said_first(plain):
     with pytest.raises(CapabilityError, match="vLLM"):
         probe.score("Hi", ["a", "b"])
     assert plain.of("/v1/chat/completions") == []
+
+
+def test_a_failure_that_nobody_waited_for_is_not_told_to_the_next_call():
+    broken = [True]
+
+    def starting(request):
+        return json_reply({"error": "still starting"}, 500, wait_s=0.3) if broken[0] else chat(request)
+
+    with WireServer({"/v1/models": {"data": [{"id": "m"}]}, "/v1/chat/completions": starting}) as server:
+        probe = vlmprobe.connect(server.url)
+        work = loop.start(probe.engine.known())
+        while not server.in_flight:
+            time.sleep(0.01)
+        loop.settle([work])
+        while not probe.engine._finding.done():
+            time.sleep(0.01)
+        broken[0] = False
+        assert probe.generate("Hi", max_new_tokens=1).output.tokens == [" red"]
 
 
 def test_a_known_kind_spares_the_probing(plain):

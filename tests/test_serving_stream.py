@@ -7,9 +7,11 @@ import os
 import signal
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from engine.models import engine_model
 from engine.record import QUESTION, picture
@@ -182,14 +184,16 @@ def test_a_stream_that_is_dropped_ends_the_servers_work():
 @pytest.mark.parametrize(
     ("reply", "error", "said"),
     [
-        (event_stream(events()[:3], end=b""), EngineResponseError, "broke off before its end"),
+        (event_stream(events()[:3], end=b""), EngineResponseError, "broke off before the end"),
         (event_stream([*events()[:3], {"error": {"message": "out of memory"}}]), EngineError, "out of memory"),
         (event_stream(["x"]), EngineResponseError, "no 'choices'"),
         (event_stream([{"choices": [{"delta": {"content": "a"}}]}]), EngineResponseError, r"no logprobs\.content"),
         (event_stream(events(["a"] * 200)), EngineResponseError, "at most"),
         (Reply(b"data: {half\n\n"), EngineResponseError, "no JSON"),
-        (json_reply(answer()), EngineResponseError, "No stream of events"),
-        (Reply(b"<html>\nBad Gateway\n"), EngineResponseError, "No stream of events"),
+        (json_reply(answer()), EngineResponseError, "sends no stream of events"),
+        (Reply(b"<html>\nBad Gateway\n"), EngineResponseError, "sends no stream of events"),
+        (json_reply({"choices": []}, 202), EngineResponseError, "sends no stream of events"),
+        (event_stream([{"choices": [{"delta": "a"}]}]), EngineResponseError, "no object"),
         (refusal(400, "stream is not allowed"), EngineError, "stream is not allowed"),
         (Reply(b"data: ", cut_after=3), EngineConnectionError, "broke off"),
     ],
@@ -202,6 +206,47 @@ def test_what_is_no_stream(reply, error, said):
 def test_a_busy_server_is_asked_again():
     with plain([busy(), busy(503), event_stream(events())]) as server:
         assert opened(server).stream("Was?").result.text == "".join(WORDS)
+
+
+def test_a_stream_that_ends_without_an_empty_line():
+    with plain(event_stream(events(), end=b"data: [DONE]")) as server:
+        assert opened(server).stream("Was?").result.text == "".join(WORDS)
+
+
+def test_the_key_is_not_in_what_is_no_stream():
+    with plain(Reply(b"Incorrect API key sk-very-secret-0123456789\n")) as server:
+        probe = vlmprobe.connect(server.url, value_kind="raw", api_key="sk-very-secret-0123456789")
+        with pytest.raises(EngineResponseError, match=r"\*\*\*") as raised:
+            list(probe.stream("Was?"))
+    assert "secret" not in str(raised.value)
+
+
+def test_an_end_token_without_a_processor_is_special():
+    told = events([*WORDS, "<|im_end|>"])
+    told[-3]["choices"][0] |= {"delta": {"content": ""}, "finish_reason": "stop"}
+    with plain(event_stream(told)) as server:
+        stream = opened(server).stream("Was?")
+        rows = list(stream)
+    assert [row.kinds[0] for row in rows] == stream.result.output.kinds == ["text"] * 4 + ["special"]
+    assert [row.offsets.tolist()[0] for row in rows] == stream.result.output.offsets.tolist()
+
+
+def test_a_stream_left_while_text_is_held_back():
+    """Servers hold text back that may be the beginning of a stop string; the tokens come all the same."""
+    told = events(["Hello", " wor", "ld", " and"])
+    told[3]["choices"][0]["delta"] = {"content": ""}
+    with plain(event_stream(told)) as server, opened(server).stream("Was?") as stream:
+        rows = [next(stream) for _ in range(3)]
+    assert stream.result.output.kinds == [row.kinds[0] for row in rows] == ["text"] * 3
+    assert stream.result.text == "Hello world"
+
+
+def test_events_without_tokens_cost_no_memory():
+    empty = {"choices": [{"delta": {"content": ""}, "logprobs": None}], "prompt_token_ids": list(range(1000))}
+    before = psutil.Process().memory_info().rss
+    with plain(event_stream(chain([empty] * 5000, events()))) as server:
+        assert opened(server).stream("Was?").result.text == "".join(WORDS)
+    assert psutil.Process().memory_info().rss - before < 30 * 2**20
 
 
 def test_a_stream_without_end_stays_out_of_memory():

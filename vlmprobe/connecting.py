@@ -40,7 +40,7 @@ def connect(
         api_key: sent as a bearer token; read from ``VLMPROBE_API_KEY`` where None. It is never logged or saved.
         headers: further headers of every request; their values are kept out of messages like the key.
         in_flight: how many requests run at once at most.
-        seconds: for one request.
+        seconds: for one request; of an answer that is streamed, the longest silence.
         image_ids: ids of image placeholders, where no processor is given that tells them.
         value_kind: what the server's log-probabilities are under sampling, where that is known; found out by three
             short requests where None.

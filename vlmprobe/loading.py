@@ -14,6 +14,7 @@ from vlmprobe.errors import (
     CheckpointError,
     GenerationOptionError,
     RemoteCodeError,
+    UnknownModelError,
     VlmprobeError,
     near,
 )
@@ -73,6 +74,11 @@ def load(
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(
             f"load takes a folder or a hub id, not {type(model).__name__}; for a loaded model use vlmprobe.wrap"
+        )
+    if name.lower().startswith(("http://", "https://")):
+        raise UnknownModelError(
+            "load takes a folder or a hub id, not the address of a server: there are vlmprobe.connect(url) and, on the "
+            "command line, vlmprobe doctor URL."
         )
     if engine is not None:
         from vlmprobe.connecting import opened

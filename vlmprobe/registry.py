@@ -146,7 +146,7 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
         raise UnknownModelError(
             f"There is no folder {checkpoint!r}, and it is no hub id such as 'llava-hf/llava-1.5-7b-hf'. "
-            "Give an existing folder, a hub id, or 'demo'; for a server's address there is vlmprobe.connect."
+            "Give an existing folder, a hub id, or 'demo'."
         )
     try:
         return Path(hf_hub_download(checkpoint, "config.json", revision=revision))

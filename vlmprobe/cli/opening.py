@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
 __all__ = ["is_server", "open_model", "open_probe", "open_server"]
+
+
+ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, its scheme forgotten
 
 
 def is_server(model: str) -> bool:
@@ -46,8 +50,10 @@ def open_model(
     serving = {"--engine": engine, "--served-model": served_model, "--processor": processor}
     if is_server(model):
         if given := _given(loading):
-            raise typer.BadParameter(f"{model} is a server, which has loaded its model", param_hint=given)
+            raise typer.BadParameter("MODEL is a server, which has loaded its model", param_hint=given)
         return open_server(model, engine=engine or "auto", model=served_model, processor=processor)
+    if ADDRESS.fullmatch(model) and not Path(model).exists():
+        raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
         raise typer.BadParameter(f"{model} is no URL of a server (http://...)", param_hint=given)
     return open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)

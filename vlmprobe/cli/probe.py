@@ -60,7 +60,8 @@ def probe(
             "--temperature",
             metavar="T",
             min=0.0,
-            help="Sample at this temperature; 0 takes the likeliest token always. As the checkpoint says by default.",
+            help="Sample at this temperature; 0 takes the likeliest token always. By default as the checkpoint says, "
+            "and 0 of a server.",
             rich_help_panel=options.GENERATION,
             show_default=False,
         ),

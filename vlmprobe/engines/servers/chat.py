@@ -119,6 +119,7 @@ def only_choice(reply: Node) -> Node:
 def text_of(choice: Node) -> str:
     """The text of an answer, or of a piece of one; empty where there is none."""
     message = choice.get("delta") or choice["message"]
+    message.mapping()
     content = message.get("content")
     return content.string() if content is not None else ""
 

@@ -127,7 +127,7 @@ class VLLM(ServedEngine):
         ) as pieces:
             async for reply, choice, said in pieces:
                 prompt = reply.get("prompt_token_ids")
-                rows = _rows(choice, said, whole=whole) if said else []
+                rows = _rows(choice, said, whole=whole) if said or choice.get("token_ids") else []
                 ids = None if prompt is None else prompt.ids()
                 yield Answer(chat.text_of(choice), chat.finish_reason(choice), rows, ids, meta=self.told())
 

@@ -42,7 +42,8 @@ from vlmprobe.result import Result, Scores
 __all__ = ["ServedEngine"]
 
 AHEAD = 2  # results that may wait for the one that is due, for each request in flight
-LARGE = 1000  # rows whose table takes more than 5 ms
+LARGE = 10_000  # tokens and alternatives whose table takes more than 5 ms
+LARGE_PICTURE = 2**20  # pixels whose reduction for display takes more than 5 ms
 PROBED = 20  # alternatives that are asked for to tell what the numbers mean
 TEXT = "Name any animal, colour, number or town."  # a prompt after which many tokens are likely
 
@@ -191,7 +192,8 @@ class ServedEngine:
         self, answer: Answer, conversation: Conversation, decoding: Decoding, options: Options, started: float
     ) -> Result:
         """The tables of an answer to a request that was ``started`` then (``time.perf_counter``)."""
-        rows = len(answer.output) + len(answer.prompt or ())
+        entries = sum(1 + len(row.top) for row in (*answer.output, *(answer.prompt or ())))
+        pixels = sum(image.width * image.height for image in conversation.images)
         return await loop.reading(
             result_of,
             answer,
@@ -203,7 +205,7 @@ class ServedEngine:
             meaning=self.meaning or Meaning(),
             tokens=self.tokens,
             meta={"timings": {"request_s": time.perf_counter() - started}},
-            large=rows > LARGE or "logits" in options.keep,
+            large=entries > LARGE or pixels > LARGE_PICTURE or "logits" in options.keep,
         )
 
     async def _scores(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
@@ -225,10 +227,11 @@ class ServedEngine:
 
     async def known(self) -> None:
         """Wait until :meth:`find_out` has run once, whichever request came first."""
-        if self._finding is None or (self._finding.done() and self._finding.cancelled()):
-            self._finding = asyncio.ensure_future(self.find_out())
+        finding = self._finding
+        if finding is None or not _stands(finding):
+            self._finding = finding = asyncio.ensure_future(self.find_out())
         try:
-            await asyncio.shield(self._finding)
+            await asyncio.shield(finding)
         except Exception:
             self._finding = None  # the next call tries again
             raise
@@ -254,3 +257,10 @@ class ServedEngine:
             for answer in answers
         ]
         return judge(*values)
+
+
+def _stands(finding: asyncio.Task[None]) -> bool:
+    """Whether something was found out, or is being found out. After a failure for which nobody waited it is not."""
+    if finding.done():
+        return not finding.cancelled() and finding.exception() is None
+    return finding.get_loop() is asyncio.get_running_loop()  # after a fork it is another one

@@ -16,7 +16,7 @@ from vlmprobe._version import __version__
 from vlmprobe.engines.serving import loop
 from vlmprobe.engines.serving.address import address_of, key_for
 from vlmprobe.engines.serving.connections import Connections
-from vlmprobe.engines.serving.events import read_events
+from vlmprobe.engines.serving.events import NoEventsError, read_events
 from vlmprobe.errors import (
     EngineConnectionError,
     EngineError,
@@ -96,11 +96,10 @@ class Client:
 
     async def request(self, method: str, path: str, body: bytes | None) -> Any:
         """One request, tried again after 429, 503 and lost connections."""
-        connections = self._open()
         for trial in range(self.limits.retries + 1):
             pause = min(FIRST_PAUSE_S * 2**trial, LONGEST_PAUSE_S)
             last = trial == self.limits.retries
-            async with connections.place() as http:
+            async with self._open().place() as http:
                 try:
                     status, headers, content = await asyncio.wait_for(
                         self._exchange(http, method, path, body), self.limits.request_s
@@ -125,17 +124,16 @@ class Client:
             EngineError: as :meth:`post`; also where an event says that something failed.
         """
         content = json.dumps(body, allow_nan=False).encode()
-        connections = self._open()
         for trial in range(self.limits.retries + 1):
             pause = min(FIRST_PAUSE_S * 2**trial, LONGEST_PAUSE_S)
             last, begun = trial == self.limits.retries, False
-            async with connections.place() as http:
+            async with self._open().place() as http:
                 try:
                     async with http.stream("POST", path, content=content) as response:
-                        if response.status_code == 200:
+                        if 200 <= response.status_code < 300:
                             async for event in read_events(self._chunks(response, path)):
                                 begun = True
-                                yield self._event(event, path)
+                                yield await loop.reading(self._event, event, path, large=len(event) > LARGE)
                             return
                         said = bytearray(b"".join([chunk async for chunk in self._chunks(response, path)]))
                         if response.status_code not in BUSY or last:
@@ -144,6 +142,8 @@ class Client:
                 except FAILURES as error:
                     if begun or last or not isinstance(error, LOST):
                         raise self._failure(error, path) from None
+                except NoEventsError as error:
+                    raise EngineResponseError(f"{self.url}{path} {self._plain(error)}") from None
             await asyncio.sleep(pause)
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class Client:
 
     def _open(self) -> Connections:
         """The connections, made in the loop that uses them."""
-        if self._connections is None:
+        if self._connections is None or self._connections.loop is not asyncio.get_running_loop():  # after a fork
             timeout = httpx.Timeout(self.limits.request_s, connect=self.limits.connect_s, pool=None)
             most = self.limits.in_flight
             self._connections = Connections(self.url, most=most, headers=self._headers, timeout=timeout)
@@ -200,9 +200,9 @@ class Client:
 
     def _event(self, event: bytes, path: str) -> Any:
         """The JSON of one event."""
-        found = self._read(path, 200, httpx.Headers(), bytearray(event))
+        found = self._json(event, f"{self.url}{path}", None)
         if isinstance(found, dict) and found.get("error"):
-            raise EngineError(f"{self.url}{path} failed: {self._told(bytearray(event))}")
+            raise EngineError(f"{self.url}{path} failed: {self._told(event)}")
         return found
 
     def _read(self, path: str, status: int, headers: httpx.Headers, content: bytearray) -> Any:
@@ -215,6 +215,9 @@ class Client:
             )
         if status >= 400:
             raise EngineError(f"{where} answers HTTP {status}: {self._told(content)}{_remedy(status)}", status=status)
+        return self._json(content, where, status)
+
+    def _json(self, content: bytes | bytearray, where: str, status: int | None) -> Any:
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
@@ -224,7 +227,7 @@ class Client:
                 status=status,
             ) from None
 
-    def _told(self, content: bytearray) -> str:
+    def _told(self, content: bytes | bytearray) -> str:
         """What a server says of an error, short, in one line, without the key."""
         try:
             document = json.loads(content[: 2**20])

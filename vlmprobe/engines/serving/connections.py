@@ -1,7 +1,7 @@
-"""Connections to one server, as many as may be in flight, in lanes of a few.
+"""Connections to one server, as many as may be in flight.
 
-For every request httpcore looks at every connection of its pool, several times: with 64 in one pool that is most of
-what a request costs. So each lane is a pool of its own, and a request takes the place that was freed last.
+Each is a client of its own. httpx would keep all of them in one pool, look at every one of them for every request (with
+64 that is most of what a request costs), and now and then count one whose request was cancelled as busy for ever.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import httpx
 
 __all__ = ["Connections"]
 
-LANE = 8  # connections in a pool
+ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1)
 
 
 class Connections:
     """At most so many requests at once to one server. To be made and used in the loop that runs the requests.
+
+    Attributes:
+        loop: in which they were made.
 
     Args:
         url: of the server.
@@ -28,39 +31,61 @@ class Connections:
     """
 
     def __init__(self, url: str, *, most: int, headers: Mapping[str, str], timeout: httpx.Timeout) -> None:
-        trusted = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest
-        sizes = [min(LANE, most - first) for first in range(0, most, LANE)]
-        self._lanes = [
-            httpx.AsyncClient(
-                base_url=url,
-                headers=headers,
-                follow_redirects=False,
-                timeout=timeout,
-                verify=trusted,
-                limits=httpx.Limits(max_connections=size, max_keepalive_connections=size),
-            )
-            for size in sizes
-        ]
-        self._free: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
-        for lane, size in zip(reversed(self._lanes), reversed(sizes), strict=True):
-            for _ in range(size):
-                self._free.put_nowait(lane)
+        self._url = url
+        self._headers = headers
+        self._timeout = timeout
+        self._trusted = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest
+        self.loop = asyncio.get_running_loop()
+        self._open: set[httpx.AsyncClient] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        # The place that was freed last is taken first: few requests at once need few connections.
+        self._free: asyncio.LifoQueue[httpx.AsyncClient | None] = asyncio.LifoQueue()
+        for _ in range(most):
+            self._free.put_nowait(None)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A client with a free connection, as soon as there is one; it is for one request."""
-        lane = await self._free.get()
+        """A client for one request, as soon as there is a place; its connection is kept where the request ends well."""
+        client = await self._free.get()
+        if client is None:
+            client = self._client()
+        kept: httpx.AsyncClient | None = None
         try:
-            yield lane
+            yield client
+            kept = client
         finally:
-            self._free.put_nowait(lane)
+            self._free.put_nowait(kept)
+            if kept is None:
+                self._drop(client)
 
     @property
     def is_closed(self) -> bool:
-        """Whether all of them are closed."""
-        return all(lane.is_closed for lane in self._lanes)
+        """Whether no connection is open."""
+        return not self._open
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        for lane in self._lanes:
-            await lane.aclose()
+        """Close all connections. In another process than that which opened them they are left alone."""
+        if self.loop is not asyncio.get_running_loop():
+            return
+        for client in list(self._open):
+            self._drop(client)
+        await asyncio.gather(*self._closing)
+
+    def _client(self) -> httpx.AsyncClient:
+        client = httpx.AsyncClient(
+            base_url=self._url,
+            headers=self._headers,
+            follow_redirects=False,
+            timeout=self._timeout,
+            verify=self._trusted,
+            limits=ONE,
+        )
+        self._open.add(client)
+        return client
+
+    def _drop(self, client: httpx.AsyncClient) -> None:
+        """Close a client in a task of its own, which the end of the request that failed does not cut off."""
+        self._open.discard(client)
+        closing = asyncio.ensure_future(client.aclose())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 
-from vlmprobe.errors import EngineResponseError
-
-__all__ = ["read_events"]
+__all__ = ["NoEventsError", "read_events"]
 
 END = b"[DONE]"
+
+
+class NoEventsError(Exception):
+    """What came is no stream of events, or not all of it; said in words that follow the server's address."""
 
 
 async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -18,7 +20,7 @@ async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         chunks: of the body, as they come; bounded by who reads them.
 
     Raises:
-        EngineResponseError: where the body is something else, or ends before its end was said.
+        NoEventsError: where the body is something else, or ends before its end was said.
     """
     begun: list[bytes] = []  # of the line that is not whole yet
     async for chunk in chunks:
@@ -33,16 +35,14 @@ async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
                 return
             if data is not None:
                 yield data
-    _data(b"".join(begun))
-    raise EngineResponseError("The stream of events broke off before its end: look at the server's log.")
+    if _data(b"".join(begun)) != END:
+        raise NoEventsError("broke off before the end of its stream: look at the server's log.")
 
 
 def _data(line: bytes) -> bytes | None:
     """The data in a line; None for comments, other fields and the empty line after an event."""
     name, _, data = line.strip().partition(b":")
     if name not in (b"", b"data", b"event", b"id", b"retry"):
-        raise EngineResponseError(
-            f"No stream of events came but {name[:80].decode('utf-8', 'replace')!r}: does the server know "
-            '"stream": true?'
-        )
+        said = line.strip()[:80].decode("utf-8", "replace")
+        raise NoEventsError(f'sends no stream of events but {said!r}: does the server know "stream": true?')
     return data.strip() if name == b"data" else None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,7 +41,6 @@ async def streamed(
     """
     options = replace(options, prompt=False)
     decoding = engine.decoding(options)
-    started = time.perf_counter()
     written = _Written(engine, decoding, options)
     work = asyncio.ensure_future(_follow(engine, conversation, decoding, options, written, listen))
     closed = False
@@ -55,8 +54,8 @@ async def streamed(
             await asyncio.wait({work})
     if not work.cancelled():
         closed = work.result()
-    answer = written.answer("closed" if closed else None)
-    return await engine.made(answer, conversation, decoding, options, started)
+    answer = written.answer(closed=closed)
+    return await engine.made(answer, conversation, decoding, options, written.started)
 
 
 async def _follow(
@@ -69,6 +68,7 @@ async def _follow(
 ) -> bool:
     """Tell the rows as they come; whether it was left before its end."""
     await engine.known()
+    written.started = time.perf_counter()
     async with aclosing(engine.pieces(conversation, decoding, options)) as pieces:
         async for piece in pieces:
             for row in written.add(piece):
@@ -81,49 +81,62 @@ class _Written:
     """What was written so far."""
 
     def __init__(self, engine: ServedEngine, decoding: Decoding, options: Options) -> None:
+        self.started = time.perf_counter()
         self._engine = engine
         self._decoding = decoding
         self._options = options
         self._ids: list[int] = []
         self._detokenizer = engine.tokens.detokenizer
         self._texts = None if self._detokenizer is None else self._detokenizer.running(iter(self._ids))
-        self._end = 0  # of the text so far
         self._rows: list[Row] = []
-        self._pieces: list[Answer] = []
+        self._stop = 0  # of the last row in the text of the rows
+        self._said: list[str] = []  # the text as the engine sent it, which may come later than its tokens
+        self._length = 0  # of it
         self._prompt_ids: np.ndarray | None = None
+        self._reason = "stop"
+        self._meta: dict[str, Any] = {}
 
     def add(self, piece: Answer) -> list[TokenTable]:
         """The tables, of one row each, of what a piece adds."""
         self._engine.tokens.require_ids(piece.output, self._engine.title)
-        self._pieces.append(piece)
-        if piece.prompt_ids is not None:
+        if self._prompt_ids is None:
             self._prompt_ids = piece.prompt_ids
-        return [self._table(row) for row in piece.output]
+        if piece.text:
+            self._said.append(piece.text)
+            self._length += len(piece.text)
+        if piece.finish_reason:
+            self._reason = piece.finish_reason
+        self._meta |= piece.meta
+        ends = len(piece.output) - 1 if piece.finish_reason else -1
+        return [self._table(row, last=place == ends) for place, row in enumerate(piece.output)]
 
-    def answer(self, reason: str | None) -> Answer:
-        """All of it; ``reason`` is why it ended, where the engine did not end it."""
-        told = [piece.finish_reason for piece in self._pieces if piece.finish_reason]
-        meta = {key: value for piece in self._pieces for key, value in piece.meta.items()}
-        text = "".join(piece.text for piece in self._pieces)
-        return Answer(text, reason or (told[-1] if told else "stop"), self._rows, self._prompt_ids, meta=meta)
+    def answer(self, *, closed: bool) -> Answer:
+        """All of it, up to where it was left."""
+        if closed:  # what the engine has not sent yet would count as an end token
+            text, reason = "".join(row.text or "" for row in self._rows), "closed"
+        else:
+            text, reason = "".join(self._said), self._reason
+        return Answer(text, reason, self._rows, self._prompt_ids, meta=self._meta)
 
-    def _table(self, row: Row) -> TokenTable:
+    def _table(self, row: Row, *, last: bool) -> TokenTable:
         engine, place = self._engine, len(self._rows)
         self._rows.append(row)
         found = columns(
             [row], self._options.alternatives, engine.meaning or Meaning(), self._decoding.processing, engine.title
         )
-        text, special = row.text or "", False
+        text = row.text or ""
+        # Without a tokenizer, an end token is the last one where it is not in the text.
+        special = last and bool(text) and self._length == self._stop
         if self._detokenizer is not None and self._texts is not None and row.id is not None:
             self._ids.append(row.id)
             text, special = next(self._texts), row.id in self._detokenizer.special
-        start, self._end = self._end, self._end + (0 if special else len(text))
+        start, self._stop = self._stop, self._stop + (0 if special else len(text))
         return table_of(
             None if row.id is None else np.array([row.id]),
             [text],
             ["special" if special else "text"],
             np.array([-1 if self._prompt_ids is None else len(self._prompt_ids) + place]),
-            np.array([[start, self._end]]),
+            np.array([[start, self._stop]]),
             found,
             self._detokenizer,
         )
