@@ -91,7 +91,7 @@ def environment(side: str, folder: Path) -> Path:
     install = [str(python), "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[timm,sentencepiece]", "num2words"]
     if side == "oldest":
         constraints = folder / "oldest.txt"
-        constraints.write_text("\n".join(lower_bounds(requires("vlmprobe") or ())) + "\n", encoding="utf-8")
+        constraints.write_text("\n".join(lower_bounds(requires("vlm-logit-probe") or ())) + "\n", encoding="utf-8")
         install += ["--constraint", str(constraints)]
     else:
         install += ["--upgrade", "--upgrade-strategy", "eager"]

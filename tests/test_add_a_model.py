@@ -192,10 +192,10 @@ def it_works_beside_others(environment, folder):
     found = json.loads(environment.run(["python", "-c", FOUND]).splitlines()[-1])
 
     assert found["adapters"]["my_model"] == "vlmprobe_my_model.adapter"
-    assert found["adapters"]["mllama"] == "model_registry.mllama"
+    assert found["adapters"]["mllama"] == "vlmprobe.model_registry.mllama"
     assert "broken" not in found["adapters"]
     assert found["packages"]["my_model"] == "vlmprobe-my-model"
-    assert found["packages"]["mllama"] == "vlmprobe"
+    assert found["packages"]["mllama"] == "vlm-logit-probe"
     assert found["packages"].keys() == found["adapters"].keys()
 
     assert found["kinds"] == {"llava": "native", "mllama": "mllama", "my_model": "my_model"}
@@ -289,7 +289,7 @@ def test_a_model_type_that_is_none(run, tmp_path, kind):
     [
         (["mllama"], "An adapter is named 'mllama' already"),
         (["qwen-vl"], "An adapter is named 'qwen_vl' already"),
-        (["llama-vision", "--model-type", "mllama"], "The adapter 'mllama' (model_registry.mllama) handles"),
+        (["llama-vision", "--model-type", "mllama"], "The adapter 'mllama' (vlmprobe.model_registry.mllama) handles"),
         (["cham", "--model-type", "chameleon"], "no tiny checkpoint of it to begin with (its processor takes no chat"),
     ],
 )

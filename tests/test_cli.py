@@ -314,7 +314,7 @@ def test_models_lists_every_adapter(run):
 
     read = json.loads(run("models", "--json").stdout)
     assert [each["name"] for each in read["adapters"]] == adapter_names()
-    assert all(each["handles"] and each["package"] == "vlmprobe" for each in read["adapters"])
+    assert all(each["handles"] and each["package"] == "vlm-logit-probe" for each in read["adapters"])
     assert [each["name"] for each in read["adapters"] if each["generic"]] == ["native"]
     assert read["native_model_types"] == known_model_types()
     shown = run("models").stdout

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlmprobe import demo
 
-pytest.importorskip("sklearn", reason="scikit-learn holds the handwriting: pip install 'vlmprobe[demo]'")
+pytest.importorskip("sklearn", reason="scikit-learn holds the handwriting: pip install scikit-learn")
 
 from vlmprobe.demo import handwriting, scenes
 from vlmprobe.demo.batches import Curriculum, draw_batch, pack

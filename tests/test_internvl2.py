@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from torchvision.transforms.functional import normalize, to_tensor
 
 import vlmprobe
-from model_registry.internvl2 import InternVL2
-from model_registry.internvl2.configuration import translate
-from model_registry.internvl2.processing import IMAGENET_MEAN, IMAGENET_STD, InternVL2Processor
-from model_registry.internvl2.prompt import TEMPLATES, find_template, write_prompt
-from model_registry.tiling import choose_grid, tile_image
 from vlmprobe.errors import CheckpointError, MessageError
 from vlmprobe.messages import Conversation
+from vlmprobe.model_registry.internvl2 import InternVL2
+from vlmprobe.model_registry.internvl2.configuration import translate
+from vlmprobe.model_registry.internvl2.processing import IMAGENET_MEAN, IMAGENET_STD, InternVL2Processor
+from vlmprobe.model_registry.internvl2.prompt import TEMPLATES, find_template, write_prompt
+from vlmprobe.model_registry.tiling import choose_grid, tile_image
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = (

@@ -18,9 +18,9 @@ from original_cases import GOLDEN, GREEDY, Scenario, config, scenarios
 from safetensors.torch import load_file, save_file
 
 import vlmprobe
-from model_registry.minicpmv import MiniCPMV
 from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
 from vlmprobe.messages import Conversation
+from vlmprobe.model_registry.minicpmv import MiniCPMV
 
 pytest.importorskip("timm")
 pytest.importorskip("sentencepiece")

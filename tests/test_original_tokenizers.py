@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from model_registry.original_tokenizer import original_tokenizer, token_id
-from model_registry.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmprobe.errors import CheckpointError, MissingExtraError
+from vlmprobe.model_registry.original_tokenizer import original_tokenizer, token_id
+from vlmprobe.model_registry.sentencepiece_tokenizer import SentencePieceTokenizer
 
 DATA = Path(__file__).parent / "data"
 FOLDERS = {

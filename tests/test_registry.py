@@ -210,7 +210,7 @@ def test_two_plug_ins_for_one_checkpoint(plug_in):
         ("somebodys_adapters:Missing", "AttributeError"),
         ("somebodys_adapters:Number", "no subclass"),
         ("json:dumps", "no subclass"),
-        ("model_registry.native:Native", "again"),
+        ("vlmprobe.model_registry.native:Native", "again"),
     ],
 )
 def test_a_broken_plug_in_is_named_and_takes_no_other_along(value, says, plug_in):

@@ -48,10 +48,10 @@ def side(script, *records, **more):
 
 def test_the_oldest_libraries_are_the_lower_bounds_of_the_package(script):
     assert script.lower_bounds(["a>=1.2", "b-c[x]>=3", "b_c>=1.0; extra == 'y'", "d"]) == ["a==1.2.*", "b_c==1.0.*"]
-    bounds = script.lower_bounds(requires("vlmprobe"))
+    bounds = script.lower_bounds(requires("vlm-logit-probe"))
     named = {Requirement(each).name for each in bounds}
     assert {"torch", "transformers", "timm", "numpy", "typer"} <= named
-    for each in map(Requirement, requires("vlmprobe")):
+    for each in map(Requirement, requires("vlm-logit-probe")):
         if each.name != "vlmprobe":
             (bound,) = {Requirement(line).specifier for line in bounds if Requirement(line).name == each.name}
             (lowest,) = (one.version for one in each.specifier if one.operator == ">=")

@@ -1,3 +1,4 @@
-"""The one place where the version stands."""
+"""The one place where the name of the distribution and its version stand."""
 
-__version__ = "0.1.0"
+DISTRIBUTION = "vlm-logit-probe"  # PyPI's vlmprobe is another project
+__version__ = "0.2.0.dev0"

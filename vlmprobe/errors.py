@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires
+
+from vlmprobe._version import DISTRIBUTION
 
 __all__ = [
     "AdapterError",
@@ -104,10 +107,21 @@ class EngineResponseError(EngineError, ValueError):
 
 
 class MissingExtraError(VlmprobeError, ImportError):
-    """An optional dependency is needed and not installed."""
+    """An optional dependency is needed and not installed; the message names the packages, however vlmprobe came here."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is needed here; install it with: pip install 'vlmprobe[{extra}]'")
+        packages = " ".join(f"'{each}'" for each in _packages(extra) or [package])
+        super().__init__(f"{package} is needed here; install it with: pip install {packages}")
+
+
+def _packages(extra: str) -> list[str]:
+    """What an extra of the installed distribution asks for, such as ``scikit-learn>=1.5``; none without metadata."""
+    try:
+        declared = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:  # run from a folder
+        return []
+    halves = (each.partition(";") for each in declared)
+    return [package.strip() for package, _, marker in halves if marker.strip() == f'extra == "{extra}"']
 
 
 def near(word: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -11,13 +11,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from vlmprobe._version import DISTRIBUTION
 from vlmprobe.adapter import Adapter
 from vlmprobe.errors import AdapterError, CheckpointError, RemoteCodeError, UnknownModelError, near
 
 __all__ = ["adapter_names", "adapters", "clear", "find", "read_config"]
 
 GROUP = "vlmprobe.adapters"
-OURS = "vlmprobe"  # the distribution whose adapters no other may shadow
 HELP = "See docs/add-a-model.md on how to add an adapter."
 
 
@@ -180,7 +180,7 @@ def known_model_types() -> list[str]:
 
 
 def _is_ours(point: EntryPoint) -> bool:
-    return point.dist is not None and point.dist.name == OURS
+    return point.dist is not None and point.dist.name == DISTRIBUTION
 
 
 def _is_built_in(adapter: type[Adapter]) -> bool:

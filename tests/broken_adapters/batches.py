@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from broken_adapters.case import broken
-from model_registry.native import Native
 from vlmprobe.engines.local import LocalEngine
+from vlmprobe.model_registry.native import Native
 from vlmprobe.probe import Probe
 
 # C7

@@ -12,11 +12,11 @@ import torch
 
 import vlmprobe.engines.candidates
 from broken_adapters.case import broken
-from model_registry.internvl import InternVL
-from model_registry.mllama import Mllama
-from model_registry.native import Native
 from vlmprobe.adapter import Adapter, Continuation
 from vlmprobe.engines.local import LocalEngine
+from vlmprobe.model_registry.internvl import InternVL
+from vlmprobe.model_registry.mllama import Mllama
+from vlmprobe.model_registry.native import Native
 from vlmprobe.result import Scores
 
 # C6

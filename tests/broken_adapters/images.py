@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from broken_adapters.case import Rewriting, broken
-from model_registry.internvl import InternVL
-from model_registry.native import Native
 from vlmprobe.adapter import ImageSpan
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.messages import Conversation, ImagePart, Message
+from vlmprobe.model_registry.internvl import InternVL
+from vlmprobe.model_registry.native import Native
 
 # C4
 

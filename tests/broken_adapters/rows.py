@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from broken_adapters.case import BareHead, Rewriting, broken
-from model_registry.internvl import InternVL
-from model_registry.native import Native
 from vlmprobe.engines.local import LocalEngine
+from vlmprobe.model_registry.internvl import InternVL
+from vlmprobe.model_registry.native import Native
 
 # C1
 

@@ -14,9 +14,9 @@ import torch
 
 import vlmprobe.engines.local
 from broken_adapters.case import Rewriting, broken
-from model_registry.internvl import InternVL
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.errors import AdapterError, NonFiniteLogitsError
+from vlmprobe.model_registry.internvl import InternVL
 
 # C13
 

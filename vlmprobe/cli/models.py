@@ -40,10 +40,11 @@ def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
 def _described(name: str, adapter: type[Adapter]) -> dict[str, Any]:
     from importlib.metadata import entry_points
 
-    from vlmprobe.registry import GROUP, OURS
+    from vlmprobe._version import DISTRIBUTION
+    from vlmprobe.registry import GROUP
 
     origins = [point.dist for point in entry_points(group=GROUP, name=name) if point.dist]
-    origin = min(origins, key=lambda dist: dist.name != OURS, default=None)  # ours, where another took its name
+    origin = min(origins, key=lambda dist: dist.name != DISTRIBUTION, default=None)  # ours, where another took its name
     return {
         "name": name,
         "handles": _summary(adapter),

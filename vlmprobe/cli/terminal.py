@@ -33,7 +33,7 @@ def prepare() -> None:
         os.environ.setdefault(variable, "error")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"(vlmprobe|model_registry)(\.|$)")
+        warnings.filterwarnings("default", module=r"vlmprobe(\.|$)")
         warnings.showwarning = _show_warning
 
 

@@ -6,13 +6,13 @@ import warnings
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
+from vlmprobe._version import DISTRIBUTION
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.errors import VlmprobeWarning
 
 __all__ = ["clear", "engines"]
 
 GROUP = "vlmprobe.engines"
-OURS = "vlmprobe"  # the distribution whose engines no other may shadow
 
 
 @lru_cache(maxsize=1)
@@ -49,4 +49,4 @@ def _left_out(why: str) -> None:
 
 
 def _is_ours(point: EntryPoint) -> bool:
-    return point.dist is not None and point.dist.name == OURS
+    return point.dist is not None and point.dist.name == DISTRIBUTION

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from model_registry.minicpmv.releases import ImageRules, Release
-from model_registry.original_tokenizer import token_id
-from model_registry.slicing import SlicePlan, plan_slices, slice_image
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import MessageError
 from vlmprobe.messages import Conversation, ImagePart, Message
+from vlmprobe.model_registry.minicpmv.releases import ImageRules, Release
+from vlmprobe.model_registry.original_tokenizer import token_id
+from vlmprobe.model_registry.slicing import SlicePlan, plan_slices, slice_image
 from vlmprobe.table import ImageSpan
 
 __all__ = ["MiniCPMVProcessor", "Slices"]

@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig, PreTrainedConfig
 
-from model_registry.language import language_config
 from vlmprobe.errors import CheckpointError, near
+from vlmprobe.model_registry.language import language_config
 
 __all__ = ["InternVL2Config", "translate"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model_registry.checkpoint import read_json
 from vlmprobe.errors import CheckpointError
+from vlmprobe.model_registry.checkpoint import read_json
 
 __all__ = ["original_tokenizer", "token_id"]
 
@@ -64,7 +64,7 @@ def token_id(tokenizer: Any, token: str) -> int:
 
 
 def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:
-    from model_registry.sentencepiece_tokenizer import SentencePieceTokenizer, added_tokens
+    from vlmprobe.model_registry.sentencepiece_tokenizer import SentencePieceTokenizer, added_tokens
 
     if name == "InternLM2Tokenizer":
         defaults, legacy = INTERNLM2_DEFAULTS, True  # it has no other rule

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 
-from model_registry.fused import FusedConfig, FusedForConditionalGeneration, FusedModel
-from model_registry.resampler import GridResampler
-from model_registry.timm_towers import build_tower
+from vlmprobe.model_registry.fused import FusedConfig, FusedForConditionalGeneration, FusedModel
+from vlmprobe.model_registry.resampler import GridResampler
+from vlmprobe.model_registry.timm_towers import build_tower
 
 __all__ = ["OmniLMMConfig", "OmniLMMForConditionalGeneration", "OmniLMMModel"]
 

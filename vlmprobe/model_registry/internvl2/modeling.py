@@ -16,7 +16,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLVisionEmbeddings,
 )
 
-from model_registry.internvl2.configuration import InternVL2Config
+from vlmprobe.model_registry.internvl2.configuration import InternVL2Config
 
 __all__ = ["InternVL2ForConditionalGeneration", "InternVL2Model"]
 

@@ -11,12 +11,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionConfig
 
-from model_registry.checkpoint import read_json
-from model_registry.fused import FusedConfig
-from model_registry.language import language_config
-from model_registry.minicpmv.releases import ImageRules, Release, release_of
-from model_registry.timm_towers import TimmTowerConfig, read_tower
 from vlmprobe.errors import CheckpointError
+from vlmprobe.model_registry.checkpoint import read_json
+from vlmprobe.model_registry.fused import FusedConfig
+from vlmprobe.model_registry.language import language_config
+from vlmprobe.model_registry.minicpmv.releases import ImageRules, Release, release_of
+from vlmprobe.model_registry.timm_towers import TimmTowerConfig, read_tower
 
 __all__ = ["MiniCPMVConfig", "translate"]
 

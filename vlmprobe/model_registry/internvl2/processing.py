@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import normalize, to_tensor
 
-from model_registry.internvl2.prompt import Template, find_template, write_prompt
-from model_registry.tiling import tile_image
 from vlmprobe.adapter import EncodedPrompt, Encoding, ImageSpan
 from vlmprobe.errors import AdapterError, CheckpointError
 from vlmprobe.messages import Conversation
+from vlmprobe.model_registry.internvl2.prompt import Template, find_template, write_prompt
+from vlmprobe.model_registry.tiling import tile_image
 
 __all__ = ["InternVL2Processor"]
 

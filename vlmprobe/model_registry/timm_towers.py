@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 
-from model_registry.checkpoint import weight_files
 from vlmprobe.errors import CheckpointError, MissingExtraError
+from vlmprobe.model_registry.checkpoint import weight_files
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,1 +1,0 @@
-"""The adapters that ship with vlmprobe: one module or package per family, found through entry points."""
