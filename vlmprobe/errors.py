@@ -107,7 +107,7 @@ class EngineResponseError(EngineError, ValueError):
 
 
 class MissingExtraError(VlmprobeError, ImportError):
-    """An optional dependency is needed and not installed; the message names the packages, however vlmprobe came here."""
+    """An optional dependency is needed and not installed; the message names the packages to install."""
 
     def __init__(self, package: str, extra: str) -> None:
         packages = " ".join(f"'{each}'" for each in _packages(extra) or [package])
