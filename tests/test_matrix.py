@@ -80,10 +80,6 @@ def test_a_third_is_representative():
     assert len(REPRESENTATIVE) >= len(tiny.names()) / 3
     points = entry_points(group="vlmprobe.adapters")
     ours = {point.name for point in points if point.value.startswith("vlmprobe.model_registry")}
-        point.name
-        for point in entry_points(group="vlmprobe.adapters")
-        if point.value.startswith("vlmprobe.model_registry")
-    }
     native = {"one_by_one": "emu3", "nested": "llama4", "qwen_vl": "qwen2_vl"}
     original = {"internvl2", "minicpmv", "omnilmm"}
     elsewhere = {"glm5_next", "qwen4_exp", "native"}  # slow ones run in the matrix; native is most of them
