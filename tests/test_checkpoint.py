@@ -41,12 +41,11 @@ def change(folder: Path, edit) -> None:
 def test_every_weight_is_loaded_under_its_new_name(whole):
     stored = load_file(whole / "model.safetensors")
     held = load(whole).model.state_dict()
-    q, k, v = stored["vision_model.encoder.layers.1.attn.qkv.weight"].float().chunk(3)
-    layer = "model.vision_tower.encoder.layer.1."
-    assert torch.equal(held[layer + "attention.q_proj.weight"], q)
-    assert torch.equal(held[layer + "attention.k_proj.weight"], k)
-    assert torch.equal(held[layer + "attention.v_proj.weight"], v)
-    assert torch.equal(held[layer + "lambda_2"], stored["vision_model.encoder.layers.1.ls2"].float())
+    for name in ("embeddings.class_embedding", "encoder.layers.1.attn.qkv.weight", "encoder.layers.1.ls2"):
+        assert torch.equal(held[f"model.vision_tower.{name}"], stored[f"vision_model.{name}"].float())
+    assert torch.equal(held["model.projector.3.weight"], stored["mlp1.3.weight"].float())
+    layer = "layers.1.self_attn.q_proj.weight"
+    assert torch.equal(held[f"model.language_model.{layer}"], stored[f"language_model.model.{layer}"].float())
     assert torch.equal(held["lm_head.weight"], stored["language_model.lm_head.weight"].float())
     assert sum(each.numel() for each in held.values()) == sum(each.numel() for each in stored.values())
 
@@ -103,10 +102,10 @@ def test_missing_weights_are_listed_and_never_made_up(whole):
         del weights["mlp1.3.bias"], weights["vision_model.encoder.layers.2.attn.qkv.weight"]
 
     change(whole, edit)
-    with pytest.raises(CheckpointError, match="4 missing") as caught:
+    with pytest.raises(CheckpointError, match="2 missing") as caught:
         load(whole)
-    assert "model.multi_modal_projector.linear_2.bias" in str(caught.value)
-    assert "model.vision_tower.encoder.layer.2.attention.k_proj.weight" in str(caught.value)
+    assert "model.projector.3.bias" in str(caught.value)
+    assert "model.vision_tower.encoder.layers.2.attn.qkv.weight" in str(caught.value)
 
 
 def test_unexpected_weights_are_listed(whole):
@@ -117,7 +116,7 @@ def test_unexpected_weights_are_listed(whole):
 
 def test_weights_of_another_shape_are_listed(whole):
     change(whole, lambda weights: weights.update({"mlp1.1.bias": torch.ones(3)}))
-    with pytest.raises(CheckpointError, match=r"1 of another shape: .*linear_1\.bias \(3,\) for \(64,\)"):
+    with pytest.raises(CheckpointError, match=r"1 of another shape: .*projector\.1\.bias \(3,\) for \(64,\)"):
         load(whole)
 
 

@@ -21,6 +21,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import vlmprobe
 from vlmprobe.errors import CheckpointError, MessageError
+from vlmprobe.kv_cache import cache_name, cache_of
 from vlmprobe.messages import Conversation
 from vlmprobe.model_registry.internvl2 import InternVL2
 from vlmprobe.model_registry.internvl2.configuration import translate
@@ -115,7 +116,7 @@ def test_prompt_and_spans_of_the_original_code(case, scenario):
     assert covered == [place for place, each in enumerate(expected["input_ids"]) if each == context]
     if tiles:
         assert encoding.inputs["pixel_values"].shape[0] == sum(tiles)
-        assert encoding.inputs["mm_token_type_ids"][0].nonzero().flatten().tolist() == covered
+        assert encoding.inputs["image_index"][0].nonzero().flatten().tolist() == covered
     else:
         assert set(encoding.inputs) == {"input_ids", "attention_mask"}
 
@@ -207,11 +208,11 @@ def test_a_placeholder_that_the_model_writes_is_an_ordinary_token():
     with torch.no_grad():
         got = model(**adapter.extend(inputs, written)).logits[0]
         embeds = model.get_input_embeddings()(torch.cat([inputs["input_ids"], written], dim=1))
-        features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-        embeds[0, inputs["mm_token_type_ids"][0].nonzero().flatten()] = features.flatten(0, 1)
+        features = model.model.image_features(inputs["pixel_values"])
+        embeds[0, inputs["image_index"][0].nonzero().flatten()] = features.flatten(0, 1)
         expected = model(inputs_embeds=embeds).logits[0]
         run = model(**inputs, use_cache=True)
-        step = model(input_ids=written, past_key_values=run.past_key_values).logits[0]
+        step = model(input_ids=written, **{cache_name(model.forward): cache_of(run)}).logits[0]
     assert torch.allclose(got, expected, atol=1e-5)
     assert torch.allclose(step, expected[-3:], atol=1e-4)
 
@@ -219,7 +220,7 @@ def test_a_placeholder_that_the_model_writes_is_an_ordinary_token():
 def test_too_few_image_positions_are_an_error():
     adapter = adapter_of("internvl2-qwen2")
     inputs = adapter.encode([Conversation.build(messages("internvl2-qwen2", "one_tile"))]).inputs
-    inputs["mm_token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    inputs["image_index"] = torch.zeros_like(inputs["input_ids"])
     with pytest.raises(ValueError, match="0 image positions for 1 tiles of 4 features"):
         adapter.model(**inputs)
 
@@ -311,7 +312,7 @@ def config_of(case: str) -> dict:
         ({"llm_config": {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64}}, "lacks vocab_size"),
         ({"force_image_size": 60}, "do not divide evenly"),
         ({"downsample_ratio": 0.3}, "do not divide evenly"),
-        ({"vision_config": {"hidden_size": "wide", "image_size": 56}}, "does not describe an InternVL2 model"),
+        ({"vision_config": {"hidden_size": "wide", "image_size": 56}}, "does not describe a vision tower"),
         ({"select_layer": 4}, "select_layer 4 of a vision tower with 3 layers"),
         ({"use_llm_lora": 16}, "merge them first"),
     ],
@@ -323,9 +324,9 @@ def test_fields_that_cannot_be_honoured(change, told):
 
 def test_absent_fields_have_the_defaults_of_the_original():
     config = translate({"llm_config": config_of("internvl2-llama")["llm_config"]}, image_token_id=1)
-    assert (config.ps_version, config.downsample_ratio, config.vision_feature_layer) == ("v1", 0.5, -1)
+    assert (config.ps_version, config.downsample_ratio, config.vision_layers) == ("v1", 0.5, 48)
     vision = config.vision_config
-    assert (vision.hidden_size, vision.norm_type, vision.use_qk_norm, vision.attention_bias) == (
+    assert (vision.hidden_size, vision.norm_type, vision.qk_normalization, vision.qkv_bias) == (
         3200,
         "rms_norm",
         True,

@@ -100,22 +100,17 @@ class _Given(nn.Module):
         return _Output(self.rows.hidden)
 
 
-class _Output:
+class _Output(dict[str, Tensor]):
     """The part of a model output that an outer ``forward`` reads: hidden states; everything else is None."""
 
     def __init__(self, hidden: Tensor) -> None:
-        self.last_hidden_state = hidden
+        super().__init__(last_hidden_state=hidden)
 
     def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return (self.last_hidden_state,)[place]
-        return self.last_hidden_state if place in (0, "last_hidden_state") else None
+        return tuple(self.values())[place] if isinstance(place, (int, slice)) else self.get(place)
 
-    def __getattr__(self, name: str) -> None:
-        return None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.last_hidden_state if name == "last_hidden_state" else default
+    def __getattr__(self, name: str) -> Tensor | None:
+        return self.get(name)
 
 
 @contextmanager

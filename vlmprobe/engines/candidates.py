@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.capture import states_of
+from vlmprobe.kv_cache import cache_name
 
 __all__ = ["Path", "SharedPrefix", "longest", "why_not_shared"]
 
@@ -80,10 +81,9 @@ class SharedPrefix:
         return torch.cat([self._forward(part, cache) for part in ids.split(ids.shape[1] if self._whole else 1, 1)], 1)
 
     def _forward(self, ids: Tensor, cache: Any) -> Tensor:
-        arguments = {"past_key_values": cache, "use_cache": True, "return_dict": True}
-        return states_of(
-            self.adapter.outer, self.adapter.backbone, {**self.adapter.continue_from(self.inputs, ids), **arguments}
-        )
+        outer = self.adapter.outer
+        arguments = {cache_name(outer.forward): cache, "use_cache": True, "return_dict": True}
+        return states_of(outer, self.adapter.backbone, {**self.adapter.continue_from(self.inputs, ids), **arguments})
 
 
 def _cache_bytes(cache: Any) -> int:

@@ -13,6 +13,7 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.capture import Head, watch_backbone
 from vlmprobe.engines.forced import begun, forced_run
 from vlmprobe.engines.run import alone, to_model
+from vlmprobe.kv_cache import cache_name
 from vlmprobe.messages import Conversation
 
 __all__ = ["Follower"]
@@ -71,7 +72,7 @@ class Follower:
         with watch_backbone(self.adapter.backbone, states.append):
             self.adapter.outer(
                 **self.adapter.continue_from(self._inputs, tokens),
-                past_key_values=self._cache,
+                **{cache_name(self.adapter.outer.forward): self._cache},
                 use_cache=True,
                 return_dict=True,
             )

@@ -12,8 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.stopping_criteria import StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vlmprobe.adapter import Adapter
@@ -21,6 +20,7 @@ from vlmprobe.capture import Kept, Steps, watch_backbone
 from vlmprobe.engines import Options
 from vlmprobe.engines.tables import non_finite
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError
+from vlmprobe.kv_cache import cache_of
 
 __all__ = ["Run", "alone", "drawing", "run", "to_model"]
 
@@ -138,7 +138,7 @@ def run(
         length=length,
         sequences=output.sequences,
         beam_indices=output.beam_indices if beams else None,
-        cache=output.get("past_key_values"),
+        cache=cache_of(output),
         steps=steps,
         prefill=torch.cat(prefill, dim=1) if prefill else None,
         decoded=decoded,

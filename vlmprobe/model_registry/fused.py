@@ -6,15 +6,17 @@ applies the LM head. A family supplies its vision side through :meth:`FusedModel
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
-__all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "positions_of"]
+from vlmprobe.kv_cache import cache_name, cache_of
+
+__all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 
 IMAGE_INPUTS = ("pixel_values", "tgt_sizes", "owners")  # one row for each slice, not for each sequence
 
@@ -25,6 +27,16 @@ class FusedConfig(PreTrainedConfig):
     text_config: Any = None  # configuration of a stock language model
     vision_config: Any = None
     tie_word_embeddings: bool = False
+
+
+@dataclass
+class FusedOutput(ModelOutput):
+    """Logits [N, kept, V]; the cache stands beside them, under the name that the language model gives it."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -44,9 +56,10 @@ class FusedPreTrainedModel(PreTrainedModel):
         "GridResampler",
         "Eva",
         "VisionTransformer",
+        "InternViT",
         "NavitTower",
     ]
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -84,11 +97,10 @@ class FusedModel(FusedPreTrainedModel):
         owners: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """Run the backbone.
+    ) -> Any:
+        """Run the backbone: the language model's own output.
 
         Args:
             input_ids: [N, S].
@@ -99,9 +111,11 @@ class FusedModel(FusedPreTrainedModel):
             owners: [P], the prompt that each slice belongs to.
             attention_mask: [N, past + S]; positions count what it attends to.
             position_ids: [N, S], where the mask should not decide.
-            past_key_values: the cache.
             inputs_embeds: [N, S, H] instead of ``input_ids``.
-            **kwargs: for the language model.
+            **kwargs: for the language model, the cache among them.
+
+        Raises:
+            ValueError: where the image positions do not take exactly the feature rows.
         """
         embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if pixel_values is not None and image_index is not None:
@@ -109,6 +123,10 @@ class FusedModel(FusedPreTrainedModel):
             features = self.image_features(
                 pixel_values.to(embeds.dtype), **{name: value for name, value in given.items() if value is not None}
             )
+            if (taken := int(image_index.max())) != features.shape[0] * features.shape[1]:
+                raise ValueError(
+                    f"{taken} image positions for {features.shape[0]} tiles of {features.shape[1]} features"
+                )
             embeds = _fuse(embeds, features.flatten(0, 1).to(embeds), image_index)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_of(attention_mask)[:, -embeds.shape[1] :]
@@ -116,7 +134,6 @@ class FusedModel(FusedPreTrainedModel):
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             **kwargs,
         )
 
@@ -161,12 +178,11 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         owners: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> FusedOutput:
         """Logits [N, kept, V]; arguments as in :meth:`FusedModel.forward`, the rest as in transformers."""
         outputs = self.model(
             input_ids=input_ids,
@@ -176,7 +192,6 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
             owners=owners,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
@@ -185,13 +200,12 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        output = FusedOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+        if (cache := cache_of(outputs)) is not None:
+            output[cache_name(self.model.language_model.forward)] = cache
+        return output
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As upstream; images go in once, and positions count attended tokens."""

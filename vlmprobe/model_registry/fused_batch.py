@@ -14,7 +14,7 @@ __all__ = ["sequence_inputs"]
 def sequence_inputs(
     prompts: Sequence[EncodedPrompt], *, pad_id: int = 0, hidden_id: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """``input_ids``, ``attention_mask`` and ``image_index``, each [N, S] int64.
+    """``input_ids``, ``attention_mask`` and, where there are images, ``image_index``, each [N, S] int64.
 
     Args:
         prompts: N prompts; their spans, in order, take the feature rows of the batch, in order.
@@ -35,4 +35,5 @@ def sequence_inputs(
             taken = span.stop - span.start
             image_index[item, start + span.start : start + span.stop] = torch.arange(rows + 1, rows + taken + 1)
             rows += taken
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "image_index": image_index}
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return {**inputs, "image_index": image_index} if rows else inputs

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AddedToken
-from transformers.tokenization_python import PythonBackend
+from transformers import AddedToken, PythonBackend
 
 from vlmprobe.errors import CheckpointError, MissingExtraError
 
@@ -71,7 +70,7 @@ class SentencePieceTokenizer(PythonBackend):
     def get_vocab(self) -> dict[str, int]:
         """Every piece and added token with its id."""
         vocab = {self.pieces.id_to_piece(each): each for each in range(self.vocab_size)}
-        return {**vocab, **self._added_tokens_encoder}
+        return {**vocab, **self.added_tokens_encoder}
 
     def tokenize(self, text: str, **options: Any) -> list[str]:  # type: ignore[override]
         """The pieces of a text, without begin and end tokens."""
@@ -111,7 +110,7 @@ class SentencePieceTokenizer(PythonBackend):
         text = ""
         run: list[str] = []
         for token in tokens:
-            if token in self._added_tokens_encoder:
+            if token in self.added_tokens_encoder:
                 text += self.pieces.decode(run) + token
                 run = []
             elif token:

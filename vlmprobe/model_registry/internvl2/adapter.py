@@ -13,6 +13,7 @@ from vlmprobe.model_registry.internvl2.prompt import IMAGE_CONTEXT
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from vlmprobe.messages import Conversation
 
@@ -78,6 +79,11 @@ class InternVL2(Adapter):
             # Phi-3 rotates every row of a batch by the factors of the longest, so a short row would not stand alone
             adapter.capabilities = replace(cls.capabilities, batching=False)
         return adapter
+
+    @property
+    def image_encoder(self) -> tuple[nn.Module, str]:
+        """The vision tower and the projector."""
+        return self.backbone, "image_features"
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """The conversations as one left-padded batch of model inputs, on the CPU; one span for each tile."""

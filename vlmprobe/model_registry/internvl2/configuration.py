@@ -1,16 +1,19 @@
-"""config.json of the original format as transformers' configurations."""
+"""config.json of the original format as a configuration of the model here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import InternVLConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError, near
+from vlmprobe.model_registry.fused import FusedConfig
+from vlmprobe.model_registry.internvl2.vision import NORMS, InternViTConfig
 from vlmprobe.model_registry.language import language_config
+from vlmprobe.model_registry.vision_blocks import ACTIVATIONS
 
 __all__ = ["InternVL2Config", "translate"]
 
@@ -20,28 +23,33 @@ LANGUAGE_MODELS = {  # architecture -> model type in transformers
     "Phi3ForCausalLM": "phi3",
     "Qwen2ForCausalLM": "qwen2",
 }
-VISION_FIELDS = {  # name in transformers -> (original name, the original's default: the 6B tower)
-    "hidden_size": ("hidden_size", 3200),
-    "num_hidden_layers": ("num_hidden_layers", 48),
-    "num_attention_heads": ("num_attention_heads", 25),
-    "intermediate_size": ("intermediate_size", 12800),
-    "attention_bias": ("qkv_bias", False),
-    "use_qk_norm": ("qk_normalization", True),
-    "hidden_act": ("hidden_act", "gelu"),
-    "norm_type": ("norm_type", "rms_norm"),
-    "layer_norm_eps": ("layer_norm_eps", 1e-6),
-    "image_size": ("image_size", 224),
-    "patch_size": ("patch_size", 14),
-    "num_channels": ("num_channels", 3),
-}
+VISION_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "qkv_bias",
+    "qk_normalization",
+    "hidden_act",
+    "norm_type",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
 PIXEL_SHUFFLES = ("v1", "v2")
 
 
-class InternVL2Config(InternVLConfig):
-    """transformers' InternVL configuration, and which pixel shuffle the projector was trained with."""
+class InternVL2Config(FusedConfig):
+    """Sizes of the parts, and how the tower's patches become positions of the language model."""
 
     model_type = "internvl_chat"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": InternViTConfig}
 
+    image_token_id: int = 0
+    image_seq_length: int = 256  # positions that a tile takes
+    downsample_ratio: float = 0.5
+    vision_layers: int = 24  # of the tower, whose states are read
     ps_version: str = "v2"  # v1 leaves the shuffled picture transposed
 
 
@@ -61,7 +69,7 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
     size = tile_size(original)
     ratio = float(original.get("downsample_ratio", 0.5))
     side = size // patch
-    if size % patch or not 0 < ratio <= 1 or not (side * ratio).is_integer():
+    if size % patch or not 0 < ratio <= 1 or not (1 / ratio).is_integer() or not (side * ratio).is_integer():
         raise CheckpointError(
             f"config.json gives tiles of {size} px, patches of {patch} px and a downsample ratio of {ratio}: "
             "the patches of a tile do not divide evenly."
@@ -75,7 +83,7 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
     if original.get("use_llm_lora") or original.get("use_backbone_lora"):
         raise CheckpointError("config.json says that LoRA weights stand beside the model's own: merge them first.")
     tower = _vision(vision)
-    layer, layers = int(original.get("select_layer", -1)), int(tower["num_hidden_layers"])
+    layer, layers = int(original.get("select_layer", -1)), tower.num_hidden_layers
     if not -layers - 1 <= layer <= layers:
         raise CheckpointError(f"config.json asks for select_layer {layer} of a vision tower with {layers} layers.")
     language = _language(original.get("llm_config") or {})
@@ -86,9 +94,7 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
             image_token_id=image_token_id,
             image_seq_length=int(side * ratio) ** 2,
             downsample_ratio=ratio,
-            vision_feature_layer=layer,
-            vision_feature_select_strategy="default",
-            projector_hidden_act="gelu",
+            vision_layers=layer if layer >= 0 else layers + 1 + layer,  # state 0 is what enters the first layer
             tie_word_embeddings=False,
             ps_version=shuffle,
         )
@@ -99,12 +105,21 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
 def tile_size(original: Mapping[str, Any]) -> int:
     """Side of a tile, pixels; it may differ from the size that the position embeddings were trained at."""
     vision = original.get("vision_config") or {}
-    return int(original.get("force_image_size") or vision.get("image_size", VISION_FIELDS["image_size"][1]))
+    return int(original.get("force_image_size") or vision.get("image_size", InternViTConfig.image_size))
 
 
-def _vision(original: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: original.get(source, default) for name, (source, default) in VISION_FIELDS.items()}
-    return {**fields, "model_type": "internvl_vision", "use_mean_pooling": True}  # mean pooling: no norm at the end
+def _vision(original: Mapping[str, Any]) -> InternViTConfig:
+    try:
+        tower = InternViTConfig(**{name: original[name] for name in VISION_FIELDS if name in original})
+    except StrictDataclassError as error:
+        raise CheckpointError(f"vision_config in config.json does not describe a vision tower: {error}") from error
+    for name, known in (("hidden_act", ACTIVATIONS), ("norm_type", NORMS)):
+        if (asked := getattr(tower, name)) not in known:
+            raise CheckpointError(
+                f"vision_config in config.json asks for {name} {asked!r}; known are {', '.join(known)}."
+                f"{near(str(asked), known)}"
+            )
+    return tower
 
 
 def _language(original: Mapping[str, Any]) -> PreTrainedConfig:

@@ -14,6 +14,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 from vlmprobe.adapter import EncodedPrompt, Encoding, ImageSpan
 from vlmprobe.errors import AdapterError, CheckpointError
 from vlmprobe.messages import Conversation
+from vlmprobe.model_registry.fused_batch import sequence_inputs
 from vlmprobe.model_registry.internvl2.prompt import Template, find_template, write_prompt
 from vlmprobe.model_registry.tiling import tile_image
 
@@ -78,26 +79,16 @@ class InternVL2Processor:
         return list(self.tokenizer(text)["input_ids"])
 
     def encode(self, conversations: Sequence[Conversation], context_id: int) -> Encoding:
-        """A left-padded batch; ``mm_token_type_ids`` is 1 where an image feature goes."""
+        """A left-padded batch; with images, ``pixel_values`` of all tiles and ``image_index`` [N, S]."""
         pictures = [[self.pixels(image) for image in conversation.images] for conversation in conversations]
         prompts = [
             self._prompt(conversation, [len(tiles) for tiles in images], context_id)
             for conversation, images in zip(conversations, pictures, strict=True)
         ]
-        rows, longest = len(prompts), max(len(prompt.ids) for prompt in prompts)
-        filler = self.tokenizer.pad_token_id
-        ids = torch.full((rows, longest), 0 if filler is None else filler, dtype=torch.long)
-        mask, kinds = torch.zeros_like(ids), torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            begin = longest - len(prompt.ids)
-            ids[row, begin:] = torch.from_numpy(prompt.ids)
-            mask[row, begin:] = 1
-            for span in prompt.spans:
-                kinds[row, begin + span.start : begin + span.stop] = 1
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        inputs = sequence_inputs(prompts, pad_id=self.tokenizer.pad_token_id or 0)
         tiles = [each for images in pictures for each in images]
         if tiles:
-            inputs |= {"pixel_values": torch.cat(tiles), "mm_token_type_ids": kinds}
+            inputs["pixel_values"] = torch.cat(tiles)
         return Encoding(inputs, tuple(prompts))
 
     def _prompt(self, conversation: Conversation, tiles: Sequence[int], context_id: int) -> EncodedPrompt:

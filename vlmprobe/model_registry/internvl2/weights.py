@@ -1,11 +1,11 @@
-"""Names and layouts of the weights: from ``InternVLChatModel`` to transformers' InternVL."""
+"""Names and layouts of the weights: from ``InternVLChatModel`` to the model here."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 __all__ = ["CONVERSIONS", "SplitKeyValueGroups"]
 
@@ -32,29 +32,12 @@ class SplitKeyValueGroups(ConversionOps):
         }
 
 
-VISION = r"^vision_model\.encoder\.layers\.(\d+)\."
-LAYER = r"model.vision_tower.encoder.layer.\1."
 INTERNLM2 = r"^language_model\.model\.layers\.(\d+)\."
 LLAMA = r"model.language_model.layers.\1."
 
 CONVERSIONS: list[WeightRenaming | WeightConverter] = [
-    WeightRenaming(r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
-    WeightRenaming(
-        r"^vision_model\.embeddings\.patch_embedding\.", "model.vision_tower.embeddings.patch_embeddings.projection."
-    ),
-    WeightRenaming(
-        r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"
-    ),
-    WeightRenaming(VISION + r"attn\.proj\.", LAYER + "attention.projection_layer."),
-    WeightRenaming(VISION + r"attn\.", LAYER + "attention."),
-    WeightRenaming(VISION + r"norm1\.", LAYER + "layernorm_before."),
-    WeightRenaming(VISION + r"norm2\.", LAYER + "layernorm_after."),
-    WeightRenaming(VISION + r"ls1", LAYER + "lambda_1"),
-    WeightRenaming(VISION + r"ls2", LAYER + "lambda_2"),
-    WeightRenaming(VISION + r"mlp\.", LAYER + "mlp."),
-    WeightRenaming(r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
-    WeightRenaming(r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
-    WeightRenaming(r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+    WeightRenaming(r"^vision_model\.", "model.vision_tower."),
+    WeightRenaming(r"^mlp1\.", "model.projector."),
     WeightRenaming(INTERNLM2 + r"attention\.wo\.", LLAMA + "self_attn.o_proj."),
     WeightRenaming(INTERNLM2 + r"attention_norm\.", LLAMA + "input_layernorm."),
     WeightRenaming(INTERNLM2 + r"ffn_norm\.", LLAMA + "post_attention_layernorm."),
@@ -64,11 +47,6 @@ CONVERSIONS: list[WeightRenaming | WeightConverter] = [
     WeightRenaming(r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
     WeightRenaming(r"^language_model\.model\.", "model.language_model."),  # after InternLM2's: the rest stands as it is
     WeightRenaming(r"^language_model\.(?:output|lm_head)\.", "lm_head."),
-    WeightConverter(
-        r"\.attention\.qkv\.",
-        [".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj."],
-        operations=[Chunk(dim=0)],
-    ),
     WeightConverter(
         r"\.attention\.wqkv\.",
         [".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj."],

@@ -9,29 +9,31 @@ from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionConfig
 
-from vlmprobe.errors import CheckpointError
+from vlmprobe.errors import CheckpointError, near
 from vlmprobe.model_registry.checkpoint import read_json
 from vlmprobe.model_registry.fused import FusedConfig
 from vlmprobe.model_registry.language import language_config
 from vlmprobe.model_registry.minicpmv.releases import ImageRules, Release, release_of
+from vlmprobe.model_registry.minicpmv.vision import NavitConfig
 from vlmprobe.model_registry.timm_towers import TimmTowerConfig, read_tower
+from vlmprobe.model_registry.vision_blocks import ACTIVATIONS
 
 __all__ = ["MiniCPMVConfig", "translate"]
 
 
 TOWER = "vit_so400m_patch14_siglip_384"  # of 2.0
-# Defaults of the original configuration classes.
-VISION_DEFAULTS = {
-    "hidden_size": 1152,
-    "image_size": 980,
-    "intermediate_size": 4304,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 27,
-    "patch_size": 14,
-}
-VISION_KEYS = (*VISION_DEFAULTS, "hidden_act", "layer_norm_eps", "num_channels")
+VISION_KEYS = (
+    "hidden_size",
+    "image_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_channels",
+)
 
 
 class MiniCPMVConfig(FusedConfig):
@@ -94,14 +96,19 @@ def _named_tower(folder: Path, config: Mapping[str, Any]) -> TimmTowerConfig:
     return read_tower(folder, "vpm.", "siglip")
 
 
-def _vision(config: Mapping[str, Any]) -> Idefics2VisionConfig:
-    given = {**VISION_DEFAULTS, **(config.get("vision_config") or {})}
-    vision = {key: given[key] for key in VISION_KEYS if key in given}
-    vision["num_hidden_layers"] -= bool(config.get("drop_vision_last_layer", True))
+def _vision(config: Mapping[str, Any]) -> NavitConfig:
+    given = config.get("vision_config") or {}
     try:
-        return Idefics2VisionConfig(**vision)
+        vision = NavitConfig(**{key: given[key] for key in VISION_KEYS if key in given})
     except StrictDataclassError as error:
         raise CheckpointError(f"vision_config in config.json does not describe a vision tower: {error}") from error
+    if vision.hidden_act not in ACTIVATIONS:
+        raise CheckpointError(
+            f"vision_config in config.json asks for hidden_act {vision.hidden_act!r}; known are "
+            f"{', '.join(ACTIVATIONS)}.{near(str(vision.hidden_act), ACTIVATIONS)}"
+        )
+    vision.num_hidden_layers -= bool(config.get("drop_vision_last_layer", True))
+    return vision
 
 
 def _rules(folder: Path, config: Mapping[str, Any], release: Release) -> ImageRules:

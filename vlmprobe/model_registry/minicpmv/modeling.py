@@ -31,7 +31,7 @@ class MiniCPMVModel(FusedModel):
         self.vision_tower: nn.Module
         self.resampler: nn.Module
         if self.release.strips:
-            self.vision_tower = NavitTower._from_config(config.vision_config)
+            self.vision_tower = NavitTower(config.vision_config)
             self.resampler = AdaptiveResampler(*sizes)
         else:
             self.vision_tower = build_tower(config.vision_config)

@@ -1,18 +1,21 @@
 """The SigLIP tower of MiniCPM-V 2.5 and later, which reads slices of any shape as strips of patches.
 
 A slice of rows x columns patches arrives as a strip [3, 14, 14 * L]: its patches side by side, row by row, then
-zeros. Weights and layers are those of Idefics2's tower; the positions are not.
+zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedConfig
 
-__all__ = ["NavitTower", "grid_positions", "patch_positions", "patches_mask"]
+from vlmprobe.model_registry.vision_blocks import FeedForward
+
+__all__ = ["NavitConfig", "NavitTower", "grid_positions", "patch_positions", "patches_mask"]
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -47,8 +50,35 @@ def patches_mask(grids: Sequence[Grid], longest: int) -> torch.Tensor:
     return torch.arange(longest) < lengths[:, None]
 
 
-class NavitTower(Idefics2VisionTransformer):
-    """Idefics2's vision tower with position ids and patch mask given."""
+@strict  # reads the annotations, so they are no strings in this module
+class NavitConfig(PreTrainedConfig):
+    """Sizes of the tower; the defaults are those of the original configuration class."""
+
+    model_type = "vlmprobe_navit"
+
+    hidden_size: int = 1152
+    image_size: int = 980
+    intermediate_size: int = 4304
+    num_attention_heads: int = 16
+    num_hidden_layers: int = 27
+    patch_size: int = 14
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    num_channels: int = 3
+
+
+class NavitTower(nn.Module):
+    """The tower, whose position ids and patch mask are given."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        self.embeddings = nn.Module()
+        self.embeddings.patch_embedding = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch)
+        self.embeddings.position_embedding = nn.Embedding((config.image_size // patch) ** 2, width)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.post_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(
         self, pixel_values: torch.Tensor, position_ids: torch.Tensor, patches: torch.Tensor | None = None
@@ -63,9 +93,41 @@ class NavitTower(Idefics2VisionTransformer):
         Returns:
             [n, L, hidden_size], final norm applied.
         """
-        embeds = self.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        embeds = embeds + self.embeddings.position_embedding(position_ids.to(embeds.device))
-        if patches is not None:
-            patches = patches.to(embeds.device)
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeds, attention_mask=patches)
-        return self.post_layernorm(self.encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state)
+        hidden = self.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        hidden = hidden + self.embeddings.position_embedding(position_ids.to(hidden.device))
+        mask = None if patches is None else patches.to(hidden.device)[:, None, None]
+        for layer in self.encoder.layers:
+            hidden = layer(hidden, mask)
+        return self.post_layernorm(hidden)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+        self.self_attn = Attention(width, config.num_attention_heads)
+        self.mlp = FeedForward(width, config.intermediate_size, config.hidden_act)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden), mask)
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class Attention(nn.Module):
+    """Every patch attends to every other that the mask [n, 1, 1, L] allows."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        heads = [
+            project(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        ]
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))

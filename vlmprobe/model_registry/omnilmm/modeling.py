@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
-from transformers import initialization as init
 
 from vlmprobe.model_registry.fused import FusedConfig, FusedForConditionalGeneration, FusedModel
 from vlmprobe.model_registry.resampler import GridResampler
@@ -49,7 +48,7 @@ class OmniLMMModel(FusedModel):
         """As upstream; EVA's keys have a bias that is zero by definition and in no checkpoint."""
         super()._init_weights(module)
         if isinstance(bias := getattr(module, "k_bias", None), torch.Tensor):
-            init.zeros_(bias)
+            nn.init.zeros_(bias)
 
 
 class OmniLMMForConditionalGeneration(FusedForConditionalGeneration):

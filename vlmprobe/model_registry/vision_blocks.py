@@ -1,0 +1,26 @@
+"""What the vision transformers of the original families share."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+__all__ = ["ACTIVATIONS", "FeedForward"]
+
+ACTIVATIONS = {"gelu": nn.GELU, "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"), "relu": nn.ReLU}
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, from ``width`` to ``inner`` and back."""
+
+    def __init__(self, width: int, inner: int, activation: str) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[activation]()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same for each position: [.., width] to [.., width]."""
+        return self.fc2(self.act(self.fc1(hidden)))
