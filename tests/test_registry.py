@@ -13,7 +13,7 @@ import pytest
 import vlmprobe
 from vlmprobe import registry
 from vlmprobe.adapter import Adapter
-from vlmprobe.errors import AdapterError, RemoteCodeError, UnknownModelError
+from vlmprobe.errors import AdapterError, CapabilityError, RemoteCodeError, UnknownModelError
 
 
 class Theirs(Adapter):
@@ -252,3 +252,18 @@ def test_nothing_but_config_json_is_read(tmp_path):
     (tmp_path / "configuration.py").write_text("raise SystemExit")
     assert registry.read_config(tmp_path) == {"model_type": "llava", "x": [1]}
     assert registry.read_config(str(tmp_path)) == registry.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["llama4", "nemotron_h_omni"])
+@pytest.mark.parametrize("version", ["5.23.0", "5.24.0"])
+def test_what_the_installed_transformers_cannot_run_is_refused_before_it_is_loaded(monkeypatch, model_type, version):
+    from vlmprobe.model_registry import nested
+
+    monkeypatch.setattr(nested, "__version__", version)
+    model = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
+    if (model_type, version) != ("llama4", "5.24.0"):
+        assert nested.Nested(model, None).model is model
+        return
+    for call in (lambda: nested.Nested(model, None), lambda: nested.Nested.load("x", config={"model_type": "llama4"})):
+        with pytest.raises(CapabilityError, match=r"5\.24\.0 cannot run llama4.*Install another"):
+            call()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import __version__
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.errors import CapabilityError
 
 __all__ = ["Nested"]
 
@@ -15,10 +18,24 @@ __all__ = ["Nested"]
 class Nested(Adapter):
     """The whole puts image features into the embeddings and hands them on to a causal language model."""
 
+    def __init__(self, model: Any, processor: Any) -> None:
+        _refuse_broken(model.config.model_type)
+        super().__init__(model, processor)
+
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:
         """Whether the model type is one of those."""
         return config.get("model_type") in ("llama4", "nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, *, config: Mapping[str, Any], **options: Any) -> Adapter:
+        """As in the base class.
+
+        Raises:
+            CapabilityError: where the installed transformers cannot run the model.
+        """
+        _refuse_broken(config.get("model_type"))
+        return super().load(checkpoint, config=config, **options)
 
     @property
     def outer(self) -> Any:
@@ -39,3 +56,12 @@ class Nested(Adapter):
     def final_norm(self) -> nn.Module:
         """The norm after the last decoder layer."""
         return self.backbone.norm_f if hasattr(self.backbone, "norm_f") else self.backbone.norm
+
+
+def _refuse_broken(model_type: Any) -> None:
+    # Nothing in its signatures or outputs tells this before it has run, so the version has to.
+    if model_type == "llama4" and __version__ == "5.24.0":
+        raise CapabilityError(
+            "transformers 5.24.0 cannot run llama4: its own forward fails ('MoeCausalLMOutputWithPast' object has no "
+            "attribute 'image_outputs'). Install another transformers."
+        )

@@ -1,6 +1,7 @@
 """InternViT, the vision tower of InternVL: 300M parameters (layer norms) or 6B (RMS norms on queries and keys too)."""
 
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -48,13 +49,12 @@ class InternViT(nn.Module):
         super().__init__()
         self.used = layers
         self.embeddings = Embeddings(config)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features [B, rows * columns, D] of images [B, 3, H, W], the class token left out."""
         hidden = self.embeddings(pixel_values)
-        for layer in self.encoder.layers[: self.used]:  # type: ignore[index]
+        for layer in islice(self.encoder["layers"].children(), self.used):
             hidden = layer(hidden)
         return hidden[:, 1:]
 

@@ -73,11 +73,13 @@ class NavitTower(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
-        self.embeddings = nn.Module()
-        self.embeddings.patch_embedding = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch)
-        self.embeddings.position_embedding = nn.Embedding((config.image_size // patch) ** 2, width)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.embeddings = nn.ModuleDict(
+            {
+                "patch_embedding": nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch),
+                "position_embedding": nn.Embedding((config.image_size // patch) ** 2, width),
+            }
+        )
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
         self.post_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(
@@ -93,10 +95,10 @@ class NavitTower(nn.Module):
         Returns:
             [n, L, hidden_size], final norm applied.
         """
-        hidden = self.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        hidden = hidden + self.embeddings.position_embedding(position_ids.to(hidden.device))
+        hidden = self.embeddings["patch_embedding"](pixel_values).flatten(2).transpose(1, 2)
+        hidden = hidden + self.embeddings["position_embedding"](position_ids.to(hidden.device))
         mask = None if patches is None else patches.to(hidden.device)[:, None, None]
-        for layer in self.encoder.layers:
+        for layer in self.encoder["layers"].children():
             hidden = layer(hidden, mask)
         return self.post_layernorm(hidden)
 
@@ -125,9 +127,9 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        heads = [
+        query, key, value = (
             project(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
-        ]
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))

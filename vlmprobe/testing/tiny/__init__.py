@@ -120,6 +120,8 @@ def _wanting() -> dict[str, str]:
             found[entry.name] = "a transformers that has it"
         elif Version(entry.since) > Version(__version__):
             found[entry.name] = f"transformers {entry.since}{f'; before, {entry.before}' if entry.before else ''}"
+        elif __version__ in entry.broken:
+            found[entry.name] = f"another transformers than {__version__}, where {entry.broken[__version__]}"
         else:
             found[entry.name] = f"the package {missing[0]}" if missing else ""
     return found

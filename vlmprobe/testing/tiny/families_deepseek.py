@@ -148,7 +148,12 @@ def _aria() -> Parts:
     return Parts(config, processor, ("<|im_end|>", "</s>"))
 
 
-@family("llama4", positions=True, notes="Its processor returns bfloat16 pixels whatever the model's dtype.")
+@family(
+    "llama4",
+    positions=True,
+    notes="Its processor returns bfloat16 pixels whatever the model's dtype.",
+    broken={"5.24.0": "its own forward fails after the language model has run"},
+)
 def _llama4() -> Parts:
     tokenizer = llama3_tokenizer(
         "<|begin_of_text|>",

@@ -36,6 +36,7 @@ class Family:
         packages: optional packages that the architecture imports.
         since: the oldest transformers in which the architecture was seen to do what the entry says.
         before: what goes wrong with older ones.
+        broken: version of transformers -> what goes wrong with this one alone.
         text_only: a conversation without an image is accepted.
         several_images: more than one image in a conversation is accepted.
         batching: a left-padded batch gives the logits of single calls within 1e-4 in float32.
@@ -51,6 +52,7 @@ class Family:
     packages: tuple[str, ...] = ()
     since: str = "5.17.0"
     before: str = ""
+    broken: Mapping[str, str] = field(default_factory=dict)
     text_only: bool = True
     several_images: bool = True
     batching: bool = True
