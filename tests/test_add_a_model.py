@@ -112,6 +112,7 @@ def rows_of(table: str) -> list[str]:
 # -- the page ----------------------------------------------------------------------------------
 
 
+# Longer than 20 s, for the page has four installations and runs the conformance suite three times.
 def test_the_page_from_top_to_bottom(page, tmp_path):
     """Every command of it, in order, in an environment of its own; then other plug-ins beside what it installed."""
     folder = tmp_path / "with spaces"

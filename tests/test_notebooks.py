@@ -28,12 +28,16 @@ def shown(notebook):
             yield from (value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
 
 
+# Seconds for a cell and for a kernel to start: a run that hangs ends, and one that waits for a busy machine does not.
+FAR_TOO_LONG = {"timeout": 1800, "startup_timeout": 600}
+
+
+# 08 installs the adapter that it writes and runs the conformance suite on it twice: half a minute on an idle machine.
 @notebooks
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
+    place = {"metadata": {"path": path.parent}}
+    NotebookClient(notebook, kernel_name="python3", resources=place, **FAR_TOO_LONG).execute()
     assert all(cell.execution_count for cell in code_of(notebook))
     assert pictures_of(notebook) == pictures_of(nbformat.read(path, as_version=4)), "run docs/run_notebooks.py"
 
