@@ -220,7 +220,7 @@ def draw_decoding(probe: Any) -> None:
 
 def contrasted(probe: Any, scene: Scene, before: list[int], alpha: float) -> np.ndarray:
     """Log-probabilities [V] of the next token after some, under the contrast."""
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
 
     conversation = Conversation.build(DESCRIBE, scene.picture)
     prompt = probe.engine.prompt_ids(conversation).tolist()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.result import Result, Scores
-from vlmprobe.table import ImageSpan, TokenTable, joined
+from vlmprobe.table import TokenTable, joined
 
 Said = tuple[str, float, Sequence[tuple[str, float]]]  # text, probability, other tokens with theirs
 

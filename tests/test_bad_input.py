@@ -123,7 +123,7 @@ def address():
 
 @pytest.mark.parametrize("path", ["/slow", "/large"])
 def test_an_address_that_stalls_or_never_ends(path, address, probe, monkeypatch):
-    from vlmprobe import images
+    from vlmprobe.inputs import images
 
     limits = images.DEFAULT_LIMITS
     monkeypatch.setitem(limits.__dict__, "url_seconds", 1.0)

@@ -51,7 +51,7 @@ def test_contrastive_decoding_is_the_papers(probe_of, own, name):
 
 
 def probe_conversation(image):
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
 
     return Conversation.build(QUESTION, image)
 

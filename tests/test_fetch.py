@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from vlmprobe.errors import ImageError
-from vlmprobe.fetch import shown
-from vlmprobe.images import Limits, load_image
+from vlmprobe.inputs.download import shown
+from vlmprobe.inputs.images import Limits, load_image
 
 PICTURE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 STOP = threading.Event()  # ends the handlers that stall

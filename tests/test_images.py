@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from vlmprobe.errors import ImageError
-from vlmprobe.images import ImageNotFoundError, Limits, data_uri, load_image, thumbnail
+from vlmprobe.inputs.images import ImageNotFoundError, Limits, data_uri, load_image, thumbnail
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 # Five by two pixels, all different: every turn, flip and mixed-up axis shows.
@@ -585,7 +585,7 @@ def test_threads_may_share_one_lazily_opened_image(tmp_path):
 
 def test_import_is_light():
     heavy = "'torch', 'transformers', 'urllib.request'"
-    code = f"import sys, vlmprobe.images; print(*(name for name in ({heavy}) if name in sys.modules))"
+    code = f"import sys, vlmprobe.inputs.images; print(*(name for name in ({heavy}) if name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 

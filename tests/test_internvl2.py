@@ -21,8 +21,8 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import vlmprobe
 from vlmprobe.errors import CheckpointError, MessageError
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.kv_cache import cache_name, cache_of
-from vlmprobe.messages import Conversation
 from vlmprobe.model_registry.internvl2 import InternVL2
 from vlmprobe.model_registry.internvl2.configuration import translate
 from vlmprobe.model_registry.internvl2.processing import IMAGENET_MEAN, IMAGENET_STD, InternVL2Processor

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from vlmprobe.errors import ImageError, MessageError
-from vlmprobe.images import ImageNotFoundError
-from vlmprobe.messages import Conversation, ImagePart, TextPart
+from vlmprobe.inputs.images import ImageNotFoundError
+from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 IMAGES = {name: Image.new("RGB", (3, 2), colour) for name, colour in COLOURS.items()}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import vlmprobe
 from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.model_registry.minicpmv import MiniCPMV
 
 pytest.importorskip("timm")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import vlmprobe
 from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 pytest.importorskip("timm")
 

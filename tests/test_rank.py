@@ -13,8 +13,8 @@ from reference import encode, forward
 import vlmprobe
 from vlmprobe.analysis.rank import INSTRUCTION, PROMPT, parts_of
 from vlmprobe.errors import CapabilityError, ImageError, MessageError
-from vlmprobe.messages import ImagePart
-from vlmprobe.templates import pair_template
+from vlmprobe.inputs.chat_templates import pair_template
+from vlmprobe.inputs.messages import ImagePart
 
 # A template of one's own in the manner of Qwen3-VL-Reranker's: both roles, contents as lists of parts.
 RERANKER = """
@@ -49,7 +49,7 @@ def words(probe, conversation) -> tuple[str, str]:
 
 
 def conversation_of(messages):
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
 
     return Conversation.build(messages)
 

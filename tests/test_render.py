@@ -15,9 +15,9 @@ from render_cases import answer, make_table, nothing, scores, two_digits
 from rich.cells import cell_len
 from rich.console import Console
 
+from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.render import fragment, page, rich_view, table_html, table_rich, view
 from vlmprobe.render.html import _style
-from vlmprobe.table import ImageSpan
 
 HOSTILE = (
     "<script>document.title='owned'</script>",

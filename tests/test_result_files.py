@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 import vlmprobe
 from vlmprobe.errors import ResultError, VlmprobeError
-from vlmprobe.table import ImageSpan, TokenTable
+from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.table import TokenTable
 
 FILES = ["folder", "one.safetensors", "new/folder/deep", "new/folder/one.safetensors"]
 

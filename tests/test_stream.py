@@ -67,7 +67,7 @@ def test_each_row_is_there_before_the_next_token_is_computed(probe_of):
 
 
 def stream_prompt(probe) -> np.ndarray:
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
 
     return probe.engine.adapter.encode([Conversation.build(QUESTION, picture())]).prompts[0].ids
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from safetensors import SafetensorError
 
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, VlmprobeError
-from vlmprobe.messages import Conversation, ImagePart, Message
-from vlmprobe.spans import divide_runs, placeholder_runs
-from vlmprobe.table import ImageSpan
-from vlmprobe.templates import template_for, templates_of
+from vlmprobe.inputs.chat_templates import template_for, templates_of
+from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message
 
 if TYPE_CHECKING:
     import numpy as np

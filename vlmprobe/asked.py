@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from vlmprobe.engines import KEEP, Options
 from vlmprobe.errors import GenerationOptionError, MessageError, near
-from vlmprobe.messages import Prompt
+from vlmprobe.inputs.messages import Prompt
 from vlmprobe.storage import OnDisk
 
 __all__ = ["Keep", "Request", "options_of", "request_of"]

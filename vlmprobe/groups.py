@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlmprobe.errors import MessageError, MissingExtraError
-from vlmprobe.messages import TextPart
+from vlmprobe.inputs.messages import TextPart
 from vlmprobe.result import Scores
 
 __all__ = ["GroupedScores", "YesNo", "candidate_groups", "candidate_list", "grouped"]

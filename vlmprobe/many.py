@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from vlmprobe.asked import Request, request_of
 from vlmprobe.engines import Options
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.result import Result
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from vlmprobe.asked import Keep, Request, options_of
 from vlmprobe.engines import Engine, ability
 from vlmprobe.errors import GenerationOptionError
-from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.result import Result, Scores
 
 if TYPE_CHECKING:

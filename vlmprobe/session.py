@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from vlmprobe.messages import IMAGE_KEYS, Conversation, Prompt
+from vlmprobe.inputs.messages import IMAGE_KEYS, Conversation, Prompt
 from vlmprobe.probe import Probe
 
 __all__ = ["Session"]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.inputs.image_spans import ImageSpan
 
 if TYPE_CHECKING:
     from vlmprobe.choices import Choices
 
-__all__ = ["KINDS", "ImageSpan", "TokenTable", "read_only"]
+__all__ = ["KINDS", "TokenTable", "read_only"]
 
 KINDS = ("text", "special", "image")
 Ids: TypeAlias = Any  # np.ndarray int64; None from a server that gives no ids
@@ -25,16 +26,6 @@ COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
     **dict.fromkeys(("logprobs_at_most", "entropy_at_least"), (np.float32, 1)),
     **dict.fromkeys(("top_logprobs", "logits", "hidden"), (np.float32, 2)),
 }
-
-
-@dataclass(frozen=True)
-class ImageSpan:
-    """A contiguous run of positions that one image, or one tile of it, takes in the model's sequence."""
-
-    image: int  # which image of the conversation, from 0
-    tile: int  # which run of that image, from 0, in sequence order
-    start: int  # first position
-    stop: int  # one past the last position
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from PIL import Image
 from broken_adapters.case import Rewriting, broken
 from vlmprobe.adapter import ImageSpan
 from vlmprobe.engines.local import LocalEngine
-from vlmprobe.messages import Conversation, ImagePart, Message
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message
 from vlmprobe.model_registry.internvl import InternVL
 from vlmprobe.model_registry.native import Native
 

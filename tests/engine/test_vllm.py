@@ -286,7 +286,7 @@ def test_in_process(model, figures, mode, tmp_path):
 
 
 def _conversation():
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
 
     return Conversation.build(QUESTION, picture())
 

@@ -11,7 +11,7 @@ import numpy as np
 from vlmprobe.analysis.given import answer_ids
 from vlmprobe.engines import ability
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
-from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.result import Result
 
 if TYPE_CHECKING:

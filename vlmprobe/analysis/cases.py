@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmprobe.errors import MessageError, near
-from vlmprobe.messages import Prompt
+from vlmprobe.inputs.messages import Prompt
 
 __all__ = ["Case", "case_of", "read_cases"]
 

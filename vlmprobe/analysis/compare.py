@@ -18,7 +18,7 @@ from vlmprobe.analysis.cases import Case, case_of
 from vlmprobe.analysis.comparison import Compared, Comparison
 from vlmprobe.engines import Options
 from vlmprobe.errors import CapabilityError, MessageError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Request
 from vlmprobe.progress import tracking
 

@@ -23,7 +23,7 @@ from transformers import LogitsProcessor
 from vlmprobe.analysis.pictures import diffused, exchanged, variant
 from vlmprobe.engines import ability
 from vlmprobe.errors import CapabilityError, GenerationOptionError
-from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.inputs.messages import Conversation, Prompt
 
 if TYPE_CHECKING:
     from vlmprobe.engines.follow import Follower

@@ -12,7 +12,7 @@ from vlmprobe.errors import MessageError
 from vlmprobe.result import Result
 
 if TYPE_CHECKING:
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
     from vlmprobe.probe import Probe
 
 __all__ = ["answer_ids", "require_no_options"]

@@ -19,7 +19,7 @@ from vlmprobe.analysis.given import answer_ids
 from vlmprobe.analysis.linear_head import LinearHead, load_head
 from vlmprobe.engines import Options, ability
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.result import Result
 from vlmprobe.table import TokenTable
 

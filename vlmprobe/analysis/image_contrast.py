@@ -23,8 +23,8 @@ from vlmprobe.analysis.given import answer_ids, require_no_options
 from vlmprobe.analysis.pictures import Cover, cells, covered, exchanged, variant
 from vlmprobe.engines import Options, ability
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError, ResultError
-from vlmprobe.images import thumbnail
-from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.result import Result
 from vlmprobe.table import TokenTable
 

@@ -19,7 +19,7 @@ import numpy as np
 from vlmprobe.analysis.given import answer_ids, require_no_options
 from vlmprobe.engines import Options, ability
 from vlmprobe.errors import MessageError, MissingExtraError
-from vlmprobe.messages import Conversation, Prompt
+from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.result import Result
 from vlmprobe.table import TokenTable
 

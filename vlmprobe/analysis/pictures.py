@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from vlmprobe.errors import CapabilityError, MessageError, near
-from vlmprobe.images import load_image
-from vlmprobe.messages import Conversation, ImagePart, Message
+from vlmprobe.inputs.images import load_image
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message
 
 __all__ = ["VARIANTS", "Box", "Cover", "blank", "blur", "cells", "covered", "diffused", "exchanged", "noise", "variant"]
 

@@ -22,10 +22,10 @@ from PIL.Image import Image
 from vlmprobe.asked import Request
 from vlmprobe.engines import Options
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError
-from vlmprobe.images import thumbnail
-from vlmprobe.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
+from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 from vlmprobe.progress import tracking
-from vlmprobe.templates import PAIR, pair_template, templates_of
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe

@@ -19,7 +19,7 @@ from vlmprobe.analysis.outcomes import CalibrationError
 from vlmprobe.asked import Request, request_of
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.groups import YesNo, candidate_groups, grouped
-from vlmprobe.messages import Prompt
+from vlmprobe.inputs.messages import Prompt
 from vlmprobe.result import Result
 from vlmprobe.session import Session
 

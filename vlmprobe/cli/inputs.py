@@ -71,7 +71,7 @@ def _is_picture(source: str) -> bool:
 
 
 def _picture(source: str) -> Any:
-    from vlmprobe.images import DEFAULT_LIMITS, load_image
+    from vlmprobe.inputs.images import DEFAULT_LIMITS, load_image
 
     if source != STDIN:
         return load_image(source)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlmprobe.errors import CapabilityError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.result import Result, Scores
 from vlmprobe.storage import OnDisk
 

@@ -13,8 +13,8 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.capture import Head, watch_backbone
 from vlmprobe.engines.forced import begun, forced_run
 from vlmprobe.engines.run import alone, to_model
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.kv_cache import cache_name
-from vlmprobe.messages import Conversation
 
 __all__ = ["Follower"]
 

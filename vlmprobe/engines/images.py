@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.run import to_model
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["ImageMemory", "Reuse", "remembered"]
 

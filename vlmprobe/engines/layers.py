@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlmprobe.adapter import Adapter
     from vlmprobe.engines import Options
     from vlmprobe.engines.local import LocalEngine
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
     from vlmprobe.result import Result
     from vlmprobe.table import TokenTable
 

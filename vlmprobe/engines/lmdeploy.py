@@ -26,7 +26,7 @@ from vlmprobe.errors import (
     GenerationOptionError,
     NonFiniteLogitsError,
 )
-from vlmprobe.messages import Conversation, ImagePart, TextPart
+from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
 from vlmprobe.result import Result, Scores
 
 __all__ = ["LMDeployEngine"]

@@ -28,8 +28,8 @@ from vlmprobe.engines.scoring import score
 from vlmprobe.engines.stream import Rows, Stream
 from vlmprobe.engines.tables import PromptRows, prompt_rows
 from vlmprobe.errors import GenerationOptionError, MessageError
-from vlmprobe.images import thumbnail
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.result import Result, Scores
 from vlmprobe.storage import StepRows, row_files
 from vlmprobe.table import TokenTable

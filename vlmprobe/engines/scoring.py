@@ -18,7 +18,7 @@ from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.run import Run, run, to_model
 from vlmprobe.engines.tables import numpy_columns, require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.storage import RowFile, Slots, row_files
 from vlmprobe.table import TokenTable
 

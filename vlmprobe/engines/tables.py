@@ -10,7 +10,8 @@ import numpy as np
 
 from vlmprobe.detokenize import Detokenizer
 from vlmprobe.errors import NonFiniteLogitsError
-from vlmprobe.table import ImageSpan, TokenTable, empty_numbers
+from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.table import TokenTable, empty_numbers
 
 if TYPE_CHECKING:
     from vlmprobe.measures import RowStats

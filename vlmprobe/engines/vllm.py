@@ -21,7 +21,7 @@ from vlmprobe.engines.serving.meaning import FLOOR
 from vlmprobe.engines.serving.requests import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.errors import AdapterError, CapabilityError, EngineResponseError, GenerationOptionError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.result import Result, Scores
 
 __all__ = ["VLLMEngine"]
@@ -117,8 +117,7 @@ class VLLMEngine:
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation, in its exact ids."""
         from vlmprobe.adapter import EncodedPrompt
-        from vlmprobe.spans import placeholder_runs
-        from vlmprobe.table import ImageSpan
+        from vlmprobe.inputs.image_spans import ImageSpan, placeholder_runs
 
         started = time.perf_counter()
         adapter = self.tokens.need("Scoring")

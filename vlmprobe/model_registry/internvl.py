@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.messages import Conversation
-from vlmprobe.table import ImageSpan
+from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["InternVL"]
 

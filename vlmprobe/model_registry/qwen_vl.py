@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.errors import ImageError
-from vlmprobe.messages import Conversation, ImagePart
+from vlmprobe.inputs.messages import Conversation, ImagePart
 
 __all__ = ["QwenVL"]
 

@@ -20,7 +20,7 @@ from vlmprobe.engines import Options
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.engines.run import alone, to_model
 from vlmprobe.errors import CapabilityError
-from vlmprobe.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 
 __all__ = ["Finding", "filled_positions", "run"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.images import thumbnail
+from vlmprobe.inputs.images import thumbnail
 from vlmprobe.render import view
 
 if TYPE_CHECKING:

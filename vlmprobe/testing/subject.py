@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.errors import CapabilityError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Probe
 from vlmprobe.result import Result, Scores
 from vlmprobe.table import TokenTable

@@ -11,7 +11,7 @@ from vlmprobe.engines.serving import Client, Decoding, Node
 from vlmprobe.engines.serving.pictures import data_url
 from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import EngineResponseError
-from vlmprobe.messages import Conversation, ImagePart, TextPart
+from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
 
 __all__ = [
     "PATH",

@@ -26,7 +26,7 @@ from vlmprobe.engines.serving.base import TEXT, ServedEngine
 from vlmprobe.engines.serving.pictures import base64_of
 from vlmprobe.engines.serving.wire import real, token_id
 from vlmprobe.errors import CapabilityError, EngineResponseError
-from vlmprobe.messages import Conversation, Message, TextPart
+from vlmprobe.inputs.messages import Conversation, Message, TextPart
 from vlmprobe.result import Scores
 
 __all__ = ["LightLLM"]

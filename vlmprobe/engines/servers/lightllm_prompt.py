@@ -11,7 +11,7 @@ from vlmprobe.engines.serving import Alternative, Node, Row
 from vlmprobe.engines.serving.meaning import FLOOR
 from vlmprobe.engines.serving.wire import real, token_id
 from vlmprobe.errors import EngineResponseError
-from vlmprobe.table import ImageSpan
+from vlmprobe.inputs.image_spans import ImageSpan
 
 __all__ = ["MOST", "VIRTUAL", "image_runs", "prompt_rows"]
 

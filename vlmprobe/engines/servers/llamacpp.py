@@ -17,7 +17,7 @@ from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.meaning import FLOOR
 from vlmprobe.engines.serving.wire import real, token_id
 from vlmprobe.errors import EngineResponseError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["LlamaCpp"]
 

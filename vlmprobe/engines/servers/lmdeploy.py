@@ -18,7 +18,7 @@ from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Deco
 from vlmprobe.engines.serving.base import TEXT, ServedEngine
 from vlmprobe.engines.serving.meaning import FLOOR, judge
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
-from vlmprobe.messages import Conversation, Message, TextPart
+from vlmprobe.inputs.messages import Conversation, Message, TextPart
 
 __all__ = ["LMDeploy"]
 

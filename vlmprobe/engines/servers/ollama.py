@@ -15,7 +15,7 @@ from vlmprobe.engines.serving.meaning import FLOOR
 from vlmprobe.engines.serving.pictures import base64_of
 from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import EngineResponseError
-from vlmprobe.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 
 __all__ = ["Ollama"]
 

@@ -13,7 +13,7 @@ from vlmprobe.engines.servers import chat
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.meaning import FLOOR
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["OpenAI"]
 

@@ -23,7 +23,7 @@ from vlmprobe.engines.serving.meaning import FLOOR
 from vlmprobe.engines.serving.pictures import data_url
 from vlmprobe.engines.serving.wire import real, token_id
 from vlmprobe.errors import EngineResponseError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.result import Scores
 
 __all__ = ["SGLang"]

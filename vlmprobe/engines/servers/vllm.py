@@ -35,7 +35,7 @@ from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.health import Finding
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["VLLM", "decoding_fields"]
 

@@ -21,9 +21,8 @@ from vlmprobe.engines.servers.vllm_prompt import vllm_prompt
 from vlmprobe.engines.serving import Node, Row, Scored
 from vlmprobe.engines.serving.pictures import data_url
 from vlmprobe.errors import AdapterError, CapabilityError, EngineError, EngineResponseError
-from vlmprobe.messages import Conversation
-from vlmprobe.spans import placeholder_runs
-from vlmprobe.table import ImageSpan
+from vlmprobe.inputs.image_spans import ImageSpan, placeholder_runs
+from vlmprobe.inputs.messages import Conversation
 
 if TYPE_CHECKING:
     from vlmprobe.engines.servers.vllm import VLLM

@@ -16,7 +16,7 @@ from vlmprobe.engines.servers import chat
 from vlmprobe.engines.servers.vllm_prompt import token_of
 from vlmprobe.engines.serving import Decoding, Node, Row, Scored
 from vlmprobe.errors import EngineResponseError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 if TYPE_CHECKING:
     from vlmprobe.engines.servers.vllm import VLLM

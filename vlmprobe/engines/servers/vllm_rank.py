@@ -9,7 +9,7 @@ from vlmprobe.engines.servers.chat import content_part
 from vlmprobe.engines.serving import Client, Node
 from vlmprobe.engines.serving.wire import real
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
-from vlmprobe.messages import Conversation, TextPart
+from vlmprobe.inputs.messages import Conversation, TextPart
 
 __all__ = ["rank_documents"]
 

@@ -7,7 +7,7 @@ import re
 
 from vlmprobe.adapter import Adapter, EncodedPrompt
 from vlmprobe.errors import CapabilityError, MessageError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["TAG", "begun_by_server", "encoded_prompt", "written_prompt"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmprobe.engines.serving.meaning import Meaning
 from vlmprobe.engines.serving.rows import Row
-from vlmprobe.table import ImageSpan
+from vlmprobe.inputs.image_spans import ImageSpan
 
 __all__ = ["Abilities", "Answer", "Scored"]
 

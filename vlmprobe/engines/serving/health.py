@@ -11,7 +11,7 @@ from vlmprobe.engines import Options
 from vlmprobe.engines.serving.answer import Answer
 from vlmprobe.engines.serving.decoding import Decoding
 from vlmprobe.errors import EngineError, VlmprobeError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 if TYPE_CHECKING:
     from vlmprobe.engines.serving.base import ServedEngine

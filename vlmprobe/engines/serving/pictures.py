@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 
-from vlmprobe.messages import ImagePart
+from vlmprobe.inputs.messages import ImagePart
 
 __all__ = ["base64_of", "data_url"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vlmprobe.engines import Options
 from vlmprobe.engines.serving.answer import Abilities
 from vlmprobe.errors import CapabilityError
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["refuse"]
 

@@ -12,8 +12,8 @@ from vlmprobe.engines.serving.meaning import Meaning
 from vlmprobe.engines.serving.tables import answer_table, prompt_table
 from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.errors import CapabilityError
-from vlmprobe.images import thumbnail
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.result import Result, Scores
 from vlmprobe.table import TokenTable
 

@@ -17,7 +17,7 @@ from vlmprobe.engines.serving.decoding import Decoding
 from vlmprobe.engines.serving.meaning import Meaning
 from vlmprobe.engines.serving.rows import Row, columns
 from vlmprobe.engines.serving.tables import table_of
-from vlmprobe.messages import Conversation
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.result import Result
 from vlmprobe.table import TokenTable
 

@@ -10,7 +10,8 @@ from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines.serving.meaning import Meaning
 from vlmprobe.engines.serving.rows import Columns, Row, columns
 from vlmprobe.engines.tables import prompt_rows, token_kinds
-from vlmprobe.table import ImageSpan, TokenTable, joined
+from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.table import TokenTable, joined
 
 __all__ = ["answer_table", "prompt_table", "table_of"]
 

@@ -12,9 +12,8 @@ import numpy as np
 
 from vlmprobe.detokenize import Detokenizer
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, EngineResponseError
-from vlmprobe.messages import Conversation
-from vlmprobe.spans import divide_runs, placeholder_runs
-from vlmprobe.table import ImageSpan
+from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs
+from vlmprobe.inputs.messages import Conversation
 
 if TYPE_CHECKING:
     from vlmprobe.adapter import Adapter

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["InternVL2"]
 

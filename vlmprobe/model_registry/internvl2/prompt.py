@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vlmprobe.errors import CheckpointError, MessageError, near
-from vlmprobe.messages import Conversation, Message, TextPart
+from vlmprobe.inputs.messages import Conversation, Message, TextPart
 
 __all__ = ["IMAGE_CONTEXT", "Template", "find_template", "write_prompt"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vlmprobe.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation
     from vlmprobe.model_registry.omnilmm.modeling import OmniLMMConfig
 
 __all__ = ["OmniLMM"]

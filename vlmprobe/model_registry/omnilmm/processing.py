@@ -10,8 +10,8 @@ from PIL import Image
 
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import MessageError
-from vlmprobe.messages import Conversation, ImagePart, Message
-from vlmprobe.table import ImageSpan
+from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message
 
 __all__ = ["IMAGE_TOKENS", "OmniLMMProcessor"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import CapabilityError
-from vlmprobe.messages import Conversation, Message, TextPart
+from vlmprobe.inputs.messages import Conversation, Message, TextPart
 from vlmprobe.result import Scores
 from vlmprobe.table import TokenTable
 from vlmprobe.testing.compare import log_softmax, require_numbers

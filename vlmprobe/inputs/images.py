@@ -23,8 +23,8 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vlmprobe import pixels
 from vlmprobe.errors import ImageError, near
+from vlmprobe.inputs import pixels
 
 if TYPE_CHECKING:
     import torch
@@ -78,9 +78,9 @@ def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Im
 
     Args:
         source: a path, an ``http(s)`` URL, a base64 ``data:`` URL, the bytes of a file, a Pillow image (the
-            frame at which it stands), or a NumPy array or torch tensor as :func:`vlmprobe.pixels.from_array`
+            frame at which it stands), or a NumPy array or torch tensor as :func:`vlmprobe.inputs.pixels.from_array`
             takes them; where [3, W, 3] fits both layouts, tensors are channels first and arrays channels last.
-            URLs are fetched wherever they point, the own network included: see :mod:`vlmprobe.fetch`.
+            URLs are fetched wherever they point, the own network included: see :mod:`vlmprobe.inputs.download`.
         limits: of size, pixels and time. To exceed the default for one picture, load it by this function
             with other limits and pass the image on.
 
@@ -162,7 +162,10 @@ def _from_address(address: str, scheme: str, limits: Limits) -> tuple[Image.Imag
     if scheme.lower() == "data":
         return _decoded(_data_url(address, limits), "The data URL", limits)
     if scheme.lower() in ("http", "https"):
-        from vlmprobe.fetch import fetch, shown  # here, because urllib costs 30 ms that most programs never need
+        from vlmprobe.inputs.download import (  # here, because urllib costs 30 ms that most programs never need
+            fetch,
+            shown,
+        )
 
         body = fetch(address, seconds=limits.url_seconds, max_bytes=limits.url_bytes, redirects=limits.url_redirects)
         return _decoded(body, shown(address), limits)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from vlmprobe.table import ImageSpan
+__all__ = ["ImageSpan", "divide_runs", "placeholder_runs"]
 
-__all__ = ["divide_runs", "placeholder_runs"]
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """A contiguous run of positions that one image, or one tile of it, takes in the model's sequence."""
+
+    image: int  # which image of the conversation, from 0
+    tile: int  # which run of that image, from 0, in sequence order
+    start: int  # first position
+    stop: int  # one past the last position
 
 
 def placeholder_runs(ids: np.ndarray, placeholders: frozenset[int]) -> list[tuple[int, int]]:

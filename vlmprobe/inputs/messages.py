@@ -1,0 +1,284 @@
+"""A conversation of text and images: whatever a user passes becomes one frozen :class:`Conversation`.
+
+Accepted are a plain string with ``image=``, the chat messages of transformers' templates
+(``{"type": "image", "image" | "path" | "url" | "base64": ...}``, or a bare ``{"type": "image"}`` for each
+picture of ``image=``) and OpenAI's ``image_url`` parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from PIL.Image import Image
+
+from vlmprobe.errors import ImageError, MessageError, near
+from vlmprobe.inputs.images import load_encoded
+
+__all__ = ["Conversation", "ImagePart", "Message", "Prompt", "TextPart"]
+
+Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
+
+ROLES = ("system", "user", "assistant")
+IMAGE_KEYS = ("image", "path", "url", "base64")  # where an image part may hold its image, as in transformers
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A piece of text in a message.
+
+    Raises:
+        MessageError: where the text holds half a character (a lone surrogate), which no tokenizer can read.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise MessageError(
+                f"The text holds half a character at {error.start} ({self.text[error.start]!r}): "
+                "it was decoded with the wrong encoding; read its bytes as UTF-8."
+            ) from error
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """An image in a message, loaded, upright and RGB.
+
+    ``options`` are the remaining keys of the part (``min_pixels``, ``max_pixels``, ``resized_height``, ...):
+    adapters whose preprocessing knows such options read them, the others raise on them.
+    """
+
+    image: Image
+    options: Mapping[str, Any] = field(default_factory=dict)
+    encoded: bytes | None = field(default=None, repr=False)  # the JPEG or PNG file that decodes to these very pixels
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: a role (``system``, ``user`` or ``assistant``) and its parts in order."""
+
+    role: str
+    parts: tuple[TextPart | ImagePart, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts joined without a separator; images leave nothing."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in order. Where the last role is ``assistant``, the model continues that message."""
+
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def build(cls, prompt: Prompt | Conversation, image: Any = None) -> Conversation:
+        """Read a prompt and its images into a conversation.
+
+        Args:
+            prompt: a question, or chat messages (see the module's text), or a conversation.
+            image: one image, or a list, tuple or iterator of images. Where the messages have bare
+                ``{"type": "image"}`` parts, they fill those in order, one each; else they are put before
+                everything in the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, bytes, a
+                PIL image or an array.
+
+        Raises:
+            MessageError: for a wrong role, part or type, an empty conversation, or nothing to answer.
+            ImageError: for an image that cannot be read; the message says which one.
+        """
+        images = _image_list(image)
+        if isinstance(prompt, Conversation):
+            messages = list(prompt.messages)
+        elif isinstance(prompt, str):
+            if not prompt.strip():
+                raise MessageError("The prompt is empty: pass a question, such as 'Describe the picture.'")
+            messages = [Message("user", (TextPart(prompt),))]
+        elif isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
+            slots = _slots(prompt)
+            if len(slots) not in (0, len(images)):
+                raise MessageError(
+                    f"{'; '.join(slots)}: no image in {len(slots)} image parts, and image= gives {len(images)}. Give "
+                    f"one for each in image=, or put each into its part under one of {', '.join(IMAGE_KEYS)}."
+                )
+            rest = iter(images)
+            messages = [_message(each, place, rest) for place, each in enumerate(prompt)]
+            images = list(rest)
+        else:
+            raise MessageError(
+                f"A prompt is a string or a list of chat messages, not {type(prompt).__name__}. "
+                'Example: [{"role": "user", "content": [{"type": "text", "text": "..."}]}]'
+            )
+        if not messages:
+            raise MessageError("The conversation has no message: add one with role 'user'.")
+        for place, message in enumerate(messages[1:], 1):
+            if message.role == "system":
+                raise MessageError(f"Message {place} has role 'system': a system message can only come first.")
+        if messages[-1].role == "system":
+            raise MessageError("The conversation ends with a system message: add a user message to answer.")
+        if images:
+            messages = _put_before_text(messages, images)
+        last = messages[-1]
+        if not last.text.strip() and not any(isinstance(part, ImagePart) for part in last.parts):
+            remedy = "leave it out" if last.role == "assistant" else "ask something in it"
+            raise MessageError(f"The last message (role {last.role!r}) is empty: {remedy}.")
+        return cls(tuple(messages))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Every image, in the order in which the model meets them."""
+        return tuple(part.image for part in self.image_parts)
+
+    @property
+    def image_parts(self) -> tuple[ImagePart, ...]:
+        """Every image part, in order."""
+        return tuple(part for message in self.messages for part in message.parts if isinstance(part, ImagePart))
+
+    @property
+    def question(self) -> str:
+        """The text of the last user message, for display."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
+    def continues(self) -> bool:
+        """Whether the model continues the last (assistant) message rather than begins a new one."""
+        return self.messages[-1].role == "assistant"
+
+    def to_chat(self) -> list[dict[str, Any]]:
+        """The conversation as transformers' chat templates read it, images under the key ``image``."""
+        return [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "text", "text": part.text}
+                    if isinstance(part, TextPart)
+                    else {"type": "image", "image": part.image, **part.options}
+                    for part in message.parts
+                ],
+            }
+            for message in self.messages
+        ]
+
+
+def _image_list(image: Any) -> list[ImagePart]:
+    if image is None:
+        return []
+    if isinstance(image, (Set, Mapping)):
+        raise MessageError(f"image= is a {type(image).__name__}: pass one image, or a list, which has an order.")
+    if not isinstance(image, (list, tuple, Iterator)):
+        return [_loaded(image, "Image in image=")]
+    several = list(image)
+    if not several and isinstance(image, Iterator):
+        raise MessageError("image= is an iterator with nothing left in it: pass a list, which can be read again.")
+    return [_loaded(each, f"Image {place} of {len(several)} in image=") for place, each in enumerate(several, 1)]
+
+
+def _loaded(source: Any, where: str, options: Mapping[str, Any] | None = None) -> ImagePart:
+    try:
+        image, encoded = load_encoded(source)
+        return ImagePart(image, options or {}, encoded)
+    except ImageError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _slots(messages: Sequence[Any]) -> list[str]:
+    """The places of image parts that wait for an image from ``image=``."""
+    found = []
+    for place, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        parts = content if isinstance(content, (list, tuple)) else [content]
+        for index, part in enumerate(parts):
+            if isinstance(part, Mapping) and part.get("type") == "image" and not _keys_held(part):
+                found.append(f"Message {place}, part {index}")
+    return found
+
+
+def _keys_held(part: Mapping[str, Any]) -> list[str]:
+    return [key for key in IMAGE_KEYS if part.get(key) is not None]
+
+
+def _put_before_text(messages: list[Message], images: list[ImagePart]) -> list[Message]:
+    for place in range(len(messages) - 1, -1, -1):
+        if messages[place].role == "user":
+            asked = messages[place]
+            return [*messages[:place], Message("user", (*images, *asked.parts)), *messages[place + 1 :]]
+    raise MessageError("image= needs a user message to go into; the conversation has none.")
+
+
+def _message(raw: Any, place: int, images: Iterator[ImagePart]) -> Message:
+    where = f"Message {place}"
+    if isinstance(raw, str):
+        raise MessageError(
+            f"{where} is a string, not a mapping with 'role' and 'content': pass one question as a plain string, "
+            "several to generate_many."
+        )
+    if not isinstance(raw, Mapping):
+        raise MessageError(f"{where} is {type(raw).__name__}, not a mapping with 'role' and 'content'.")
+    for key in ("role", "content"):
+        if key not in raw:
+            raise MessageError(f"{where} has no {key!r}, only {', '.join(map(repr, raw)) or 'nothing'}: add it.")
+    role, content = raw["role"], raw["content"]
+    if role not in ROLES:
+        raise MessageError(f"{where} has role {role!r}; roles are {', '.join(ROLES)}.{near(str(role), ROLES)}")
+    if isinstance(content, str):
+        return Message(role, (TextPart(content),))
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, (list, tuple)):
+        raise MessageError(f"{where} has content of type {type(content).__name__}; use a string or a list of parts.")
+    parts = tuple(_part(each, f"{where}, part {index}", images) for index, each in enumerate(content))
+    if not parts:
+        raise MessageError(f"{where} has an empty content list: add a text or an image part.")
+    return Message(role, parts)
+
+
+def _part(raw: Any, where: str, images: Iterator[ImagePart]) -> TextPart | ImagePart:
+    if isinstance(raw, str):
+        return TextPart(raw)
+    if not isinstance(raw, Mapping):
+        raise MessageError(
+            f"{where} is {type(raw).__name__}, not a mapping with a 'type': an image goes into "
+            '{"type": "image", "image": ...}.'
+        )
+    kind = raw.get("type")
+    if kind == "text":
+        text = raw.get("text")
+        if not isinstance(text, str):
+            raise MessageError(f"{where} has type 'text' and no string under 'text'.")
+        return TextPart(text)
+    if kind == "image":
+        return _image_part(raw, where, images)
+    if kind == "image_url":
+        link = raw.get("image_url")
+        url = link.get("url") if isinstance(link, Mapping) else link
+        if not isinstance(url, str):
+            raise MessageError(f"{where} has type 'image_url' and no string under 'image_url' or its 'url'.")
+        return _loaded(url, where)
+    if kind in ("video", "audio", "video_url", "input_audio"):
+        raise MessageError(f"{where} is {kind}: vlmprobe reads text and images; pass frames as images.")
+    known = ("text", "image", "image_url")
+    if "type" not in raw:
+        raise MessageError(f"{where} has no 'type': add one of {', '.join(known)}.")
+    raise MessageError(f"{where} has type {kind!r}; types are {', '.join(known)}.{near(str(kind), known)}")
+
+
+def _image_part(raw: Mapping[str, Any], where: str, images: Iterator[ImagePart]) -> ImagePart:
+    options = {key: value for key, value in raw.items() if key not in (*IMAGE_KEYS, "type")}
+    held = _keys_held(raw)
+    if not held:
+        return replace(next(images), options=options)
+    if len(held) > 1:
+        raise MessageError(f"{where} has type 'image' and several of {', '.join(held)}: give exactly one.")
+    source = raw[held[0]]
+    if held[0] == "base64":
+        if isinstance(source, (bytes, bytearray)):
+            source = source.decode("latin-1")  # what is not base64 among it is found when it is decoded
+        if not isinstance(source, str):
+            raise MessageError(f"{where} has {type(source).__name__} under 'base64': put other images under 'image'.")
+        if not source.startswith("data:"):
+            source = f"data:image/*;base64,{source}"
+    return _loaded(source, where, options)
