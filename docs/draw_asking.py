@@ -21,7 +21,7 @@ from vlmprobe.analysis.choices_plot import draw_choices
 from vlmprobe.analysis.decoding import ImageContrast
 from vlmprobe.demo.handwriting import DIGITS
 from vlmprobe.demo.scenes import Scene, article, held_out
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 DESCRIBE = "Describe the picture."
 write = partial(write, script="draw_asking")

@@ -29,7 +29,7 @@ from vlmprobe.analysis import (
     uncertainty,
 )
 from vlmprobe.demo.scenes import Scene, held_out
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 HERE = Path(__file__).parent
 SCENES = 600

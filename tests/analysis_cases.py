@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from reference import columns
 
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable, empty_numbers, joined
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable, empty_numbers, joined
 
 VOCABULARY = 40
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.result import Result, Scores
-from vlmprobe.table import TokenTable, joined
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.table import TokenTable, joined
 
 Said = tuple[str, float, Sequence[tuple[str, float]]]  # text, probability, other tokens with theirs
 

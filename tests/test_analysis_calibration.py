@@ -14,7 +14,7 @@ from vlmprobe.analysis import calibration, recalibration
 from vlmprobe.analysis import outcomes as room
 from vlmprobe.analysis.outcomes import CalibrationError
 from vlmprobe.demo import evaluate
-from vlmprobe.result import Scores
+from vlmprobe.results.result import Scores
 
 
 @pytest.mark.parametrize("seed", range(5))

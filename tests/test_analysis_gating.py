@@ -9,7 +9,7 @@ from scipy.stats import binom
 
 from vlmprobe.analysis import gating
 from vlmprobe.analysis.outcomes import CalibrationError
-from vlmprobe.result import Scores
+from vlmprobe.results.result import Scores
 
 
 class World:

@@ -78,7 +78,7 @@ def test_probabilities_of_all_words_sum_to_one():
 
 
 def fixed_rows(row, ids, tokens):
-    from vlmprobe.table import TokenTable, empty_numbers, joined
+    from vlmprobe.results.table import TokenTable, empty_numbers, joined
 
     count = len(ids)
     numbers = empty_numbers(count, 1)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from render_cases import answer, make_table, scores, two_digits
 
-from vlmprobe.render import fragment, page, table_html
+from vlmprobe.display import fragment, page, table_html
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (in the dev dependencies)")
 from selenium.webdriver import ActionChains, Keys  # noqa: E402

@@ -24,7 +24,7 @@ from vlmprobe.analysis.comparison import Compared, Comparison
 from vlmprobe.cli import app
 from vlmprobe.demo import checkpoint
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
-from vlmprobe.table import TokenTable, joined
+from vlmprobe.results.table import TokenTable, joined
 
 PICTURES = sorted((Path(vlmprobe.__file__).parent / "demo" / "pictures").glob("*.png"))
 DESCRIBE = "Describe the picture."

@@ -13,7 +13,7 @@ from reference import chat, columns, encode, extended, forward
 from vlmprobe.analysis import pictures
 from vlmprobe.analysis.image_contrast import Contrast, contrast
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
-from vlmprobe.table import TokenTable, empty_numbers
+from vlmprobe.results.table import TokenTable, empty_numbers
 
 FEW = ("llava", "qwen2_vl", "mllama", "gemma3", "internvl")
 OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}

@@ -13,9 +13,9 @@ from rich.console import Console
 
 import vlmprobe
 from vlmprobe.errors import MessageError
-from vlmprobe.groups import GroupedScores, grouped
-from vlmprobe.result import Scores
-from vlmprobe.table import TokenTable
+from vlmprobe.results.grouped import GroupedScores, grouped
+from vlmprobe.results.result import Scores
+from vlmprobe.results.table import TokenTable
 
 GROUPS = {"cat": ["a cat", "cat", "Cat"], "tiger": ["a tiger", "tiger"], "none": ["nothing"]}
 

@@ -15,9 +15,9 @@ from render_cases import answer, make_table, nothing, scores, two_digits
 from rich.cells import cell_len
 from rich.console import Console
 
+from vlmprobe.display import fragment, page, rich_view, table_html, table_rich, view
+from vlmprobe.display.html import _style
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.render import fragment, page, rich_view, table_html, table_rich, view
-from vlmprobe.render.html import _style
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -347,7 +347,7 @@ def test_shaded_text_keeps_its_contrast_and_each_level_stands_out_more(ground):
 
 
 def test_terminal_shades_keep_their_contrast():
-    from vlmprobe.render.terminal import SHADES
+    from vlmprobe.display.terminal import SHADES
 
     assert len(SHADES) == len(view.LEVELS) + 1
     for style in SHADES:
@@ -405,5 +405,5 @@ def test_long_output_is_shortened_in_the_middle_and_says_so():
 
 
 def test_rendering_imports_no_torch():
-    code = "import sys, vlmprobe.render; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, vlmprobe.display; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

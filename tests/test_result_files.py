@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import vlmprobe
 from vlmprobe.errors import ResultError, VlmprobeError
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.table import TokenTable
+from vlmprobe.results.table import TokenTable
 
 FILES = ["folder", "one.safetensors", "new/folder/deep", "new/folder/one.safetensors"]
 

@@ -19,7 +19,7 @@ from vlmprobe.engines.serving.meaning import judge
 from vlmprobe.engines.serving.rows import columns, entropy_at_least
 from vlmprobe.engines.serving.tables import answer_table
 from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, ResultError
-from vlmprobe.result import load_result
+from vlmprobe.results.result import load_result
 
 RNG = np.random.default_rng(0)
 RAW = Meaning("raw")

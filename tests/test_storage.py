@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import vlmprobe
 from vlmprobe.errors import GenerationOptionError, ImageError
-from vlmprobe.storage import OnDisk, RowFile
+from vlmprobe.results.row_files import OnDisk, RowFile
 
 ANSWER = {"max_new_tokens": 5, "do_sample": False}
 WAYS = {

@@ -12,7 +12,7 @@ import torch
 from conftest import QUESTION, picture
 
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError, ResultError
-from vlmprobe.table import TokenTable
+from vlmprobe.results.table import TokenTable
 
 FEW = ("llava", "qwen2_vl", "mllama", "gemma3", "internvl")
 OPTIONS = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}

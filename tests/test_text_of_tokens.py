@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import picture
 
-from vlmprobe.detokenize import Detokenizer
+from vlmprobe.results.detokenize import Detokenizer
 
 TEXTS = [
     "What animal is this?",

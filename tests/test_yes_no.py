@@ -15,7 +15,7 @@ import vlmprobe
 from vlmprobe.analysis import yes_no
 from vlmprobe.analysis.outcomes import confidences, correctness
 from vlmprobe.errors import MessageError, ResultError
-from vlmprobe.groups import YesNo
+from vlmprobe.results.grouped import YesNo
 
 ASKED = "Is there a cat in the picture?"
 

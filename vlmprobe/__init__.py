@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vlmprobe.errors import VlmprobeError
     from vlmprobe.loading import load, wrap
     from vlmprobe.probe import Probe, Request
-    from vlmprobe.result import Result, Scores, load_result
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result, Scores, load_result
+    from vlmprobe.results.table import TokenTable
 
 __all__ = [
     "Probe",
@@ -39,10 +39,10 @@ _ROOMS = {
     "connect": "vlmprobe.connecting",
     "load": "vlmprobe.loading",
     "wrap": "vlmprobe.loading",
-    "Result": "vlmprobe.result",
-    "Scores": "vlmprobe.result",
-    "load_result": "vlmprobe.result",
-    "TokenTable": "vlmprobe.table",
+    "Result": "vlmprobe.results.result",
+    "Scores": "vlmprobe.results.result",
+    "load_result": "vlmprobe.results.result",
+    "TokenTable": "vlmprobe.results.table",
     "VlmprobeError": "vlmprobe.errors",
 }
 

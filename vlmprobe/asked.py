@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from vlmprobe.engines import KEEP, Options
 from vlmprobe.errors import GenerationOptionError, MessageError, near
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.storage import OnDisk
+from vlmprobe.results.row_files import OnDisk
 
 __all__ = ["Keep", "Request", "options_of", "request_of"]
 

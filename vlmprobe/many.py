@@ -11,7 +11,7 @@ from vlmprobe.asked import Request, request_of
 from vlmprobe.engines import Options
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
@@ -64,7 +64,7 @@ def answered(
 def _tracked(
     probe: Probe, run: Iterator[tuple[Asked, Any]], keeps: bool, progress: bool | None, total: int | None
 ) -> Iterator[Result | Failure]:
-    from vlmprobe.progress import tracking
+    from vlmprobe.display.progress import tracking
 
     with tracking(progress, total) as done:
         for (request, conversation), outcome in run:

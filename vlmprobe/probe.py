@@ -10,14 +10,14 @@ from vlmprobe.asked import Keep, Request, options_of
 from vlmprobe.engines import Engine, ability
 from vlmprobe.errors import GenerationOptionError
 from vlmprobe.inputs.messages import Conversation, Prompt
-from vlmprobe.result import Result, Scores
+from vlmprobe.results.result import Result, Scores
 
 if TYPE_CHECKING:
     from vlmprobe.analysis.rank import Ranking
     from vlmprobe.analysis.sampling import Samples
     from vlmprobe.engines.stream import Stream
-    from vlmprobe.groups import GroupedScores, YesNo
     from vlmprobe.many import OnError
+    from vlmprobe.results.grouped import GroupedScores, YesNo
     from vlmprobe.session import Session
 
 __all__ = ["Probe", "Request"]
@@ -55,7 +55,7 @@ class Probe:
             keep: ``"stats"`` keeps the columns; ``"logits"`` also the full rows [T, V]; ``"hidden"`` also the states
                 [T, H] that enter the LM head; a set keeps both. A ``pathlib.Path`` in place of ``"logits"`` is a folder
                 that the full rows go to as they are computed, mapped and not held in memory;
-                :class:`vlmprobe.storage.OnDisk` also chooses their type.
+                :class:`vlmprobe.results.row_files.OnDisk` also chooses their type.
             prompt: False skips the prompt side. None reports it where the engine gives it; every model that is open
                 here does.
             alternatives: K, how many of the likeliest tokens to keep at each position. None keeps 10, or as many as the
@@ -227,7 +227,7 @@ class Probe:
                 the other), or a malformed conversation.
             ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
         """
-        from vlmprobe.groups import candidate_groups, candidate_list, grouped
+        from vlmprobe.results.grouped import candidate_groups, candidate_list, grouped
 
         options = options_of(keep, None, alternatives, None, {})
         groups = candidate_groups(candidates) if isinstance(candidates, Mapping) else {}

@@ -17,7 +17,7 @@ from vlmprobe.engines.local import LocalEngine
 from vlmprobe.model_registry.internvl import InternVL
 from vlmprobe.model_registry.mllama import Mllama
 from vlmprobe.model_registry.native import Native
-from vlmprobe.result import Scores
+from vlmprobe.results.result import Scores
 
 # C6
 

@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from vlmprobe.table import TokenTable
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["Aligned", "align", "first_difference", "joined_rows", "same_token"]
 

@@ -12,7 +12,7 @@ from vlmprobe.analysis.given import answer_ids
 from vlmprobe.engines import ability
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
     from vlmprobe.engines import Options

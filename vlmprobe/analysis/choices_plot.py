@@ -10,7 +10,7 @@ from vlmprobe.analysis.plots import COLOURS, axes
 from vlmprobe.errors import MissingExtraError, ResultError
 
 if TYPE_CHECKING:
-    from vlmprobe.choices import Choices
+    from vlmprobe.results.choices import Choices
 
 __all__ = ["draw_choices"]
 

@@ -16,16 +16,16 @@ import numpy as np
 from vlmprobe.analysis.alignment import align, first_difference, joined_rows
 from vlmprobe.analysis.cases import Case, case_of
 from vlmprobe.analysis.comparison import Compared, Comparison
+from vlmprobe.display.progress import tracking
 from vlmprobe.engines import Options
 from vlmprobe.errors import CapabilityError, MessageError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Request
-from vlmprobe.progress import tracking
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
-    from vlmprobe.result import Result, Scores
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result, Scores
+    from vlmprobe.results.table import TokenTable
 
 __all__ = ["compare"]
 

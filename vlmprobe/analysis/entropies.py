@@ -13,7 +13,7 @@ import numpy as np
 
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import ResultError
-from vlmprobe.table import TokenTable
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["Bounds", "renyi_bounds", "renyi_entropy", "tail_mass", "top_k_entropy"]
 

@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["FORMAT", "METADATA", "SIDES", "arrow", "arrow_schema", "top_columns", "write_parquet"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from vlmprobe.analysis.outcomes import CalibrationError, checked, confidences
 from vlmprobe.errors import MissingExtraError
-from vlmprobe.result import Result, Scores
+from vlmprobe.results.result import Result, Scores
 
 __all__ = ["GRID", "Decision", "Threshold", "accept_for_accuracy", "accept_for_errors", "gate", "reject_for_losses"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmprobe.engines import ability
 from vlmprobe.errors import MessageError
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
     from vlmprobe.inputs.messages import Conversation

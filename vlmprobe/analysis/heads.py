@@ -20,8 +20,8 @@ from vlmprobe.analysis.linear_head import LinearHead, load_head
 from vlmprobe.engines import Options, ability
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe

@@ -25,8 +25,8 @@ from vlmprobe.engines import Options, ability
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError, ResultError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.errors import CheckpointError, ResultError, near
-from vlmprobe.table import read_only
+from vlmprobe.results.table import read_only
 
 __all__ = ["LinearHead", "load_head"]
 

@@ -20,8 +20,8 @@ from vlmprobe.analysis.given import answer_ids, require_no_options
 from vlmprobe.engines import Options, ability
 from vlmprobe.errors import MessageError, MissingExtraError
 from vlmprobe.inputs.messages import Conversation, Prompt
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 
 if TYPE_CHECKING:
     from vlmprobe.engines.layers import LayerColumns

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlmprobe.analysis import uncertainty
 from vlmprobe.errors import VlmprobeError, near
-from vlmprobe.result import Result, Scores
+from vlmprobe.results.result import Result, Scores
 
 __all__ = ["CONFIDENCES", "CalibrationError", "checked", "confidences", "correctness", "normal_text"]
 

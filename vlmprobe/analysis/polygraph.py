@@ -22,8 +22,8 @@ import numpy as np
 
 from vlmprobe.analysis.sampling import Samples
 from vlmprobe.errors import ResultError
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["statistics"]
 

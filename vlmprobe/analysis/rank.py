@@ -20,12 +20,12 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmprobe.asked import Request
+from vlmprobe.display.progress import tracking
 from vlmprobe.engines import Options
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
-from vlmprobe.progress import tracking
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe

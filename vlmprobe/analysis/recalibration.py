@@ -14,7 +14,7 @@ import numpy as np
 
 from vlmprobe.analysis.outcomes import CalibrationError, checked
 from vlmprobe.errors import MissingExtraError
-from vlmprobe.result import Scores
+from vlmprobe.results.result import Scores
 
 __all__ = [
     "FEWEST",

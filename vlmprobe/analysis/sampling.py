@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlmprobe.errors import ResultError
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 __all__ = ["PURE", "Estimator", "Samples", "group", "sample"]
 

@@ -19,7 +19,7 @@ from vlmprobe.analysis.outcomes import confidences, correctness, normal_text
 from vlmprobe.errors import ResultError, near
 from vlmprobe.loading import wrap
 from vlmprobe.probe import Probe, Request
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

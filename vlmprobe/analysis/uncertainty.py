@@ -1,6 +1,6 @@
 """How sure was it: numbers of one answer, from its columns alone.
 
-Every function takes a :class:`~vlmprobe.table.TokenTable` or a :class:`~vlmprobe.result.Result` (of which it reads the
+Every function takes a :class:`~vlmprobe.TokenTable` or a :class:`~vlmprobe.Result` (of which it reads the
 answer; for the prompt pass ``result.prompt``). Rows without a distribution (images, the first token of a sequence) are
 NaN and enter nothing; where no row is left the answer is NaN. The end token is a row like any other: an answer that
 stops is another answer than one that goes on. ``kinds=("text",)`` leaves it and other special tokens out.
@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.result import Result
-from vlmprobe.table import KINDS, TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import KINDS, TokenTable
 
 __all__ = [
     "MEASURES",

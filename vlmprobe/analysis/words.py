@@ -24,7 +24,7 @@ import numpy as np
 
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.table import TokenTable
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["Words", "boundary_logprobs", "word_starts", "words"]
 
@@ -113,7 +113,7 @@ def word_starts(tokenizer: Any, vocabulary: int) -> np.ndarray:
         tokenizer: of the model, or its processor.
         vocabulary: V, the length of the model's rows of logits; ids beyond the tokenizer's own begin no word.
     """
-    from vlmprobe.detokenize import Detokenizer
+    from vlmprobe.results.detokenize import Detokenizer
 
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     reader = Detokenizer(tokenizer)

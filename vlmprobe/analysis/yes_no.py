@@ -18,9 +18,9 @@ import numpy as np
 from vlmprobe.analysis.outcomes import CalibrationError
 from vlmprobe.asked import Request, request_of
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.groups import YesNo, candidate_groups, grouped
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.result import Result
+from vlmprobe.results.grouped import YesNo, candidate_groups, grouped
+from vlmprobe.results.result import Result
 from vlmprobe.session import Session
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def yes_no_many(
     """
     from dataclasses import replace
 
-    from vlmprobe.progress import tracking
+    from vlmprobe.display.progress import tracking
 
     total = len(requests) if isinstance(requests, Sequence) else None
     remembers = hasattr(probe.engine, "remembering") and not isinstance(probe, Session)

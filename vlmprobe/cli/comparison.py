@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vlmprobe.render.view import DASH, label, nats, percent
+from vlmprobe.display.view import DASH, label, nats, percent
 
 if TYPE_CHECKING:
     from vlmprobe.analysis.comparison import Compared, Comparison

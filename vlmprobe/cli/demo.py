@@ -16,7 +16,7 @@ from vlmprobe.cli.terminal import console, guarded, working
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vlmprobe.result import Result
+    from vlmprobe.results.result import Result
 
 __all__ = ["demo"]
 
@@ -42,8 +42,8 @@ def demo(
     """
     with guarded(debug):
         from vlmprobe.demo import pictures
+        from vlmprobe.display import page
         from vlmprobe.errors import CheckpointError
-        from vlmprobe.render import page
 
         files = pictures()
         if not files:
@@ -81,7 +81,7 @@ def _answers(results: Sequence[Result]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from vlmprobe.render.view import percent, plain
+    from vlmprobe.display.view import percent, plain
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("question", no_wrap=True, overflow="ellipsis", min_width=max(map(len, QUESTIONS)))

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlmprobe.result import Result, Scores
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result, Scores
+    from vlmprobe.results.table import TokenTable
 
 __all__ = ["dumps", "result_document", "scores_document"]
 
@@ -96,7 +96,7 @@ def token_rows(table: TokenTable) -> list[dict[str, Any]]:
 
 def dumps(document: Mapping[str, Any]) -> str:
     """One line of JSON. NaN and infinities are null; what could steer a terminal is escaped, other text is readable."""
-    from vlmprobe.render.view import UNSAFE
+    from vlmprobe.display.view import UNSAFE
 
     text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, default=str)
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -12,8 +12,8 @@ from vlmprobe.cli.terminal import console, note
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vlmprobe.result import Result, Scores
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result, Scores
+    from vlmprobe.results.table import TokenTable
 
     Shown = TypeVar("Shown", Result, Scores)
 
@@ -46,8 +46,8 @@ def deliver(
         below: what to print after the table.
         streamed: whether the answer has been printed already; the table then follows it in a terminal only.
     """
-    from vlmprobe.render import rich_view
-    from vlmprobe.result import Result
+    from vlmprobe.display import rich_view
+    from vlmprobe.results.result import Result
 
     if save is not None:
         result.save(save)
@@ -85,7 +85,7 @@ def raw_logits(table: TokenTable) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from vlmprobe.render.view import DASH, label
+    from vlmprobe.display.view import DASH, label
 
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     grid.add_column("token", no_wrap=True, min_width=6, max_width=18)

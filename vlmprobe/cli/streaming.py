@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlmprobe.engines.stream import Stream
-    from vlmprobe.result import Result
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result
+    from vlmprobe.results.table import TokenTable
 
 __all__ = ["follow"]
 
@@ -47,8 +47,8 @@ def follow(tokens: Stream) -> tuple[Result, bool]:
 
 
 def _print(row: TokenTable, screen: Console) -> None:
-    from vlmprobe.render.terminal import token_text
-    from vlmprobe.render.view import rows
+    from vlmprobe.display.terminal import token_text
+    from vlmprobe.display.view import rows
 
     (shown,) = rows(row)
     if screen.is_terminal:

@@ -100,7 +100,7 @@ def guarded(debug: bool) -> Iterator[None]:
 
 def one_line(text: str) -> str:
     """Text for one line of a terminal: line breaks become spaces, control characters visible."""
-    from vlmprobe.render.view import plain
+    from vlmprobe.display.view import plain
 
     return plain(" ".join(text.split()))
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Result, Scores
-from vlmprobe.storage import OnDisk
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.row_files import OnDisk
 
 __all__ = ["KEEP", "Engine", "Options", "ability"]
 

@@ -11,13 +11,13 @@ from transformers import GenerationConfig
 
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.capture import Head
-from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.forced import preceded
 from vlmprobe.engines.run import Run
 from vlmprobe.engines.tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
-from vlmprobe.storage import RowFile, Slots
-from vlmprobe.table import TokenTable
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.row_files import RowFile, Slots
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["Answers", "end_ids", "finish_reason", "prompt_table", "rows_of"]
 

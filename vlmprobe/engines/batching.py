@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from vlmprobe.engines import Engine, Options
 from vlmprobe.errors import VlmprobeError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 
 __all__ = ["WINDOW", "WINDOW_BYTES", "Batches", "picture_bytes"]
 

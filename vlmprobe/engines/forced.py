@@ -11,13 +11,13 @@ from torch import Tensor
 
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.capture import Head
-from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.decoding import generation_config
 from vlmprobe.engines.run import Run, run, to_model
 from vlmprobe.engines.tables import numpy_columns, require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
-from vlmprobe.table import TokenTable
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["begun", "forced_run", "preceded", "score_ids"]
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from vlmprobe.engines import Options
     from vlmprobe.engines.local import LocalEngine
     from vlmprobe.inputs.messages import Conversation
-    from vlmprobe.result import Result
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result
+    from vlmprobe.results.table import TokenTable
 
 __all__ = ["LayerColumns", "layer_columns"]
 

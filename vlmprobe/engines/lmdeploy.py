@@ -27,7 +27,7 @@ from vlmprobe.errors import (
     NonFiniteLogitsError,
 )
 from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
-from vlmprobe.result import Result, Scores
+from vlmprobe.results.result import Result, Scores
 
 __all__ = ["LMDeployEngine"]
 

@@ -15,7 +15,6 @@ from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, EncodedPrompt
 from vlmprobe.capture import Head, Steps
-from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.answers import Answers, end_ids, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.decoding import generation_config
@@ -30,9 +29,10 @@ from vlmprobe.engines.tables import PromptRows, prompt_rows
 from vlmprobe.errors import GenerationOptionError, MessageError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Result, Scores
-from vlmprobe.storage import StepRows, row_files
-from vlmprobe.table import TokenTable
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.row_files import StepRows, row_files
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["LocalEngine"]
 

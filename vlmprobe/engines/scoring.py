@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
 from vlmprobe.capture import Head, Kept
-from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines import Options
 from vlmprobe.engines.candidates import Path, SharedPrefix, why_not_shared
 from vlmprobe.engines.decoding import generation_config
@@ -19,8 +18,9 @@ from vlmprobe.engines.run import Run, run, to_model
 from vlmprobe.engines.tables import numpy_columns, require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.storage import RowFile, Slots, row_files
-from vlmprobe.table import TokenTable
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.row_files import RowFile, Slots, row_files
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["score"]
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from vlmprobe.engines.tables import require_finite
 from vlmprobe.errors import ResultError
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vlmprobe.capture import Steps
-    from vlmprobe.detokenize import Detokenizer
+    from vlmprobe.results.detokenize import Detokenizer
 
 __all__ = ["Rows", "Stream"]
 

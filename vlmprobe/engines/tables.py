@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.detokenize import Detokenizer
 from vlmprobe.errors import NonFiniteLogitsError
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.table import TokenTable, empty_numbers
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.table import TokenTable, empty_numbers
 
 if TYPE_CHECKING:
     from vlmprobe.measures import RowStats

@@ -22,7 +22,7 @@ from vlmprobe.engines.serving.requests import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.errors import AdapterError, CapabilityError, EngineResponseError, GenerationOptionError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Result, Scores
+from vlmprobe.results.result import Result, Scores
 
 __all__ = ["VLLMEngine"]
 

@@ -16,8 +16,8 @@ from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Probe
-from vlmprobe.result import Result, Scores
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.table import TokenTable
 from vlmprobe.testing.compare import scale_of, tolerances
 from vlmprobe.testing.report import SkipCheck
 from vlmprobe.testing.state import changes, state_of

@@ -27,7 +27,7 @@ from vlmprobe.engines.serving.pictures import base64_of
 from vlmprobe.engines.serving.wire import real, token_id
 from vlmprobe.errors import CapabilityError, EngineResponseError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
-from vlmprobe.result import Scores
+from vlmprobe.results.result import Scores
 
 __all__ = ["LightLLM"]
 

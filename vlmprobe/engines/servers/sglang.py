@@ -24,7 +24,7 @@ from vlmprobe.engines.serving.pictures import data_url
 from vlmprobe.engines.serving.wire import real, token_id
 from vlmprobe.errors import EngineResponseError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Scores
+from vlmprobe.results.result import Scores
 
 __all__ = ["SGLang"]
 

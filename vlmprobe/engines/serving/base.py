@@ -37,7 +37,7 @@ from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.engines.stream import Stream
 from vlmprobe.errors import CapabilityError, EngineError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
-from vlmprobe.result import Result, Scores
+from vlmprobe.results.result import Result, Scores
 
 __all__ = ["ServedEngine"]
 

@@ -14,8 +14,8 @@ from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Result, Scores
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["result_of", "scores_of"]
 

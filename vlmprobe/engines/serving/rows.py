@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Columns:
-    """Numeric columns of T rows, named as in :class:`~vlmprobe.table.TokenTable`."""
+    """Numeric columns of T rows, named as in :class:`~vlmprobe.results.table.TokenTable`."""
 
     numbers: dict[str, np.ndarray]
     top: list[tuple[Alternative, ...]] = field(default_factory=list)  # [T], what stands in top_ids
@@ -86,7 +86,7 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
 
 
 def _empty(count: int, wide: int) -> dict[str, np.ndarray]:
-    from vlmprobe.table import empty_numbers
+    from vlmprobe.results.table import empty_numbers
 
     return empty_numbers(count, wide)
 

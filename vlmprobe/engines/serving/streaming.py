@@ -18,8 +18,8 @@ from vlmprobe.engines.serving.meaning import Meaning
 from vlmprobe.engines.serving.rows import Row, columns
 from vlmprobe.engines.serving.tables import table_of
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 
 if TYPE_CHECKING:
     from vlmprobe.engines.serving.base import ServedEngine

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlmprobe.detokenize import Detokenizer
 from vlmprobe.engines.serving.meaning import Meaning
 from vlmprobe.engines.serving.rows import Columns, Row, columns
 from vlmprobe.engines.tables import prompt_rows, token_kinds
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.table import TokenTable, joined
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.table import TokenTable, joined
 
 __all__ = ["answer_table", "prompt_table", "table_of"]
 

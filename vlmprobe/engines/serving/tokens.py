@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.detokenize import Detokenizer
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, EngineResponseError
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.results.detokenize import Detokenizer
 
 if TYPE_CHECKING:
     from vlmprobe.adapter import Adapter

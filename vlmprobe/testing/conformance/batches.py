@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.probe import Request
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 from vlmprobe.testing.compare import require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure

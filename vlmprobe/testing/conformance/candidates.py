@@ -9,8 +9,8 @@ import numpy as np
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
-from vlmprobe.result import Scores
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Scores
+from vlmprobe.results.table import TokenTable
 from vlmprobe.testing.compare import log_softmax, require_numbers
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.table import TokenTable
+from vlmprobe.results.table import TokenTable
 from vlmprobe.testing.compare import log_softmax, require_numbers, scale_of
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.watch import decoder_input, noisy_embeddings

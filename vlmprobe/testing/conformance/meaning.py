@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmprobe.result import Result
-from vlmprobe.table import TokenTable
+from vlmprobe.results.result import Result
+from vlmprobe.results.table import TokenTable
 from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlmprobe.table import TokenTable
+from vlmprobe.results.table import TokenTable
 from vlmprobe.testing.compare import columns_of, require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.watch import last_hidden, replaced_output, tensor_of

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vlmprobe.errors import NonFiniteLogitsError
-from vlmprobe.result import Result
+from vlmprobe.results.result import Result
 from vlmprobe.testing.compare import require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.watch import changed_output

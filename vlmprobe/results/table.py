@@ -12,7 +12,7 @@ from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.image_spans import ImageSpan
 
 if TYPE_CHECKING:
-    from vlmprobe.choices import Choices
+    from vlmprobe.results.choices import Choices
 
 __all__ = ["KINDS", "TokenTable", "read_only"]
 
@@ -115,7 +115,7 @@ class TokenTable:
         Raises:
             ResultError: where the table keeps fewer than k alternatives.
         """
-        from vlmprobe.choices import choices_of
+        from vlmprobe.results.choices import choices_of
 
         return choices_of(self, k)
 
@@ -163,12 +163,12 @@ class TokenTable:
         return pyarrow.table(self.columns())
 
     def _repr_html_(self) -> str:
-        from vlmprobe.render import table_html
+        from vlmprobe.display import table_html
 
         return table_html(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
-        from vlmprobe.render import table_rich
+        from vlmprobe.display import table_rich
 
         yield table_rich(self)
 

@@ -10,11 +10,11 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from vlmprobe.render import view
-from vlmprobe.render.html import environment, wrapped
+from vlmprobe.display import view
+from vlmprobe.display.html import environment, wrapped
 
 if TYPE_CHECKING:
-    from vlmprobe.choices import Choices
+    from vlmprobe.results.choices import Choices
 
 __all__ = ["choices_html", "choices_rich"]
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmprobe.display import view
 from vlmprobe.inputs.images import thumbnail
-from vlmprobe.render import view
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
-    from vlmprobe.result import Scores
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Scores
+    from vlmprobe.results.table import TokenTable
 
 __all__ = ["environment", "fragment", "page", "table_html", "wrapped"]
 
@@ -202,7 +202,7 @@ def environment() -> Environment:
     from markupsafe import Markup
 
     made = Environment(
-        loader=PackageLoader("vlmprobe.render"), autoescape=True, trim_blocks=True, keep_trailing_newline=False
+        loader=PackageLoader("vlmprobe.display"), autoescape=True, trim_blocks=True, keep_trailing_newline=False
     )
     scope, style = _style()
     made.filters |= {"percent": view.percent, "nats": view.nats, "digest": _digest}
@@ -229,4 +229,4 @@ def _digest(text: str) -> str:
 
 
 def _read(name: str) -> str:
-    return files("vlmprobe.render").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("vlmprobe.display").joinpath("templates", name).read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from vlmprobe.result import Result, Scores
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result, Scores
+    from vlmprobe.results.table import TokenTable
 
 __all__ = [
     "LEVELS",

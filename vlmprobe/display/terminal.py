@@ -13,11 +13,11 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from vlmprobe.render import view
+from vlmprobe.display import view
 
 if TYPE_CHECKING:
-    from vlmprobe.result import Result, Scores
-    from vlmprobe.table import TokenTable
+    from vlmprobe.results.result import Result, Scores
+    from vlmprobe.results.table import TokenTable
 
 __all__ = ["rich_view", "table_rich", "token_text"]
 

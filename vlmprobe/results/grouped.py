@@ -11,7 +11,7 @@ import numpy as np
 
 from vlmprobe.errors import MessageError, MissingExtraError
 from vlmprobe.inputs.messages import TextPart
-from vlmprobe.result import Scores
+from vlmprobe.results.result import Scores
 
 __all__ = ["GroupedScores", "YesNo", "candidate_groups", "candidate_list", "grouped"]
 

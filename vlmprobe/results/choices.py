@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.table import TokenTable, read_only
+from vlmprobe.results.table import TokenTable, read_only
 
 __all__ = ["Choices", "choices_of"]
 
@@ -76,12 +76,12 @@ class Choices:
         return pandas.DataFrame(self.columns())
 
     def _repr_html_(self) -> str:
-        from vlmprobe.render.choices import choices_html
+        from vlmprobe.display.choices import choices_html
 
         return choices_html(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
-        from vlmprobe.render.choices import choices_rich
+        from vlmprobe.display.choices import choices_rich
 
         yield choices_rich(self)
 

@@ -1,0 +1,263 @@
+"""What a probe returns: ``Result`` of a generation, ``Scores`` of candidates. Frozen; saved as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL.Image import Image, fromarray
+
+from vlmprobe.errors import ResultError
+from vlmprobe.results.table import Ids, TokenTable, read_only
+
+if TYPE_CHECKING:
+    from vlmprobe.results.choices import Choices
+
+__all__ = ["Result", "Scores", "load_result"]
+
+FORMAT = 1  # version of the saved layout
+ARRAYS, DOCUMENT = "arrays.safetensors", "result.json"
+
+
+class Saved:
+    """Saving, and showing in a terminal and in Jupyter, for whatever holds tables, numbers and pictures."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write to ``path``: one file where it ends in ``.safetensors``, else a folder of safetensors and JSON."""
+        from safetensors.numpy import save_file
+
+        arrays, document = self._parts()  # type: ignore[attr-defined]
+        document |= {"format": FORMAT, "type": type(self).__name__}
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        path = Path(path)
+        try:
+            text = json.dumps(document, ensure_ascii=False, indent=1)
+        except (TypeError, ValueError) as error:
+            raise ResultError(f"meta holds what JSON cannot: {error}. Use strings or numbers as ids.") from error
+        if path.suffix == ".safetensors":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(arrays, path, metadata={"vlmprobe": text})
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            save_file(arrays, path / ARRAYS)
+            (path / DOCUMENT).write_text(text, encoding="utf-8")
+        return path
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One self-contained HTML page; written to ``path`` where given."""
+        from vlmprobe.display import page
+
+        text = page([self])
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_html_(self) -> str:
+        from vlmprobe.display import fragment
+
+        return fragment(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from vlmprobe.display import rich_view
+
+        yield rich_view(self)
+
+    def show(self) -> None:
+        """Print to the terminal."""
+        from rich.console import Console
+
+        Console().print(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Saved):
+    """The answer to one request and what the model said of every token of prompt and answer."""
+
+    text: str  # the answer, special tokens removed
+    prompt: TokenTable | None  # one row per prompt token, one per image; None with prompt=False
+    output: TokenTable  # one row per generated token, the end token included
+    input_ids: Ids  # int64 [S], the prompt in the model's own sequence, image placeholders included
+    meta: dict[str, Any] = field(default_factory=dict)  # model, adapter, dtype, device, versions, options, timings, ...
+    images: tuple[Image, ...] = ()  # the pictures asked about, reduced for display
+
+    def __post_init__(self) -> None:
+        if self.input_ids is not None:
+            object.__setattr__(self, "input_ids", read_only(self.input_ids))
+
+    @property
+    def finish_reason(self) -> str:
+        """``"stop"`` (an end token or stop string), or ``"length"`` (``max_new_tokens`` was reached)."""
+        return str(self.meta["finish_reason"])
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the whole answer given the prompt: ``exp`` of the sum of the output's log-probabilities.
+
+        NaN where an engine tells no more of one of them than a bound.
+        """
+        if self.output.logprobs_at_most is not None:
+            return float("nan")
+        return float(np.exp(self.output.logprob))
+
+    def top(self, k: int = 5) -> Choices:
+        """What else could have been said at each step of the answer; see :meth:`TokenTable.top`."""
+        return self.output.top(k)
+
+    def __repr__(self) -> str:
+        shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        return f"Result({shown!r}, {len(self.output)} tokens, confidence {self.confidence:.3f})"
+
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays: dict[str, np.ndarray] = {} if self.input_ids is None else {"input_ids": self.input_ids}
+        document: dict[str, Any] = {"text": self.text, "meta": self.meta}
+        if self.input_ids is None:
+            document["input_ids"] = None
+        for name in ("prompt", "output"):
+            table = getattr(self, name)
+            if table is not None:
+                columns, document[name] = table.to_parts()
+                arrays |= {f"{name}.{column}": array for column, array in columns.items()}
+        return arrays | _pack(self.images), document
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Result:
+        return cls(
+            text=document["text"],
+            prompt=_table("prompt", arrays, document["prompt"]) if "prompt" in document else None,
+            output=_table("output", arrays, document["output"]),
+            input_ids=arrays["input_ids"] if "input_ids" in arrays else document["input_ids"],
+            meta=document["meta"],
+            images=_unpack(arrays),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(Saved):
+    """How likely each of C candidate answers is, written right after the prompt."""
+
+    candidates: list[str]  # [C]
+    tables: list[TokenTable]  # [C], one row per candidate token
+    boundaries: list[str | None]  # [C], what happened where the tokenizer merged across the boundary, else None
+    meta: dict[str, Any] = field(default_factory=dict)
+    images: tuple[Image, ...] = ()  # the pictures asked about, reduced for display
+
+    @cached_property
+    def logprobs(self) -> np.ndarray:
+        """float64 [C], nats: log-probability of each candidate, summed over all its tokens; NaN where one has none."""
+        return np.array([table.logprobs.sum(dtype=np.float64) for table in self.tables])
+
+    @property
+    def means(self) -> np.ndarray:
+        """float64 [C], nats per token."""
+        return self.logprobs / np.array([len(table) for table in self.tables])
+
+    @property
+    def per_byte(self) -> np.ndarray:
+        """float64 [C], nats per UTF-8 byte of the candidate: comparable between tokenizers."""
+        return self.logprobs / np.array([len(candidate.encode()) for candidate in self.candidates])
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float64 [C]: softmax of ``logprobs`` over the candidates, so they sum to 1.
+
+        A candidate that has no log-probability (it holds an id beyond the head) stays NaN and takes no part.
+        """
+        if np.isnan(self.logprobs).all():
+            return self.logprobs
+        shifted = np.exp(self.logprobs - np.nanmax(self.logprobs))
+        return shifted / np.nansum(shifted)
+
+    @property
+    def mass(self) -> float:
+        """Total probability that the model gives to the candidates: how much of its belief the list covers.
+
+        Above 1 only where one candidate begins with another one.
+        """
+        return float(np.nansum(np.exp(self.logprobs)))
+
+    @property
+    def best(self) -> str:
+        """The candidate with the greatest summed log-probability."""
+        if np.isnan(self.logprobs).all():
+            raise ResultError("no candidate has a log-probability: all hold ids beyond the model's head")
+        return self.candidates[int(np.nanargmax(self.logprobs))]
+
+    def __repr__(self) -> str:
+        order = np.argsort(-self.logprobs)[:3]
+        shown = ", ".join(f"{self.candidates[place]!r} {self.probabilities[place]:.3f}" for place in order)
+        return f"Scores({shown}{', ...' if len(self.candidates) > 3 else ''})"
+
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays: dict[str, np.ndarray] = {}
+        tables = []
+        for place, table in enumerate(self.tables):
+            columns, rest = table.to_parts()
+            arrays |= {f"{place}.{column}": array for column, array in columns.items()}
+            tables.append(rest)
+        document = {"candidates": self.candidates, "boundaries": self.boundaries, "tables": tables, "meta": self.meta}
+        return arrays | _pack(self.images), document
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Scores:
+        return cls(
+            candidates=document["candidates"],
+            tables=[_table(str(place), arrays, rest) for place, rest in enumerate(document["tables"])],
+            boundaries=document["boundaries"],
+            meta=document["meta"],
+            images=_unpack(arrays),
+        )
+
+
+def load_result(path: str | Path) -> Result | Scores:
+    """Read what :meth:`Result.save` or :meth:`Scores.save` wrote.
+
+    Raises:
+        ResultError: where nothing is there, or what is there was not written by vlmprobe.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import load_file
+
+    path = Path(path)
+    file = path / ARRAYS if path.is_dir() else path
+    if not file.is_file():
+        raise ResultError(f"No saved result at {path}: it has no {ARRAYS}." if path.is_dir() else f"No file at {path}.")
+    try:
+        arrays = load_file(file)
+        if path.is_dir():
+            text = (path / DOCUMENT).read_text(encoding="utf-8")
+        else:
+            with safe_open(file, framework="np") as opened:
+                text = (opened.metadata() or {}).get("vlmprobe", "")
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ResultError(f"it has layout {document['format']}, and this vlmprobe reads layout {FORMAT}")
+        if not isinstance(document["meta"], dict):
+            raise ResultError("its meta is no mapping")
+        return _kinds()[document["type"]]._from_parts(arrays, document)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultError(f"{path} is not a result that vlmprobe saved ({type(error).__name__}: {error}).") from error
+
+
+def _kinds() -> dict[str, type[Result] | type[Scores]]:
+    from vlmprobe.results.grouped import GroupedScores, YesNo
+
+    return {each.__name__: each for each in (Result, Scores, GroupedScores, YesNo)}
+
+
+def _table(name: str, arrays: dict[str, np.ndarray], rest: dict[str, Any]) -> TokenTable:
+    head = f"{name}."
+    return TokenTable.from_parts({key[len(head) :]: arrays[key] for key in arrays if key.startswith(head)}, rest)
+
+
+def _pack(images: tuple[Image, ...]) -> dict[str, np.ndarray]:
+    return {f"image.{place}": np.asarray(image.convert("RGB")) for place, image in enumerate(images)}
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> tuple[Image, ...]:
+    count = sum(key.startswith("image.") for key in arrays)
+    return tuple(fromarray(arrays[f"image.{place}"], mode="RGB") for place in range(count))
