@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import vlmprobe
-    from vlmprobe import registry
+    from vlmprobe.model_registry import registry
     from vlmprobe.cli import app
     from vlmprobe.testing import tiny
     known = registry.adapters()

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlmprobe.errors import CheckpointError, UnknownModelError
-from vlmprobe.model_registry.checkpoint import local_folder, read_json, weight_files
-from vlmprobe.model_registry.internvl2 import InternVL2
+from vlmprobe.model_registry.original.checkpoint import local_folder, read_json, weight_files
+from vlmprobe.model_registry.original.internvl2 import InternVL2
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 

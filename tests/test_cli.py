@@ -310,7 +310,7 @@ def test_score_is_what_the_library_returns(run, tiny, scene, probe_of, tmp_path)
 
 
 def test_models_lists_every_adapter(run):
-    from vlmprobe.registry import adapter_names, known_model_types
+    from vlmprobe.model_registry.registry import adapter_names, known_model_types
 
     read = json.loads(run("models", "--json").stdout)
     assert [each["name"] for each in read["adapters"]] == adapter_names()

@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from torchvision.transforms.functional import normalize, to_tensor
 
 import vlmprobe
+from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.errors import CheckpointError, MessageError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.kv_cache import cache_name, cache_of
-from vlmprobe.model_registry.internvl2 import InternVL2
-from vlmprobe.model_registry.internvl2.configuration import translate
-from vlmprobe.model_registry.internvl2.processing import IMAGENET_MEAN, IMAGENET_STD, InternVL2Processor
-from vlmprobe.model_registry.internvl2.prompt import TEMPLATES, find_template, write_prompt
-from vlmprobe.model_registry.tiling import choose_grid, tile_image
+from vlmprobe.model_registry.original.internvl2 import InternVL2
+from vlmprobe.model_registry.original.internvl2.configuration import translate
+from vlmprobe.model_registry.original.internvl2.processing import IMAGENET_MEAN, IMAGENET_STD, InternVL2Processor
+from vlmprobe.model_registry.original.internvl2.prompt import TEMPLATES, find_template, write_prompt
+from vlmprobe.model_registry.original.internvl2.tiling import choose_grid, tile_image
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = (

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import vlmprobe
 from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.model_registry.minicpmv import MiniCPMV
+from vlmprobe.model_registry.original.minicpmv import MiniCPMV
 
 pytest.importorskip("timm")
 pytest.importorskip("sentencepiece")

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 import vlmprobe
+from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.analysis import contrast, lens
 from vlmprobe.analysis.decoding import ImageContrast
-from vlmprobe.kv_cache import cache_name, cache_of
 
 OLD = "past_key_values"
 RENAMED = "cache" in {field.name for field in fields(BaseModelOutputWithPast)}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vlmprobe.errors import CheckpointError, MissingExtraError
-from vlmprobe.model_registry.original_tokenizer import original_tokenizer, token_id
-from vlmprobe.model_registry.sentencepiece_tokenizer import SentencePieceTokenizer
+from vlmprobe.model_registry.original.sentencepiece_tokenizer import SentencePieceTokenizer
+from vlmprobe.model_registry.original.tokenizer import original_tokenizer, token_id
 
 DATA = Path(__file__).parent / "data"
 FOLDERS = {

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import vlmprobe
-from vlmprobe import capture, quick, registry
+from vlmprobe import capture, quick
 from vlmprobe.adapter import Adapter
 from vlmprobe.errors import VlmprobeWarning
+from vlmprobe.model_registry import registry
 from vlmprobe.quick import checks, memory
 
 

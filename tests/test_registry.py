@@ -11,9 +11,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import vlmprobe
-from vlmprobe import registry
 from vlmprobe.adapter import Adapter
 from vlmprobe.errors import AdapterError, CapabilityError, RemoteCodeError, UnknownModelError
+from vlmprobe.model_registry import registry
 
 
 class Theirs(Adapter):
@@ -128,7 +128,10 @@ def test_built_in_adapters_look_at_any_configuration(config):
 def test_names_without_importing_anything():
     import subprocess
 
-    code = "import sys, vlmprobe.registry as it; print(*it.adapter_names()); print('torch' in sys.modules)"
+    code = (
+        "import sys; from vlmprobe.model_registry import registry\n"
+        "print(*registry.adapter_names()); print('torch' in sys.modules)"
+    )
     names, torch = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     ).stdout.splitlines()
@@ -257,13 +260,14 @@ def test_nothing_but_config_json_is_read(tmp_path):
 @pytest.mark.parametrize("model_type", ["llama4", "nemotron_h_omni"])
 @pytest.mark.parametrize("version", ["5.23.0", "5.24.0"])
 def test_what_the_installed_transformers_cannot_run_is_refused_before_it_is_loaded(monkeypatch, model_type, version):
-    from vlmprobe.model_registry import nested
+    from vlmprobe.model_registry import nested_decoder
 
-    monkeypatch.setattr(nested, "__version__", version)
+    monkeypatch.setattr(nested_decoder, "__version__", version)
     model = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
     if (model_type, version) != ("llama4", "5.24.0"):
-        assert nested.Nested(model, None).model is model
+        assert nested_decoder.Nested(model, None).model is model
         return
-    for call in (lambda: nested.Nested(model, None), lambda: nested.Nested.load("x", config={"model_type": "llama4"})):
+    kind = nested_decoder.Nested
+    for call in (lambda: kind(model, None), lambda: kind.load("x", config={"model_type": "llama4"})):
         with pytest.raises(CapabilityError, match=r"5\.24\.0 cannot run llama4.*Install another"):
             call()

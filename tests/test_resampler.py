@@ -11,9 +11,9 @@ from original_cases import GOLDEN
 from PIL import Image
 from safetensors.torch import load_file
 
-from vlmprobe.model_registry.minicpmv.vision import grid_positions, patch_positions
-from vlmprobe.model_registry.resampler import AdaptiveResampler, GridResampler, sincos_grid
-from vlmprobe.model_registry.slicing import plan_slices, slice_image
+from vlmprobe.model_registry.original.minicpmv.slicing import plan_slices, slice_image
+from vlmprobe.model_registry.original.minicpmv.vision import grid_positions, patch_positions
+from vlmprobe.model_registry.original.resampler import AdaptiveResampler, GridResampler, sincos_grid
 
 UNITS = GOLDEN / "_units"
 

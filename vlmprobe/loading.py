@@ -58,7 +58,8 @@ def load(
         RemoteCodeError: where the checkpoint only works by running its own code, or that is asked for.
         CheckpointError: for missing or damaged files.
     """
-    from vlmprobe import quick, registry
+    from vlmprobe import quick
+    from vlmprobe.model_registry import registry
 
     if from_pretrained.pop("trust_remote_code", False):
         raise RemoteCodeError(
@@ -105,7 +106,7 @@ def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
         processor: its processor, with a chat template.
         adapter: name of the adapter to use; found from ``model.config`` where None.
     """
-    from vlmprobe import registry
+    from vlmprobe.model_registry import registry
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(inner, "generate") or not hasattr(inner, "config"):

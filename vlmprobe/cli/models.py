@@ -27,7 +27,7 @@ def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
     """List the adapters: which checkpoints each handles, and the package that it comes from."""
     with guarded(debug):
         with working("Looking for adapters"):
-            from vlmprobe import registry
+            from vlmprobe.model_registry import registry
 
             found = [_described(name, adapter) for name, adapter in sorted(registry.adapters().items())]
             native = registry.known_model_types()
@@ -41,7 +41,7 @@ def _described(name: str, adapter: type[Adapter]) -> dict[str, Any]:
     from importlib.metadata import entry_points
 
     from vlmprobe._version import DISTRIBUTION
-    from vlmprobe.registry import GROUP
+    from vlmprobe.model_registry.registry import GROUP
 
     origins = [point.dist for point in entry_points(group=GROUP, name=name) if point.dist]
     origin = min(origins, key=lambda dist: dist.name != DISTRIBUTION, default=None)  # ours, where another took its name

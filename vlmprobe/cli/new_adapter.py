@@ -79,7 +79,7 @@ def _values(name: str, model_type: str) -> dict[str, Any]:
     Raises:
         AdapterError: where the name is taken, another adapter has the model type, or there is nothing to test it on.
     """
-    from vlmprobe import registry
+    from vlmprobe.model_registry import registry
     from vlmprobe.testing import tiny
 
     if name in registry.adapter_names():

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.adapter.kv_cache import cache_name
 from vlmprobe.capture import states_of
-from vlmprobe.kv_cache import cache_name
 
 __all__ = ["Path", "SharedPrefix", "longest", "why_not_shared"]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.adapter.kv_cache import cache_name
 from vlmprobe.capture import Head, watch_backbone
 from vlmprobe.engines.forced import begun, forced_run
 from vlmprobe.engines.run import alone, to_model
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.kv_cache import cache_name
 
 __all__ = ["Follower"]
 

@@ -16,11 +16,11 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.adapter.kv_cache import cache_of
 from vlmprobe.capture import Kept, Steps, watch_backbone
 from vlmprobe.engines import Options
 from vlmprobe.engines.tables import non_finite
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError
-from vlmprobe.kv_cache import cache_of
 
 __all__ = ["Run", "alone", "drawing", "run", "to_model"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.registry import known_model_types
+from vlmprobe.model_registry.registry import known_model_types
 
 __all__ = ["Native"]
 

@@ -124,8 +124,8 @@ def _reader(checkpoint: str | os.PathLike[str]) -> Adapter:
     """The adapter of a checkpoint, without its weights."""
     from transformers import AutoConfig, AutoProcessor
 
-    from vlmprobe import registry
     from vlmprobe.adapter import Adapter
+    from vlmprobe.model_registry import registry
 
     name = os.path.expanduser(os.fspath(checkpoint))
     if name == "demo":

@@ -11,13 +11,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError, near
-from vlmprobe.model_registry.checkpoint import read_json
-from vlmprobe.model_registry.fused import FusedConfig
-from vlmprobe.model_registry.language import language_config
-from vlmprobe.model_registry.minicpmv.releases import ImageRules, Release, release_of
-from vlmprobe.model_registry.minicpmv.vision import NavitConfig
-from vlmprobe.model_registry.timm_towers import TimmTowerConfig, read_tower
-from vlmprobe.model_registry.vision_blocks import ACTIVATIONS
+from vlmprobe.model_registry.original.checkpoint import read_json
+from vlmprobe.model_registry.original.fused_model import FusedConfig
+from vlmprobe.model_registry.original.language_config import language_config
+from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, Release, release_of
+from vlmprobe.model_registry.original.minicpmv.vision import NavitConfig
+from vlmprobe.model_registry.original.timm_towers import TimmTowerConfig, read_tower
+from vlmprobe.model_registry.original.vision_blocks import ACTIVATIONS
 
 __all__ = ["MiniCPMVConfig", "translate"]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from vlmprobe.model_registry.fused import FusedForConditionalGeneration, FusedModel
-from vlmprobe.model_registry.minicpmv.config import MiniCPMVConfig
-from vlmprobe.model_registry.minicpmv.releases import RELEASES
-from vlmprobe.model_registry.minicpmv.vision import NavitTower, grid_positions, patch_positions, patches_mask
-from vlmprobe.model_registry.resampler import AdaptiveResampler, GridResampler
-from vlmprobe.model_registry.timm_towers import build_tower
+from vlmprobe.model_registry.original.fused_model import FusedForConditionalGeneration, FusedModel
+from vlmprobe.model_registry.original.minicpmv.config import MiniCPMVConfig
+from vlmprobe.model_registry.original.minicpmv.releases import RELEASES
+from vlmprobe.model_registry.original.minicpmv.vision import NavitTower, grid_positions, patch_positions, patches_mask
+from vlmprobe.model_registry.original.resampler import AdaptiveResampler, GridResampler
+from vlmprobe.model_registry.original.timm_towers import build_tower
 
 __all__ = ["MiniCPMVForConditionalGeneration", "MiniCPMVModel"]
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from vlmprobe.kv_cache import cache_name, cache_of
+from vlmprobe.adapter.kv_cache import cache_name, cache_of
 
 __all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 

@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig
 
-from vlmprobe.model_registry.vision_blocks import FeedForward
+from vlmprobe.model_registry.original.vision_blocks import FeedForward
 
 __all__ = ["NavitConfig", "NavitTower", "grid_positions", "patch_positions", "patches_mask"]
 

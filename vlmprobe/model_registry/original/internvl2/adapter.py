@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmprobe.adapter import Adapter, Capabilities, Continuation, EncodedPrompt, Encoding
-from vlmprobe.model_registry.internvl2.prompt import IMAGE_CONTEXT
+from vlmprobe.model_registry.original.internvl2.prompt import IMAGE_CONTEXT
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,12 @@ class InternVL2(Adapter):
         Raises:
             CheckpointError: a file or weight is missing or does not fit, or a field has an unknown value.
         """
-        from vlmprobe.model_registry.checkpoint import load_weights, local_folder
-        from vlmprobe.model_registry.internvl2.configuration import tile_size, translate
-        from vlmprobe.model_registry.internvl2.modeling import InternVL2ForConditionalGeneration
-        from vlmprobe.model_registry.internvl2.processing import InternVL2Processor
-        from vlmprobe.model_registry.internvl2.weights import CONVERSIONS
-        from vlmprobe.model_registry.original_tokenizer import original_tokenizer, token_id
+        from vlmprobe.model_registry.original.checkpoint import load_weights, local_folder
+        from vlmprobe.model_registry.original.internvl2.configuration import tile_size, translate
+        from vlmprobe.model_registry.original.internvl2.modeling import InternVL2ForConditionalGeneration
+        from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
+        from vlmprobe.model_registry.original.internvl2.weights import CONVERSIONS
+        from vlmprobe.model_registry.original.tokenizer import original_tokenizer, token_id
 
         folder = local_folder(checkpoint, revision=revision, options=options)
         tokenizer = original_tokenizer(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmprobe.adapter import Adapter, Encoding
 from vlmprobe.errors import CapabilityError
-from vlmprobe.model_registry.minicpmv.releases import RELEASES, Release, release_of
+from vlmprobe.model_registry.original.minicpmv.releases import RELEASES, Release, release_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class MiniCPMV(Adapter):
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
-        from vlmprobe.model_registry.language import stretches
+        from vlmprobe.model_registry.original.language_config import stretches
 
         super().__init__(model, processor)
         self.capabilities = replace(
@@ -63,11 +63,11 @@ class MiniCPMV(Adapter):
         """As in the base class; 4.5 also takes ``enable_thinking``, as its original ``chat()`` does."""
         from transformers.core_model_loading import WeightRenaming
 
-        from vlmprobe.model_registry.checkpoint import load_weights, local_folder
-        from vlmprobe.model_registry.minicpmv.config import translate
-        from vlmprobe.model_registry.minicpmv.modeling import MiniCPMVForConditionalGeneration
-        from vlmprobe.model_registry.minicpmv.processing import MiniCPMVProcessor
-        from vlmprobe.model_registry.original_tokenizer import original_tokenizer, token_id
+        from vlmprobe.model_registry.original.checkpoint import load_weights, local_folder
+        from vlmprobe.model_registry.original.minicpmv.config import translate
+        from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
+        from vlmprobe.model_registry.original.minicpmv.processing import MiniCPMVProcessor
+        from vlmprobe.model_registry.original.tokenizer import original_tokenizer, token_id
 
         release = release_of(config)
         thinking = bool(options.pop("enable_thinking", False))
@@ -120,7 +120,7 @@ class MiniCPMV(Adapter):
         """
         import torch
 
-        from vlmprobe.model_registry.fused_batch import sequence_inputs
+        from vlmprobe.model_registry.original.fused_inputs import sequence_inputs
 
         prompts, images, owners = [], [], []
         for place, conversation in enumerate(conversations):

@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig
 
-from vlmprobe.model_registry.vision_blocks import FeedForward
+from vlmprobe.model_registry.original.vision_blocks import FeedForward
 
 __all__ = ["NORMS", "InternViT", "InternViTConfig"]
 

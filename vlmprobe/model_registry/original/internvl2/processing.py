@@ -14,9 +14,9 @@ from torchvision.transforms.functional import normalize, to_tensor
 from vlmprobe.adapter import EncodedPrompt, Encoding, ImageSpan
 from vlmprobe.errors import AdapterError, CheckpointError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.model_registry.fused_batch import sequence_inputs
-from vlmprobe.model_registry.internvl2.prompt import Template, find_template, write_prompt
-from vlmprobe.model_registry.tiling import tile_image
+from vlmprobe.model_registry.original.fused_inputs import sequence_inputs
+from vlmprobe.model_registry.original.internvl2.prompt import Template, find_template, write_prompt
+from vlmprobe.model_registry.original.internvl2.tiling import tile_image
 
 __all__ = ["InternVL2Processor"]
 

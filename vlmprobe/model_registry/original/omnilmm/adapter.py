@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlmprobe.inputs.messages import Conversation
-    from vlmprobe.model_registry.omnilmm.modeling import OmniLMMConfig
+    from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMConfig
 
 __all__ = ["OmniLMM"]
 
@@ -47,10 +47,10 @@ class OmniLMM(Adapter):
         """As in the base class; safetensors or ``.bin`` shards."""
         from transformers.core_model_loading import WeightRenaming
 
-        from vlmprobe.model_registry.checkpoint import load_weights, local_folder
-        from vlmprobe.model_registry.omnilmm.modeling import OmniLMMForConditionalGeneration
-        from vlmprobe.model_registry.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
-        from vlmprobe.model_registry.original_tokenizer import original_tokenizer
+        from vlmprobe.model_registry.original.checkpoint import load_weights, local_folder
+        from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMForConditionalGeneration
+        from vlmprobe.model_registry.original.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
+        from vlmprobe.model_registry.original.tokenizer import original_tokenizer
 
         folder = local_folder(checkpoint, revision=revision, options=options)
         translated = _translate(folder, config)
@@ -81,7 +81,7 @@ class OmniLMM(Adapter):
         """As in the base class; beside ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""
         import torch
 
-        from vlmprobe.model_registry.fused_batch import sequence_inputs
+        from vlmprobe.model_registry.original.fused_inputs import sequence_inputs
 
         prompts = []
         for conversation in conversations:
@@ -99,9 +99,9 @@ class OmniLMM(Adapter):
 
 
 def _translate(folder: Path, config: Mapping[str, Any]) -> OmniLMMConfig:
-    from vlmprobe.model_registry.language import language_config
-    from vlmprobe.model_registry.omnilmm.modeling import OmniLMMConfig
-    from vlmprobe.model_registry.timm_towers import read_tower
+    from vlmprobe.model_registry.original.language_config import language_config
+    from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMConfig
+    from vlmprobe.model_registry.original.timm_towers import read_tower
 
     named = str(config.get("mm_vision_tower"))
     if named.split(".")[0] != TOWER:

@@ -15,9 +15,9 @@ from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message
-from vlmprobe.model_registry.minicpmv.releases import ImageRules, Release
-from vlmprobe.model_registry.original_tokenizer import token_id
-from vlmprobe.model_registry.slicing import SlicePlan, plan_slices, slice_image
+from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, Release
+from vlmprobe.model_registry.original.minicpmv.slicing import SlicePlan, plan_slices, slice_image
+from vlmprobe.model_registry.original.tokenizer import token_id
 
 __all__ = ["MiniCPMVProcessor", "Slices"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmprobe.errors import CheckpointError
-from vlmprobe.model_registry.checkpoint import read_json
+from vlmprobe.model_registry.original.checkpoint import read_json
 
 __all__ = ["original_tokenizer", "token_id"]
 
@@ -64,7 +64,7 @@ def token_id(tokenizer: Any, token: str) -> int:
 
 
 def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:
-    from vlmprobe.model_registry.sentencepiece_tokenizer import SentencePieceTokenizer, added_tokens
+    from vlmprobe.model_registry.original.sentencepiece_tokenizer import SentencePieceTokenizer, added_tokens
 
     if name == "InternLM2Tokenizer":
         defaults, legacy = INTERNLM2_DEFAULTS, True  # it has no other rule

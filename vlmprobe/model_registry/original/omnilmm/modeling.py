@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from vlmprobe.model_registry.fused import FusedConfig, FusedForConditionalGeneration, FusedModel
-from vlmprobe.model_registry.resampler import GridResampler
-from vlmprobe.model_registry.timm_towers import build_tower
+from vlmprobe.model_registry.original.fused_model import FusedConfig, FusedForConditionalGeneration, FusedModel
+from vlmprobe.model_registry.original.resampler import GridResampler
+from vlmprobe.model_registry.original.timm_towers import build_tower
 
 __all__ = ["OmniLMMConfig", "OmniLMMForConditionalGeneration", "OmniLMMModel"]
 

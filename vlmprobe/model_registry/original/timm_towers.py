@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError, MissingExtraError
-from vlmprobe.model_registry.checkpoint import weight_files
+from vlmprobe.model_registry.original.checkpoint import weight_files
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vlmprobe.model_registry.fused import FusedForConditionalGeneration, FusedModel
-from vlmprobe.model_registry.internvl2.configuration import InternVL2Config
-from vlmprobe.model_registry.internvl2.vision import InternViT
+from vlmprobe.model_registry.original.fused_model import FusedForConditionalGeneration, FusedModel
+from vlmprobe.model_registry.original.internvl2.configuration import InternVL2Config
+from vlmprobe.model_registry.original.internvl2.vision import InternViT
 
 __all__ = ["InternVL2ForConditionalGeneration", "InternVL2Model", "pixel_shuffle"]
 

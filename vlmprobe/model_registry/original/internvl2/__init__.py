@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vlmprobe.model_registry.internvl2.adapter import InternVL2
+from vlmprobe.model_registry.original.internvl2.adapter import InternVL2
 
 __all__ = ["InternVL2"]
