@@ -21,7 +21,7 @@ RECORDING = Path(__file__).parent / "data/wire/vllm/recorded-0.32.0-qwen2_vl.jso
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("vlmprobe.engines.serving.client.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("vlmprobe.engines.serving.http.client.FIRST_PAUSE_S", 0.01)
 
 
 def run(*arguments: object, code: int = 0):

@@ -14,8 +14,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import vlmprobe
 from vlmprobe import Request
-from vlmprobe.engines import batching, candidates
-from vlmprobe.engines.images import _bytes, _copy, _joined
+from vlmprobe.engines import batching
+from vlmprobe.engines.local import shared_prefix
+from vlmprobe.engines.local.feature_cache import _bytes, _copy, _joined
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.testing import check_adapter
 
@@ -151,14 +152,16 @@ def test_many_candidates_run_in_batches_that_bound_the_cache(probe_of, monkeypat
     texts = [f"{number} people" for number in range(40)]
     whole = probe.score(QUESTION, texts, image=picture())
     sizes = []
-    forward = candidates.SharedPrefix._forward
+    forward = shared_prefix.SharedPrefix._forward
 
     def seen(self, ids, cache):
         sizes.append(len(ids))
-        assert candidates._cache_bytes(cache) <= max(candidates.CACHE_BYTES, candidates._cache_bytes(self.cache))
+        assert shared_prefix._cache_bytes(cache) <= max(
+            shared_prefix.CACHE_BYTES, shared_prefix._cache_bytes(self.cache)
+        )
         return forward(self, ids, cache)
 
-    monkeypatch.setattr(candidates.SharedPrefix, "_forward", seen)
+    monkeypatch.setattr(shared_prefix.SharedPrefix, "_forward", seen)
     probe.score(QUESTION, texts, image=picture())
     one = max(sizes)
     prompt_bytes = None
@@ -168,10 +171,10 @@ def test_many_candidates_run_in_batches_that_bound_the_cache(probe_of, monkeypat
         prompt_bytes = prompt_bytes or size_of(cache)
         return size_of(cache)
 
-    size_of = candidates._cache_bytes
-    monkeypatch.setattr(candidates, "_cache_bytes", measured)
+    size_of = shared_prefix._cache_bytes
+    monkeypatch.setattr(shared_prefix, "_cache_bytes", measured)
     probe.score(QUESTION, texts, image=picture())
-    monkeypatch.setattr(candidates, "CACHE_BYTES", 4 * prompt_bytes)
+    monkeypatch.setattr(shared_prefix, "CACHE_BYTES", 4 * prompt_bytes)
     sizes.clear()
     small = probe.score(QUESTION, texts, image=picture())
     assert max(sizes) == 4 < one

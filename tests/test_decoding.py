@@ -75,7 +75,7 @@ def test_it_serves_several_answers_and_branches(probe_of):
     second = probe.generate(QUESTION, image, logits_processor=[strategy], **OPTIONS)
     np.testing.assert_array_equal(first.output.ids, second.output.ids)
     np.testing.assert_allclose(first.output.scores, second.output.scores, atol=1e-5)
-    from vlmprobe.engines import Options
+    from vlmprobe.engines.base import Options
 
     begin = tuple(first.output.ids[:2].tolist())
     fresh = ImageContrast(probe, QUESTION, image, alpha=2.0)

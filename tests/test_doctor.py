@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from wire_server import WireServer, json_reply, refusal
 
 from vlmprobe.cli import app
-from vlmprobe.engines.servers.vllm import VLLM
+from vlmprobe.engines.providers.vllm.server import VLLM
 
 MODELS = {"data": [{"id": "tiny", "owned_by": "vllm", "max_model_len": 4096, "root": "org/tiny"}]}
 LOGITS = {f"t{place}": 3.0 - 0.25 * place for place in range(30)}
@@ -153,7 +153,7 @@ def test_a_server_that_is_none():
 
 
 def test_the_limit_is_read_from_every_wording():
-    from vlmprobe.engines.servers.vllm import TOO_MANY
+    from vlmprobe.engines.providers.vllm.server import TOO_MANY
 
     for text in ("is greater than max allowed: 20", "must be at most 20", "larger than the vocab_size of 20"):
         assert TOO_MANY.search(text)[1] == "20"

@@ -114,7 +114,7 @@ def test_sglang_refuses_a_prompt_that_another_processor_makes(local, model):
 
 
 def test_new_lightllm_with_a_picture_knows_the_likeliest_and_bounds_the_rest(local, model, monkeypatch):
-    monkeypatch.setattr("vlmprobe.engines.servers.lightllm.MOST", 5)
+    monkeypatch.setattr("vlmprobe.engines.providers.lightllm.server.MOST", 5)
     here = local.generate(QUESTION, PICTURES[2], **GREEDY)
     with WireServer(routes("lightllm", model)) as server:
         served = vlmprobe.connect(server.url, processor=local).generate(QUESTION, PICTURES[2], prompt=True, **GREEDY)

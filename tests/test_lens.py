@@ -158,7 +158,7 @@ def test_a_long_prompt_is_read_in_chunks(probe_of, monkeypatch):
 
     monkeypatch.setattr(head, "__call__", spy)
     vocabulary = probe.engine.adapter.head.weight.shape[0]
-    monkeypatch.setattr("vlmprobe.capture.CHUNK_BYTES", 4 * vocabulary * 8)
+    monkeypatch.setattr("vlmprobe.engines.local.capture.CHUNK_BYTES", 4 * vocabulary * 8)
     found = lens(probe, QUESTION * 12, picture(), of="prompt")
     assert found.logprobs.shape[1] > 100
     assert len(alive) > 3 * 12

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import columns
 
-from vlmprobe.measures import RowStats, processed_logprobs, row_stats
+from vlmprobe.engines.local.row_stats import RowStats, processed_logprobs, row_stats
 
 ROWS, VOCABULARY = 40, 333
 

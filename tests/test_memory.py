@@ -12,8 +12,8 @@ from conftest import QUESTION, picture
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from vlmprobe import capture
-from vlmprobe.measures import row_stats
+from vlmprobe.engines.local import capture
+from vlmprobe.engines.local.row_stats import row_stats
 
 ROWS = 3  # the most rows of logits at a time: one step of one request, and what a processor makes of it
 NEW = 12
@@ -67,11 +67,10 @@ def watched(probe):
 @pytest.fixture
 def small_chunks(monkeypatch, probe_of):
     """Chunks of a few rows, as a vocabulary of a real size would give."""
-    from vlmprobe import measures
 
     row = 4 * watched(probe_of("internvl")).vocabulary
     monkeypatch.setattr(capture, "CHUNK_BYTES", 2 * row)
-    monkeypatch.setattr(measures, "BLOCK_BYTES", dict.fromkeys((True, False), 2 * row))
+    monkeypatch.setattr(row_stats, "BLOCK_BYTES", dict.fromkeys((True, False), 2 * row))
 
 
 @pytest.mark.parametrize(

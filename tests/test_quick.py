@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import vlmprobe
-from vlmprobe import capture, quick
+from vlmprobe import quick
 from vlmprobe.adapter import Adapter
+from vlmprobe.engines.local import capture
 from vlmprobe.errors import VlmprobeWarning
 from vlmprobe.model_registry import registry
 from vlmprobe.quick import checks, memory

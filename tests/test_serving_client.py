@@ -18,8 +18,9 @@ import pytest
 from wire_server import Reply, WireServer, busy, endless, half, html, json_reply, redirect, refusal
 
 import vlmprobe
-from vlmprobe.engines.serving import Client, Limits, loop
-from vlmprobe.engines.serving.pipeline import in_order
+from vlmprobe.engines.serving import Client, Limits
+from vlmprobe.engines.serving.http import background_loop
+from vlmprobe.engines.serving.http.pipeline import in_order
 from vlmprobe.errors import (
     EngineConnectionError,
     EngineError,
@@ -34,13 +35,13 @@ QUICK = Limits(request_s=20, connect_s=2, retries=2)
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("vlmprobe.engines.serving.client.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("vlmprobe.engines.serving.http.client.FIRST_PAUSE_S", 0.01)
 
 
 def post(server: WireServer, limits: Limits = QUICK, **options) -> object:
     client = Client(server.url, limits=limits, **options)
     try:
-        return loop.run(client.post("/x", {"a": 1}))
+        return background_loop.run(client.post("/x", {"a": 1}))
     finally:
         client.close()
 
@@ -113,7 +114,7 @@ def test_nothing_listens():
         address = server.url
     client = Client(address, limits=Limits(retries=1, connect_s=1))
     with pytest.raises(EngineConnectionError, match="cannot be reached"):
-        loop.run(client.get("/version"))
+        background_loop.run(client.get("/version"))
 
 
 def test_ten_gigabytes_stay_out_of_memory():
@@ -137,7 +138,7 @@ def test_the_key_is_sent_and_nowhere_else(monkeypatch, caplog):
     with caplog.at_level(logging.DEBUG), WireServer({"/v1/models": {"data": [{"id": "m"}]}, "/x": echo}) as server:
         probe = vlmprobe.connect(server.url)
         with pytest.raises(EngineError, match=r"\*\*\*") as caught:
-            loop.run(probe.engine.client.post("/x", {}))
+            background_loop.run(probe.engine.client.post("/x", {}))
         assert all(each.headers["Authorization"] == f"Bearer {SECRET}" for each in server.requests)
         client = probe.engine.client
         told = [
@@ -195,7 +196,7 @@ def test_one_request_after_another_takes_one_connection():
     with WireServer({"/x": {}}) as server:
         client = Client(server.url)
         for n in range(5):
-            loop.run(client.post("/x", {"n": n}))
+            background_loop.run(client.post("/x", {"n": n}))
         assert server.connections == 1
         client.close()
 
@@ -217,10 +218,10 @@ def test_cancelled_requests_leave_no_connection_taken():
     with WireServer({"/x": lambda request: json_reply({}, wait_s=waits[request.json["n"] % 3])}) as server:
         client = Client(server.url, limits=Limits(in_flight=4, request_s=20))
         for _ in range(60):
-            work = [loop.start(client.post("/x", {"n": n})) for n in range(6)]
+            work = [background_loop.start(client.post("/x", {"n": n})) for n in range(6)]
             time.sleep(random.uniform(0, 0.012))
-            loop.settle(work)
-        again = [loop.start(client.post("/x", {"n": 0})) for _ in range(12)]
+            background_loop.settle(work)
+        again = [background_loop.start(client.post("/x", {"n": 0})) for _ in range(12)]
         assert [each.result(10) for each in again] == [{}] * 12
         wait_for(lambda: client._connections._free.qsize() == 4)
         assert len(client._connections._open) <= 4
@@ -230,7 +231,7 @@ def test_cancelled_requests_leave_no_connection_taken():
 def test_a_client_that_is_closed_during_a_request_opens_again():
     with WireServer({"/x": json_reply({}, wait_s=0.5)}) as server:
         client = Client(server.url, limits=QUICK)
-        work = loop.start(client.post("/x", {}))
+        work = background_loop.start(client.post("/x", {}))
         wait_for(lambda: server.in_flight == 1)
         client.close()
         assert work.result(10) == {}
@@ -242,13 +243,13 @@ def test_a_client_that_is_closed_during_a_request_opens_again():
 def test_a_forked_process_opens_its_own_connections():
     with WireServer({"/x": {"a": 1}}) as server:
         client = Client(server.url, limits=QUICK)
-        assert loop.run(client.post("/x", {})) == {"a": 1}
+        assert background_loop.run(client.post("/x", {})) == {"a": 1}
         child = os.fork()
         if child == 0:
-            ok = loop.run(client.post("/x", {})) == {"a": 1}
+            ok = background_loop.run(client.post("/x", {})) == {"a": 1}
             os._exit(0 if ok else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert loop.run(client.post("/x", {})) == {"a": 1}
+        assert background_loop.run(client.post("/x", {})) == {"a": 1}
         client.close()
 
 
@@ -280,7 +281,7 @@ def test_an_interrupt_closes_the_connections():
         client = Client(server.url)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            loop.run(client.post("/x", {}))
+            background_loop.run(client.post("/x", {}))
         wait_for(lambda: server.hung_up == 1)
         client.close()
 
@@ -289,7 +290,7 @@ def test_inside_a_running_loop():
     """Jupyter runs a loop of its own in the thread that calls."""
 
     async def cell():
-        return loop.run(client.post("/x", {}))
+        return background_loop.run(client.post("/x", {}))
 
     with WireServer({"/x": {"b": 1}}) as server:
         client = Client(server.url)
@@ -303,7 +304,7 @@ def test_many_threads_share_a_client():
         found: dict[int, object] = {}
 
         def work(n):
-            found[n] = loop.run(client.post("/x", {"n": n}))
+            found[n] = background_loop.run(client.post("/x", {"n": n}))
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
         for thread in threads:
@@ -317,7 +318,7 @@ def test_many_threads_share_a_client():
 def test_a_client_that_nothing_holds_closes_its_connections():
     with WireServer({"/x": {}}) as server:
         client = Client(server.url)
-        loop.run(client.post("/x", {}))
+        background_loop.run(client.post("/x", {}))
         connections = client._connections
         assert not connections.is_closed
         del client

@@ -12,12 +12,13 @@ from scipy.stats import entropy
 from wire_server import WireServer, json_reply, refusal
 
 import vlmprobe
-from vlmprobe.engines import Options
-from vlmprobe.engines.option_values import check_value
-from vlmprobe.engines.serving import Alternative, Decoding, Meaning, Row, loop
-from vlmprobe.engines.serving.meaning import judge
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.option_checks import check_value
+from vlmprobe.engines.serving import Alternative, Decoding, Meaning, Row
+from vlmprobe.engines.serving.answer_tables import answer_table
+from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.engines.serving.rows import columns, entropy_at_least
-from vlmprobe.engines.serving.tables import answer_table
+from vlmprobe.engines.serving.value_kind import judge
 from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, ResultError
 from vlmprobe.results.result import load_result
 
@@ -244,10 +245,10 @@ def test_a_failure_that_nobody_waited_for_is_not_told_to_the_next_call():
 
     with WireServer({"/v1/models": {"data": [{"id": "m"}]}, "/v1/chat/completions": starting}) as server:
         probe = vlmprobe.connect(server.url)
-        work = loop.start(probe.engine.known())
+        work = background_loop.start(probe.engine.known())
         while not server.in_flight:
             time.sleep(0.01)
-        loop.settle([work])
+        background_loop.settle([work])
         while not probe.engine._finding.done():
             time.sleep(0.01)
         broken[0] = False

@@ -20,8 +20,8 @@ from wire_recordings import routes
 from wire_server import Reply, WireServer, busy, event_stream, json_reply, refusal
 
 import vlmprobe
-from vlmprobe.engines.serving import loop
-from vlmprobe.engines.serving.client import Client, Limits
+from vlmprobe.engines.serving.http import background_loop
+from vlmprobe.engines.serving.http.client import Client, Limits
 from vlmprobe.errors import CapabilityError, EngineConnectionError, EngineError, EngineResponseError, ResultError
 
 RECORDING = Path(__file__).parent / "data/wire/vllm/recorded-0.32.0-qwen2_vl.jsonl"
@@ -33,7 +33,7 @@ MODELS = {"/v1/models": {"data": [{"id": "m"}]}}
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("vlmprobe.engines.serving.client.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("vlmprobe.engines.serving.http.client.FIRST_PAUSE_S", 0.01)
 
 
 def entry(word: str, value: float = -0.5) -> dict:
@@ -261,7 +261,7 @@ def test_a_stream_without_end_stays_out_of_memory():
             return [each async for each in client.events("/x", {})]
 
         with pytest.raises(EngineResponseError, match="more than 10,485,760 bytes"):
-            loop.run(read())
+            background_loop.run(read())
         client.close()
 
 

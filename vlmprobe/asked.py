@@ -8,7 +8,7 @@ from numbers import Integral
 from os import PathLike
 from typing import Any, TypeAlias
 
-from vlmprobe.engines import KEEP, Options
+from vlmprobe.engines.base import KEEP, Options
 from vlmprobe.errors import GenerationOptionError, MessageError, near
 from vlmprobe.inputs.messages import Prompt
 from vlmprobe.results.row_files import OnDisk

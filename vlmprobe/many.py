@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vlmprobe.asked import Request, request_of
-from vlmprobe.engines import Options
+from vlmprobe.engines.base import Options
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result

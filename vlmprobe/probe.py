@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vlmprobe.asked import Keep, Request, options_of
-from vlmprobe.engines import Engine, ability
+from vlmprobe.engines.base import Engine, ability
 from vlmprobe.errors import GenerationOptionError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result, Scores

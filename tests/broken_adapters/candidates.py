@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import vlmprobe.engines.candidates
+import vlmprobe.engines.local.shared_prefix
 from broken_adapters.case import broken
 from vlmprobe.adapter import Adapter, Continuation
 from vlmprobe.engines.local import LocalEngine
@@ -60,12 +60,12 @@ class CandidatesInTheWrongPlace(Native):
 @contextmanager
 def cache_changed_by_candidates() -> Iterator[None]:
     """Every candidate goes on from the cache as the last one left it."""
-    whole = vlmprobe.engines.candidates.copy
-    vlmprobe.engines.candidates.copy = SimpleNamespace(deepcopy=lambda cache: cache)
+    whole = vlmprobe.engines.local.shared_prefix.copy
+    vlmprobe.engines.local.shared_prefix.copy = SimpleNamespace(deepcopy=lambda cache: cache)
     try:
         yield
     finally:
-        vlmprobe.engines.candidates.copy = whole
+        vlmprobe.engines.local.shared_prefix.copy = whole
 
 
 @broken("C8")

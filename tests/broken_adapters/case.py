@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.capture import Head
 from vlmprobe.engines.local import LocalEngine
+from vlmprobe.engines.local.capture import Head
 from vlmprobe.probe import Probe
 
 __all__ = ["BROKEN", "BareHead", "Broken", "Rewriting", "broken"]

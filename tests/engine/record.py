@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from wire_recordings import bare
 
 import vlmprobe
-from vlmprobe.engines.serving.client import Client
+from vlmprobe.engines.serving.http.client import Client
 
 QUESTION = "What is in the picture?"
 SINGLE = [" the", " picture", "?", "."]  # one token each

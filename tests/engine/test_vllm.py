@@ -292,6 +292,6 @@ def _conversation():
 
 
 def _every():
-    from vlmprobe.engines import Options
+    from vlmprobe.engines.base import Options
 
     return Options(keep=frozenset({"logits"}), generation={"max_new_tokens": 1})

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmprobe.analysis.given import answer_ids
-from vlmprobe.engines import ability
+from vlmprobe.engines.base import ability
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
-    from vlmprobe.engines import Options
+    from vlmprobe.engines.base import Options
     from vlmprobe.probe import Probe
 
 __all__ = ["begin_of", "branch", "conversation_of"]

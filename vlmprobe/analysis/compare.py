@@ -17,7 +17,7 @@ from vlmprobe.analysis.alignment import align, first_difference, joined_rows
 from vlmprobe.analysis.cases import Case, case_of
 from vlmprobe.analysis.comparison import Compared, Comparison
 from vlmprobe.display.progress import tracking
-from vlmprobe.engines import Options
+from vlmprobe.engines.base import Options
 from vlmprobe.errors import CapabilityError, MessageError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Request

@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from vlmprobe.analysis.pictures import diffused, exchanged, variant
-from vlmprobe.engines import ability
+from vlmprobe.engines.base import ability
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.inputs.messages import Conversation, Prompt
 
 if TYPE_CHECKING:
-    from vlmprobe.engines.follow import Follower
+    from vlmprobe.engines.local.second_prompt import Follower
     from vlmprobe.probe import Probe
 
 __all__ = ["ImageContrast"]

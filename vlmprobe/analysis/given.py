@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.engines import ability
+from vlmprobe.engines.base import ability
 from vlmprobe.errors import MessageError
 from vlmprobe.results.result import Result
 

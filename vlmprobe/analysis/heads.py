@@ -17,7 +17,7 @@ import numpy as np
 
 from vlmprobe.analysis.given import answer_ids
 from vlmprobe.analysis.linear_head import LinearHead, load_head
-from vlmprobe.engines import Options, ability
+from vlmprobe.engines.base import Options, ability
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result

@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from vlmprobe.analysis.given import answer_ids, require_no_options
 from vlmprobe.analysis.pictures import Cover, cells, covered, exchanged, variant
-from vlmprobe.engines import Options, ability
+from vlmprobe.engines.base import Options, ability
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError, ResultError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt

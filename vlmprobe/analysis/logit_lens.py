@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmprobe.analysis.given import answer_ids, require_no_options
-from vlmprobe.engines import Options, ability
+from vlmprobe.engines.base import Options, ability
 from vlmprobe.errors import MessageError, MissingExtraError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
 if TYPE_CHECKING:
-    from vlmprobe.engines.layers import LayerColumns
+    from vlmprobe.engines.local.layer_readout import LayerColumns
     from vlmprobe.probe import Probe
 
 __all__ = ["Lens", "lens"]

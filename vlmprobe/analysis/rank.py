@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from vlmprobe.asked import Request
 from vlmprobe.display.progress import tracking
-from vlmprobe.engines import Options
+from vlmprobe.engines.base import Options
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
 from vlmprobe.inputs.images import thumbnail

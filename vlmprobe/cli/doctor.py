@@ -42,11 +42,11 @@ def doctor(
     with guarded(debug):
         with working(f"Asking {url}"):
             import vlmprobe
-            from vlmprobe.engines.serving import loop
             from vlmprobe.engines.serving.health import examine
+            from vlmprobe.engines.serving.http import background_loop
 
             probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, seconds=seconds)
-            health = loop.run(examine(probe.engine))  # type: ignore[arg-type]
+            health = background_loop.run(examine(probe.engine))  # type: ignore[arg-type]
         if as_json:
             output.print_json(health.to_dict())
         else:

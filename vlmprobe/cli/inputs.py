@@ -113,6 +113,6 @@ def require_generation(options: dict[str, Any]) -> None:
     if options:
         from transformers import GenerationConfig
 
-        from vlmprobe.engines.decoding import generation_config
+        from vlmprobe.engines.local.generation_config import generation_config
 
         generation_config(GenerationConfig(), options)

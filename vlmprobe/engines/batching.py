@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from vlmprobe.engines import Engine, Options
+from vlmprobe.engines.base import Engine, Options
 from vlmprobe.errors import VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.engines.tables import require_finite
+from vlmprobe.engines.token_tables import require_finite
 from vlmprobe.errors import ResultError
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
@@ -19,7 +19,7 @@ from vlmprobe.results.table import TokenTable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlmprobe.capture import Steps
+    from vlmprobe.engines.local.capture import Steps
     from vlmprobe.results.detokenize import Detokenizer
 
 __all__ = ["Rows", "Stream"]

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.engines import Options
+from vlmprobe.engines.base import Options
 from vlmprobe.engines.local import LocalEngine
-from vlmprobe.engines.run import alone, to_model
+from vlmprobe.engines.local.run_generate import alone, to_model
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.base import ServedEngine
-from vlmprobe.engines.serving.client import Client, Limits
-from vlmprobe.engines.serving.decoding import BASIC, Decoding
 from vlmprobe.engines.serving.detect import Facts, Server
-from vlmprobe.engines.serving.meaning import Meaning
+from vlmprobe.engines.serving.generation_options import BASIC, Decoding
+from vlmprobe.engines.serving.http.client import Client, Limits
+from vlmprobe.engines.serving.http.reply import Node
 from vlmprobe.engines.serving.rows import Alternative, Row
 from vlmprobe.engines.serving.tokens import Tokens
-from vlmprobe.engines.serving.wire import Node
+from vlmprobe.engines.serving.value_kind import Meaning
 
 __all__ = [
     "BASIC",

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.engines.serving.meaning import Meaning
 from vlmprobe.engines.serving.rows import Row
+from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.inputs.image_spans import ImageSpan
 
 __all__ = ["Abilities", "Answer", "Scored"]

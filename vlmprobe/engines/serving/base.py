@@ -5,12 +5,12 @@ To add an engine, write a subclass that says
 - ``title``, ``abilities`` (what it gives, and where not, what would), ``meaning`` where the engine documents it;
 - :meth:`~ServedEngine.recognise`: whether a server is one of its kind, from a few GET requests;
 - :meth:`~ServedEngine.answer`: one request and its :class:`~vlmprobe.engines.serving.answer.Answer`: rows in the order
-  of the tokens, values as the engine gave them. Read the reply through :class:`~vlmprobe.engines.serving.wire.Node`, so
-  that a hostile or broken server is a typed error. Mask nothing and compute nothing: sentinels, bounds, image
-  positions, texts and tables are the base class's work;
+  of the tokens, values as the engine gave them. Read the reply through
+  :class:`~vlmprobe.engines.serving.http.reply.Node`, so that a hostile or broken server is a typed error. Mask nothing
+  and compute nothing: sentinels, bounds, image positions, texts and tables are the base class's work;
 - where the engine can, :meth:`~ServedEngine.pieces`, :meth:`~ServedEngine.candidates`, ``rank``;
 
-and publish it as an entry point of the group ``vlmprobe.engines``. In ``vlmprobe/engines/servers``, ``vllm.py`` is the
+and publish it as an entry point of the group ``vlmprobe.engines``. In ``vlmprobe/engines/providers``, ``vllm/`` is the
 fullest example, ``openai.py`` the smallest; ``chat.py`` there is what speakers of OpenAI's chat protocol share.
 """
 
@@ -21,19 +21,19 @@ import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from vlmprobe.engines import Engine, Options
-from vlmprobe.engines.serving import loop
+from vlmprobe.engines.base import Engine, Options
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
-from vlmprobe.engines.serving.client import Client
-from vlmprobe.engines.serving.decoding import BASIC, Decoding
 from vlmprobe.engines.serving.detect import Facts, Server
+from vlmprobe.engines.serving.generation_options import BASIC, Decoding
 from vlmprobe.engines.serving.health import Finding
-from vlmprobe.engines.serving.meaning import HOT, Meaning, judge
-from vlmprobe.engines.serving.pipeline import in_order
-from vlmprobe.engines.serving.requests import refuse
+from vlmprobe.engines.serving.http import background_loop
+from vlmprobe.engines.serving.http.client import Client
+from vlmprobe.engines.serving.http.pipeline import in_order
+from vlmprobe.engines.serving.refusals import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.engines.serving.streaming import streamed
 from vlmprobe.engines.serving.tokens import Tokens
+from vlmprobe.engines.serving.value_kind import HOT, Meaning, judge
 from vlmprobe.engines.stream import Stream
 from vlmprobe.errors import CapabilityError, EngineError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
@@ -150,13 +150,13 @@ class ServedEngine:
             raise CapabilityError(f"{self.title} cannot be streamed: {self.abilities.no_stream}.")
         if "prompt" in options.demanded and options.prompt:
             raise CapabilityError(f"{self.title} streams no prompt side: leave out prompt=True, or use generate.")
-        return Stream(lambda listen: loop.run(streamed(self, conversation, options, listen)))
+        return Stream(lambda listen: background_loop.run(streamed(self, conversation, options, listen)))
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
         if self.abilities.no_score:
             raise CapabilityError(f"{self.title} cannot score candidates: {self.abilities.no_score}.")
-        return loop.run(self._scores(conversation, candidates, options))
+        return background_loop.run(self._scores(conversation, candidates, options))
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do some work on the loop, after what must be known of the server is known."""
@@ -165,7 +165,7 @@ class ServedEngine:
             await self.known()
             return await work
 
-        return loop.run(all_of_it())
+        return background_loop.run(all_of_it())
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -194,7 +194,7 @@ class ServedEngine:
         """The tables of an answer to a request that was ``started`` then (``time.perf_counter``)."""
         entries = sum(1 + len(row.top) for row in (*answer.output, *(answer.prompt or ())))
         pixels = sum(image.width * image.height for image in conversation.images)
-        return await loop.reading(
+        return await background_loop.reading(
             result_of,
             answer,
             conversation,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.engines.serving.client import Client
+from vlmprobe.engines.serving.http.client import Client
 from vlmprobe.errors import EngineConnectionError, EngineError, EngineTimeoutError, MessageError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from vlmprobe.engines import Options
+from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Answer
-from vlmprobe.engines.serving.decoding import Decoding
+from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.errors import EngineError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 

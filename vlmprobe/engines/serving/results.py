@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmprobe.engines import Options
+from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
-from vlmprobe.engines.serving.decoding import Decoding
-from vlmprobe.engines.serving.meaning import Meaning
-from vlmprobe.engines.serving.tables import answer_table, prompt_table
+from vlmprobe.engines.serving.answer_tables import answer_table, prompt_table
+from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.tokens import Tokens
+from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation

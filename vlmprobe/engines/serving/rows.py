@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlmprobe.engines.serving.meaning import FLOOR, Meaning
+from vlmprobe.engines.serving.value_kind import FLOOR, Meaning
 from vlmprobe.errors import EngineResponseError
 
 __all__ = ["Alternative", "Columns", "Row", "columns"]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.engines import Options
+from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Answer
-from vlmprobe.engines.serving.decoding import Decoding
-from vlmprobe.engines.serving.meaning import Meaning
+from vlmprobe.engines.serving.answer_tables import table_of
+from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.rows import Row, columns
-from vlmprobe.engines.serving.tables import table_of
+from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable

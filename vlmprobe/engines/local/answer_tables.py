@@ -1,0 +1,177 @@
+"""From one run of the model to the tables of its prompts and answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from vlmprobe.adapter import EncodedPrompt
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.local.capture import Head
+from vlmprobe.engines.local.run_generate import Run
+from vlmprobe.engines.local.teacher_forcing import preceded
+from vlmprobe.engines.token_tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.row_files import RowFile, Slots
+from vlmprobe.results.table import TokenTable
+
+__all__ = ["Answers", "end_ids", "finish_reason", "prompt_table", "rows_of"]
+
+
+class Answers:
+    """The tables of a batch, read off a finished run."""
+
+    def __init__(
+        self, head: Head, detokenizer: Detokenizer, ran: Run, config: GenerationConfig, options: Options
+    ) -> None:
+        self.head = head
+        self.detokenizer = detokenizer
+        self.ran = ran
+        self.config = config
+        self.options = options
+        self.columns = _step_columns(ran)
+
+    def tables(self, row: int, prompt: EncodedPrompt, file: RowFile | None) -> tuple[TokenTable | None, TokenTable]:
+        """The prompt's table and the answer's of one row of the batch; full rows in ``file``, where there is one."""
+        output = self._output(row, prompt, file)
+        before = None
+        if self.ran.prefill is not None and self.options.prompt:
+            before = prompt_table(self.head, self.detokenizer, prompt, self._states(row, prompt), self.options, file)
+        if file is None:
+            return before, output
+        mapped = file.close({"output": len(output)})
+        return before and replace(before, logits=mapped["prompt"]), replace(output, logits=mapped["output"])
+
+    def _states(self, row: int, prompt: EncodedPrompt) -> Tensor:
+        """States [S + B, H] of one row's prompt and the B tokens that its answer begins with, without padding."""
+        assert self.ran.prefill is not None
+        start = self.ran.length - len(prompt.ids) - len(self.options.begin)
+        return self.ran.prefill[row * (self.config.num_beams or 1), start:]
+
+    def _output(self, row: int, prompt: EncodedPrompt, file: RowFile | None) -> TokenTable:
+        ran, options = self.ran, self.options
+        begin = len(options.begin)
+        made = ran.sequences[row, ran.length :].cpu().numpy()
+        if ran.beam_indices is not None:
+            made = made[: int((ran.beam_indices[row] >= 0).sum())]
+        made = made[: _answer_length(made, self.config)]
+        hidden = None
+        if ran.decoded:
+            source = [row] * len(made) if ran.beam_indices is None else ran.beam_indices[row].tolist()
+            hidden = torch.stack([ran.decoded[step][source[step]] for step in range(len(made))])
+        if ran.beam_indices is None:
+            numbers = {name: values[: len(made), row] for name, values in self.columns.items()}
+            more: dict[str, np.ndarray | None] = {name: numbers.pop(name, None) for name in ("logits", "scores")}
+        else:
+            assert hidden is not None  # run() always keeps them with beams
+            slots = file.at("output", range(begin, begin + len(made))) if file else None
+            numbers, logits = head_columns(self.head, hidden, made, options, slots)
+            more = {"logits": logits}
+        more["hidden"] = _kept_hidden(hidden, options)
+        if begin:
+            first = np.array(options.begin, dtype=np.int64)
+            states = self._states(row, prompt)[len(prompt.ids) - 1 : -1]
+            slots = file.at("output", range(begin)) if file else None
+            given, logits = head_columns(self.head, states, first, options, slots)
+            no_scores = np.full(begin, np.nan, np.float32)  # these tokens were drawn from nothing
+            made = np.concatenate([first, made])
+            numbers = preceded(numbers, given)
+            more = preceded(more, {"logits": logits, "hidden": _kept_hidden(states, options), "scores": no_scores})
+        require_finite(numbers["logsumexp"], [f"generated token {step}" for step in range(len(made))])
+        return token_table(
+            self.detokenizer,
+            made,
+            len(prompt.ids) + np.arange(len(made)),
+            token_kinds(made, self.detokenizer.special),
+            numbers,
+            alternatives=options.alternatives,
+            rows=more,
+        )
+
+
+def prompt_table(
+    head: Head,
+    detokenizer: Detokenizer,
+    prompt: EncodedPrompt,
+    states: Tensor,
+    options: Options,
+    file: RowFile | None = None,
+) -> TokenTable:
+    """The table of a prompt of S positions from at least its S states [S, H] that enter the head."""
+    rows = prompt_rows(prompt.ids, prompt.spans, detokenizer.special)
+    at = rows.scored
+    hidden = states[torch.as_tensor(rows.positions[at] - 1, device=states.device)]
+    numbers: dict[str, np.ndarray] = {}
+    logits = None
+    if len(at):
+        slots = file.at("prompt", at.tolist()) if file else None
+        numbers, logits = head_columns(head, hidden, rows.ids[at], options, slots)
+        require_finite(numbers["logsumexp"], [f"prompt position {place}" for place in rows.positions[at]])
+    if file:
+        file.blank("prompt", np.setdiff1d(np.arange(len(rows.ids)), at).tolist())
+    return token_table(
+        detokenizer,
+        rows.ids,
+        rows.positions,
+        rows.kinds,
+        numbers,
+        at=at,
+        alternatives=options.alternatives,
+        spans=prompt.spans,
+        rows={"logits": logits, "hidden": _kept_hidden(hidden, options)},
+    )
+
+
+def rows_of(prompt: EncodedPrompt, detokenizer: Detokenizer, options: Options) -> dict[str, int]:
+    """How many rows the tables of a request have; those of the answer are counted when it is there."""
+    before = {"prompt": len(prompt_rows(prompt.ids, prompt.spans, detokenizer.special).ids)} if options.prompt else {}
+    return {**before, "output": 0}
+
+
+def head_columns(
+    head: Head, hidden: Tensor, ids: np.ndarray, options: Options, slots: Slots | None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Columns of the tokens ``ids`` [R] under the states [R, H], and the full rows where they are kept in memory."""
+    held: list[Tensor] = []
+    kept = (slots or held) if "logits" in options.keep else None
+    stats = head.stats(hidden, torch.as_tensor(ids, device=hidden.device), options.alternatives, keep=kept)
+    return numpy_columns(stats), torch.cat(held).numpy() if held else None
+
+
+def end_ids(config: GenerationConfig) -> list[int]:
+    """The ids that end an answer."""
+    ends = config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def finish_reason(output: TokenTable, prompt: int, config: GenerationConfig) -> str:
+    """Why an answer to a prompt of so many positions ended."""
+    if len(output) and int(output.ids[-1]) in end_ids(config):
+        return "stop"
+    limit = config.max_new_tokens if config.max_new_tokens is not None else config.max_length - prompt
+    return "length" if len(output) >= limit else "stop"
+
+
+def _answer_length(made: np.ndarray, config: GenerationConfig) -> int:
+    """How many of the generated ids belong to the answer: up to its end token, which belongs to it."""
+    stops = np.flatnonzero(np.isin(made, end_ids(config)))
+    return int(stops[0]) + 1 if len(stops) else len(made)
+
+
+def _step_columns(ran: Run) -> dict[str, np.ndarray]:
+    """The columns of every step as arrays [T, N, ...], brought to the CPU together; empty with beams."""
+    if ran.beam_indices is not None:
+        return {}
+    steps = ran.steps
+    columns = {name: values.cpu().numpy() for name, values in steps.columns().items()}
+    if isinstance(steps.logits, list) and steps.logits:
+        columns["logits"] = torch.stack(steps.logits).numpy()
+    return columns
+
+
+def _kept_hidden(hidden: Tensor | None, options: Options) -> np.ndarray | None:
+    return hidden.float().cpu().numpy() if hidden is not None and "hidden" in options.keep else None

@@ -1,0 +1,244 @@
+"""Hook the backbone and the decoding loop of one ``generate`` call, and reduce logits to columns on the device.
+
+Two sources, both the model's own arithmetic:
+
+- While decoding, the loop hands each step's raw logits to the first logits processor. They are reduced at once;
+  of the full rows only the current one is kept. The token drawn from a row is read off the next step's ids, so
+  nothing waits for the device.
+- For prompt rows (and for beams, whose rows are known only at the end) the hidden states that enter the LM head
+  are kept, [S, H], and :class:`Head` runs the model's own ``forward`` from there on, in chunks of rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from vlmprobe.engines.local.row_stats import RowStats, processed_logprobs, row_stats
+
+__all__ = ["Head", "Kept", "Steps", "states_of", "watch_backbone"]
+
+CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
+STEPS = 32  # of decoding whose numbers are put together: a small tensor takes far more room than what it holds
+
+
+class Kept(Protocol):
+    """Where full rows go: a list, or a file."""
+
+    def append(self, rows: Tensor, /) -> None:
+        """Take rows [n, V]."""
+
+
+class Head:
+    """From hidden states [R, H] to logits [R, V] by the model's own outer ``forward``.
+
+    A bare call of the LM head would miss what many models do around it (scaling of the hidden state, scaling and
+    soft-capping of the logits). So the outer module is copied shallowly, its backbone replaced by one that returns
+    the given rows, and its class's ``forward`` called. The model itself is not touched; weights are shared.
+    """
+
+    def __init__(self, outer: nn.Module, backbone: nn.Module) -> None:
+        name = next(name for name, child in outer.named_children() if child is backbone)
+        self._outer = copy.copy(outer)
+        self._given = _Given()
+        self._outer.__dict__["_modules"] = {**outer._modules, name: self._given}
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits [R, V] in the model's dtype for hidden states [R, H]."""
+        self._given.rows.hidden = hidden.unsqueeze(0)
+        try:
+            ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+            # The class's forward, for accelerate may have put a wrapper bound to the original on the instance.
+            return type(self._outer).forward(self._outer, input_ids=ids, use_cache=False, return_dict=True).logits[0]
+        finally:
+            self._given.rows.hidden = None
+
+    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The same in chunks of rows whose float32 logits stay below ``CHUNK_BYTES``."""
+        step, start = 1, 0  # the vocabulary is learnt from the first row
+        while start < len(hidden):
+            rows = slice(start, min(start + step, len(hidden)))
+            logits = self(hidden[rows])
+            yield rows, logits
+            start, step = rows.stop, max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
+
+    def stats(
+        self, hidden: Tensor, ids: Tensor, top: int, *, of: Tensor | None = None, keep: Kept | None = None
+    ) -> RowStats:
+        """Statistics of the tokens ``ids`` [M] under rows of ``hidden`` [R, H]; float32 rows [R, V] go to ``keep``.
+
+        ``of`` [M], in ascending order, is the row that each token is drawn from; where None, token i is of row i.
+        """
+        parts = []
+        for rows, logits in self.chunks(hidden):
+            if of is None:
+                parts.append(row_stats(logits, ids[rows].to(logits.device), top))
+            else:
+                mine = (of >= rows.start) & (of < rows.stop)
+                parts.append(row_stats(logits, ids[mine].to(logits.device), top, of[mine] - rows.start))
+            if keep is not None:
+                keep.append(logits.float().cpu())
+        return RowStats.join(parts)
+
+
+class _Given(nn.Module):
+    """A backbone that returns hidden states it was given (by this thread) in place of computing them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = threading.local()
+
+    def forward(self, *_: Any, **__: Any) -> _Output:
+        return _Output(self.rows.hidden)
+
+
+class _Output(dict[str, Tensor]):
+    """The part of a model output that an outer ``forward`` reads: hidden states; everything else is None."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__(last_hidden_state=hidden)
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(self.values())[place] if isinstance(place, (int, slice)) else self.get(place)
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        return self.get(name)
+
+
+@contextmanager
+def watch_backbone(backbone: nn.Module, seen: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call ``seen`` with each ``last_hidden_state`` that this thread's runs of the backbone return."""
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        if threading.get_ident() == owner:
+            seen(output[0] if isinstance(output, tuple) else output.last_hidden_state)
+
+    handle = backbone.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def states_of(outer: nn.Module, backbone: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    """Hidden states [N, S, H] that the backbone hands to the head; the head itself does not run."""
+    found: list[Tensor] = []
+
+    def take(hidden: Tensor) -> None:
+        found.append(hidden)
+        raise _Enough
+
+    with watch_backbone(backbone, take), suppress(_Enough):
+        outer(**arguments)
+    return found[0]
+
+
+class _Enough(Exception):
+    """Leaves the outer ``forward`` once its backbone has returned."""
+
+
+class Steps:
+    """What a decoding loop without beams says at each step, for a batch of N."""
+
+    def __init__(self, top: int, *, keep: Kept | None) -> None:
+        self.top = top
+        self.count = 0  # T, the steps whose token is known
+        self.logits = keep  # takes [N, V] of each step, on the CPU
+        self._steps: list[dict[str, Tensor]] = []  # columns [N, ...] of each of the last steps
+        self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS, N, ...] of those before
+        self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
+        self._scores: Tensor | None = None
+        self._looks = 0  # steps of beam search
+        self.processing = False  # whether processors run, which may run the model themselves
+
+    def around(self, processors: LogitsProcessorList) -> LogitsProcessorList:
+        """The loop's processors with this recorder before the first and after the last."""
+        if not processors:
+            return LogitsProcessorList([_Call(self._before)])
+        return LogitsProcessorList([_Call(self._before_processing), *processors, _Call(self._after)])
+
+    def watching(self, processors: LogitsProcessorList) -> LogitsProcessorList:
+        """The processors of beam search, and before them a look at their rows, so that :meth:`first_bad` works."""
+        return LogitsProcessorList([_Call(self._look), *processors, _Call(self._done)])
+
+    def finish(self, tokens: Tensor) -> None:
+        """The token [N] that was drawn at the last step."""
+        if self._raw is None:
+            return
+        self._steps.append(vars(row_stats(self._raw, tokens, self.top)).copy())
+        if self._scores is not None:
+            self._steps[-1]["scores"] = processed_logprobs(self._scores, tokens)
+        if self.logits is not None:
+            self.logits.append(self._raw.cpu())
+        self._raw = self._scores = None
+        self.count += 1
+        if len(self._steps) > STEPS:
+            self._blocks.append(_stacked(self._steps[:STEPS]))
+            del self._steps[:STEPS]
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """Columns [N, ...] of the last step: those of :class:`RowStats`, and ``scores`` where logits are processed."""
+        return self._steps[-1]
+
+    def columns(self) -> dict[str, Tensor]:
+        """The columns [T, N, ...] of all steps; they are handed over, not kept."""
+        blocks = [*self._blocks, _stacked(self._steps)] if self._steps else []
+        self._blocks, self._steps = [], []
+        return {name: torch.cat([block.pop(name) for block in blocks]) for name in (list(blocks[0]) if blocks else ())}
+
+    def first_bad(self) -> int | None:
+        """The first step whose logits hold NaN or infinity, or None. Waits for the device."""
+        if self._looks:  # log-softmax of a row with NaN or infinity is NaN throughout
+            return self._looks - 1 if self._raw is not None and bool(self._raw.isnan().any()) else None
+        rows = [row for block in self._blocks for row in block["logsumexp"]]
+        rows += [step["logsumexp"] for step in self._steps]
+        if self._raw is not None:
+            rows.append(torch.logsumexp(self._raw, dim=-1))
+        return next((step for step, row in enumerate(rows) if not bool(row.isfinite().all())), None)
+
+    def _before(self, ids: Tensor, raw: Tensor) -> Tensor:
+        self.finish(ids[:, -1])
+        self._raw = raw
+        return raw
+
+    def _look(self, ids: Tensor, raw: Tensor) -> Tensor:
+        self._looks += 1
+        self._raw = raw
+        self.processing = True
+        return raw
+
+    def _done(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self.processing = False
+        return scores
+
+    def _before_processing(self, ids: Tensor, raw: Tensor) -> Tensor:
+        self._before(ids, raw.clone())  # some processors write into the scores they are given
+        self.processing = True
+        return raw
+
+    def _after(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self.processing = False
+        self._scores = scores
+        return scores
+
+
+def _stacked(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+
+class _Call(LogitsProcessor):
+    def __init__(self, call: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.call = call
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.call(input_ids, scores)

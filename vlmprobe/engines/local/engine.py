@@ -1,0 +1,243 @@
+"""The local engine: a transformers model in this process, with every number taken from the model's own arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import GenerationConfig
+
+from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
+from vlmprobe.engines.local.capture import Head, Steps
+from vlmprobe.engines.local.feature_cache import ImageMemory, remembered
+from vlmprobe.engines.local.generation_config import generation_config
+from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
+from vlmprobe.engines.local.run_generate import alone, drawing, run, to_model
+from vlmprobe.engines.local.scoring import score
+from vlmprobe.engines.local.second_prompt import Follower
+from vlmprobe.engines.local.teacher_forcing import begun, score_ids
+from vlmprobe.engines.stream import Rows, Stream
+from vlmprobe.engines.token_tables import PromptRows, prompt_rows
+from vlmprobe.errors import GenerationOptionError, MessageError
+from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.messages import Conversation
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.row_files import StepRows, row_files
+from vlmprobe.results.table import TokenTable
+
+__all__ = ["LocalEngine"]
+
+COUNT_PADDING = {  # option: its neutral value
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+}
+THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
+
+
+class LocalEngine:
+    """Runs an adapter's model. Safe to call from several threads; calls on one model take turns."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.head = Head(adapter.outer, adapter.backbone)
+        self.detokenizer = Detokenizer(adapter.tokenizer)
+        self.memory: ImageMemory | None = None  # where image features are looked for, in a session
+
+    def remembering(self, images: int) -> LocalEngine:
+        """The same engine with a memory of the features of that many pictures (or sets of pictures) met last."""
+        engine = copy.copy(self)
+        engine.memory = ImageMemory(images)
+        return engine
+
+    def check(self, conversations: Sequence[Conversation], options: Options) -> None:
+        """Raise what is wrong with a request before anything runs."""
+        for conversation in conversations:
+            self.adapter.check(conversation)
+        self._config(options)
+        known = self.adapter.outer.get_input_embeddings().weight.shape[0] if options.begin else 0
+        if any(not 0 <= each < known for each in options.begin):
+            raise MessageError(
+                f"The answer is to begin with ids {list(options.begin)}; the model has {known:,} tokens."
+            )
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether conversations with different numbers of images can share a batch."""
+        return self.adapter.capabilities.mixed_images
+
+    def batch_size(self, wanted: int, options: Options) -> int:
+        """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone.
+
+        That is one where padding is not invisible to the model, where draws of a seed would be shared, where an
+        answer may end by something other than its end token, which only the whole batch's end would tell, and where
+        an option, or a processor of the caller, counts padding as text.
+        """
+        config = self._config(options)
+        ends = config.stop_strings or config.max_time
+        drawn = options.seed is not None and config.do_sample
+        counts = config.max_new_tokens is None or any(
+            getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
+        )
+        counts = counts or bool(options.processors)
+        return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        options: Options,
+        listen: Callable[[Steps, Tensor], bool] | None = None,
+    ) -> list[Result]:
+        """Answer N conversations as one batch, in one run of the model, to which ``listen`` listens."""
+        config = self._config(options)
+        model = self.adapter.model
+        clock = [time.perf_counter()]
+        with (
+            alone(model),
+            drawing(model, config, options.seed),
+            remembered(self.adapter, self.memory, conversations) as features,
+        ):
+            encoding = self.adapter.encode(conversations)
+            clock.append(time.perf_counter())
+            inputs = begun(self.adapter, encoding.inputs, options.begin)
+            # The rows of a given beginning are read where those of the prompt are.
+            kept = replace(options, prompt=True) if options.begin else options
+            prompts = encoding.prompts
+            with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
+                rows = StepRows(files, len(options.begin)) if files else None
+                ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows)
+                clock.append(time.perf_counter())
+                answers = Answers(self.head, self.detokenizer, ran, config, options)
+                tables = [
+                    answers.tables(row, prompt, file) for row, (prompt, file) in enumerate(zip_longest(prompts, files))
+                ]
+            clock.append(time.perf_counter())
+        meta: dict[str, Any] = {
+            "value_kind": "raw",
+            "generation_config": _plain(config.to_diff_dict()),
+            "seed": options.seed,
+            "batch_size": len(conversations),
+            "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
+        }
+        if features is not None:
+            meta["image_features"] = str(features)
+        if options.processors:
+            meta["logits_processor"] = [type(each).__name__ for each in options.processors]
+        if options.begin:
+            meta["begin"] = list(options.begin)
+        return [
+            Result(
+                text=self.detokenizer.join(output.ids.tolist(), output.tokens),
+                prompt=prompt_side,
+                output=output,
+                input_ids=prompt.ids,
+                meta={
+                    **meta,
+                    "finish_reason": finish_reason(output[len(options.begin) :], ran.length, config),
+                    **({"logits_file": str(file.path)} if file else {}),
+                },
+                images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
+            )
+            for conversation, prompt, (prompt_side, output), file in zip_longest(conversations, prompts, tables, files)
+        ]
+
+    def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
+        """Score each candidate as the answer to the conversation."""
+        started = time.perf_counter()
+        memory = ImageMemory(images=1) if self.memory is None else self.memory
+        with alone(self.adapter.model), remembered(self.adapter, memory, [conversation]) as features:
+            tables, boundaries, told = score(
+                self.adapter, self.head, self.detokenizer, conversation, candidates, options
+            )
+        meta: dict[str, Any] = {"value_kind": "raw", **told, "timings": {"score_s": time.perf_counter() - started}}
+        if features is not None:
+            meta["image_features"] = str(features)
+        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
+        return Scores(list(candidates), tables, boundaries, meta, images)
+
+    def stream(self, conversation: Conversation, options: Options) -> Stream:
+        """The answer to a conversation, token by token."""
+        config = self._config(options)
+        if (config.num_beams or 1) > 1:
+            raise GenerationOptionError("Beams are known only at the end: stream with num_beams=1, or call generate.")
+
+        def answer(listener: Callable[[TokenTable], bool]) -> Result:
+            rows = Rows(self.detokenizer)
+            closed = False
+
+            def listen(steps: Steps, ids: Tensor) -> bool:
+                nonlocal closed
+                closed = listener(rows.of(steps, ids))
+                return closed
+
+            result = self.generate([conversation], options, listen)[0]
+            ended = result.finish_reason == "length" or int(result.output.ids[-1]) in end_ids(config)
+            return result if ended or not closed else replace(result, meta={**result.meta, "finish_reason": "closed"})
+
+        return Stream(answer)
+
+    def score_ids(
+        self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
+    ) -> list[TokenTable]:
+        """The tables of the same answer ids after each of the conversations, which have equally many images."""
+        with alone(self.adapter.model), remembered(self.adapter, self.memory, conversations):
+            encoding = self.adapter.encode(conversations)
+            return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
+
+    def layers(
+        self, conversation: Conversation, options: Options, **what: Any
+    ) -> tuple[Result | None, TokenTable, LayerColumns]:
+        """What each decoder layer says: see :func:`~vlmprobe.engines.local.layer_readout.layer_columns`."""
+        self._config(options)
+        return layer_columns(self, conversation, options, **what)
+
+    def follower(self, conversation: Conversation) -> Follower:
+        """Another prompt of this model, to be fed an answer's tokens while that is generated."""
+        self.adapter.check(conversation)
+        return Follower(self.adapter, self.head, conversation)
+
+    def prompt_ids(self, conversation: Conversation) -> np.ndarray:
+        """int64 [S]: a conversation's prompt in the model's own sequence, image placeholders included."""
+        return self.adapter.encode([conversation]).prompts[0].ids
+
+    def answer_ids(self, conversation: Conversation, text: str) -> list[int]:
+        """Ids of a text written right after the prompt of a conversation.
+
+        Raises:
+            MessageError: where the tokenizer merges the two, so that the answer has no tokens of its own.
+        """
+        prompt = self.adapter.encode([conversation]).prompts[0]
+        found = self.adapter.continuation(prompt, text)
+        if found.shared < len(prompt.ids):
+            lost = self.detokenizer.decode(prompt.ids[found.shared :].tolist())
+            raise MessageError(
+                f"The answer {text!r} merges with the end of the prompt, {lost!r}: begin it otherwise, or give its ids."
+            )
+        return list(found.ids)
+
+    def prompt_rows(self, prompt: EncodedPrompt) -> PromptRows:
+        """Which rows the table of a prompt has."""
+        return prompt_rows(prompt.ids, prompt.spans, self.detokenizer.special)
+
+    def _config(self, options: Options) -> GenerationConfig:
+        return generation_config(self.adapter.model.generation_config, options.generation, self.adapter.end_ids)
+
+    def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
+        """The table of a prompt of S positions from at least its S states [S, H] that enter the head."""
+        return prompt_table(self.head, self.detokenizer, prompt, states, options)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The JSON-ready part of a generation config."""
+    return {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, list, type(None)))}

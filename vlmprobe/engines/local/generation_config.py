@@ -1,0 +1,97 @@
+"""Generation options: checked and turned into a ``GenerationConfig`` of their own, before anything runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from transformers import GenerationConfig
+
+from vlmprobe.engines.option_checks import check_value
+from vlmprobe.errors import GenerationOptionError, near
+
+__all__ = ["generation_config"]
+
+DEFAULT_NEW_TOKENS = 128
+MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
+OURS = {  # options of transformers whose place a probe takes
+    "output_logits": 'the full raw rows come with keep="logits"',
+    "output_scores": "processed log-probabilities are the column scores",
+    "output_hidden_states": 'the states that enter the head come with keep="hidden"',
+    "output_attentions": "attentions are not read by a probe",
+    "return_dict_in_generate": "a probe always returns a Result",
+    "num_return_sequences": "one request has one answer: call again with another seed",
+    "guidance_scale": "it runs the model a second time within a step, whose numbers would be mixed in",
+    "prompt_lookup_num_tokens": "speculative steps draw several tokens at once",
+    "assistant_model": "speculative steps draw several tokens at once",
+    "streamer": "use probe.stream",
+    "is_assistant": "speculative steps draw several tokens at once",
+    "prefill_chunk_size": "where a prompt attends in both directions, a prefill in pieces gives other numbers",
+    "token_healing": "it rewrites the prompt",
+}
+# Of a checkpoint's own config these only change what generate returns, so they are put aside.
+PUT_ASIDE = ("output_logits", "output_scores", "output_hidden_states", "output_attentions", "num_return_sequences")
+
+
+def generation_config(
+    base: GenerationConfig, options: Mapping[str, Any], end_ids: frozenset[int] = frozenset()
+) -> GenerationConfig:
+    """A copy of the model's generation config with the options of one call put in.
+
+    Args:
+        base: the model's own config, which is not changed.
+        options: arguments of ``GenerationConfig``.
+        end_ids: the ids that end an answer, unless the options say ``eos_token_id``.
+
+    Raises:
+        GenerationOptionError: for an option that does not exist, has an impossible value, or that a probe
+            cannot honour without mixing up its numbers.
+    """
+    known = set(GenerationConfig().to_dict()) | {"max_new_tokens", "stop_strings"}
+    for name, value in options.items():
+        if name in OURS and not _is_neutral(name, value):
+            raise GenerationOptionError(f"{name} cannot be given to a probe: {OURS[name]}.")
+        if name not in known and name not in OURS:
+            raise GenerationOptionError(f"There is no generation option {name!r}.{near(name, known)}")
+        check_value(name, value)
+    config = copy.deepcopy(base)
+    for name, reason in OURS.items():
+        value = getattr(config, name, None)
+        if name != "return_dict_in_generate" and not _is_neutral(name, value):
+            if name not in options and name not in PUT_ASIDE:
+                raise GenerationOptionError(
+                    f"The checkpoint's generation config sets {name}={value!r}, which a probe does not follow: "
+                    f"{reason}. Pass {name}=None to go without it."
+                )
+            setattr(config, name, None)
+    given = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in options.items()
+        if name not in OURS
+    }
+    try:
+        config.update(**given)
+        config.validate()
+    except (ValueError, TypeError) as error:
+        raise GenerationOptionError(f"impossible generation options: {error}") from error
+    if config.max_new_tokens is None:
+        if "max_length" not in given:
+            config.max_new_tokens = DEFAULT_NEW_TOKENS
+            config.max_length = None
+    elif "max_new_tokens" in given and "max_length" not in given:
+        config.max_length = None  # a default of the checkpoint would only cause a warning
+    if end_ids and "eos_token_id" not in options:
+        config.eos_token_id = sorted(end_ids)
+    if config.pad_token_id is None and config.eos_token_id:
+        ends = config.eos_token_id
+        config.pad_token_id = ends if isinstance(ends, int) else ends[0]
+    if (mode := config.get_generation_mode().value) not in MODES:
+        raise GenerationOptionError(f"These options ask for {mode}; a probe reads {', '.join(MODES)}.")
+    config.return_dict_in_generate = True  # beams: which beam each token came from
+    return config
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    return value is None or value is False or (name in ("num_return_sequences", "guidance_scale") and value == 1)

@@ -1,0 +1,94 @@
+"""A second prompt that follows an answer: what the model would say next, had it been asked otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.adapter.kv_cache import cache_name
+from vlmprobe.engines.local.capture import Head, watch_backbone
+from vlmprobe.engines.local.run_generate import alone, to_model
+from vlmprobe.engines.local.teacher_forcing import begun, forced_run
+from vlmprobe.inputs.messages import Conversation
+
+__all__ = ["Follower"]
+
+STATE = ("rope_deltas",)  # what models keep of a prompt between its steps
+
+
+class Follower:
+    """The prompt of a conversation, prefilled once, and fed the tokens of an answer one by one.
+
+    It may be asked while the same model generates: what the model keeps of the other prompt is put aside meanwhile.
+    """
+
+    def __init__(self, adapter: Adapter, head: Head, conversation: Conversation) -> None:
+        self.adapter = adapter
+        self.head = head
+        self.conversation = conversation
+        self._encoded: dict[str, Any] | None = None
+        self._fed: tuple[int, ...] = ()
+        self._cache: Any = None
+        self._inputs: dict[str, Any] | None = None  # of the prompt and what was fed
+        self._last: Tensor | None = None  # [H], from which the next token would be drawn
+        self._state: list[Any] = []  # what the model keeps of this prompt
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """The raw logits [V] for the token after the prompt and ``ids``.
+
+        What goes on from the ids of the last call costs a step; anything else, and a model whose cache cannot be
+        continued, begins anew.
+        """
+        ids = tuple(map(int, ids))
+        with alone(self.adapter.model), self._own_state():
+            goes_on = self._cache is not None and ids[: len(self._fed)] == self._fed
+            if not goes_on:
+                self._begin(ids)
+            elif new := ids[len(self._fed) :]:
+                self._feed(new)
+            self._fed = ids
+            assert self._last is not None
+            return self.head(self._last.unsqueeze(0))[0]
+
+    def _begin(self, ids: tuple[int, ...]) -> None:
+        if self._encoded is None:
+            self._encoded = self.adapter.encode([self.conversation]).inputs
+        ran = forced_run(self.adapter, self._encoded, [*ids, 0])  # the last id is not run, only drawn
+        assert ran.prefill is not None
+        self._last = ran.prefill[0, -1]
+        self._inputs = to_model(self.adapter.model, begun(self.adapter, self._encoded, ids))
+        self._cache = ran.cache if self.adapter.capabilities.prefix_reuse else None
+
+    def _feed(self, new: tuple[int, ...]) -> None:
+        assert self._inputs is not None
+        tokens = torch.tensor([new], device=self._inputs["input_ids"].device)
+        states: list[Tensor] = []
+        with watch_backbone(self.adapter.backbone, states.append):
+            self.adapter.outer(
+                **self.adapter.continue_from(self._inputs, tokens),
+                **{cache_name(self.adapter.outer.forward): self._cache},
+                use_cache=True,
+                return_dict=True,
+            )
+        self._inputs = self.adapter.extend(self._inputs, tokens)
+        self._last = states[-1][0, -1]
+
+    @contextmanager
+    def _own_state(self) -> Iterator[None]:
+        """Put the model's state of this prompt in place of that of the prompt that it is working on."""
+        held = [(module, name) for module in self.adapter.model.modules() for name in STATE if name in vars(module)]
+        before = [getattr(module, name) for module, name in held]
+        for (module, name), value in zip(held, self._state, strict=False):
+            setattr(module, name, value)
+        try:
+            yield
+            self._state = [getattr(module, name) for module, name in held]
+        finally:
+            for (module, name), value in zip(held, before, strict=True):
+                setattr(module, name, value)

@@ -1,0 +1,1 @@
+"""LightLLM, behind its server."""

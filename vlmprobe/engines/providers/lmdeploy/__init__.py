@@ -1,0 +1,1 @@
+"""LMDeploy: behind its server, and in this process."""

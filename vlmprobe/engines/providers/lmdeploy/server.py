@@ -1,0 +1,131 @@
+"""LMDeploy's ``api_server``: ids, chosen and likeliest tokens of the answer; nothing of the prompt.
+
+Read in the source of 0.16.0 and not run. Its two engines mean different things. PyTorch, with ``--logprobs-mode``,
+gives raw numbers. TurboMind gives them after temperature and filters, renormalised, so that those of a greedy answer
+are always 0: there a greedy answer is refused, and only unfiltered sampling at temperature 1 has raw numbers. No reply
+tells which of the two answers; three short requests do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from vlmprobe.engines.base import Engine, Options
+from vlmprobe.engines.providers import openai_chat
+from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
+from vlmprobe.engines.serving.base import TEXT, ServedEngine
+from vlmprobe.engines.serving.value_kind import FLOOR, judge
+from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
+from vlmprobe.inputs.messages import Conversation, Message, TextPart
+
+__all__ = ["LMDeploy"]
+
+MOST = 1024
+PROBED = 8  # alternatives of the probe requests
+IN_PROCESS = "vlmprobe.load(MODEL, engine='lmdeploy') reads the raw logits of TurboMind"
+
+
+class LMDeploy(ServedEngine):
+    """An LMDeploy server. Its answers end before the end token, whose probability it does not send."""
+
+    title = "LMDeploy"
+    abilities = Abilities(
+        alternatives=MOST,
+        no_alternatives="LMDeploy keeps no more",
+        no_prompt=f"its server sends nothing of prompts; {IN_PROCESS}, vLLM serves prompts",
+        no_score="its server scores only text without images; vLLM scores candidates, and so does vlmprobe.load",
+        no_logits=f"its server sends none; {IN_PROCESS}",
+        takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings"},
+    )
+    filters: bool = False  # whether its numbers are those after the filters (TurboMind)
+
+    @classmethod
+    async def recognise(cls, facts: Facts) -> Server | None:
+        """A server whose models are owned by LMDeploy."""
+        entries = [each for each in await facts.models() if each.get("owned_by") == "lmdeploy" and "id" in each]
+        return Server(models=tuple(str(each["id"]) for each in entries)) if entries else None
+
+    @classmethod
+    def in_process(cls, model: str, **options: Any) -> Engine:
+        """``lmdeploy.pipeline`` in this process."""
+        from vlmprobe.engines.providers.lmdeploy.in_process import LMDeployEngine
+
+        return LMDeployEngine.open(model, **options)
+
+    async def find_out(self) -> None:
+        """Which of LMDeploy's engines answers, by whether a filter that leaves two tokens shows in the numbers."""
+        question = Conversation((Message("user", (TextPart(TEXT),)),))
+        plain, hot, cut = (Decoding(1, True, temperature, top_k=k) for temperature, k in ((1.0, 0), (2.0, 0), (1.0, 2)))
+        try:
+            rows = await asyncio.gather(*(self._ask(question, each, 0, PROBED) for each in (plain, hot, cut)))
+        except EngineError as error:
+            if error.status == 400 and "logprobs" in str(error):
+                raise CapabilityError(
+                    "This LMDeploy server gives no log-probabilities: start it with --backend pytorch --logprobs-mode "
+                    f"raw_logprobs; or {IN_PROCESS}."
+                ) from error
+            raise
+        values = [sorted((each.value for each in found[2][0].top), reverse=True) if found[2] else [] for found in rows]
+        self.filters = len(values[2]) <= 2 < len(values[0])
+        if self.meaning is None:
+            found = judge(*values)
+            self.meaning = Meaning("filtered") if self.filters else replace(found, kind="raw")
+
+    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
+        """Ask one question.
+
+        Raises:
+            CapabilityError: for a greedy answer from TurboMind.
+        """
+        if self.filters and not decoding.do_sample:
+            raise CapabilityError(
+                "LMDeploy's TurboMind tells probabilities after its filters only, and those of a greedy answer are "
+                f"all 1: {IN_PROCESS}; or start the server with --backend pytorch --logprobs-mode raw_logprobs; or "
+                "sample (do_sample=True)."
+            )
+        text, reason, rows = await self._ask(conversation, decoding, options.seed, min(options.alternatives, MOST - 1))
+        return Answer(text, reason, rows)
+
+    async def _ask(
+        self, conversation: Conversation, decoding: Decoding, seed: int | None, top: int
+    ) -> tuple[str, str, list[Row]]:
+        request = await openai_chat.body(self.model, conversation, decoding, seed=seed, top=top + 1)
+        sampled = decoding.do_sample
+        request |= {
+            "temperature": decoding.temperature if sampled else 1.0,
+            "top_k": decoding.top_k if sampled else 1,  # LMDeploy always samples: one token to draw from is greedy
+            "min_p": decoding.min_p if sampled else 0.0,
+            "repetition_penalty": decoding.repetition_penalty,
+            "min_new_tokens": decoding.min_new_tokens,
+            "return_token_ids": True,
+        }
+        reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
+        choice = openai_chat.only_choice(reply)
+        said = openai_chat.listed(choice, tokens=decoding.max_new_tokens, top=top + 1)
+        ids = choice["output_ids"].ids()
+        if len(ids) != len(said):
+            raise EngineResponseError(f"{choice.where} has {len(ids)} output_ids and {len(said)} log-probabilities.")
+        rows = [self._row(each, int(one), top) for each, one in zip(said, ids, strict=True)]
+        return openai_chat.text_of(choice), openai_chat.finish_reason(choice), rows
+
+    def _row(self, said: openai_chat.Said, own: int, top: int) -> Row:
+        """The chosen token is put back among the alternatives, where nothing can be missing before it."""
+        others = [Alternative(value, *self._named(piece)) for piece, value in said.top if value > FLOOR]
+        others.sort(key=lambda each: -each.value)
+        chosen = Alternative(said.value, own, self._text(own, said.token))
+        if said.value > FLOOR and (not others or said.value >= others[-1].value or len(others) < top):
+            others = sorted([*others, chosen], key=lambda each: -each.value)
+        return Row(said.value, own, chosen.text, top=tuple(others[: top + 1]))
+
+    def _named(self, piece: str) -> tuple[int | None, str | None]:
+        """Id and text of an alternative, which LMDeploy writes as the tokenizer's own piece (such as Ġcat)."""
+        adapter = self.tokens.adapter
+        if adapter is None:
+            return None, piece
+        found = adapter.tokenizer.convert_tokens_to_ids(piece)
+        return (found, None) if isinstance(found, int) else (None, piece)
+
+    def _text(self, own: int, piece: str) -> str | None:
+        return None if self.tokens.detokenizer is not None else piece

@@ -1,0 +1,78 @@
+"""Any server that speaks OpenAI's chat protocol: chosen and likeliest tokens of the answer, as text.
+
+Ids and the prompt are not on its wire: ``ids`` is None, and there is no prompt side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.providers import openai_chat
+from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
+from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.value_kind import FLOOR
+from vlmprobe.inputs.messages import Conversation
+
+__all__ = ["OpenAI"]
+
+MOST = 20  # alternatives, by OpenAI's protocol
+WOULD = "vLLM does: start one for the model"
+
+
+class OpenAI(ServedEngine):
+    """The protocol as OpenAI documents it, and nothing beyond."""
+
+    title = "OpenAI-compatible chat"
+    generic = True
+    abilities = Abilities(
+        alternatives=MOST,
+        no_alternatives="the protocol allows no more; vLLM with --max-logprobs does",
+        no_prompt=f"the protocol has no prompt log-probabilities; {WOULD}",
+        no_score=f"the protocol cannot score given text; {WOULD}",
+        no_stream="",
+        takes=BASIC | {"stop_strings"},
+    )
+
+    @classmethod
+    async def recognise(cls, facts: Facts) -> Server | None:
+        """Whatever lists models as OpenAI does."""
+        entries = await facts.models()
+        names = tuple(str(each["id"]) for each in entries if "id" in each)
+        return Server(models=names) if names else None
+
+    async def find_out(self) -> None:
+        """What the numbers mean; a value at the floor only says that the token is not among those listed."""
+        if self.meaning is None:
+            found = await self.probed_meaning()
+            self.meaning = Meaning(found.kind, found.logits, clamped=False)
+
+    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
+        """Ask one question."""
+        top = min(options.alternatives, MOST)
+        request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
+        reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
+        choice = openai_chat.only_choice(reply)
+        return _answer(choice, openai_chat.listed(choice, tokens=decoding.max_new_tokens, top=top))
+
+    async def pieces(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> AsyncGenerator[Answer, None]:
+        """The same, while it is written."""
+        top = min(options.alternatives, MOST)
+        request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
+        async with aclosing(
+            openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=top)
+        ) as pieces:
+            async for _, choice, said in pieces:
+                yield _answer(choice, said)
+
+
+def _answer(choice: Node, said: Sequence[openai_chat.Said]) -> Answer:
+    return Answer(openai_chat.text_of(choice), openai_chat.finish_reason(choice), [_row(each) for each in said])
+
+
+def _row(said: openai_chat.Said) -> Row:
+    top = sorted((each for each in said.top if each[1] > FLOOR), key=lambda each: -each[1])
+    return Row(said.value, text=said.token, top=tuple(Alternative(value, text=token) for token, value in top))

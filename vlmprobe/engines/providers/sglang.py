@@ -1,0 +1,205 @@
+"""SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, and candidates.
+
+Read in the source of 0.5.23 and not run. Where a picture is, SGLang reports id 0 and the log-probability of the last
+token of the vocabulary: those positions are known here by encoding the prompt with the model's own processor, and
+masked. Id 0 elsewhere may stand for another one too: such a row has no number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.adapter import EncodedPrompt
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
+from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server
+from vlmprobe.engines.serving.answer import Scored
+from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.http.reply import real, token_id
+from vlmprobe.engines.serving.image_encoding import data_url
+from vlmprobe.engines.serving.value_kind import FLOOR
+from vlmprobe.errors import EngineResponseError
+from vlmprobe.inputs.messages import Conversation
+from vlmprobe.results.result import Scores
+
+__all__ = ["SGLang"]
+
+PATH = "/generate"
+ALL = -1  # SGLang's word for no top-k
+
+
+class SGLang(ServedEngine):
+    """An SGLang server. Temperature and penalties are in its numbers, top-k and top-p are not.
+
+    With ``SGLANG_RETURN_ORIGINAL_LOGPROB=1`` they are raw; no reply tells, so short requests find it out.
+    """
+
+    title = "SGLang"
+    abilities = Abilities(
+        takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"}
+    )
+
+    @classmethod
+    async def recognise(cls, facts: Facts) -> Server | None:
+        """A server whose models are owned by SGLang, or one that answers ``/model_info`` as it does."""
+        info = await facts.get("/model_info") or await facts.get("/get_model_info")
+        if not isinstance(info, dict) or not isinstance(info.get("model_path"), str) or "is_generation" not in info:
+            return None
+        told = await facts.get("/server_info") or await facts.get("/get_server_info")
+        version = told.get("version") if isinstance(told, dict) else None
+        entries = await facts.models()
+        names = tuple(str(each["id"]) for each in entries if "id" in each) or (info["model_path"],)
+        context = entries[0].get("max_model_len") if entries else None
+        return Server(
+            version=version if isinstance(version, str) else None,
+            models=names,
+            context=context if isinstance(context, int) else None,
+            root=info["model_path"],
+        )
+
+    def check(self, conversations: Sequence[Conversation], options: Options) -> None:
+        """Raise what is wrong with a request before it is sent."""
+        self.tokens.need("A prompt for SGLang's /generate")
+        super().check(conversations, options)
+
+    def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
+        """Score each candidate as the answer to the conversation."""
+        self.check([conversation], options)
+        return super().score(conversation, candidates, options)
+
+    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
+        """Ask one question."""
+        top = options.alternatives
+        adapter = self.tokens.need("A prompt for SGLang's /generate")
+        text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
+        request = await self._request(conversation, _sampling(decoding, options.seed), top) | {"text": text}
+        prompt = await encoded_prompt(adapter, conversation) if options.prompt else None
+        if prompt is not None:
+            request["logprob_start_len"] = 0
+        reply = Node(await self.client.post(PATH, request), self.title)
+        meta = reply["meta_info"]
+        ids = reply["output_ids"].ids()
+        if len(ids) > decoding.max_new_tokens:
+            raise EngineResponseError(f"{reply.where} has {len(ids)} output_ids of {decoding.max_new_tokens} at most.")
+        rows = _rows(meta, "output", ids, top)
+        reason = meta["finish_reason"]["type"].string()
+        if reason == "abort":
+            raise EngineResponseError(f"{self.title} gave the request up: {meta['finish_reason'].value.get('message')}")
+        before = None if prompt is None else _prompt_rows(meta, prompt, top)
+        return Answer(
+            reply["text"].string(),
+            reason,
+            rows,
+            None if prompt is None else prompt.ids,
+            before,
+            None if prompt is None else prompt.spans,
+        )
+
+    async def candidates(
+        self, conversation: Conversation, candidates: Sequence[str], options: Options
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """Each candidate as the end of a prompt, which nothing is generated after."""
+        adapter = self.tokens.need("A prompt for SGLang's /generate")
+        prompt = await encoded_prompt(adapter, conversation)
+        text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
+        sampling = {"max_new_tokens": 0, "temperature": 0.0}
+
+        async def one(candidate: str) -> Scored:
+            found = adapter.continuation(prompt, candidate)
+            whole = np.concatenate([prompt.ids[: found.shared], found.ids])
+            request = await self._request(conversation, sampling, options.alternatives)
+            request |= {"text": text + candidate, "logprob_start_len": 0}
+            reply = Node(await self.client.post(PATH, request), self.title)
+            joint = EncodedPrompt(whole, prompt.spans, "")
+            rows = _prompt_rows(reply["meta_info"], joint, options.alternatives)
+            lost = len(prompt.ids) - found.shared
+            told = f"the last {lost} prompt token(s) merge with the candidate: scored from position {found.shared}"
+            boundary = told if lost else None
+            return Scored(rows[found.shared :], found.shared, boundary, tuple(map(int, whole[: found.shared])))
+
+        return list(await asyncio.gather(*(one(each) for each in candidates))), {"prefix": "recomputed"}
+
+    async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
+        pictures = [await data_url(each) for each in conversation.image_parts]
+        return {
+            "sampling_params": sampling,
+            "return_logprob": True,
+            "top_logprobs_num": top,
+            "stream": False,
+            **({"image_data": pictures} if pictures else {}),
+        }
+
+
+def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
+    sampled = decoding.do_sample
+    found: dict[str, Any] = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "temperature": decoding.temperature if sampled else 0.0,
+        "top_p": decoding.top_p if sampled else 1.0,
+        "top_k": decoding.top_k if sampled and decoding.top_k > 0 else ALL,
+        "min_p": decoding.min_p if sampled else 0.0,
+        "repetition_penalty": decoding.repetition_penalty,
+        "min_new_tokens": decoding.min_new_tokens,
+    }
+    if decoding.stop_strings:
+        found["stop"] = list(decoding.stop_strings)
+    if decoding.eos_token_id:
+        found["stop_token_ids"] = list(decoding.eos_token_id)
+    if seed is not None:
+        found["sampling_seed"] = seed
+    return found
+
+
+def _rows(meta: Node, side: str, ids: np.ndarray, top: int) -> list[Row]:
+    """Rows of ``output`` or ``input`` tokens, whose own ids are ``ids`` [T]."""
+    entries = meta[f"{side}_token_logprobs"]
+    listed = entries.items()
+    tops = meta[f"{side}_top_logprobs"].items() if top else [None] * len(ids)
+    if not len(listed) == len(tops) == len(ids):
+        raise EngineResponseError(
+            f"{entries.where} has {len(listed)} rows and {len(tops)} of alternatives for {len(ids)} tokens."
+        )
+    return [
+        _row(entry, other, int(each), top, f"{entries.where}[{place}]")
+        for place, (entry, other, each) in enumerate(zip(listed, tops, ids, strict=True))
+    ]
+
+
+def _prompt_rows(meta: Node, prompt: EncodedPrompt, top: int) -> list[Row]:
+    """Rows of a prompt; positions of pictures hold nothing."""
+    rows = _rows(meta, "input", prompt.ids, top)
+    masked = {place for span in prompt.spans for place in range(span.start, span.stop)}
+    named = [entry[1] if isinstance(entry, list) else None for entry in meta["input_token_logprobs"].items()]
+    for place, (found, due) in enumerate(zip(named, prompt.ids.tolist(), strict=True)):
+        if place not in masked and found not in (due, 0):
+            raise EngineResponseError(
+                f"{meta.where}: position {place} of the prompt is token {found}, and {due} in the prompt that "
+                "processor= makes. Is it the processor of the served model, with the same limits for pictures?"
+            )
+    return [
+        row if place and place not in masked and found == row.id else Row(id=row.id)
+        for place, (row, found) in enumerate(zip(rows, named, strict=True))
+    ]
+
+
+def _row(entry: Any, others: Any, due: int, top: int, where: str) -> Row:
+    value, _ = _pair(entry, where)
+    listed = []
+    for each in others or []:
+        number, found = _pair(each, where)
+        if number is not None and found is not None and number > FLOOR:
+            listed.append(Alternative(number, found))
+    if len(listed) > top:
+        raise EngineResponseError(f"{where} has {len(listed)} alternatives where {top} were asked for.")
+    return Row(value, due, top=tuple(sorted(listed, key=lambda each: -each.value)))
+
+
+def _pair(entry: Any, where: str) -> tuple[float | None, int | None]:
+    if not isinstance(entry, list) or len(entry) < 2:
+        raise EngineResponseError(f"{where} is no list of a log-probability and an id.")
+    value = None if entry[0] is None else real(entry[0], where)
+    return value, token_id(entry[1], where)

@@ -1,0 +1,1 @@
+"""vLLM: behind its server, and in this process."""

@@ -1,0 +1,217 @@
+"""Candidates on a vLLM server, each written right after the prompt.
+
+With a processor, candidates of one token are named by their ids, and with ``--enable-scale-out`` longer ones are given
+as ids, as a probe of an open model tokenises them. Else the candidate is the beginning of the assistant's message: the
+server tokenises prompt and candidate together, and where its prompt alone ended is read from the ids that it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.adapter import Continuation, EncodedPrompt
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.providers import openai_chat
+from vlmprobe.engines.providers.vllm.first_tokens import chosen_rows
+from vlmprobe.engines.providers.vllm.prompt import vllm_prompt
+from vlmprobe.engines.serving import Node, Row, Scored
+from vlmprobe.engines.serving.image_encoding import data_url
+from vlmprobe.errors import AdapterError, CapabilityError, EngineError, EngineResponseError
+from vlmprobe.inputs.image_spans import ImageSpan, placeholder_runs
+from vlmprobe.inputs.messages import Conversation
+
+if TYPE_CHECKING:
+    from vlmprobe.engines.providers.vllm.server import VLLM
+
+__all__ = ["boundary", "score_candidates", "takes_ids"]
+
+TOKENS_IN = "/inference/v1/generate"
+BY_CHOICE, BY_IDS, BY_TEXT = "chosen ids", "ids", "continue_final_message"  # how candidates were scored
+CONTEXT = 32  # ids before a candidate that decide how its text is read
+START = "start the server with --enable-scale-out, and pass processor= to vlmprobe.connect"
+
+
+async def score_candidates(
+    engine: VLLM, conversation: Conversation, candidates: Sequence[str], options: Options
+) -> tuple[list[Scored], dict[str, Any]]:
+    """The rows of each candidate, in order, and how they were found."""
+    if engine.tokens.adapter is None:
+        return await _by_text(engine, conversation, candidates, options), {"candidates": BY_TEXT}
+    prompt, written = _written(engine, conversation, candidates)
+    whole = "logits" in options.keep
+    single = [len(each.ids) == 1 and each.shared == len(prompt.ids) and not whole for each in written]
+    alone = [place for place, one in enumerate(single) if one]
+    others = [place for place, one in enumerate(single) if not one]
+    found: dict[int, Scored] = {}
+    ways = []
+    if alone:
+        tail = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
+        ids = [written[place].ids[0] for place in alone]
+        found |= zip(alone, await chosen_rows(engine, conversation, ids, tail, options), strict=True)
+        ways.append(BY_CHOICE)
+    if others and await takes_ids(engine):
+        rest = [written[place] for place in others]
+        found |= zip(others, await _by_ids(engine, conversation, prompt, rest, options), strict=True)
+        ways.append(BY_IDS)
+    elif others:
+        texts = [candidates[place] for place in others]
+        found |= zip(others, await _by_text(engine, conversation, texts, options), strict=True)
+        ways.append(BY_TEXT)
+    return [found[place] for place in range(len(candidates))], {"candidates": " and ".join(ways)}
+
+
+def _written(
+    engine: VLLM, conversation: Conversation, candidates: Sequence[str]
+) -> tuple[EncodedPrompt, list[Continuation]]:
+    """The prompt as the template writes it, one placeholder for each picture, and how the candidates continue it."""
+    adapter = engine.tokens.need("Scoring by ids")
+    text = adapter.render([conversation])[0]
+    ids = np.array(adapter.tokenize(text), dtype=np.int64)
+    runs = placeholder_runs(ids, engine.tokens.image_ids)
+    prompt = EncodedPrompt(ids, tuple(ImageSpan(0, tile, *run) for tile, run in enumerate(runs)), text)
+    try:
+        return prompt, [adapter.continuation(prompt, candidate) for candidate in candidates]
+    except AdapterError as error:
+        raise CapabilityError(f"vLLM cannot be given this candidate: {error}") from error
+
+
+async def takes_ids(engine: VLLM) -> bool:
+    """Whether the server takes ids in place of text."""
+    if engine.tokens_in is None:
+        request = {"token_ids": [1, 1], "sampling_params": {"max_tokens": 1, "temperature": 0.0}, "model": engine.model}
+        try:
+            await engine.client.post(TOKENS_IN, request)
+        except EngineError as error:
+            if error.status is None:
+                raise
+            engine.tokens_in = False
+        else:
+            engine.tokens_in = True
+    return engine.tokens_in
+
+
+async def _by_ids(
+    engine: VLLM,
+    conversation: Conversation,
+    prompt: EncodedPrompt,
+    written: Sequence[Continuation],
+    options: Options,
+) -> list[Scored]:
+    ids = prompt.ids
+    pictures = [{"type": "image_url", "url": await data_url(part)} for part in conversation.image_parts]
+    wanted, top = _width(engine, options)
+
+    async def one(shared: int, added: tuple[int, ...]) -> Scored:
+        request: dict[str, Any] = {
+            "model": engine.model,
+            "token_ids": [*ids[:shared].tolist(), *added],
+            "sampling_params": {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": wanted},
+            "return_token_ids": True,
+        }
+        if pictures:
+            request["content_parts"] = pictures
+        reply = Node(await engine.client.post(TOKENS_IN, request), engine.title)
+        whole = reply["prompt_token_ids"].ids()
+        start = len(whole) - len(added)
+        if start < 1 or tuple(whole[start:].tolist()) != added:
+            raise EngineResponseError(f"{engine.title}: prompt_token_ids does not end in the candidate's ids.")
+        if pictures:
+            engine.tokens.spans(whole, conversation, engine.title)  # raises where the images are not in it
+        rows = vllm_prompt(reply, whole, engine.tokens.image_ids, top, texts=False)[start:]
+        merged = len(ids) - shared
+        detokenizer = engine.tokens.detokenizer
+        lost = detokenizer.decode(ids[shared:].tolist()) if detokenizer is not None else ""
+        return Scored(
+            rows, start, boundary(merged, lost, start), tuple(whole[max(0, start - CONTEXT) : start].tolist())
+        )
+
+    return list(await asyncio.gather(*(one(each.shared, each.ids) for each in written)))
+
+
+async def _by_text(
+    engine: VLLM, conversation: Conversation, candidates: Sequence[str], options: Options
+) -> list[Scored]:
+    texts = engine.tokens.detokenizer is None
+    wanted, top = _width(engine, options)
+    sent = await openai_chat.messages(conversation)
+    plain = await _ids_and_rows(engine, sent, conversation.continues, None, texts)
+    alone = plain[0]
+    if conversation.images and engine.tokens.image_ids:
+        engine.tokens.spans(alone, conversation, engine.title)
+
+    async def one(candidate: str) -> Scored:
+        last = sent[-1]["content"] if conversation.continues else []
+        written = [*(sent[:-1] if conversation.continues else sent), _assistant(last, candidate)]
+        whole, rows = await _ids_and_rows(engine, written, True, (wanted, top), texts)
+        shared = next(
+            (k for k, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole))
+        )
+        added = rows[shared:]
+        lost = alone[shared:]
+        _same_text(engine, candidate, lost.tolist(), whole[shared:].tolist(), added)
+        detokenizer = engine.tokens.detokenizer
+        shown = "" if detokenizer is None else detokenizer.decode(lost.tolist())
+        context = tuple(whole[max(0, shared - CONTEXT) : shared].tolist())
+        return Scored(added, shared, boundary(len(lost), shown, shared), context)
+
+    return list(await asyncio.gather(*map(one, candidates)))
+
+
+async def _ids_and_rows(
+    engine: VLLM, sent: list[dict[str, Any]], continues: bool, width: tuple[int, int | None] | None, texts: bool
+) -> tuple[np.ndarray, list[Row]]:
+    request: dict[str, Any] = {
+        "model": engine.model,
+        "messages": sent,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "add_generation_prompt": not continues,
+        "continue_final_message": continues,
+        "return_token_ids": True,
+    }
+    if width is not None:
+        request["prompt_logprobs"] = width[0]
+    reply = Node(await engine.client.post(openai_chat.PATH, request), engine.title)
+    ids = reply["prompt_token_ids"].ids()
+    return ids, [] if width is None else vllm_prompt(reply, ids, engine.tokens.image_ids, width[1], texts=texts)
+
+
+def _width(engine: VLLM, options: Options) -> tuple[int, int | None]:
+    """How many alternatives to ask for at each position of a prompt, and how many to expect; None for all."""
+    top, whole = engine.asked(options)
+    return (-1, None) if whole else (min(options.alternatives, top), top)
+
+
+def _assistant(before: list[dict[str, Any]], candidate: str) -> dict[str, Any]:
+    said = "".join(part["text"] for part in before if part["type"] == "text")
+    return {"role": "assistant", "content": said + candidate}
+
+
+def _same_text(engine: VLLM, candidate: str, lost: list[int], ids: list[int], rows: Sequence[Row]) -> None:
+    """Raise where what stands after the prompt is not the candidate: some templates trim or rewrite an answer."""
+    detokenizer = engine.tokens.detokenizer
+    if detokenizer is not None:
+        due, found = detokenizer.decode(lost) + candidate, detokenizer.decode(ids)
+        same = found in (due, due.lstrip(" ")) and bool(ids)
+    else:
+        found = "".join(row.text or "" for row in rows)
+        same = bool(rows) and (
+            "\N{REPLACEMENT CHARACTER}" in found or found.lstrip(" ").endswith(candidate.lstrip(" "))
+        )
+    if not same:
+        raise CapabilityError(
+            f"vLLM's chat template writes the candidate {candidate!r} as {found!r} after the prompt, so it cannot be "
+            f"scored as it stands: {START}."
+        )
+
+
+def boundary(merged: int, lost: str, start: int) -> str | None:
+    """What is said of a candidate whose first characters the tokenizer merged with the end of the prompt."""
+    if not merged:
+        return None
+    shown = f" {lost!r}" if lost else ""
+    return f"the last {merged} prompt token(s){shown} merge with the candidate: scored from position {start}"

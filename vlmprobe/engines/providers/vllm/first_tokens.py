@@ -1,0 +1,84 @@
+"""Candidates of one token each on a vLLM server: their log-probabilities where the answer begins, in one request.
+
+vLLM gives those of up to 128 ids that are named (``logprob_token_ids``), beside the token that it draws. A second
+request gives the likeliest tokens of the same place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.providers import openai_chat
+from vlmprobe.engines.providers.vllm.prompt import token_of
+from vlmprobe.engines.serving import Decoding, Node, Row, Scored
+from vlmprobe.errors import EngineResponseError
+from vlmprobe.inputs.messages import Conversation
+
+if TYPE_CHECKING:
+    from vlmprobe.engines.providers.vllm.server import VLLM
+
+__all__ = ["MOST", "chosen_rows"]
+
+MOST = 128  # ids of one request
+FIRST = Decoding(max_new_tokens=1)
+CONTEXT = 32  # ids before a candidate that decide how its text is read
+
+
+async def chosen_rows(
+    engine: VLLM, conversation: Conversation, ids: Sequence[int], tail: Sequence[int], options: Options
+) -> list[Scored]:
+    """The rows of candidates that are one token each, right after the prompt.
+
+    Args:
+        engine: of the server.
+        conversation: the prompt.
+        ids: of the candidates.
+        tail: the ids in which the prompt must end, so that the candidates stand where they are thought to.
+        options: of the call.
+
+    Raises:
+        EngineResponseError: where the prompt ends otherwise, or an id is not answered.
+    """
+    sent = await openai_chat.messages(conversation)
+    chunks = [list(ids[start : start + MOST]) for start in range(0, len(ids), MOST)]
+    answer = await engine.answer(conversation, FIRST, replace(options, prompt=False))
+    replies = await asyncio.gather(*(_named(engine, sent, conversation.continues, chunk) for chunk in chunks))
+    prompt = answer.prompt_ids
+    assert prompt is not None
+    if conversation.images and engine.tokens.image_ids:
+        engine.tokens.spans(prompt, conversation, engine.title)  # raises where the images are not in it
+    if list(tail) != prompt[len(prompt) - len(tail) :].tolist():
+        raise EngineResponseError(
+            f"{engine.title}: the server's prompt ends otherwise than that of processor=: is it of the served model?"
+        )
+    top = answer.output[0].top
+    values = {token: value for reply in replies for token, value in reply.items()}
+    context = tuple(prompt[-CONTEXT:].tolist())
+    return [Scored([Row(values[token], token, top=top)], len(prompt), None, context) for token in ids]
+
+
+async def _named(engine: VLLM, sent: list[dict[str, Any]], continues: bool, ids: list[int]) -> dict[int, float]:
+    request = {
+        "model": engine.model,
+        "messages": sent,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "repetition_penalty": 1.0,
+        "logprobs": True,
+        "logprob_token_ids": ids,
+        "return_tokens_as_token_ids": True,
+        "add_generation_prompt": not continues,
+        "continue_final_message": continues,
+    }
+    reply = Node(await engine.client.post(openai_chat.PATH, request), engine.title)
+    said = openai_chat.listed(openai_chat.only_choice(reply), tokens=1, top=len(ids) + 1)
+    if not said:
+        raise EngineResponseError(f"{reply.where} holds no token.")
+    found = {token_of(token): value for token, value in ((said[0].token, said[0].value), *said[0].top)}
+    if lost := [each for each in ids if each not in found]:
+        raise EngineResponseError(f"{reply.where} does not hold the log-probability of the ids {lost[:8]}.")
+    return {each: found[each] for each in ids}

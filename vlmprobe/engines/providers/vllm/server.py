@@ -1,0 +1,263 @@
+"""vLLM behind its OpenAI-compatible server: ids, alternatives, prompt log-probabilities, candidates, rerankers.
+
+Read in and run against vLLM 0.32. What its numbers mean is set for the whole server (``--logprobs-mode``) and told in
+no reply, so it is found out by short requests, as is the largest number of alternatives (``--max-logprobs``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.engines.base import Engine, Options
+from vlmprobe.engines.providers import openai_chat
+from vlmprobe.engines.providers.vllm.candidates import score_candidates, takes_ids
+from vlmprobe.engines.providers.vllm.prompt import vllm_prompt, vllm_row
+from vlmprobe.engines.providers.vllm.rank import rank_documents
+from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
+from vlmprobe.engines.serving.answer import Scored
+from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.health import Finding
+from vlmprobe.engines.serving.http import background_loop
+from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
+from vlmprobe.inputs.messages import Conversation
+
+__all__ = ["VLLM", "decoding_fields"]
+
+UNLIMITED = 10**6  # more alternatives than any vocabulary has ids
+LARGE = 1000  # alternatives: nobody sets such a limit
+DEFAULT_MOST = 20  # of --max-logprobs
+TOO_MANY = re.compile(r"(?:max(?:imum)? allowed|at most|vocab(?:ulary)?[ _]size)\D{0,20}(\d+)")
+RAW_LOGITS = "start the server with --logprobs-mode raw_logits --max-logprobs -1"
+
+
+class VLLM(ServedEngine):
+    """A vLLM server of a generating model, or of a reranker (``--runner pooling``), which can only rank."""
+
+    title = "vLLM"
+    abilities = Abilities(
+        alternatives=DEFAULT_MOST,
+        no_alternatives="start the server with a greater --max-logprobs",
+        no_logits=RAW_LOGITS,
+        no_stream="",
+        takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
+    )
+    tokens_in: bool | None = None  # whether the server takes ids (--enable-scale-out); None until it was asked
+    full: bool = False  # whether it gives whole rows
+
+    @classmethod
+    async def recognise(cls, facts: Facts) -> Server | None:
+        """A server whose models are owned by vLLM."""
+        entries = [each for each in await facts.models() if each.get("owned_by") == "vllm" and "id" in each]
+        if not entries:
+            return None
+        told = await facts.get("/version")
+        version = told.get("version") if isinstance(told, dict) else None
+        context, root = entries[0].get("max_model_len"), entries[0].get("root")
+        return Server(
+            version=version if isinstance(version, str) else None,
+            models=tuple(str(each["id"]) for each in entries),
+            context=context if isinstance(context, int) else None,
+            root=root if isinstance(root, str) else None,
+        )
+
+    @classmethod
+    def in_process(cls, model: str, **options: Any) -> Engine:
+        """``vllm.LLM`` in this process."""
+        from vlmprobe.engines.providers.vllm.in_process import VLLMEngine
+
+        return VLLMEngine.open(model, **options)
+
+    async def find_out(self) -> None:
+        """How many alternatives the server gives, and what its numbers mean."""
+        given = self.meaning
+        most = await self._most()
+        self.full = most is None
+        self.abilities = replace(self.abilities, alternatives=most, no_logits="" if self.full else RAW_LOGITS)
+        found = await self.probed_meaning()
+        self.meaning = found if given is None else Meaning(given.kind, found.logits)
+        if self.full and not self.meaning.logits:
+            self.abilities = replace(self.abilities, no_logits=RAW_LOGITS)
+
+    def check(self, conversations: Sequence[Conversation], options: Options) -> None:
+        """Raise what is wrong with a request before it is sent; what depends on the server's flags is asked first."""
+        if "logits" in options.keep or ("alternatives" in options.demanded and options.alternatives > DEFAULT_MOST):
+            self.know()
+        super().check(conversations, options)
+
+    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
+        """Ask one question over the chat route."""
+        request, whole = await self._request(conversation, decoding, options)
+        top, every = self.asked(options)
+        if options.prompt:
+            request["prompt_logprobs"] = -1 if every else min(options.alternatives, top)
+        reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
+        choice = openai_chat.only_choice(reply)
+        output = _rows(
+            choice, openai_chat.listed(choice, tokens=decoding.max_new_tokens, top=_most(top, whole)), whole=whole
+        )
+        prompt_ids = reply["prompt_token_ids"].ids()
+        prompt = None
+        if options.prompt:
+            texts = not request["return_tokens_as_token_ids"]
+            prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if every else top, texts=texts)
+        return Answer(
+            openai_chat.text_of(choice), openai_chat.finish_reason(choice), output, prompt_ids, prompt, meta=self.told()
+        )
+
+    async def pieces(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> AsyncGenerator[Answer, None]:
+        """The same, while it is written; vLLM streams no log-probabilities of the prompt."""
+        request, whole = await self._request(conversation, decoding, options)
+        most = _most(self.asked(options)[0], whole)
+        async with aclosing(
+            openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=most)
+        ) as pieces:
+            async for reply, choice, said in pieces:
+                prompt = reply.get("prompt_token_ids")
+                rows = _rows(choice, said, whole=whole) if said or choice.get("token_ids") else []
+                ids = None if prompt is None else prompt.ids()
+                yield Answer(
+                    openai_chat.text_of(choice), openai_chat.finish_reason(choice), rows, ids, meta=self.told()
+                )
+
+    async def _request(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> tuple[dict[str, Any], bool]:
+        """What is sent, and whether whole rows come back."""
+        top, every = self.asked(options)
+        # A logit alone says nothing of a probability: of a server that gives logits, whole rows are read.
+        whole = every or (self.full and self.meaning is not None and self.meaning.logits)
+        by_id = self.tokens.detokenizer is not None or whole
+        request = await openai_chat.body(
+            self.model, conversation, decoding, seed=options.seed, top=-1 if whole else top
+        )
+        request |= decoding_fields(decoding) | {"return_token_ids": True, "return_tokens_as_token_ids": by_id}
+        return request | _continued(conversation), whole
+
+    async def candidates(
+        self, conversation: Conversation, candidates: Sequence[str], options: Options
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """The rows of each candidate: see ``vllm_candidates.py``."""
+        if self.meaning is not None and self.meaning.logits and "logits" not in options.keep:
+            raise CapabilityError(
+                "This vLLM server gives logits, of which a log-probability needs the whole row: score with "
+                'keep="logits", or start the server with --logprobs-mode raw_logprobs.'
+            )
+        scored, told = await score_candidates(self, conversation, candidates, options)
+        return scored, {**self.told(), **told}
+
+    def rank(self, query: Any, documents: Sequence[Any], **options: Any) -> np.ndarray:
+        """float64 [D]: relevance of each document to a query, from a reranker server; see ``vllm_rank.py``."""
+        asked = [Conversation.build(each) for each in (query, *documents)]
+        return np.array(background_loop.run(rank_documents(self.client, self.model, asked[0], asked[1:], **options)))
+
+    async def without_chat(self, error: EngineError) -> list[Finding]:
+        """A reranker answers no questions, and ranks."""
+        pair = Conversation.build("a cat"), [Conversation.build("a cat"), Conversation.build("a dog")]
+        try:
+            await rank_documents(self.client, self.model, *pair)
+        except (EngineError, CapabilityError):
+            return await super().without_chat(error)
+        return [Finding("ranking", "yes", "a reranker: probe.rank(query, documents); it answers no questions")]
+
+    async def further_findings(self) -> list[Finding]:
+        """Whether ids are taken, and what flags would give more."""
+        takes = await takes_ids(self)
+        remedy = "" if takes else "--enable-scale-out"
+        found = [Finding("candidates by ids", "yes" if takes else "no", "exact across any boundary", remedy)]
+        meaning = self.meaning or Meaning()
+        if meaning.kind in ("tempered", "filtered"):
+            found.append(Finding("raw numbers", "no", f"the mode is {meaning.mode}", "--logprobs-mode raw_logprobs"))
+        elif meaning.logits and not self.full:
+            found.append(Finding("log-probabilities", "no", "logits without the whole vocabulary", "--max-logprobs -1"))
+        lacking = self.abilities.no_logits
+        found.append(Finding('full rows (keep="logits")', "no" if lacking else "yes", lacking))
+        return found
+
+    # -- what the flags of the server allow --------------------------------------------------------
+
+    def know(self) -> None:
+        """Find out now what else would be found out with the first request."""
+
+        async def nothing() -> None:
+            return None
+
+        self.run(nothing())
+
+    def asked(self, options: Options) -> tuple[int, bool]:
+        """How many alternatives to ask for, and whether that is the whole vocabulary."""
+        if "logits" in options.keep:
+            return -1, True
+        most = self.abilities.alternatives
+        # The drawn token stands among them, so one more is asked for where the server allows it.
+        wanted = options.alternatives + 1
+        return (wanted if most is None else min(wanted, most)), False
+
+    def told(self) -> dict[str, Any]:
+        """What ``meta`` says of the server's flags."""
+        return {"logprobs_mode": self.meaning.mode} if self.meaning is not None else {}
+
+    async def _most(self) -> int | None:
+        """The largest number of alternatives; None where every id of the vocabulary can be had."""
+        refused = await self._refused(UNLIMITED)
+        if refused is None:
+            return None
+        found = TOO_MANY.search(refused)
+        most = int(found[1]) if found else DEFAULT_MOST
+        # The server counts its vocabulary where it sets no limit; a small one could also be a limit.
+        whole = most >= LARGE or await self._refused(-1) is None
+        return None if whole else most
+
+    async def _refused(self, top: int) -> str | None:
+        """What the server says against so many alternatives, or None where it gives them."""
+        request = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": top,
+        }
+        try:
+            await self.client.post(openai_chat.PATH, request)
+        except EngineError as error:
+            if error.status != 400:
+                raise
+            return str(error)
+        return None
+
+
+def decoding_fields(decoding: Decoding) -> dict[str, Any]:
+    """vLLM's own fields of a request; each is sent, or the checkpoint's generation config would take its place."""
+    return {
+        "top_k": decoding.top_k if decoding.do_sample and decoding.top_k else -1,
+        "min_p": decoding.min_p if decoding.do_sample else 0.0,
+        "repetition_penalty": decoding.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "min_tokens": decoding.min_new_tokens,
+        "stop_token_ids": list(decoding.eos_token_id),
+    }
+
+
+def _most(top: int, whole: bool) -> int | None:
+    """How many alternatives may come: the drawn token stands before those that were asked for."""
+    return None if whole else top + 1
+
+
+def _rows(choice: Node, said: Sequence[openai_chat.Said], *, whole: bool) -> list[Row]:
+    ids = choice["token_ids"].ids()
+    if len(ids) != len(said):
+        raise EngineResponseError(f"{choice.where} has {len(ids)} token_ids and {len(said)} log-probabilities.")
+    return [vllm_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]
+
+
+def _continued(conversation: Conversation) -> dict[str, Any]:
+    continues = conversation.continues
+    return {"add_generation_prompt": not continues, "continue_final_message": continues}

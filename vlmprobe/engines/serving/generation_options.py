@@ -1,0 +1,85 @@
+"""Generation options for a server: the names and values of transformers' ``GenerationConfig``, greedy by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.engines.option_checks import check_value, listed
+from vlmprobe.errors import CapabilityError, GenerationOptionError, near
+
+__all__ = ["BASIC", "SAMPLING", "Decoding"]
+
+BASIC = frozenset({"max_new_tokens", "do_sample", "temperature", "top_p"})
+SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p"})
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}  # what a server does anyway
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the answer is drawn. Every value is sent, so that no default of the server's takes part."""
+
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+    stop_strings: tuple[str, ...] = ()
+    eos_token_id: tuple[int, ...] = ()  # further ids that end the answer
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any], takes: Iterable[str], engine: str) -> Decoding:
+        """Options of one call, for an engine that takes those named.
+
+        Raises:
+            GenerationOptionError: for an option that does not exist or has an impossible value.
+            CapabilityError: for one that the engine does not take.
+        """
+        names = [field.name for field in fields(cls)]
+        taken: dict[str, Any] = {}
+        for name, value in options.items():
+            if value is None or (name in NEUTRAL and value == NEUTRAL[name]):
+                continue
+            check_value(name, value)
+            if name not in names:
+                raise _unknown(name, names, engine)
+            if name not in takes and value != getattr(cls, name, None):
+                raise CapabilityError(
+                    f"{engine} does not take {name}; it takes {', '.join(sorted(takes))}. vllm takes all that a "
+                    "served engine can."
+                )
+            plain = value.item() if isinstance(value, np.generic) else value
+            taken[name] = tuple(listed(plain)) if name in ("stop_strings", "eos_token_id") else plain
+        return cls(**taken)
+
+    @property
+    def processing(self) -> str:
+        """What is done to the distribution before a token is drawn: ``"none"``, ``"tempered"`` or ``"filtered"``."""
+        filtered = self.do_sample and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+        tempered = (self.do_sample and self.temperature != 1) or self.repetition_penalty != 1
+        return "filtered" if filtered else "tempered" if tempered or self.min_new_tokens else "none"
+
+    def told(self) -> dict[str, Any]:
+        """What was set, for ``meta``."""
+        default = Decoding()
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        keep = ("max_new_tokens", "do_sample")
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in told.items()
+            if name in keep or value != getattr(default, name)
+        }
+
+
+def _unknown(name: str, names: list[str], engine: str) -> GenerationOptionError:
+    return GenerationOptionError(
+        f"There is no generation option {name!r} of a served engine ({engine}).{near(name, names)} "
+        f"There are {', '.join(names)}; a model opened with vlmprobe.load takes all of transformers'."
+    )

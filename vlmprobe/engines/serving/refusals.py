@@ -1,0 +1,42 @@
+"""What is refused before anything is sent, with what would be needed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.serving.answer import Abilities
+from vlmprobe.errors import CapabilityError
+from vlmprobe.inputs.messages import Conversation
+
+__all__ = ["refuse"]
+
+LOCAL = "open the checkpoint with vlmprobe.load"
+
+
+def refuse(title: str, abilities: Abilities, conversations: Sequence[Conversation], options: Options) -> None:
+    """Raise :class:`CapabilityError` for what an engine cannot give."""
+    if "hidden" in options.keep:
+        raise CapabilityError(f"{title} sends no hidden states: {LOCAL}.")
+    if options.store is not None:
+        raise CapabilityError(f"Full rows on disk are written by a model that is open here: {LOCAL}.")
+    if "logits" in options.keep and abilities.no_logits:
+        raise CapabilityError(f"{title} gives no full rows of logits: {abilities.no_logits}; or {LOCAL}.")
+    if options.processors:
+        raise CapabilityError(f"{title} runs no logits processors of the caller's: {LOCAL}.")
+    if options.begin:
+        raise CapabilityError(f"{title} cannot go on from given ids: {LOCAL}.")
+    if "prompt" in options.demanded and options.prompt and abilities.no_prompt:
+        raise CapabilityError(f"{title} gives no prompt side: {abilities.no_prompt}.")
+    most = abilities.alternatives
+    if "alternatives" in options.demanded and most is not None and options.alternatives > most:
+        raise CapabilityError(
+            f"{title} returns {f'at most {most}' if most else 'no'} alternatives, not {options.alternatives}"
+            f"{': ' if abilities.no_alternatives else ''}{abilities.no_alternatives}."
+        )
+    for conversation in conversations:
+        if conversation.images and not abilities.images:
+            raise CapabilityError(f"{title} takes no images on this route.")
+        named = {key for part in conversation.image_parts for key in part.options}
+        if named:
+            raise CapabilityError(f"{title} takes no image option {', '.join(sorted(named))}: {LOCAL}.")

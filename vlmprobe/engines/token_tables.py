@@ -1,0 +1,136 @@
+"""From columns of an engine to a ``TokenTable``: which rows a prompt has, and the text of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmprobe.errors import NonFiniteLogitsError
+from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.table import TokenTable, empty_numbers
+
+if TYPE_CHECKING:
+    from vlmprobe.engines.local.row_stats import RowStats
+
+__all__ = ["PromptRows", "numpy_columns", "prompt_rows", "require_finite", "token_kinds", "token_table"]
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The rows of a prompt table: each text token is one, each image is one."""
+
+    positions: np.ndarray  # int64 [T], the first position of an image
+    ids: np.ndarray  # int64 [T]
+    kinds: list[str]  # [T]
+
+    @property
+    def scored(self) -> np.ndarray:
+        """int64 [R]: the rows that have a distribution (no image, not the first position)."""
+        text = np.array([kind != "image" for kind in self.kinds], dtype=bool)
+        return np.flatnonzero(text & (self.positions > 0))
+
+
+def prompt_rows(ids: np.ndarray, spans: Sequence[ImageSpan], special: frozenset[int]) -> PromptRows:
+    """Rows of a prompt of ids [S]. An image takes all from its first to its last position, separators of tiles too."""
+    begins = {}
+    inside = np.zeros(len(ids), dtype=bool)
+    for image in {span.image for span in spans}:
+        start = min(span.start for span in spans if span.image == image)
+        stop = max(span.stop for span in spans if span.image == image)
+        begins[start] = image
+        inside[start:stop] = True
+    positions = np.array([place for place in range(len(ids)) if not inside[place] or place in begins], dtype=np.int64)
+    kinds = [
+        "image" if place in begins else "special" if int(ids[place]) in special else "text"
+        for place in positions.tolist()
+    ]
+    return PromptRows(positions, ids[positions], kinds)
+
+
+def token_table(
+    detokenizer: Detokenizer,
+    ids: np.ndarray,
+    positions: np.ndarray,
+    kinds: list[str],
+    numbers: Mapping[str, np.ndarray],
+    *,
+    at: np.ndarray | None = None,
+    alternatives: int,
+    spans: tuple[ImageSpan, ...] = (),
+    context: Sequence[int] = (),
+    rows: Mapping[str, np.ndarray | None] | None = None,
+) -> TokenTable:
+    """Build a table of T rows.
+
+    Args:
+        detokenizer: of the model's tokenizer.
+        ids: int64 [T]; ``positions`` and ``kinds`` likewise.
+        numbers: the numeric columns of R rows (``logprobs``, ``entropy``, ``ranks``, ``logsumexp``, ``top_ids``,
+            ``top_logprobs``).
+        at: int64 [R], the rows that the numbers are for; all T where None. The others get NaN.
+        alternatives: K, used where there are no numbers at all.
+        spans: image spans of a prompt.
+        context: ids before the first row that decide how its text is read (a candidate after its prompt).
+        rows: further columns of R rows: ``logits``, ``hidden``, ``scores``; those that are None are left out.
+    """
+    count = len(ids)
+    columns: dict[str, Any]
+    if at is None and count:
+        columns = {name: np.ascontiguousarray(values) for name, values in numbers.items()}
+    else:
+        width = numbers["top_ids"].shape[1] if at is not None and len(at) else alternatives
+        columns = empty_numbers(count, width)
+        for name, values in numbers.items():
+            if at is not None and len(at):
+                columns[name][at] = values
+    for name, kept in (rows or {}).items():
+        if kept is not None and at is None:
+            columns[name] = np.ascontiguousarray(kept, np.float32)
+        elif kept is not None:
+            columns[name] = np.full((count, *kept.shape[1:]), np.nan, np.float32)
+            columns[name][at] = kept
+    listed = [*map(int, context), *ids.tolist()]
+    texts = detokenizer.texts(listed)[len(context) :]
+    image = [kind == "image" for kind in kinds]
+    texts = [
+        detokenizer.alone(int(each)) if shown else text for each, text, shown in zip(ids, texts, image, strict=True)
+    ]
+    return TokenTable(
+        ids=np.asarray(ids, dtype=np.int64),
+        tokens=texts,
+        kinds=kinds,
+        positions=np.asarray(positions, dtype=np.int64),
+        offsets=np.array(detokenizer.offsets(ids.tolist(), texts), dtype=np.int64).reshape(count, 2),
+        top_tokens=[list(map(detokenizer.alone, row.tolist())) for row in columns["top_ids"]],
+        image_spans=spans,
+        **columns,
+    )
+
+
+def token_kinds(ids: np.ndarray, special: frozenset[int]) -> list[str]:
+    """``"special"`` or ``"text"`` for each id."""
+    return ["special" if each in special else "text" for each in ids.tolist()]
+
+
+def numpy_columns(stats: RowStats) -> dict[str, np.ndarray]:
+    """The numeric columns of a table from statistics on the device."""
+    return {name: getattr(stats, name).cpu().numpy() for name in stats.__dataclass_fields__}
+
+
+def require_finite(logsumexp: np.ndarray, names: Sequence[str]) -> None:
+    """Raise :class:`NonFiniteLogitsError` that names the first row whose logits hold NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(logsumexp))
+    if len(bad):
+        raise NonFiniteLogitsError(non_finite(names[bad[0]]))
+
+
+def non_finite(where: str) -> str:
+    """The message of :class:`NonFiniteLogitsError`."""
+    return (
+        f"The model's logits for {where} are not finite. Usual causes: float16 overflow (load with dtype='bfloat16' "
+        "or 'float32'), damaged weights, or a model that does not support the attention implementation in use."
+    )
