@@ -17,10 +17,10 @@ from draw_confidence import save, write
 
 import vlmprobe
 from vlmprobe.analysis import calibration, heads, plots, yes_no
-from vlmprobe.analysis.choices_plot import draw_choices
 from vlmprobe.analysis.decoding import ImageContrast
 from vlmprobe.demo.handwriting import DIGITS
 from vlmprobe.demo.scenes import Scene, article, held_out
+from vlmprobe.display.plots.choices import draw_choices
 from vlmprobe.results.result import Result
 
 DESCRIBE = "Describe the picture."

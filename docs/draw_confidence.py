@@ -18,16 +18,7 @@ from matplotlib import pyplot
 from PIL import Image, ImageDraw
 
 import vlmprobe
-from vlmprobe.analysis import (
-    calibration,
-    detection,
-    distillation,
-    gating,
-    plots,
-    recalibration,
-    sampling,
-    uncertainty,
-)
+from vlmprobe.analysis import calibration, detection, distillation, gating, plots, recalibration, uncertainty
 from vlmprobe.demo.scenes import Scene, held_out
 from vlmprobe.results.result import Result
 
@@ -78,7 +69,7 @@ def draw_sampling(probe: Any, asked: list[vlmprobe.Request], results: list[Resul
     good = [place for place in digits if right[place]][:40]
     entropy: dict[str, list[float]] = {}
     for name, places in (("right", good), ("wrong", bad)):
-        drawn = [sampling.sample(probe, asked[place].prompt, asked[place].image, n=10) for place in places]
+        drawn = [probe.sample(asked[place].prompt, asked[place].image, n=10) for place in places]
         entropy[f"answered {name}"] = [each.semantic_entropy() for each in drawn]
     save("semantic-entropy", lambda: plots.scores(entropy, label="semantic entropy of ten sampled answers (nats)"))
     area = detection.detection(entropy["answered right"], entropy["answered wrong"]).auroc

@@ -10,8 +10,8 @@ from analysis_cases import random_result
 from conftest import picture
 
 from vlmprobe.analysis import polygraph
-from vlmprobe.analysis.sampling import Samples, group
 from vlmprobe.errors import GenerationOptionError, ResultError
+from vlmprobe.probe.sample import Samples, group
 
 TEXTS = ["a cat", "a cat", "A Cat.", "a dog", "two dogs", "a dog"]
 SEEDS = [1, 1, 2, 3, 4, 3]  # equal seeds are equal tokens

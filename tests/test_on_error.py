@@ -8,7 +8,7 @@ from conftest import picture
 
 from vlmprobe import Request
 from vlmprobe.errors import GenerationOptionError, ImageError, NonFiniteLogitsError
-from vlmprobe.many import Failure
+from vlmprobe.probe.generate_many import Failure
 
 OPTIONS = {"max_new_tokens": 2, "do_sample": False, "prompt": False}
 

@@ -10,19 +10,18 @@ import pytest
 import torch
 
 import vlmprobe
-from vlmprobe import quick
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local import capture
 from vlmprobe.errors import VlmprobeWarning
 from vlmprobe.model_registry import registry
-from vlmprobe.quick import checks, memory
+from vlmprobe.probe import load_checks, passed_checks
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty cache directory, and the checks on."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(quick.SWITCH, "1")
+    monkeypatch.setenv(load_checks.SWITCH, "1")
     return tmp_path / "cache" / "vlmprobe" / "checked"
 
 
@@ -30,8 +29,8 @@ def cache(tmp_path, monkeypatch):
 def runs(monkeypatch):
     """How many times the checks ran."""
     counted = []
-    real = checks.run
-    monkeypatch.setattr(checks, "run", lambda engine: counted.append(engine) or real(engine))
+    real = load_checks.run
+    monkeypatch.setattr(load_checks, "run", lambda engine: counted.append(engine) or real(engine))
     return counted
 
 
@@ -198,15 +197,15 @@ def test_a_changed_adapter_is_checked_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     from adapter_module import Theirs
 
-    before = memory.fingerprint(Theirs, {}, {}, "some/model")
-    assert memory.fingerprint(Theirs, {}, {}, "some/model") == before
+    before = passed_checks.fingerprint(Theirs, {}, {}, "some/model")
+    assert passed_checks.fingerprint(Theirs, {}, {}, "some/model") == before
     source.write_text("class Theirs:\n    pass\n")
-    assert memory.fingerprint(Theirs, {}, {}, "some/model") != before
+    assert passed_checks.fingerprint(Theirs, {}, {}, "some/model") != before
 
 
 def test_another_revision_or_configuration_is_checked_again():
     def known(revision, **config):
-        return memory.fingerprint(Adapter, {"revision": revision}, config, "some/model")
+        return passed_checks.fingerprint(Adapter, {"revision": revision}, config, "some/model")
 
     assert known("a", width=1) == known("a", width=1)
     assert len({known("a", width=1), known("b", width=1), known("a", width=2)}) == 3
@@ -224,10 +223,10 @@ def test_switched_off(checkpoint, given_adapter, runs, monkeypatch):
     given_adapter(end_ids=frozenset())
     load_quietly(checkpoint("llava"), check=False)
     for value in ("0", "off", "False"):
-        monkeypatch.setenv(quick.SWITCH, value)
+        monkeypatch.setenv(load_checks.SWITCH, value)
         load_quietly(checkpoint("llava"))
     assert not runs
-    monkeypatch.delenv(quick.SWITCH)
+    monkeypatch.delenv(load_checks.SWITCH)
     findings(checkpoint("llava"))
     assert len(runs) == 1
 
@@ -261,7 +260,7 @@ def test_the_default_place(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for given in ("", "not/absolute"):
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert memory.folder() == tmp_path / ".cache" / "vlmprobe" / "checked"
+        assert passed_checks.folder() == tmp_path / ".cache" / "vlmprobe" / "checked"
 
 
 # -- what they cost and leave ------------------------------------------------------------------
@@ -273,7 +272,7 @@ def test_two_runs_of_the_decoder(probe_of):
     ran = []
     handle = engine.adapter.layers[-1].register_forward_hook(lambda *_: ran.append(1))
     try:
-        assert checks.run(engine) == []
+        assert load_checks.run(engine) == []
     finally:
         handle.remove()
     assert len(ran) == 2
@@ -290,7 +289,7 @@ def test_they_leave_nothing_behind(probe_of):
     before, state = hooks(), torch.get_rng_state()
     model.train()
     try:
-        checks.run(engine)
+        load_checks.run(engine)
         assert model.training
     finally:
         model.eval()

@@ -11,10 +11,10 @@ from PIL import Image
 from reference import encode, forward
 
 import vlmprobe
-from vlmprobe.analysis.rank import INSTRUCTION, PROMPT, parts_of
 from vlmprobe.errors import CapabilityError, ImageError, MessageError
 from vlmprobe.inputs.chat_templates import pair_template
 from vlmprobe.inputs.messages import ImagePart
+from vlmprobe.probe.rank import INSTRUCTION, PROMPT, parts_of
 
 # A template of one's own in the manner of Qwen3-VL-Reranker's: both roles, contents as lists of parts.
 RERANKER = """
@@ -262,7 +262,7 @@ def test_the_ranking_as_a_table_and_as_a_picture(probe_of):
 
 
 def test_large_margins_do_not_overflow():
-    from vlmprobe.analysis.rank import Ranking
+    from vlmprobe.probe.rank import Ranking
 
     with np.errstate(all="raise", under="ignore"):
         ranking = Ranking("", np.array([800.0, -800.0, 0.0]), [""] * 3, [None] * 3)

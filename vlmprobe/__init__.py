@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from vlmprobe._version import __version__
 
 if TYPE_CHECKING:
-    from vlmprobe.connecting import connect
     from vlmprobe.errors import VlmprobeError
-    from vlmprobe.loading import load, wrap
     from vlmprobe.probe import Probe, Request
+    from vlmprobe.probe.connect import connect
+    from vlmprobe.probe.load import load, wrap
     from vlmprobe.results.result import Result, Scores, load_result
     from vlmprobe.results.table import TokenTable
 
@@ -36,9 +36,9 @@ __all__ = [
 _ROOMS = {
     "Probe": "vlmprobe.probe",
     "Request": "vlmprobe.probe",
-    "connect": "vlmprobe.connecting",
-    "load": "vlmprobe.loading",
-    "wrap": "vlmprobe.loading",
+    "connect": "vlmprobe.probe.connect",
+    "load": "vlmprobe.probe.load",
+    "wrap": "vlmprobe.probe.load",
     "Result": "vlmprobe.results.result",
     "Scores": "vlmprobe.results.result",
     "load_result": "vlmprobe.results.result",

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from vlmprobe.analysis.alignment import align, first_difference, joined_rows
 from vlmprobe.analysis.cases import Case, case_of
 from vlmprobe.analysis.comparison import Compared, Comparison
 from vlmprobe.display.progress import tracking
-from vlmprobe.engines.base import Options
+from vlmprobe.engines.base import Options, ScoresIds
 from vlmprobe.errors import CapabilityError, MessageError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Request
@@ -135,11 +135,10 @@ def _forced(probe: Probe, case: Case, answer: Result, what: Mapping[str, Any]) -
     if ids is None or not len(ids):
         return None
     conversation = Conversation.build(case.question, case.image)
-    score_ids: Callable[..., list[TokenTable]] | None = getattr(probe.engine, "score_ids", None)
     try:
-        if score_ids is not None:
+        if isinstance(probe.engine, ScoresIds):
             options = Options(generation=ONE_STEP, demanded=frozenset(), **_scoring(what))
-            table = score_ids([conversation], ids.tolist(), options)[0]
+            table = probe.engine.score_ids([conversation], ids.tolist(), options)[0]
         else:
             table = probe.score(case.question, [answer.text], case.image, **_scoring(what)).tables[0]
     except (CapabilityError, MessageError):  # it has no such way, or the text merges with the prompt

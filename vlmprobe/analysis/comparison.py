@@ -154,7 +154,7 @@ class Comparison:
 
     def plot(self, ax: Any = None, *, tolerance: float | None = None) -> Any:
         """Difference of every token against its log-probability under A. Returns the axes."""
-        from vlmprobe.analysis.compare_plot import draw_comparison
+        from vlmprobe.display.plots.comparison import draw_comparison
 
         return draw_comparison(self, ax, tolerance=tolerance)
 

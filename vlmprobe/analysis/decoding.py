@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from vlmprobe.analysis.pictures import diffused, exchanged, variant
-from vlmprobe.engines.base import ability
+from vlmprobe.engines.base import GivesPromptIds, ReadsSecondPrompt, require
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.inputs.messages import Conversation, Prompt
 
 if TYPE_CHECKING:
-    from vlmprobe.engines.local.second_prompt import Follower
+    from vlmprobe.engines.local.second_prompt import SecondPrompt
     from vlmprobe.probe import Probe
 
 __all__ = ["ImageContrast"]
@@ -83,10 +83,10 @@ class ImageContrast(LogitsProcessor):
             for place, each in enumerate(conversation.images)
         }
         self.alpha, self.beta = float(alpha), float(beta)
-        self._follower: Follower = ability(probe.engine, "follower", "a model in this process")(
+        self._second: SecondPrompt = require(probe.engine, ReadsSecondPrompt).second_prompt(
             exchanged(conversation, pictures)
         )
-        self._prompt = torch.tensor(ability(probe.engine, "prompt_ids", "the ids of a prompt")(conversation))  # [S]
+        self._prompt = torch.tensor(require(probe.engine, GivesPromptIds).prompt_ids(conversation))  # [S]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Contrasted scores [1, V] for the next token after ``input_ids`` [1, S + t].
@@ -99,7 +99,7 @@ class ImageContrast(LogitsProcessor):
         ids, length = input_ids[0].cpu(), len(self._prompt)
         if not torch.equal(ids[:length], self._prompt):
             raise CapabilityError("This ImageContrast was made for another question: make one for each.")
-        distorted = self._follower.logits(ids[length:].tolist()).to(scores)
+        distorted = self._second.logits(ids[length:].tolist()).to(scores)
         contrasted = (1 + self.alpha) * scores - self.alpha * distorted
         implausible = scores < scores.max(dim=-1, keepdim=True).values + math.log(self.beta)
         return contrasted.masked_fill(implausible, -math.inf)

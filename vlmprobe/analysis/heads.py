@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vlmprobe.analysis.given import answer_ids
 from vlmprobe.analysis.linear_head import LinearHead, load_head
-from vlmprobe.engines.base import Options, ability
+from vlmprobe.engines.answer_ids import answer_ids
+from vlmprobe.engines.base import Options, ScoresIds, require
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result
@@ -89,8 +89,8 @@ def answer_states(
     conversation = Conversation.build(question, image)
     options = Options(keep=frozenset({"hidden"}), alternatives=1, generation=ONE_STEP)
     probe.engine.check([conversation], options)
-    score_ids = ability(probe.engine, "score_ids", "the states of a given answer")
-    ids = answer_ids(probe, conversation, answer)
+    score_ids = require(probe.engine, ScoresIds).score_ids
+    ids = answer_ids(probe.engine, conversation, answer)
     # A table has the state that each token is drawn from: one more token brings the state after the last.
     table = score_ids([conversation], [*ids, ids[-1]], options)[0]
     return np.asarray(table.hidden)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from vlmprobe.analysis.given import answer_ids, require_no_options
 from vlmprobe.analysis.pictures import Cover, cells, covered, exchanged, variant
-from vlmprobe.engines.base import Options, ability
+from vlmprobe.engines.answer_ids import answer_ids, require_no_options
+from vlmprobe.engines.base import Options, ScoresIds, require
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError, ResultError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
@@ -113,7 +113,7 @@ class Contrast:
 
     def plot(self, ax: Any = None) -> Any:
         """What the picture was worth to each token, as bars; unsupported tokens are marked. Returns the axes."""
-        from vlmprobe.analysis.drawing import draw_gains
+        from vlmprobe.display.plots.contrast_and_lens import draw_gains
 
         return draw_gains(self, ax)
 
@@ -125,7 +125,7 @@ class Contrast:
             ax: axes to draw on.
             limit: nats of the brightest shade, for pictures that are to be compared; the highest worth where None.
         """
-        from vlmprobe.analysis.drawing import draw_regions
+        from vlmprobe.display.plots.contrast_and_lens import draw_regions
 
         return draw_regions(self, row, ax, limit=limit)
 
@@ -192,7 +192,7 @@ def contrast(
     asked += [exchanged(conversation, {places[0]: each}) for _, _, each in boxes]
     options = Options(alternatives=alternatives, generation=ONE_STEP)
     probe.engine.check(asked, options)
-    ability(probe.engine, "score_ids", "the log-probabilities of a given answer")
+    require(probe.engine, ScoresIds)
     table, meta = _answer(probe, conversation, answer, options, generation)
     tables = _scored(probe, asked, table.ids.tolist(), options)
     worth = None
@@ -221,7 +221,7 @@ def _answer(
         result = probe.generate(asked, prompt=False, alternatives=options.alternatives, **generation)
         return result.output, result.meta
     require_no_options(generation, "The answer is given")
-    ids = answer_ids(probe, conversation, answer)
+    ids = answer_ids(probe.engine, conversation, answer)
     if isinstance(answer, Result):
         return answer.output, answer.meta
     return _scored(probe, [conversation], ids, options)[0], {}

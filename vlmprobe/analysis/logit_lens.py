@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vlmprobe.analysis.given import answer_ids, require_no_options
-from vlmprobe.engines.base import Options, ability
+from vlmprobe.engines.answer_ids import answer_ids, require_no_options
+from vlmprobe.engines.base import Options, ReadsLayers, require
 from vlmprobe.errors import MessageError, MissingExtraError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result
@@ -91,7 +91,7 @@ class Lens:
 
         Returns the axes. The layer from which a token leads is framed.
         """
-        from vlmprobe.analysis.drawing import draw_lens
+        from vlmprobe.display.plots.contrast_and_lens import draw_lens
 
         return draw_lens(self, ax)
 
@@ -144,8 +144,8 @@ def lens(
     conversation = Conversation.build(question, image)
     options = Options(alternatives=alternatives, prompt=False, generation=generation)
     probe.engine.check([conversation], options)
-    look = ability(probe.engine, "layers", "the states of every decoder layer")
-    ids = None if answer is None else answer_ids(probe, conversation, answer)
+    look = require(probe.engine, ReadsLayers).layers
+    ids = None if answer is None else answer_ids(probe.engine, conversation, answer)
     result, table, columns = look(conversation, options, layers=layers, ids=ids, prompt=of == "prompt")
     meta = {**probe.meta, "question": conversation.question}
     if result is not None:

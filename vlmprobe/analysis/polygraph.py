@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.analysis.sampling import Samples
 from vlmprobe.errors import ResultError
+from vlmprobe.probe.sample import Samples
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 

@@ -17,8 +17,8 @@ from transformers import Trainer, TrainerCallback
 from vlmprobe.analysis import calibration, uncertainty
 from vlmprobe.analysis.outcomes import confidences, correctness, normal_text
 from vlmprobe.errors import ResultError, near
-from vlmprobe.loading import wrap
 from vlmprobe.probe import Probe, Request
+from vlmprobe.probe.load import wrap
 from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:

@@ -10,44 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from vlmprobe.analysis.outcomes import CalibrationError
-from vlmprobe.asked import Request, request_of
+from vlmprobe.display.progress import tracking
+from vlmprobe.engines.base import RemembersImages
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.results.grouped import YesNo, candidate_groups, grouped
+from vlmprobe.probe.request import Request, request_of
+from vlmprobe.results.grouped import NO, YES, YesNo
 from vlmprobe.results.result import Result
-from vlmprobe.session import Session
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
 __all__ = ["NO", "YES", "YesNo", "YesNoReport", "frame", "reads_as_yes", "report", "reports", "yes_no", "yes_no_many"]
 
-YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
-NO = ("no", "No", "NO", " no", " No", " NO")
-
 
 def yes_no(
-    probe: Probe, question: Prompt, image: Any = None, *, yes: Sequence[str] = YES, no: Sequence[str] = NO
+    probe: Probe, question: Prompt, image: Any = None, *, yes: Sequence[str] = (), no: Sequence[str] = ()
 ) -> YesNo:
     """Ask a question whose answer is yes or no. See :meth:`Probe.yes_no`."""
-    groups = candidate_groups({"yes": yes, "no": no})
-    scores = probe.score(question, [*groups["yes"], *groups["no"]], image=image)
-    # Of the ready-made spellings a tokenizer may lack some; of those that the caller gives each is meant.
-    return grouped(groups, scores, strict=(tuple(yes), tuple(no)) != (YES, NO), kind=YesNo)
+    return probe.yes_no(question, image, yes=yes, no=no)
 
 
 def yes_no_many(
     probe: Probe,
     requests: Iterable[Request | Prompt | Mapping[str, Any]],
     *,
-    yes: Sequence[str] = YES,
-    no: Sequence[str] = NO,
+    yes: Sequence[str] = (),
+    no: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Iterator[YesNo]:
     """Ask many such questions, one after the other; a picture that several in a row are about is encoded once.
@@ -55,20 +50,16 @@ def yes_no_many(
     Args:
         probe: that is asked.
         requests: as :meth:`Probe.generate_many` takes them; an ``id`` comes back in ``meta["id"]``.
-        yes, no: spellings of the two answers.
+        yes, no: spellings of the two answers; the usual English ones where empty.
         progress: whether to show a progress bar; None shows one in a terminal.
     """
-    from dataclasses import replace
-
-    from vlmprobe.display.progress import tracking
-
     total = len(requests) if isinstance(requests, Sequence) else None
-    remembers = hasattr(probe.engine, "remembering") and not isinstance(probe, Session)
+    remembers = isinstance(probe.engine, RemembersImages) and probe.engine.memory is None
     bar = tracking(progress, total, "questions", "questions")
     with bar as done, probe.session() if remembers else nullcontext(probe) as asked:
         for raw in requests:
             request = request_of(raw)
-            answer = yes_no(asked, request.prompt, request.image, yes=yes, no=no)
+            answer = asked.yes_no(request.prompt, request.image, yes=yes, no=no)
             if request.id is not None:
                 answer = replace(answer, meta={**answer.meta, "id": request.id})
             yield answer

@@ -1,21 +1,45 @@
-"""Who computes: one module per engine behind one protocol, :class:`Engine`.
+"""The protocol of inference engines, :class:`Engine`, one for each ability that only some have, and a call's options.
 
-``local.py`` is the engine of transformers models in this process; ``serving/`` holds what engines behind a server
-share, and one small file for each of them.
+``local/`` is the engine of transformers models in this process; ``serving/`` holds what engines behind a server share,
+``providers/`` one module or folder for each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.row_files import OnDisk
+from vlmprobe.results.table import TokenTable
 
-__all__ = ["KEEP", "Engine", "Options", "ability"]
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vlmprobe.adapter import Adapter
+    from vlmprobe.engines.stream import Stream
+
+__all__ = [
+    "ABILITIES",
+    "KEEP",
+    "AnswersConcurrently",
+    "Engine",
+    "GivesPromptIds",
+    "HasAdapter",
+    "MixesImages",
+    "Options",
+    "Ranks",
+    "ReadsLayers",
+    "ReadsSecondPrompt",
+    "RemembersImages",
+    "ScoresIds",
+    "Streams",
+    "TokenisesAnswers",
+    "require",
+]
 
 KEEP = ("stats", "logits", "hidden")
 
@@ -37,10 +61,7 @@ class Options:
 
 
 class Engine(Protocol):
-    """What a :class:`vlmprobe.Probe` asks of whoever computes.
-
-    Some engines can more (``stream``, ``rank``, ``answers``, ...): :func:`ability` finds it, or says who has it.
-    """
+    """What a :class:`vlmprobe.Probe` asks of an engine. What only some can is a protocol of its own, below."""
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Raise what is wrong with a request before anything runs."""
@@ -55,20 +76,141 @@ class Engine(Protocol):
         """Score each candidate as the answer to the conversation."""
 
 
-def ability(engine: Engine, name: str, need: str) -> Any:
-    """A method that not every engine has.
+# -- what some engines can; the first line of each says what one lacks that cannot --------------------
 
-    Args:
-        engine: of a probe.
-        name: of the method.
-        need: what it needs of an engine, for the message.
+
+@runtime_checkable
+class Streams(Protocol):
+    """Tokens as they are generated."""
+
+    def stream(self, conversation: Conversation, options: Options) -> Stream:
+        """The answer to a conversation, token by token."""
+
+
+@runtime_checkable
+class AnswersConcurrently(Protocol):
+    """Many requests in flight at once."""
+
+    def answers(
+        self,
+        conversations: Iterable[Conversation | VlmprobeError],
+        options: Options,
+        *,
+        keep_errors: bool = False,
+        together: int | None = None,
+    ) -> Generator[Any, None, None]:
+        """Results in the order of the conversations; closing the generator ends the work that is left."""
+
+
+@runtime_checkable
+class RemembersImages(Protocol):
+    """Image features that are remembered between calls."""
+
+    memory: Any  # of the features; None outside a session
+
+    def remembering(self, images: int) -> Engine:
+        """The same engine with a memory of the features of that many images (or sets of images) met last."""
+
+    def forget(self) -> None:
+        """Let go of all features."""
+
+
+@runtime_checkable
+class MixesImages(Protocol):
+    """Conversations with different numbers of images in one batch."""
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether they can share one."""
+
+
+@runtime_checkable
+class GivesPromptIds(Protocol):
+    """The ids of a prompt."""
+
+    def prompt_ids(self, conversation: Conversation) -> np.ndarray:
+        """int64 [S]: a conversation's prompt in the model's own sequence, image placeholders included."""
+
+
+@runtime_checkable
+class TokenisesAnswers(Protocol):
+    """The token ids of a text."""
+
+    def answer_ids(self, conversation: Conversation, text: str) -> list[int]:
+        """Ids of a text written right after the prompt of a conversation."""
+
+
+@runtime_checkable
+class ScoresIds(Protocol):
+    """The numbers of the tokens of a given answer."""
+
+    def score_ids(
+        self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
+    ) -> list[TokenTable]:
+        """The tables of the same answer ids after each of the conversations, which have equally many images."""
+
+
+@runtime_checkable
+class ReadsLayers(Protocol):
+    """The states of every decoder layer."""
+
+    def layers(
+        self, conversation: Conversation, options: Options, **what: Any
+    ) -> tuple[Result | None, TokenTable, Any]:
+        """What each decoder layer says of the tokens of an answer, or of a prompt."""
+
+
+@runtime_checkable
+class ReadsSecondPrompt(Protocol):
+    """A model in this process."""
+
+    def second_prompt(self, conversation: Conversation) -> Any:
+        """Another prompt of this model, to be fed an answer's tokens while that is generated."""
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """Relevance of documents from a reranker."""
+
+    def rank(
+        self, query: Conversation, documents: Sequence[Conversation], *, activation: bool = True
+    ) -> Sequence[float]:
+        """The relevance of each document to the query; the difference of two logits without activation."""
+
+
+@runtime_checkable
+class HasAdapter(Protocol):
+    """The adapter of a model that is open here."""
+
+    adapter: Adapter
+
+
+ABILITIES: tuple[type, ...] = (
+    Streams,
+    AnswersConcurrently,
+    RemembersImages,
+    MixesImages,
+    GivesPromptIds,
+    TokenisesAnswers,
+    ScoresIds,
+    ReadsLayers,
+    ReadsSecondPrompt,
+    Ranks,
+    HasAdapter,
+)
+Ability = TypeVar("Ability")
+
+
+def require(engine: Engine, ability: type[Ability]) -> Ability:
+    """The engine as one that has an ability.
 
     Raises:
         CapabilityError: where the engine lacks it.
     """
-    found = getattr(engine, name, None)
-    if found is None:
+    if not isinstance(engine, ability):
+        need = (ability.__doc__ or "").partition("\n")[0].rstrip(".")
         raise CapabilityError(
-            f"This needs {need}, which {type(engine).__name__} does not give: open the checkpoint with vlmprobe.load."
+            f"This needs {need[:1].lower()}{need[1:]}, which {type(engine).__name__} does not give: open the "
+            "checkpoint with vlmprobe.load."
         )
-    return found
+    return engine

@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from vlmprobe.engines.base import Engine, Options
+from vlmprobe.engines.base import Engine, MixesImages, Options
 from vlmprobe.errors import VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result
@@ -30,7 +30,7 @@ class Batches:
         self.options = options
         self.size = size
         self.keep_errors = keep_errors  # an error of one conversation stands in the place of its result
-        self.mixes_images: bool = getattr(engine, "mixes_images", False)
+        self.mixes_images = isinstance(engine, MixesImages) and engine.mixes_images
 
     def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
         """Results of conversations that run as they come."""

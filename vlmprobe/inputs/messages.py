@@ -16,7 +16,7 @@ from PIL.Image import Image
 from vlmprobe.errors import ImageError, MessageError, near
 from vlmprobe.inputs.images import load_encoded
 
-__all__ = ["Conversation", "ImagePart", "Message", "Prompt", "TextPart"]
+__all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
 
 Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
@@ -282,3 +282,17 @@ def _image_part(raw: Mapping[str, Any], where: str, images: Iterator[ImagePart])
         if not source.startswith("data:"):
             source = f"data:image/*;base64,{source}"
     return _loaded(source, where, options)
+
+
+def shows_images(question: Any) -> bool:
+    """Whether a prompt brings images of its own."""
+    if isinstance(question, Conversation):
+        return bool(question.images)
+    if not isinstance(question, (list, tuple)):
+        return False
+    contents = [message.get("content") for message in question if isinstance(message, Mapping)]
+    parts = [part for content in contents for part in (content if isinstance(content, (list, tuple)) else [content])]
+    return any(
+        isinstance(part, Mapping) and any(part.get(key) is not None for key in (*IMAGE_KEYS, "image_url"))
+        for part in parts
+    )

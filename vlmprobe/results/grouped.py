@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlmprobe.errors import MessageError, MissingExtraError
-from vlmprobe.inputs.messages import TextPart
 from vlmprobe.results.result import Scores
 
-__all__ = ["GroupedScores", "YesNo", "candidate_groups", "candidate_list", "grouped"]
+__all__ = ["GroupedScores", "YesNo", "grouped"]
+
+YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
+NO = ("no", "No", "NO", " no", " No", " NO")
 
 Groups = Mapping[str, Sequence[str]]
 Path = tuple[Any, ...]  # where a spelling begins in the model's sequence, then its tokens
@@ -142,49 +144,6 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
         left_out[text] = f"everything that begins so is counted with {shorter!r}"
     members = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
     return _build(kind, list(groups), scores, members, left_out)
-
-
-def candidate_groups(candidates: Mapping[Any, Any]) -> dict[str, list[str]]:
-    """Groups as :meth:`Probe.score` takes them, checked before anything runs.
-
-    Raises:
-        MessageError: for no group, a name or spelling that is no text, an empty one, or one of two answers.
-    """
-    if not candidates:
-        raise MessageError("candidates is empty: give at least one answer to score")
-    groups: dict[str, list[str]] = {}
-    for name, spellings in candidates.items():
-        if not isinstance(name, str):
-            raise MessageError(f"The name of an answer is a string, not {name!r}")
-        groups[name] = candidate_list([spellings] if isinstance(spellings, str) else spellings)
-        for other, texts in list(groups.items())[:-1]:
-            if shared := set(texts) & set(groups[name]):
-                raise MessageError(
-                    f"{min(shared)!r} is a spelling of both {other!r} and {name!r}: it can be of one only"
-                )
-    return groups
-
-
-def candidate_list(candidates: Any) -> list[str]:
-    """Candidates as :meth:`Probe.score` takes them, checked before anything runs.
-
-    Raises:
-        MessageError: for none, or an empty, repeated or non-string one.
-    """
-    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
-        raise MessageError("candidates is a list of strings, such as ['yes', 'no']")
-    listed = list(candidates)
-    if not listed:
-        raise MessageError("candidates is empty: give at least one answer to score")
-    for place, each in enumerate(listed):
-        if not isinstance(each, str):
-            raise MessageError(f"candidate {place} is {type(each).__name__}, not a string")
-        TextPart(each)  # refuses what no tokenizer can read
-        if not each:
-            raise MessageError(f"candidate {place} is empty: an answer without text has no tokens to score")
-        if each in listed[:place]:
-            raise MessageError(f"candidate {place} repeats candidate {listed.index(each)}: {each!r}")
-    return listed
 
 
 def _build(

@@ -37,7 +37,7 @@ def check_architecture(name: str, folder: str | None = None) -> dict[str, Any]:
         folder: a checkpoint that is there already.
     """
     import vlmprobe
-    from vlmprobe.quick.checks import run as quick
+    from vlmprobe.probe.load_checks import run as quick
     from vlmprobe.testing import check_adapter, tiny
 
     with TemporaryDirectory() as made:

@@ -22,7 +22,7 @@ from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.run_generate import alone, drawing, run, to_model
 from vlmprobe.engines.local.scoring import score
-from vlmprobe.engines.local.second_prompt import Follower
+from vlmprobe.engines.local.second_prompt import SecondPrompt
 from vlmprobe.engines.local.teacher_forcing import begun, score_ids
 from vlmprobe.engines.stream import Rows, Stream
 from vlmprobe.engines.token_tables import PromptRows, prompt_rows
@@ -60,6 +60,11 @@ class LocalEngine:
         engine = copy.copy(self)
         engine.memory = ImageMemory(images)
         return engine
+
+    def forget(self) -> None:
+        """Let go of all features."""
+        if self.memory is not None:
+            self.memory.clear()
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Raise what is wrong with a request before anything runs."""
@@ -200,12 +205,20 @@ class LocalEngine:
     ) -> tuple[Result | None, TokenTable, LayerColumns]:
         """What each decoder layer says: see :func:`~vlmprobe.engines.local.layer_readout.layer_columns`."""
         self._config(options)
-        return layer_columns(self, conversation, options, **what)
+        return layer_columns(
+            self.adapter,
+            self.head,
+            self.detokenizer,
+            lambda: self.generate([conversation], options)[0],
+            conversation,
+            options,
+            **what,
+        )
 
-    def follower(self, conversation: Conversation) -> Follower:
+    def second_prompt(self, conversation: Conversation) -> SecondPrompt:
         """Another prompt of this model, to be fed an answer's tokens while that is generated."""
         self.adapter.check(conversation)
-        return Follower(self.adapter, self.head, conversation)
+        return SecondPrompt(self.adapter, self.head, conversation)
 
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
         """int64 [S]: a conversation's prompt in the model's own sequence, image placeholders included."""

@@ -1,4 +1,4 @@
-"""What every decoder layer would have said: its output put through the model's own final norm and head.
+"""Decodes every layer through the model's own final norm and head.
 
 Rows of tokens that are known are reduced while the layer runs, so that of a long prompt one layer's states and one
 chunk of logits exist at a time. While an answer is generated, its states [L, T, H] are kept until its tokens are known.
@@ -7,7 +7,7 @@ chunk of logits exist at a time. While an answer is generated, its states [L, T,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlmprobe.engines.local.answer_tables import prompt_table
 from vlmprobe.engines.local.row_stats import RowStats
 from vlmprobe.engines.local.run_generate import alone
 from vlmprobe.engines.local.teacher_forcing import forced_run, score_ids
-from vlmprobe.engines.token_tables import numpy_columns
+from vlmprobe.engines.token_tables import numpy_columns, prompt_rows
 from vlmprobe.errors import CapabilityError
 
 if TYPE_CHECKING:
     from vlmprobe.adapter import Adapter
     from vlmprobe.engines.base import Options
-    from vlmprobe.engines.local import LocalEngine
+    from vlmprobe.engines.local.capture import Head
     from vlmprobe.inputs.messages import Conversation
+    from vlmprobe.results.detokenize import Detokenizer
     from vlmprobe.results.result import Result
     from vlmprobe.results.table import TokenTable
 
@@ -59,7 +61,10 @@ class LayerColumns:
 
 
 def layer_columns(
-    engine: LocalEngine,
+    adapter: Adapter,
+    head: Head,
+    detokenizer: Detokenizer,
+    generate: Callable[[], Result],
     conversation: Conversation,
     options: Options,
     *,
@@ -70,7 +75,8 @@ def layer_columns(
     """What each layer says of the tokens of an answer, or of a prompt, in one run of the model.
 
     Args:
-        engine: whose model is asked.
+        adapter, head, detokenizer: of the engine.
+        generate: answers the conversation; called where the answer is not given.
         conversation: the prompt.
         options: for the answer where it is generated, and what its table keeps.
         layers: numbers of decoder layers, negative ones from the last; all where None.
@@ -84,23 +90,23 @@ def layer_columns(
         CapabilityError: for a layer that does not exist; for beams; where the last layer does not lead to the model's
             own logits.
     """
-    adapter = engine.adapter
     wanted = _chosen(adapter, layers)
-    watch = LayerWatch(engine, sorted({*wanted, len(adapter.layers) - 1}), options.alternatives)
+    watch = LayerWatch(adapter, head, sorted({*wanted, len(adapter.layers) - 1}), options.alternatives)
     result: Result | None = None
     with alone(adapter.model):
         if ids is None and not prompt:
             if options.generation.get("num_beams") not in (None, 1):
                 raise CapabilityError("Beams change places between steps: look at layers with num_beams=1.")
             with watch.on():
-                result = engine.generate([conversation], options)[0]
+                result = generate()
             table = result.output
             columns = watch.followed(table.ids)
         else:
             encoding = adapter.encode([conversation])
             length = len(encoding.prompts[0].ids)
             if prompt:
-                rows = engine.prompt_rows(encoding.prompts[0])
+                asked = encoding.prompts[0]
+                rows = prompt_rows(asked.ids, asked.spans, detokenizer.special)
                 places, known = rows.positions[rows.scored] - 1, rows.ids[rows.scored]
             else:
                 known = np.array(ids, dtype=np.int64)
@@ -109,9 +115,9 @@ def layer_columns(
                 if prompt:
                     ran = forced_run(adapter, encoding.inputs, [0])
                     assert ran.prefill is not None
-                    table = engine.prompt_table(encoding.prompts[0], ran.prefill[0], options)
+                    table = prompt_table(head, detokenizer, encoding.prompts[0], ran.prefill[0], options)
                 else:
-                    table = score_ids(adapter, engine.head, engine.detokenizer, encoding, known.tolist(), options)[0]
+                    table = score_ids(adapter, head, detokenizer, encoding, known.tolist(), options)[0]
             columns = watch.reduced()
     _require_last(adapter, columns, table, watch.last)
     return result, table, columns.cut(layers=wanted)
@@ -120,8 +126,8 @@ def layer_columns(
 class LayerWatch:
     """Follows decoder layers through one run over one sequence."""
 
-    def __init__(self, engine: LocalEngine, layers: list[int], top: int) -> None:
-        self.adapter, self.head = engine.adapter, engine.head
+    def __init__(self, adapter: Adapter, head: Head, layers: list[int], top: int) -> None:
+        self.adapter, self.head = adapter, head
         self.layers = layers
         self.top = top
         self.last = -1  # the layer that ran last: cross-attention layers may be skipped

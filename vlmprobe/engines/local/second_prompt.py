@@ -1,4 +1,4 @@
-"""A second prompt that follows an answer: what the model would say next, had it been asked otherwise."""
+"""Next-token logits of a second prompt after the same answer, KV-cached."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vlmprobe.engines.local.run_generate import alone, to_model
 from vlmprobe.engines.local.teacher_forcing import begun, forced_run
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["Follower"]
+__all__ = ["SecondPrompt"]
 
 STATE = ("rope_deltas",)  # what models keep of a prompt between its steps
 
 
-class Follower:
+class SecondPrompt:
     """The prompt of a conversation, prefilled once, and fed the tokens of an answer one by one.
 
     It may be asked while the same model generates: what the model keeps of the other prompt is put aside meanwhile.

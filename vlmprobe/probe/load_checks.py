@@ -1,12 +1,15 @@
-"""The quick checks themselves, each a function that returns what is off, or None.
+"""A few cheap checks that run when a checkpoint is loaded for the first time; each returns what is off, or None.
 
-C5 and C11 carry the names that they have in the full suite, of which they are the cheap half.
+They see gross errors only, those that make every number wrong; ``vlmprobe check MODEL`` runs the full suite. C5 and C11
+carry the names that they have there, of which they are the cheap half.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +22,11 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.engines.local.run_generate import alone, to_model
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.probe import passed_checks
 
-__all__ = ["Finding", "filled_positions", "run"]
+__all__ = ["SWITCH", "Finding", "check_loaded", "filled_positions", "run", "switched_on"]
 
 QUESTION = "What is in the picture?"
 ANSWER = "It shows two boats."
@@ -30,6 +34,41 @@ FURTHER = "And what else?"
 GREEDY = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 # Of the largest logit, or of ten where that is less. Wide: a warning at load must not cry wolf over rounding.
 RELATIVE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+SWITCH = "VLMPROBE_CHECK"  # environment variable; 0 turns the checks off
+OFF = ("0", "false", "no", "off")
+
+
+def switched_on() -> bool:
+    """Whether the environment leaves the quick checks on, as it does by default."""
+    return os.environ.get(SWITCH, "").strip().lower() not in OFF
+
+
+def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[str, Any], checkpoint: str) -> None:
+    """Run the quick checks, unless this very checkpoint passed them before, and warn of what is off.
+
+    What passed is remembered in the user's cache; what failed is not, so it is told at every load.
+
+    Args:
+        engine: around the model that was just loaded.
+        meta: the probe's record: model, revision, adapter, dtype, device, versions.
+        config: the checkpoint's ``config.json`` as read.
+        checkpoint: local folder or hub id.
+    """
+    known = passed_checks.fingerprint(type(engine.adapter), meta, config, checkpoint)
+    if passed_checks.passed(str(meta["model"]), known):
+        return
+    findings = run(engine)
+    if not findings:
+        passed_checks.remember(str(meta["model"]), known)
+        return
+    listed = "\n".join(f"- {str(finding).rstrip('.')}." for finding in findings)
+    warnings.warn(
+        f"The numbers of {meta['model']} cannot be trusted yet: with the adapter {meta['adapter']!r}, "
+        f"{len(findings)} of the quick checks at load found something off.\n{listed}\n"
+        f"Run 'vlmprobe check {meta['model']}' for where and why; check=False or {SWITCH}=0 turns these checks off.",
+        VlmprobeWarning,
+        stacklevel=3,  # who called load
+    )
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def load(
         RemoteCodeError: where the checkpoint only works by running its own code, or that is asked for.
         CheckpointError: for missing or damaged files.
     """
-    from vlmprobe import quick
     from vlmprobe.model_registry import registry
+    from vlmprobe.probe import load_checks
 
     if from_pretrained.pop("trust_remote_code", False):
         raise RemoteCodeError(
@@ -82,7 +82,7 @@ def load(
             "command line, vlmprobe doctor URL."
         )
     if engine is not None:
-        from vlmprobe.connecting import opened
+        from vlmprobe.probe.connect import opened
 
         asked = {"device": device, "dtype": dtype, "revision": revision, "adapter": adapter}
         return opened(os.fspath(model), engine, name, asked, from_pretrained)
@@ -93,8 +93,8 @@ def load(
     with _explained(name, from_pretrained):
         made = found.load(os.fspath(model), config=config, **options)
     probe = _probe(made, name, revision)
-    if check and quick.switched_on():
-        quick.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
+    if check and load_checks.switched_on():
+        load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
     return probe
 
 

@@ -14,21 +14,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL.Image import Image
 
-from vlmprobe.asked import Request
 from vlmprobe.display.progress import tracking
-from vlmprobe.engines.base import Options
+from vlmprobe.engines.base import Engine, HasAdapter, Options, Ranks, TokenisesAnswers
 from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
-
-if TYPE_CHECKING:
-    from vlmprobe.probe import Probe
+from vlmprobe.probe.generate_many import answered
+from vlmprobe.probe.request import Request, options_of
+from vlmprobe.results.result import Result
 
 __all__ = ["INSTRUCTION", "PROMPT", "Ranked", "Ranking", "parts_of", "rank"]
 
@@ -91,7 +90,7 @@ class Ranking:
 
     def plot(self, ax: Any = None, *, most: int = 12) -> Any:
         """Scores as bars, the most relevant document first, beside its text or picture. Returns the axes."""
-        from vlmprobe.analysis.rank_plot import draw_ranking
+        from vlmprobe.display.plots.ranking import draw_ranking
 
         return draw_ranking(self, ax, most=most)
 
@@ -101,7 +100,8 @@ class Ranking:
 
 
 def rank(
-    probe: Probe,
+    engine: Engine,
+    meta: Mapping[str, Any],
     query: Any,
     documents: Sequence[Any],
     *,
@@ -113,20 +113,17 @@ def rank(
     progress: bool | None = None,
 ) -> Ranking:
     """Order documents by their relevance to a query. See :meth:`Probe.rank`."""
-    from vlmprobe.probe import Probe
-
     asked = parts_of(query, "The query")
     if isinstance(documents, (str, Mapping)) or not isinstance(documents, Sequence):
         raise MessageError(f"documents is a list of texts and pictures, not {type(documents).__name__}")
     listed = [parts_of(each, f"Document {place}") for place, each in enumerate(documents)]
-    conversations, how = _asked(probe, asked, listed, instruction, prompt)
-    margins = _engines_own(probe, asked, listed, instruction) if prompt is None else None
+    conversations, how = _asked(engine, asked, listed, instruction, prompt)
+    margins = _engines_own(engine, asked, listed, instruction) if prompt is None else None
     if margins is None:
-        probe.engine.check(conversations, Options(generation=ONE_STEP))
-        plain = Probe(probe.engine, probe.meta)  # a session would put its own picture to documents without one
+        engine.check(conversations, Options(generation=ONE_STEP))
         with tracking(progress, len(listed), "documents", "documents") as done:
             found = []
-            for margin in _margins(plain, conversations, yes, no, batch_size) if listed else ():
+            for margin in _margins(engine, conversations, yes, no, batch_size) if listed else ():
                 found.append(margin)
                 done(1)
         margins = np.array(found, dtype=np.float64)
@@ -137,7 +134,7 @@ def rank(
         margins=margins,
         texts=[_text(each) for each in listed],
         pictures=[_picture(each) for each in listed],
-        meta={**probe.meta, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
+        meta={**meta, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
     )
 
 
@@ -183,14 +180,14 @@ def _image(source: Any) -> ImagePart:
 
 
 def _asked(
-    probe: Probe,
+    engine: Engine,
     query: tuple[Part, ...],
     documents: Sequence[tuple[Part, ...]],
     instruction: str | None,
     prompt: str | None,
 ) -> tuple[list[Conversation], str]:
     """The question about each document, and through what it is asked."""
-    adapter = getattr(probe.engine, "adapter", None)
+    adapter = engine.adapter if isinstance(engine, HasAdapter) else None
     template = None
     if prompt is None and adapter is not None:
         template = pair_template(templates_of(adapter.processor, adapter.tokenizer))
@@ -239,42 +236,41 @@ def _filled(pieces: Sequence[str], fields: Mapping[str, tuple[Part, ...]]) -> tu
 
 
 def _engines_own(
-    probe: Probe, query: tuple[Part, ...], documents: Sequence[tuple[Part, ...]], instruction: str | None
+    engine: Engine, query: tuple[Part, ...], documents: Sequence[tuple[Part, ...]], instruction: str | None
 ) -> np.ndarray | None:
     """Margins [D] from an engine that ranks by itself (``rank`` of a reranker server), None where it does not."""
-    ranks = getattr(probe.engine, "rank", None)
-    if ranks is None or not documents:
+    if not isinstance(engine, Ranks) or not documents:
         return None
     if instruction is not None:
         raise CapabilityError(
-            f"{type(probe.engine).__name__} ranks with the instruction of the server's template: leave out "
+            f"{type(engine).__name__} ranks with the instruction of the server's template: leave out "
             "instruction=, or give prompt= to ask a generating model."
         )
     pairs = [Conversation((Message("user", each),)) for each in (query, *documents)]
     try:
-        return np.asarray(ranks(pairs[0], pairs[1:], activation=False), dtype=np.float64)
+        return np.asarray(engine.rank(pairs[0], pairs[1:], activation=False), dtype=np.float64)
     except CapabilityError:  # a server of a generating model, which can be asked
         return None
 
 
 def _margins(
-    probe: Probe, conversations: Sequence[Conversation], yes: str, no: str, batch_size: int | Literal["auto"]
+    engine: Engine, conversations: Sequence[Conversation], yes: str, no: str, batch_size: int | Literal["auto"]
 ) -> Iterator[float]:
     """Logit of yes less that of no at the end of each prompt, float64."""
-    answer_ids = getattr(probe.engine, "answer_ids", None)
-    if answer_ids is None:  # log-probabilities of one position differ as its logits do
+    if not isinstance(engine, TokenisesAnswers):  # log-probabilities of one position differ as its logits do
         for conversation in conversations:
-            scores: Any = probe.score(conversation, [yes, no])  # type: ignore[call-overload]
+            scores = engine.score(conversation, [yes, no], options_of("stats", None, None, None, {}))
             for text, table in zip((yes, no), scores.tables, strict=True):
                 _only_id(table.tokens, text)
             yield float(scores.logprobs[0] - scores.logprobs[1])
         return
-    first, second = (int(_only_id(answer_ids(conversations[0], text), text)) for text in (yes, no))
+    first, second = (int(_only_id(engine.answer_ids(conversations[0], text), text)) for text in (yes, no))
     if first == second:
         raise MessageError(f"{yes!r} and {no!r} are the same token: give other words for yes= and no=.")
+    options = options_of("logits", False, 1, None, ONE_STEP)
     requests = [Request(conversation) for conversation in conversations]  # type: ignore[arg-type]
-    options: dict[str, Any] = {"keep": "logits", "prompt": False, "alternatives": 1, **ONE_STEP}
-    for result in probe.generate_many(requests, batch_size=batch_size, progress=False, **options):
+    for result in answered(engine, {}, Conversation.build, requests, batch_size, options, False, "raise"):
+        assert isinstance(result, Result)  # on_error is "raise"
         row = result.output.logits
         assert row is not None  # asked for by keep
         yield float(row[0, first]) - float(row[0, second])

@@ -1,26 +1,28 @@
-"""``Probe``: the one API. ``vlmprobe.load`` and ``vlmprobe.wrap`` make one (``loading.py``); the rest are methods."""
+"""``Probe``: the one API. ``load``, ``wrap`` and ``connect`` make one; the longer methods have modules beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vlmprobe.asked import Keep, Request, options_of
-from vlmprobe.engines.base import Engine, ability
-from vlmprobe.errors import GenerationOptionError
-from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.engines.base import Engine, RemembersImages, Streams, require
+from vlmprobe.inputs.messages import Conversation, Prompt, shows_images
+from vlmprobe.probe.request import Keep, Request, images_to_remember, options_of, with_meta
 from vlmprobe.results.result import Result, Scores
 
 if TYPE_CHECKING:
-    from vlmprobe.analysis.rank import Ranking
-    from vlmprobe.analysis.sampling import Samples
-    from vlmprobe.engines.stream import Stream
-    from vlmprobe.many import OnError
-    from vlmprobe.results.grouped import GroupedScores, YesNo
-    from vlmprobe.session import Session
+    from PIL.Image import Image
 
-__all__ = ["Probe", "Request"]
+    from vlmprobe.engines.stream import Stream
+    from vlmprobe.probe.generate_many import OnError
+    from vlmprobe.probe.rank import Ranking
+    from vlmprobe.probe.sample import Samples
+    from vlmprobe.results.grouped import GroupedScores, YesNo
+
+
+__all__ = ["Probe", "Request", "Session"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Probe:
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
-        return self._told(self.engine.generate([conversation], options)[0], conversation)
+        return self._with_meta(self.engine.generate([conversation], options)[0], conversation)
 
     def stream(
         self,
@@ -112,8 +114,8 @@ class Probe:
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
-        stream = ability(self.engine, "stream", "tokens as they are generated")(conversation, options)
-        stream.told = lambda result: self._told(result, conversation)
+        stream = require(self.engine, Streams).stream(conversation, options)
+        stream.told = lambda result: self._with_meta(result, conversation)
         return stream
 
     def generate_many(
@@ -147,14 +149,14 @@ class Probe:
                 runs those of like length together, the longest first; a number runs them as they come.
             progress: whether to show a progress bar; None shows one in a terminal.
             on_error: ``"raise"`` raises what is wrong with a request in its place, after the results of those before;
-                ``"keep"`` gives a :class:`vlmprobe.many.Failure` in its place and goes on.
+                ``"keep"`` gives a :class:`vlmprobe.probe.generate_many.Failure` in its place and goes on.
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
             logits_processor: as in :meth:`generate`; requests then run one by one.
         """
-        from vlmprobe.many import answered
+        from vlmprobe.probe.generate_many import answered
 
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        return answered(self, requests, batch_size, options, progress, on_error)
+        return answered(self.engine, self.meta, self._conversation, requests, batch_size, options, progress, on_error)
 
     def session(self, image: Any = None, *, images: int = 8) -> Session:
         """The same probe with a memory: a picture that was encoded in one call is not encoded again in the next.
@@ -172,11 +174,7 @@ class Probe:
             image: what the questions are about, where they bring no image themselves: an image or a list of images.
             images: how many pictures (or sets of pictures of one conversation) are remembered, at most 1 GB of them.
         """
-        from vlmprobe.session import Session
-
-        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-            raise GenerationOptionError(f"images, how many are remembered, is an integer of at least 1, not {images!r}")
-        engine = ability(self.engine, "remembering", "a model whose image features can be remembered")(images)
+        engine = require(self.engine, RemembersImages).remembering(images_to_remember(images))
         about = () if image is None else Conversation.build("about", image).images
         return Session(engine, self.meta, about)
 
@@ -227,14 +225,15 @@ class Probe:
                 the other), or a malformed conversation.
             ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
         """
-        from vlmprobe.results.grouped import candidate_groups, candidate_list, grouped
+        from vlmprobe.probe.request import candidate_groups, candidate_list
+        from vlmprobe.results.grouped import grouped
 
         options = options_of(keep, None, alternatives, None, {})
         groups = candidate_groups(candidates) if isinstance(candidates, Mapping) else {}
         listed = [each for texts in groups.values() for each in texts] or candidate_list(candidates)
         conversation = self._conversation(question, image)
         self.engine.check([conversation], options)
-        scores = self._told(self.engine.score(conversation, listed, options), conversation)
+        scores = self._with_meta(self.engine.score(conversation, listed, options), conversation)
         return grouped(groups, scores) if groups else scores
 
     def yes_no(
@@ -249,9 +248,13 @@ class Probe:
         Raises:
             MessageError: for spellings that collide, or that the tokenizer cannot write; others as in :meth:`score`.
         """
-        from vlmprobe.analysis.yes_no import NO, YES, yes_no
+        from vlmprobe.probe.request import candidate_groups
+        from vlmprobe.results.grouped import NO, YES, YesNo, grouped
 
-        return yes_no(self, question, image, yes=yes or YES, no=no or NO)
+        groups = candidate_groups({"yes": yes or YES, "no": no or NO})
+        scores = self.score(question, [*groups["yes"], *groups["no"]], image=image)
+        # Of the ready-made spellings a tokenizer may lack some; of those that the caller gives each is meant.
+        return grouped(groups, scores, strict=bool(yes or no), kind=YesNo)
 
     def rank(
         self,
@@ -269,14 +272,14 @@ class Probe:
         """Order documents by their relevance to a query: ``sigmoid(logit_yes - logit_no)`` where the answer begins.
 
         Asked through the checkpoint's chat template of the roles query and document where it has one, by the engine
-        where it is a reranker server, and else through :data:`vlmprobe.analysis.rank.PROMPT`.
+        where it is a reranker server, and else through :data:`vlmprobe.probe.rank.PROMPT`.
 
         Args:
             query: a text, an image (a path object, bytes, PIL image or array), ``{"image": ..., "text": ...}``, or chat
                 parts. A string is text, never a path.
             documents: likewise.
             instruction: what makes a document relevant; the template's own, or
-                :data:`vlmprobe.analysis.rank.INSTRUCTION`, where None.
+                :data:`vlmprobe.probe.rank.INSTRUCTION`, where None.
             prompt: to ask through instead, with the fields ``{query}``, ``{document}`` and ``{instruction}``.
             yes, no: the two answers, one token each.
             batch_size, progress: as in :meth:`generate_many`.
@@ -285,10 +288,10 @@ class Probe:
             MessageError: for what is no document, a prompt without its fields, or answers of several tokens.
             ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
         """
-        from vlmprobe.analysis.rank import rank
+        from vlmprobe.probe.rank import rank
 
         asked: dict[str, Any] = {"instruction": instruction, "prompt": prompt, "yes": yes, "no": no}
-        return rank(self, query, documents, **asked, batch_size=batch_size, progress=progress)
+        return rank(self.engine, self.meta, query, documents, **asked, batch_size=batch_size, progress=progress)
 
     def branch(
         self,
@@ -325,10 +328,12 @@ class Probe:
             MessageError: for no such token, or a result of another question.
             CapabilityError: for an engine that cannot begin an answer with given tokens.
         """
-        from vlmprobe.analysis.branching import branch
+        from vlmprobe.probe.branch import branch
 
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        return self._told(*branch(self, result, position, token, question, image, options))
+        return self._with_meta(
+            *branch(self.engine, self._conversation, result, position, token, question, image, options)
+        )
 
     def sample(self, question: Prompt, /, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
         """Answer a question n times, sampling from the model's own distribution, and say how far the answers agree.
@@ -339,9 +344,9 @@ class Probe:
             seed: of the first answer.
             **options: as in :meth:`generate`. Temperature 1 without filters and penalties, unless given here.
         """
-        from vlmprobe.analysis.sampling import sample
+        from vlmprobe.probe.sample import sample
 
-        return sample(self, question, image, n=n, seed=seed, **options)
+        return sample(self.generate, question, image, n=n, seed=seed, **options)
 
     def __repr__(self) -> str:
         known = ", ".join(
@@ -352,8 +357,29 @@ class Probe:
     def _conversation(self, question: Prompt, image: Any) -> Conversation:
         return Conversation.build(question, image)
 
-    def _told(self, result: Any, conversation: Conversation, **more: Any) -> Any:
-        """The result with what is known of the model and the question put into its ``meta``."""
-        sizes = [list(picture.size) for picture in conversation.images]
-        asked = {"question": conversation.question, **({"image_sizes": sizes} if sizes else {})}
-        return replace(result, meta={**self.meta, **asked, **result.meta, **more})
+    def _with_meta(self, result: Any, conversation: Conversation) -> Any:
+        return with_meta(result, self.meta, conversation)
+
+
+@dataclass(frozen=True, repr=False)
+class Session(Probe):
+    """A :class:`Probe` whose questions are about ``pictures`` unless they bring images of their own."""
+
+    pictures: tuple[Image, ...] = ()
+
+    def forget(self) -> None:
+        """Let go of all features; the session can go on."""
+        require(self.engine, RemembersImages).forget()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.forget()
+
+    def _conversation(self, question: Prompt, image: Any) -> Conversation:
+        if image is None and self.pictures and not shows_images(question):
+            image = list(self.pictures)
+        return super()._conversation(question, image)

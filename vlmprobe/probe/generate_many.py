@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from vlmprobe.asked import Request, request_of
-from vlmprobe.engines.base import Options
+from vlmprobe.engines.base import AnswersConcurrently, Engine, Options, RemembersImages
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.probe.request import Converse, Request, request_of, with_meta
 from vlmprobe.results.result import Result
-
-if TYPE_CHECKING:
-    from vlmprobe.probe import Probe
 
 __all__ = ["Failure", "OnError", "answered"]
 
@@ -32,7 +29,9 @@ class Failure:
 
 
 def answered(
-    probe: Probe,
+    engine: Engine,
+    meta: Mapping[str, Any],
+    converse: Converse,
     requests: Any,
     batch_size: int | Literal["auto"],
     options: Options,
@@ -48,21 +47,21 @@ def answered(
         raise MessageError(
             f"generate_many takes a list of requests, not {type(requests).__name__}; for one use generate"
         )
-    probe.engine.check([], options)
-    read = (_read(probe, raw, options) for raw in requests)
+    engine.check([], options)
+    read = (_read(engine, converse, raw, options) for raw in requests)
     keeps = on_error == "keep"
-    if hasattr(probe.engine, "answers"):
+    if isinstance(engine, AnswersConcurrently):
         together = None if batch_size == "auto" else batch_size
-        run: Iterator[tuple[Asked, Any]] = _in_flight(probe.engine.answers, read, options, keeps, together)
+        run: Iterator[tuple[Asked, Any]] = _in_flight(engine, read, options, keeps, together)
     else:
-        size = probe.engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
+        size = engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
         large = "logits" in options.keep and options.store is None  # a window of results would be
-        run = _in_batches(probe.engine, read, options, keeps, size, batch_size == "auto" and size > 1 and not large)
-    return _tracked(probe, run, keeps, progress, len(requests) if isinstance(requests, Sized) else None)
+        run = _in_batches(engine, read, options, keeps, size, batch_size == "auto" and size > 1 and not large)
+    return _tracked(meta, run, keeps, progress, len(requests) if isinstance(requests, Sized) else None)
 
 
 def _tracked(
-    probe: Probe, run: Iterator[tuple[Asked, Any]], keeps: bool, progress: bool | None, total: int | None
+    meta: Mapping[str, Any], run: Iterator[tuple[Asked, Any]], keeps: bool, progress: bool | None, total: int | None
 ) -> Iterator[Result | Failure]:
     from vlmprobe.display.progress import tracking
 
@@ -71,29 +70,29 @@ def _tracked(
             more = {} if request.id is None else {"id": request.id}
             if not isinstance(outcome, VlmprobeError):
                 assert isinstance(conversation, Conversation)
-                yield probe._told(outcome, conversation, **more)
+                yield with_meta(outcome, meta, conversation, **more)
                 done(len(outcome.output))
             elif keeps:
-                yield Failure(outcome, {**probe.meta, **more})
+                yield Failure(outcome, {**meta, **more})
                 done(0)
             else:
                 raise outcome
 
 
-def _read(probe: Probe, raw: Any, options: Options) -> Asked:
+def _read(engine: Engine, converse: Converse, raw: Any, options: Options) -> Asked:
     """A request and its conversation, or what is wrong with it."""
     request = Request("", id=raw.get("id") if isinstance(raw, Mapping) else getattr(raw, "id", None))
     try:
         request = request_of(raw)
-        conversation = probe._conversation(request.prompt, request.image)
-        probe.engine.check([conversation], options)
+        conversation = converse(request.prompt, request.image)
+        engine.check([conversation], options)
     except VlmprobeError as error:
         return request, error
     return request, conversation
 
 
 def _in_flight(
-    answers: Callable[..., Iterator[Any]], read: Iterator[Asked], options: Options, keeps: bool, together: int | None
+    engine: AnswersConcurrently, read: Iterator[Asked], options: Options, keeps: bool, together: int | None
 ) -> Iterator[tuple[Asked, Any]]:
     """Through an engine that works on many at once by itself."""
     waiting: deque[Asked] = deque()
@@ -105,24 +104,24 @@ def _in_flight(
             if isinstance(asked[1], VlmprobeError) and not keeps:
                 return  # the good requests before a bad one are answered
 
-    outcomes = answers(conversations(), options, keep_errors=True, together=together)
+    outcomes = engine.answers(conversations(), options, keep_errors=True, together=together)
     try:
         for outcome in outcomes:
             yield waiting.popleft(), outcome
     finally:
-        outcomes.close()  # type: ignore[attr-defined]
+        outcomes.close()
 
 
 def _in_batches(
-    engine: Any, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool
+    engine: Engine, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool
 ) -> Iterator[tuple[Asked, Any]]:
     """Through an engine that works on one batch at a time; alike ones together where they are grouped."""
     from vlmprobe.engines.batching import WINDOW, Batches
 
-    # Within one call a picture is encoded once, in a session also across calls.
-    remembering = getattr(engine, "remembering", None)
-    alone = getattr(engine, "memory", None) is None
-    batches = Batches(remembering(8) if remembering is not None and alone else engine, options, size, keeps)
+    # Within one call an image is encoded once, in a session also across calls.
+    if isinstance(engine, RemembersImages) and engine.memory is None:
+        engine = engine.remembering(8)
+    batches = Batches(engine, options, size, keeps)
     run = batches.grouped if grouped else batches.in_order
     for window in _windows(read, WINDOW if grouped else size, keeps):
         results = run([each for _, each in window if isinstance(each, Conversation)])

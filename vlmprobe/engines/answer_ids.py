@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.engines.base import ability
+from vlmprobe.engines.base import Engine, TokenisesAnswers, require
 from vlmprobe.errors import MessageError
 from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
     from vlmprobe.inputs.messages import Conversation
-    from vlmprobe.probe import Probe
 
 __all__ = ["answer_ids", "require_no_options"]
 
 
-def answer_ids(probe: Probe, conversation: Conversation, answer: Any) -> list[int]:
+def answer_ids(engine: Engine, conversation: Conversation, answer: Any) -> list[int]:
     """Token ids of an answer.
 
     Args:
-        probe: whose tokenizer is meant.
+        engine: whose tokenizer is meant.
         conversation: that is answered.
         answer: a text, which is tokenised together with the prompt; a result of this question; or token ids.
 
@@ -34,7 +33,7 @@ def answer_ids(probe: Probe, conversation: Conversation, answer: Any) -> list[in
             raise MessageError("The result is of another question: ask the question that it answers.")
         ids = answer.output.ids.tolist()
     elif isinstance(answer, str):
-        ids = ability(probe.engine, "answer_ids", "the token ids of a text")(conversation, answer)
+        ids = require(engine, TokenisesAnswers).answer_ids(conversation, answer)
     else:
         ids = list(answer)
     for each in ids:

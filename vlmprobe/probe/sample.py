@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlmprobe.errors import ResultError
+from vlmprobe.errors import GenerationOptionError, ResultError
 from vlmprobe.results.result import Result
 
 __all__ = ["PURE", "Estimator", "Samples", "group", "sample"]
@@ -34,11 +34,13 @@ PURE: dict[str, Any] = {
 }
 
 
-def sample(probe: Any, question: Any, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
-    """Ask one question n times, sampling; answer i is that of ``probe.generate(..., seed=seed + i)``.
+def sample(
+    generate: Callable[..., Result], question: Any, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any
+) -> Samples:
+    """Ask one question n times, sampling; answer i is that of ``generate(..., seed=seed + i)``.
 
     Args:
-        probe: a :class:`vlmprobe.Probe`.
+        generate: that of a :class:`vlmprobe.Probe`.
         question, image: as in :meth:`Probe.generate`.
         n: how many answers, at least 2.
         seed: of the first answer.
@@ -48,14 +50,12 @@ def sample(probe: Any, question: Any, image: Any = None, *, n: int = 10, seed: i
         ResultError: for n below 2.
         GenerationOptionError: for options that do not sample, or that :meth:`Probe.generate` refuses.
     """
-    from vlmprobe.errors import GenerationOptionError
-
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ResultError(f"n must be an integer of at least 2, the fewest answers that can agree, not {n!r}")
     if options.get("do_sample", True) is not True or (options.get("num_beams") or 1) != 1:
         raise GenerationOptionError("sample draws its answers: leave out do_sample and num_beams, or call generate")
     options = {**PURE, "prompt": False, **options, "do_sample": True}
-    results = [probe.generate(question, image=image, seed=seed + place, **options) for place in range(n)]
+    results = [generate(question, image=image, seed=seed + place, **options) for place in range(n)]
     return Samples(tuple(results))
 
 

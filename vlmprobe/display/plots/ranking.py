@@ -10,7 +10,7 @@ from vlmprobe.analysis.plots import COLOURS, axes
 from vlmprobe.errors import MissingExtraError, ResultError
 
 if TYPE_CHECKING:
-    from vlmprobe.analysis.rank import Ranking
+    from vlmprobe.probe.rank import Ranking
 
 __all__ = ["draw_ranking"]
 

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.analysis.given import answer_ids
-from vlmprobe.engines.base import ability
+from vlmprobe.engines.answer_ids import answer_ids
+from vlmprobe.engines.base import Engine, GivesPromptIds, require
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
     from vlmprobe.engines.base import Options
-    from vlmprobe.probe import Probe
+    from vlmprobe.probe.request import Converse
 
 __all__ = ["begin_of", "branch", "conversation_of"]
 
 
 def branch(
-    probe: Probe,
+    engine: Engine,
+    converse: Converse,
     result: Result,
     position: int,
     token: int | str | Sequence[int],
@@ -37,32 +38,34 @@ def branch(
     Returns:
         The new answer, and the conversation that it answers.
     """
-    conversation = conversation_of(probe, result, question, image)
-    begin = begin_of(probe, result, position, token, conversation)
+    conversation = conversation_of(engine, converse, result, question, image)
+    begin = begin_of(engine, result, position, token, conversation)
     options = replace(options, begin=tuple(begin))
-    probe.engine.check([conversation], options)
-    branched = probe.engine.generate([conversation], options)[0]
+    engine.check([conversation], options)
+    branched = engine.generate([conversation], options)[0]
     if branched.output.ids is None or branched.output.ids[: len(begin)].tolist() != begin:
-        raise CapabilityError(f"{type(probe.engine).__name__} cannot begin an answer with given tokens.")
+        raise CapabilityError(f"{type(engine).__name__} cannot begin an answer with given tokens.")
     told = {"branch": {"position": int(position), "tokens": branched.output.tokens[position : len(begin)]}}
     return replace(branched, meta={**branched.meta, **told}), conversation
 
 
-def conversation_of(probe: Probe, result: Result, question: Prompt | None, image: Any) -> Conversation:
+def conversation_of(
+    engine: Engine, converse: Converse, result: Result, question: Prompt | None, image: Any
+) -> Conversation:
     """The conversation that a result answers: as given, or, where nothing is given, read off the result.
 
     Raises:
         MessageError: where the result does not hold all of it, or answers another one.
     """
     again = "give question= and image= as they were asked"
-    prompt_ids = ability(probe.engine, "prompt_ids", "the ids of a prompt")
+    prompts = require(engine, GivesPromptIds)
     sizes = [tuple(each) for each in result.meta.get("image_sizes") or [each.size for each in result.images]]
     if question is None and image is None and sizes == [each.size for each in result.images]:
         image = list(result.images) or None
-    conversation = probe._conversation(result.meta.get("question", "") if question is None else question, image)
+    conversation = converse(result.meta.get("question", "") if question is None else question, image)
     if question is None and sizes and not conversation.images:
         raise MessageError(f"The result holds its pictures only reduced, for display: {again}.")
-    if not np.array_equal(prompt_ids(conversation), result.input_ids):
+    if not np.array_equal(prompts.prompt_ids(conversation), result.input_ids):
         raise MessageError(
             f"The result does not answer this conversation, their prompts differ: {again}, with all messages."
         )
@@ -72,7 +75,7 @@ def conversation_of(probe: Probe, result: Result, question: Prompt | None, image
 
 
 def begin_of(
-    probe: Probe, result: Result, position: int, token: int | str | Sequence[int], conversation: Conversation
+    engine: Engine, result: Result, position: int, token: int | str | Sequence[int], conversation: Conversation
 ) -> list[int]:
     """Ids of the answer up to a position, and of the token that is put there.
 
@@ -89,7 +92,7 @@ def begin_of(
     before = [int(each) for each in output.ids[:position]]
     if not isinstance(token, str):
         chosen = token if isinstance(token, (Sequence, np.ndarray)) else [token]
-        return before + answer_ids(probe, conversation, chosen)
+        return before + answer_ids(engine, conversation, chosen)
     choices = zip(output.top_ids[position], output.top_tokens[position], strict=True)
     listed = [int(each) for each, text in choices if text == token and each >= 0]
     if len(listed) == 1:
@@ -99,7 +102,7 @@ def begin_of(
     text = "".join(output.tokens[:position]) + token
     if not token:
         raise MessageError("The token is an empty text, which no token reads as.")
-    ids = answer_ids(probe, conversation, text)
+    ids = answer_ids(engine, conversation, text)
     if ids[:position] != before or len(ids) == position:
         raise MessageError(
             f"{token!r} is none of the likeliest tokens there, and the tokenizer writes it together with what stands "

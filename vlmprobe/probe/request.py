@@ -1,23 +1,34 @@
-"""What a caller asks for, checked before anything runs: requests, and the options of a call."""
+"""Validates call arguments before anything runs: requests, candidates, images, and the options of a call."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from numbers import Integral
 from os import PathLike
 from typing import Any, TypeAlias
 
 from vlmprobe.engines.base import KEEP, Options
 from vlmprobe.errors import GenerationOptionError, MessageError, near
-from vlmprobe.inputs.messages import Prompt
+from vlmprobe.inputs.messages import Conversation, Prompt, TextPart
 from vlmprobe.results.row_files import OnDisk
 
-__all__ = ["Keep", "Request", "options_of", "request_of"]
+__all__ = [
+    "Converse",
+    "Keep",
+    "Request",
+    "candidate_groups",
+    "candidate_list",
+    "images_to_remember",
+    "options_of",
+    "request_of",
+    "with_meta",
+]
 
 ON_DISK = (OnDisk, PathLike)
 ALTERNATIVES = 10  # K, unless the caller says
 
+Converse: TypeAlias = Callable[[Prompt, Any], Conversation]  # a question and its image as a conversation
 Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
 
@@ -90,3 +101,64 @@ def request_of(raw: Any) -> Request:
             raise MessageError(f"a request has 'prompt', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
         return Request(**raw)
     return Request(raw)
+
+
+def candidate_groups(candidates: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """Groups as :meth:`Probe.score` takes them, checked before anything runs.
+
+    Raises:
+        MessageError: for no group, a name or spelling that is no text, an empty one, or one of two answers.
+    """
+    if not candidates:
+        raise MessageError("candidates is empty: give at least one answer to score")
+    groups: dict[str, list[str]] = {}
+    for name, spellings in candidates.items():
+        if not isinstance(name, str):
+            raise MessageError(f"The name of an answer is a string, not {name!r}")
+        groups[name] = candidate_list([spellings] if isinstance(spellings, str) else spellings)
+        for other, texts in list(groups.items())[:-1]:
+            if shared := set(texts) & set(groups[name]):
+                raise MessageError(
+                    f"{min(shared)!r} is a spelling of both {other!r} and {name!r}: it can be of one only"
+                )
+    return groups
+
+
+def candidate_list(candidates: Any) -> list[str]:
+    """Candidates as :meth:`Probe.score` takes them, checked before anything runs.
+
+    Raises:
+        MessageError: for none, or an empty, repeated or non-string one.
+    """
+    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        raise MessageError("candidates is a list of strings, such as ['yes', 'no']")
+    listed = list(candidates)
+    if not listed:
+        raise MessageError("candidates is empty: give at least one answer to score")
+    for place, each in enumerate(listed):
+        if not isinstance(each, str):
+            raise MessageError(f"candidate {place} is {type(each).__name__}, not a string")
+        TextPart(each)  # refuses what no tokenizer can read
+        if not each:
+            raise MessageError(f"candidate {place} is empty: an answer without text has no tokens to score")
+        if each in listed[:place]:
+            raise MessageError(f"candidate {place} repeats candidate {listed.index(each)}: {each!r}")
+    return listed
+
+
+def images_to_remember(images: Any) -> int:
+    """How many images a session remembers.
+
+    Raises:
+        GenerationOptionError: for no integer of at least 1.
+    """
+    if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+        raise GenerationOptionError(f"images, how many are remembered, is an integer of at least 1, not {images!r}")
+    return images
+
+
+def with_meta(result: Any, meta: Mapping[str, Any], conversation: Conversation, **more: Any) -> Any:
+    """The result with what is known of the model and the question put into its ``meta``."""
+    sizes = [list(image.size) for image in conversation.images]
+    asked = {"question": conversation.question, **({"image_sizes": sizes} if sizes else {})}
+    return replace(result, meta={**meta, **asked, **result.meta, **more})
