@@ -20,7 +20,7 @@ from wire_server import Reply, WireServer, busy, endless, half, html, json_reply
 import vlmprobe
 from vlmprobe.engines.serving import Client, Limits
 from vlmprobe.engines.serving.http import background_loop
-from vlmprobe.engines.serving.http.pipeline import in_order
+from vlmprobe.engines.serving.http.background_loop import in_order
 from vlmprobe.errors import (
     EngineConnectionError,
     EngineError,

@@ -7,22 +7,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from vlmprobe.engines.token_tables import require_finite
 from vlmprobe.errors import ResultError
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vlmprobe.engines.local.capture import Steps
-    from vlmprobe.results.detokenize import Detokenizer
-
-__all__ = ["Rows", "Stream"]
+__all__ = ["Stream"]
 
 Listener = Callable[["TokenTable | None"], bool]
 
@@ -146,35 +137,3 @@ def _cut(result: Result, count: int) -> Result:
     cut = result.output[:count]
     text = "".join(token for token, kind in zip(cut.tokens, cut.kinds, strict=True) if kind != "special")
     return replace(result, output=cut, text=text, meta={**result.meta, "finish_reason": "closed"})
-
-
-class Rows:
-    """Tables of one row each, made of what a decoding loop says of a single prompt after every step."""
-
-    def __init__(self, detokenizer: Detokenizer) -> None:
-        self._special = detokenizer.special
-        self._alone = detokenizer.alone
-        self._ids: list[int] = []
-        self._texts = detokenizer.running(iter(self._ids))
-        self._end = 0  # of the text so far
-
-    def of(self, steps: Steps, ids: Tensor) -> TokenTable:
-        """The row of the token that was drawn last; ``ids`` [1, S + T] end in it."""
-        token = int(ids[0, -1])
-        self._ids.append(token)
-        text, special = next(self._texts), token in self._special
-        columns: dict[str, Any] = {name: values.cpu().numpy() for name, values in steps.last.items()}
-        require_finite(columns["logsumexp"], [f"generated token {len(self._ids) - 1}"])
-        start = self._end
-        self._end += 0 if special else len(text)
-        if isinstance(steps.logits, list):
-            columns["logits"] = steps.logits[-1].numpy()
-        return TokenTable(
-            ids=np.array([token]),
-            tokens=[text],
-            kinds=["special" if special else "text"],
-            positions=np.array([ids.shape[1] - 1]),
-            offsets=np.array([[start, self._end]]),
-            top_tokens=[[self._alone(each) for each in row] for row in columns["top_ids"].tolist()],
-            **columns,
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,7 @@ from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.table import TokenTable, empty_numbers
 
-if TYPE_CHECKING:
-    from vlmprobe.engines.local.row_stats import RowStats
-
-__all__ = ["PromptRows", "numpy_columns", "prompt_rows", "require_finite", "token_kinds", "token_table"]
+__all__ = ["PromptRows", "boundary", "prompt_rows", "require_finite", "token_kinds", "token_table"]
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,6 @@ def token_kinds(ids: np.ndarray, special: frozenset[int]) -> list[str]:
     return ["special" if each in special else "text" for each in ids.tolist()]
 
 
-def numpy_columns(stats: RowStats) -> dict[str, np.ndarray]:
-    """The numeric columns of a table from statistics on the device."""
-    return {name: getattr(stats, name).cpu().numpy() for name in stats.__dataclass_fields__}
-
-
 def require_finite(logsumexp: np.ndarray, names: Sequence[str]) -> None:
     """Raise :class:`NonFiniteLogitsError` that names the first row whose logits hold NaN or infinity."""
     bad = np.flatnonzero(~np.isfinite(logsumexp))
@@ -134,3 +126,11 @@ def non_finite(where: str) -> str:
         f"The model's logits for {where} are not finite. Usual causes: float16 overflow (load with dtype='bfloat16' "
         "or 'float32'), damaged weights, or a model that does not support the attention implementation in use."
     )
+
+
+def boundary(merged: int, lost: str, start: int) -> str | None:
+    """What is said of a candidate whose first characters the tokenizer merged with the end of the prompt."""
+    if not merged:
+        return None
+    shown = f" {lost!r}" if lost else ""
+    return f"the last {merged} prompt token(s){shown} merge with the candidate: scored from position {start}"

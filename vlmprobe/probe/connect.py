@@ -52,9 +52,8 @@ def connect(
     """
     from vlmprobe._version import __version__
     from vlmprobe.engines.serving import Client, Facts, Limits, Meaning, Tokens
-    from vlmprobe.engines.serving.detect import detect
     from vlmprobe.engines.serving.http import background_loop as background
-    from vlmprobe.engines.serving.registry import engines
+    from vlmprobe.engines.serving.registry import detect, engines
     from vlmprobe.engines.serving.value_kind import KINDS
 
     if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:

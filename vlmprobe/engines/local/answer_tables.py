@@ -12,9 +12,10 @@ from transformers import GenerationConfig
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head
+from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.local.run_generate import Run
 from vlmprobe.engines.local.teacher_forcing import preceded
-from vlmprobe.engines.token_tables import numpy_columns, prompt_rows, require_finite, token_kinds, token_table
+from vlmprobe.engines.token_tables import prompt_rows, require_finite, token_kinds, token_table
 from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.row_files import RowFile, Slots
 from vlmprobe.results.table import TokenTable

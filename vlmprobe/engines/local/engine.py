@@ -23,8 +23,9 @@ from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.run_generate import alone, drawing, run, to_model
 from vlmprobe.engines.local.scoring import score
 from vlmprobe.engines.local.second_prompt import SecondPrompt
+from vlmprobe.engines.local.streamed_rows import Rows
 from vlmprobe.engines.local.teacher_forcing import begun, score_ids
-from vlmprobe.engines.stream import Rows, Stream
+from vlmprobe.engines.stream import Stream
 from vlmprobe.engines.token_tables import PromptRows, prompt_rows
 from vlmprobe.errors import GenerationOptionError, MessageError
 from vlmprobe.inputs.images import thumbnail

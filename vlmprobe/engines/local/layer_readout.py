@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from vlmprobe.engines.local.answer_tables import prompt_table
-from vlmprobe.engines.local.row_stats import RowStats
+from vlmprobe.engines.local.row_stats import RowStats, numpy_columns
 from vlmprobe.engines.local.run_generate import alone
 from vlmprobe.engines.local.teacher_forcing import forced_run, score_ids
-from vlmprobe.engines.token_tables import numpy_columns, prompt_rows
+from vlmprobe.engines.token_tables import prompt_rows
 from vlmprobe.errors import CapabilityError
 
 if TYPE_CHECKING:

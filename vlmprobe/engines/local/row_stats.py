@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowStats", "processed_logprobs", "row_stats"]
+__all__ = ["RowStats", "numpy_columns", "processed_logprobs", "row_stats"]
 
 # Float32 rows that are reduced together: on a CPU what stays in its caches, else what keeps the device busy.
 BLOCK_BYTES = {True: 4 * 2**20, False: 128 * 2**20}
@@ -109,3 +110,8 @@ def _ranks(logits: Tensor, chosen: Tensor, of: Tensor, size: int) -> Tensor:
 def processed_logprobs(scores: Tensor, ids: Tensor) -> Tensor:
     """Log-probability [N] of each token under processed scores [N, V] (after penalties, temperature, filters), nats."""
     return torch.log_softmax(scores.float(), dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def numpy_columns(stats: RowStats) -> dict[str, np.ndarray]:
+    """The numeric columns of a table from statistics on the device."""
+    return {name: getattr(stats, name).cpu().numpy() for name in stats.__dataclass_fields__}

@@ -13,9 +13,10 @@ from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept
 from vlmprobe.engines.local.generation_config import generation_config
+from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.local.run_generate import Run, run, to_model
 from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, why_not_shared
-from vlmprobe.engines.token_tables import numpy_columns, require_finite, token_kinds, token_table
+from vlmprobe.engines.token_tables import require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.detokenize import Detokenizer

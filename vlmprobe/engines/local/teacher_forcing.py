@@ -13,8 +13,9 @@ from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head
 from vlmprobe.engines.local.generation_config import generation_config
+from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.local.run_generate import Run, run, to_model
-from vlmprobe.engines.token_tables import numpy_columns, require_finite, token_kinds, token_table
+from vlmprobe.engines.token_tables import require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
 from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.table import TokenTable

@@ -7,11 +7,12 @@ asked for).
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Sequence
 from typing import Any
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
-from vlmprobe.engines.providers.pieces import texts_of_bytes
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
@@ -116,3 +117,13 @@ def _bytes(entry: Any, where: str) -> list[int]:
 
 def _string(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def texts_of_bytes(tokens: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each token; a character that spans tokens stands in the one that completes it.
+
+    Bytes that are no UTF-8 show as replacement characters, in the token after which that is certain.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    last = len(tokens) - 1
+    return [decoder.decode(bytes(each), final=place == last) for place, each in enumerate(tokens)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.base import ServedEngine
-from vlmprobe.engines.serving.detect import Facts, Server
+from vlmprobe.engines.serving.facts import Facts, Server
 from vlmprobe.engines.serving.generation_options import BASIC, Decoding
 from vlmprobe.engines.serving.http.client import Client, Limits
 from vlmprobe.engines.serving.http.reply import Node

@@ -23,12 +23,11 @@ from typing import Any, ClassVar
 
 from vlmprobe.engines.base import Engine, Options
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
-from vlmprobe.engines.serving.detect import Facts, Server
+from vlmprobe.engines.serving.facts import Facts, Server
+from vlmprobe.engines.serving.findings import Finding
 from vlmprobe.engines.serving.generation_options import BASIC, Decoding
-from vlmprobe.engines.serving.health import Finding
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.engines.serving.http.client import Client
-from vlmprobe.engines.serving.http.pipeline import in_order
 from vlmprobe.engines.serving.refusals import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.engines.serving.streaming import streamed
@@ -142,7 +141,7 @@ class ServedEngine:
         """
         work = (each if isinstance(each, VlmprobeError) else self.result(each, options) for each in conversations)
         ahead = together or AHEAD * self.client.limits.in_flight
-        return in_order(work, ahead=ahead, keep_errors=keep_errors)
+        return background_loop.in_order(work, ahead=ahead, keep_errors=keep_errors)
 
     def stream(self, conversation: Conversation, options: Options) -> Stream:
         """The answer token by token, without the prompt side."""

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Answer
+from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.findings import Finding
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.errors import EngineError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 
-if TYPE_CHECKING:
-    from vlmprobe.engines.serving.base import ServedEngine
-
-__all__ = ["Finding", "Health", "examine"]
+__all__ = ["Health", "examine"]
 
 QUESTION = "What is in the picture?"
 SIDE = 56  # pixels: a multiple of the patches of most models, so that nothing is resized
 FEW = Decoding(max_new_tokens=2)
-
-State = Literal["yes", "no", "unknown"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a server does or does not do."""
-
-    name: str
-    state: State
-    detail: str = ""  # what was seen, or why not
-    remedy: str = ""  # what to start differently
-    needed: bool = False  # a probe is of no use without it
 
 
 @dataclass(frozen=True)

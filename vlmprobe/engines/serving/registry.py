@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from vlmprobe._version import DISTRIBUTION
 from vlmprobe.engines.serving.base import ServedEngine
-from vlmprobe.errors import VlmprobeWarning
+from vlmprobe.engines.serving.facts import Facts, Server
+from vlmprobe.errors import EngineError, MessageError, VlmprobeWarning, near
 
-__all__ = ["clear", "engines"]
+__all__ = ["clear", "detect", "engines"]
 
 GROUP = "vlmprobe.engines"
 
@@ -42,6 +44,33 @@ def engines() -> dict[str, type[ServedEngine]]:
 def clear() -> None:
     """Forget what was found, so that the next call looks again (after an installation, and in tests)."""
     engines.cache_clear()
+
+
+async def detect(
+    facts: Facts, engines: Iterable[type[ServedEngine]], wanted: str = "auto"
+) -> tuple[type[ServedEngine], Server]:
+    """The engine that recognises a server; generic ones are asked last.
+
+    Raises:
+        EngineError: where none does, or not the one that is wanted.
+    """
+    listed = sorted(engines, key=lambda engine: engine.generic)
+    if wanted != "auto":
+        known = {engine.name: engine for engine in listed}
+        if wanted not in known:
+            raise MessageError(
+                f"No engine for servers is named {wanted!r}.{near(str(wanted), known)} There are: {', '.join(known)}."
+            )
+        listed = [known[wanted]]
+    for engine in listed:
+        server = await engine.recognise(facts)
+        if server is not None:
+            return engine, server
+    names = ", ".join(engine.title for engine in listed)
+    raise EngineError(
+        f"What answers at {facts.client.url} is not recognised as {names}. Check the address (without a path such as "
+        "/v1/chat/completions), and that the server has finished starting; engine= names one."
+    )
 
 
 def _left_out(why: str) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,21 +16,44 @@ from vlmprobe.engines.serving.answer import Answer
 from vlmprobe.engines.serving.answer_tables import table_of
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.rows import Row, columns
+from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
-
-if TYPE_CHECKING:
-    from vlmprobe.engines.serving.base import ServedEngine
 
 __all__ = ["streamed"]
 
 LISTENS_S = 0.1  # how long a silent server is waited for before asking whether anybody still listens
 
 
+class WritesPieces(Protocol):
+    """An engine whose answers come in pieces while they are written."""
+
+    tokens: Tokens
+    meaning: Meaning | None
+
+    @property
+    def title(self) -> str:
+        """The engine's name as people write it."""
+
+    def decoding(self, options: Options) -> Decoding:
+        """The generation options of a call."""
+
+    async def known(self) -> None:
+        """Wait until is found out what the server does not say."""
+
+    def pieces(self, conversation: Conversation, decoding: Decoding, options: Options) -> AsyncGenerator[Answer, None]:
+        """The answer while it is written."""
+
+    async def made(
+        self, answer: Answer, conversation: Conversation, decoding: Decoding, options: Options, started: float
+    ) -> Result:
+        """The result of the whole answer."""
+
+
 async def streamed(
-    engine: ServedEngine, conversation: Conversation, options: Options, listen: Callable[[TokenTable | None], bool]
+    engine: WritesPieces, conversation: Conversation, options: Options, listen: Callable[[TokenTable | None], bool]
 ) -> Result:
     """Ask one question, tell every row of the answer as it comes, and make the result.
 
@@ -59,7 +82,7 @@ async def streamed(
 
 
 async def _follow(
-    engine: ServedEngine,
+    engine: WritesPieces,
     conversation: Conversation,
     decoding: Decoding,
     options: Options,
@@ -80,7 +103,7 @@ async def _follow(
 class _Written:
     """What was written so far."""
 
-    def __init__(self, engine: ServedEngine, decoding: Decoding, options: Options) -> None:
+    def __init__(self, engine: WritesPieces, decoding: Decoding, options: Options) -> None:
         self.started = time.perf_counter()
         self._engine = engine
         self._decoding = decoding

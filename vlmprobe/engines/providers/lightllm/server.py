@@ -19,12 +19,12 @@ import numpy as np
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers.lightllm.prompt import MOST, image_runs, prompt_rows
 from vlmprobe.engines.providers.prompt_text import written_prompt
-from vlmprobe.engines.providers.vllm.candidates import boundary
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import TEXT, ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import base64_of
+from vlmprobe.engines.token_tables import boundary
 from vlmprobe.errors import CapabilityError, EngineResponseError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
 from vlmprobe.results.result import Scores

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vlmprobe.adapter import Continuation, EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
-from vlmprobe.engines.providers.vllm.first_tokens import chosen_rows
+from vlmprobe.engines.providers.vllm.first_tokens import Asks, chosen_rows
 from vlmprobe.engines.providers.vllm.prompt import vllm_prompt
 from vlmprobe.engines.serving import Node, Row, Scored
 from vlmprobe.engines.serving.image_encoding import data_url
+from vlmprobe.engines.token_tables import boundary
 from vlmprobe.errors import AdapterError, CapabilityError, EngineError, EngineResponseError
 from vlmprobe.inputs.image_spans import ImageSpan, placeholder_runs
 from vlmprobe.inputs.messages import Conversation
 
-if TYPE_CHECKING:
-    from vlmprobe.engines.providers.vllm.server import VLLM
-
-__all__ = ["boundary", "score_candidates", "takes_ids"]
+__all__ = ["AsksVLLM", "score_candidates", "takes_ids"]
 
 TOKENS_IN = "/inference/v1/generate"
 BY_CHOICE, BY_IDS, BY_TEXT = "chosen ids", "ids", "continue_final_message"  # how candidates were scored
@@ -35,8 +33,17 @@ CONTEXT = 32  # ids before a candidate that decide how its text is read
 START = "start the server with --enable-scale-out, and pass processor= to vlmprobe.connect"
 
 
+class AsksVLLM(Asks, Protocol):
+    """What is asked of the engine of a vLLM server here."""
+
+    tokens_in: bool | None  # whether the server takes ids in place of text; None until it was tried
+
+    def asked(self, options: Options) -> tuple[int, bool]:
+        """How many alternatives to ask for, and whether for the whole vocabulary."""
+
+
 async def score_candidates(
-    engine: VLLM, conversation: Conversation, candidates: Sequence[str], options: Options
+    engine: AsksVLLM, conversation: Conversation, candidates: Sequence[str], options: Options
 ) -> tuple[list[Scored], dict[str, Any]]:
     """The rows of each candidate, in order, and how they were found."""
     if engine.tokens.adapter is None:
@@ -65,7 +72,7 @@ async def score_candidates(
 
 
 def _written(
-    engine: VLLM, conversation: Conversation, candidates: Sequence[str]
+    engine: AsksVLLM, conversation: Conversation, candidates: Sequence[str]
 ) -> tuple[EncodedPrompt, list[Continuation]]:
     """The prompt as the template writes it, one placeholder for each picture, and how the candidates continue it."""
     adapter = engine.tokens.need("Scoring by ids")
@@ -79,7 +86,7 @@ def _written(
         raise CapabilityError(f"vLLM cannot be given this candidate: {error}") from error
 
 
-async def takes_ids(engine: VLLM) -> bool:
+async def takes_ids(engine: AsksVLLM) -> bool:
     """Whether the server takes ids in place of text."""
     if engine.tokens_in is None:
         request = {"token_ids": [1, 1], "sampling_params": {"max_tokens": 1, "temperature": 0.0}, "model": engine.model}
@@ -95,7 +102,7 @@ async def takes_ids(engine: VLLM) -> bool:
 
 
 async def _by_ids(
-    engine: VLLM,
+    engine: AsksVLLM,
     conversation: Conversation,
     prompt: EncodedPrompt,
     written: Sequence[Continuation],
@@ -133,7 +140,7 @@ async def _by_ids(
 
 
 async def _by_text(
-    engine: VLLM, conversation: Conversation, candidates: Sequence[str], options: Options
+    engine: AsksVLLM, conversation: Conversation, candidates: Sequence[str], options: Options
 ) -> list[Scored]:
     texts = engine.tokens.detokenizer is None
     wanted, top = _width(engine, options)
@@ -162,7 +169,7 @@ async def _by_text(
 
 
 async def _ids_and_rows(
-    engine: VLLM, sent: list[dict[str, Any]], continues: bool, width: tuple[int, int | None] | None, texts: bool
+    engine: AsksVLLM, sent: list[dict[str, Any]], continues: bool, width: tuple[int, int | None] | None, texts: bool
 ) -> tuple[np.ndarray, list[Row]]:
     request: dict[str, Any] = {
         "model": engine.model,
@@ -180,7 +187,7 @@ async def _ids_and_rows(
     return ids, [] if width is None else vllm_prompt(reply, ids, engine.tokens.image_ids, width[1], texts=texts)
 
 
-def _width(engine: VLLM, options: Options) -> tuple[int, int | None]:
+def _width(engine: AsksVLLM, options: Options) -> tuple[int, int | None]:
     """How many alternatives to ask for at each position of a prompt, and how many to expect; None for all."""
     top, whole = engine.asked(options)
     return (-1, None) if whole else (min(options.alternatives, top), top)
@@ -191,7 +198,7 @@ def _assistant(before: list[dict[str, Any]], candidate: str) -> dict[str, Any]:
     return {"role": "assistant", "content": said + candidate}
 
 
-def _same_text(engine: VLLM, candidate: str, lost: list[int], ids: list[int], rows: Sequence[Row]) -> None:
+def _same_text(engine: AsksVLLM, candidate: str, lost: list[int], ids: list[int], rows: Sequence[Row]) -> None:
     """Raise where what stands after the prompt is not the candidate: some templates trim or rewrite an answer."""
     detokenizer = engine.tokens.detokenizer
     if detokenizer is not None:
@@ -207,11 +214,3 @@ def _same_text(engine: VLLM, candidate: str, lost: list[int], ids: list[int], ro
             f"vLLM's chat template writes the candidate {candidate!r} as {found!r} after the prompt, so it cannot be "
             f"scored as it stands: {START}."
         )
-
-
-def boundary(merged: int, lost: str, start: int) -> str | None:
-    """What is said of a candidate whose first characters the tokenizer merged with the end of the prompt."""
-    if not merged:
-        return None
-    shown = f" {lost!r}" if lost else ""
-    return f"the last {merged} prompt token(s){shown} merge with the candidate: scored from position {start}"

@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.providers.vllm.prompt import token_of
-from vlmprobe.engines.serving import Decoding, Node, Row, Scored
+from vlmprobe.engines.serving import Answer, Client, Decoding, Node, Row, Scored, Tokens
 from vlmprobe.errors import EngineResponseError
 from vlmprobe.inputs.messages import Conversation
-
-if TYPE_CHECKING:
-    from vlmprobe.engines.providers.vllm.server import VLLM
 
 __all__ = ["MOST", "chosen_rows"]
 
@@ -28,8 +25,23 @@ FIRST = Decoding(max_new_tokens=1)
 CONTEXT = 32  # ids before a candidate that decide how its text is read
 
 
+class Asks(Protocol):
+    """What is asked of the engine of a vLLM server here."""
+
+    client: Client
+    model: str
+    tokens: Tokens
+
+    @property
+    def title(self) -> str:
+        """The engine's name as people write it."""
+
+    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
+        """Ask the server one question."""
+
+
 async def chosen_rows(
-    engine: VLLM, conversation: Conversation, ids: Sequence[int], tail: Sequence[int], options: Options
+    engine: Asks, conversation: Conversation, ids: Sequence[int], tail: Sequence[int], options: Options
 ) -> list[Scored]:
     """The rows of candidates that are one token each, right after the prompt.
 
@@ -61,7 +73,7 @@ async def chosen_rows(
     return [Scored([Row(values[token], token, top=top)], len(prompt), None, context) for token in ids]
 
 
-async def _named(engine: VLLM, sent: list[dict[str, Any]], continues: bool, ids: list[int]) -> dict[int, float]:
+async def _named(engine: Asks, sent: list[dict[str, Any]], continues: bool, ids: list[int]) -> dict[int, float]:
     request = {
         "model": engine.model,
         "messages": sent,

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.providers.vllm.candidates import boundary
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Meaning, Row, Scored, Tokens
 from vlmprobe.engines.serving.refusals import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.engines.serving.value_kind import FLOOR
+from vlmprobe.engines.token_tables import boundary
 from vlmprobe.errors import AdapterError, CapabilityError, EngineResponseError, GenerationOptionError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result, Scores

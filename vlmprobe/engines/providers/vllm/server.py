@@ -22,7 +22,7 @@ from vlmprobe.engines.providers.vllm.rank import rank_documents
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import ServedEngine
-from vlmprobe.engines.serving.health import Finding
+from vlmprobe.engines.serving.findings import Finding
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
 from vlmprobe.inputs.messages import Conversation

@@ -1,4 +1,4 @@
-"""One event loop in a background thread, on which every client of the process works.
+"""One event loop in a background thread, on which every client of the process works; many pieces of work in order.
 
 So a probe of a server is called like any other, from a script, from several threads, and from Jupyter, whose own loop
 is running already.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["reading", "run", "start"]
+from vlmprobe.errors import VlmprobeError
+
+__all__ = ["in_order", "reading", "run", "settle", "start"]
 
 T = TypeVar("T")
 PATIENCE_S = 5.0  # for connections to close after an interrupt
@@ -82,3 +85,44 @@ def _loop() -> asyncio.AbstractEventLoop:
             _Background.loop, _Background.process = loop, os.getpid()
             _Background.reader = ThreadPoolExecutor(1, "vlmprobe-reading")
         return _Background.loop
+
+
+def in_order(
+    work: Iterable[Coroutine[Any, Any, Any] | VlmprobeError], *, ahead: int, keep_errors: bool = False
+) -> Iterator[Any]:
+    """The results of pieces of work in their order; each is begun as soon as it is near its turn.
+
+    Args:
+        work: coroutines for the background loop, or an error in the place of one.
+        ahead: how many may be begun, or be done and wait, before the one that is due.
+        keep_errors: whether an error stands in the place of its result, or is raised there and ends the rest.
+    """
+    waiting: deque[Future[Any] | VlmprobeError] = deque()
+    pieces = iter(work)
+    ended = False
+    try:
+        while True:
+            while not ended and len(waiting) < ahead:
+                piece = next(pieces, None)
+                if piece is None:
+                    ended = True
+                else:
+                    waiting.append(piece if isinstance(piece, VlmprobeError) else start(piece))
+            if not waiting:
+                return
+            outcome = _outcome(waiting[0])
+            waiting.popleft()
+            if isinstance(outcome, VlmprobeError) and not keep_errors:
+                raise outcome
+            yield outcome
+    finally:
+        settle([each for each in waiting if isinstance(each, Future)])
+
+
+def _outcome(piece: Future[Any] | VlmprobeError) -> Any:
+    if isinstance(piece, VlmprobeError):
+        return piece
+    try:
+        return piece.result()
+    except VlmprobeError as error:
+        return error

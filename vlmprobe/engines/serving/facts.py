@@ -1,19 +1,15 @@
-"""Which engine answers at an address: cheap questions, asked once, and what each engine makes of the answers."""
+"""What a server says of itself: cheap questions, each asked once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmprobe.engines.serving.http.client import Client
-from vlmprobe.errors import EngineConnectionError, EngineError, EngineTimeoutError, MessageError
+from vlmprobe.errors import EngineConnectionError, EngineError, EngineTimeoutError
 
-if TYPE_CHECKING:
-    from vlmprobe.engines.serving.base import ServedEngine
-
-__all__ = ["Facts", "Server", "detect"]
+__all__ = ["Facts", "Server"]
 
 
 @dataclass(frozen=True)
@@ -61,32 +57,3 @@ class Facts:
             if error.status in (401, 403):
                 raise
             return None
-
-
-async def detect(
-    facts: Facts, engines: Iterable[type[ServedEngine]], wanted: str = "auto"
-) -> tuple[type[ServedEngine], Server]:
-    """The engine that recognises a server; generic ones are asked last.
-
-    Raises:
-        EngineError: where none does, or not the one that is wanted.
-    """
-    listed = sorted(engines, key=lambda engine: engine.generic)
-    if wanted != "auto":
-        known = {engine.name: engine for engine in listed}
-        if wanted not in known:
-            from vlmprobe.errors import near
-
-            raise MessageError(
-                f"No engine for servers is named {wanted!r}.{near(str(wanted), known)} There are: {', '.join(known)}."
-            )
-        listed = [known[wanted]]
-    for engine in listed:
-        server = await engine.recognise(facts)
-        if server is not None:
-            return engine, server
-    names = ", ".join(engine.title for engine in listed)
-    raise EngineError(
-        f"What answers at {facts.client.url} is not recognised as {names}. Check the address (without a path such as "
-        "/v1/chat/completions), and that the server has finished starting; engine= names one."
-    )

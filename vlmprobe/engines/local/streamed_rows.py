@@ -1,0 +1,47 @@
+"""A table of one row for each step of a decoding loop, for streaming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vlmprobe.engines.local.capture import Steps
+from vlmprobe.engines.token_tables import require_finite
+from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.table import TokenTable
+
+__all__ = ["Rows"]
+
+
+class Rows:
+    """Tables of one row each, made of what a decoding loop says of a single prompt after every step."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self._special = detokenizer.special
+        self._alone = detokenizer.alone
+        self._ids: list[int] = []
+        self._texts = detokenizer.running(iter(self._ids))
+        self._end = 0  # of the text so far
+
+    def of(self, steps: Steps, ids: Tensor) -> TokenTable:
+        """The row of the token that was drawn last; ``ids`` [1, S + T] end in it."""
+        token = int(ids[0, -1])
+        self._ids.append(token)
+        text, special = next(self._texts), token in self._special
+        columns: dict[str, Any] = {name: values.cpu().numpy() for name, values in steps.last.items()}
+        require_finite(columns["logsumexp"], [f"generated token {len(self._ids) - 1}"])
+        start = self._end
+        self._end += 0 if special else len(text)
+        if isinstance(steps.logits, list):
+            columns["logits"] = steps.logits[-1].numpy()
+        return TokenTable(
+            ids=np.array([token]),
+            tokens=[text],
+            kinds=["special" if special else "text"],
+            positions=np.array([ids.shape[1] - 1]),
+            offsets=np.array([[start, self._end]]),
+            top_tokens=[[self._alone(each) for each in row] for row in columns["top_ids"].tolist()],
+            **columns,
+        )

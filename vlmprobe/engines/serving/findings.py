@@ -1,0 +1,21 @@
+"""What was found of a server: one thing that it does or does not do, and the remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Finding", "State"]
+
+State = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a server does or does not do."""
+
+    name: str
+    state: State
+    detail: str = ""  # what was seen, or why not
+    remedy: str = ""  # what to start differently
+    needed: bool = False  # a probe is of no use without it
