@@ -1,19 +1,37 @@
-# Everything here makes its own .venv on first use; a second run is quick.
+# Everything here makes its own .venv on first use, with the libraries of constraints.txt; a second run is quick.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
 ENGINE := .venv-engine
+# More arguments for what is run: make test ARGS=tests/test_score.py
+ARGS :=
+PYTEST := -m pytest --numprocesses auto --dist worksteal
+# The tested set. pip comes first and alone, since that of a new environment knows neither groups nor the constraints of
+# builds; one further call installs everything, since each takes a while to find out what is needed. Python compiles
+# what it imports; to compile all that is installed would double the time.
+TESTED_PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+TESTED = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: help demo test engine-test matrix versions bench lint types clean
+.PHONY: help demo test test-all test-newest engine-test matrix versions lock bench lint types clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: $(VENV)/.installed  ## probe the embedded model on the bundled pictures; writes vlmprobe-demo.html
 	$(BIN)/vlmprobe demo
 
-test: $(VENV)/.installed-dev  ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+test: $(VENV)/.installed-dev  ## the tests, with the tested set of libraries
+	$(BIN)/python $(PYTEST) $(ARGS)
+
+test-all: $(VENV)/.installed-dev  ## the same with every architecture and the long forms of tests; no serving engine
+	$(BIN)/python $(PYTEST) -m 'not engine' $(ARGS)
+
+test-newest: $(NEWEST)/bin/python  ## the tests with the newest libraries, in an environment of its own
+	$(call forget,$(NEWEST))
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[all]' --group dev
+	$(NEWEST)/bin/python $(PYTEST) $(ARGS)
 
 # The tests of the matrix itself would only run the same checks once more.
 matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/compatibility.md
@@ -23,8 +41,11 @@ matrix: $(VENV)/.installed-dev  ## every architecture through the conformance su
 bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use today; writes docs/performance.md
 	$(BIN)/python -m benchmarks --page
 
-versions: $(VENV)/.installed-dev  ## the same with the oldest supported and the newest libraries; writes docs/versions.md
-	$(BIN)/python docs/write_versions.py
+versions: $(VENV)/.installed  ## the suite with the oldest, the tested and the newest libraries; writes docs/versions.md
+	$(BIN)/python docs/write_versions.py $(ARGS)
+
+lock:  ## the newest libraries become the tested set; writes constraints.txt
+	$(PYTHON) docs/write_constraints.py $(ARGS)
 
 engine-test: $(VENV)/.installed-dev  ## a real vLLM on the CPU against the models run here; writes the parity table of docs/engines.md
 	-$(MAKE) $(ENGINE)/.installed
@@ -37,25 +58,39 @@ lint: $(VENV)/.installed-dev  ## ruff: style and format
 types: $(VENV)/.installed-dev  ## mypy on the packages
 	$(BIN)/mypy
 
-clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) $(ENGINE) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environments and what tools left behind
+	rm -rf $(VENV) $(NEWEST) $(ENGINE) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+$(VENV)/bin/python $(NEWEST)/bin/python: %/bin/python:
+	$(PYTHON) -m venv $*
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+# A distribution called vlmprobe is ours of 0.1, or another project of that name: its files and entry points would
+# stand beside ours. An old checkout also has what its build wrote, which counts as installed where Python starts here.
+define forget
+@rm -rf vlmprobe.egg-info
+@$(1)/bin/python -m pip uninstall -qq --yes vlmprobe
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing vlmprobe and PyTorch into $(VENV); this takes a few minutes the first time."
-	$(BIN)/python -m pip install --quiet --editable .
+	$(call forget,$(VENV))
+	$(TESTED_PIP)
+	$(TESTED) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
-	@touch $@
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing vlmprobe, PyTorch and what the tests need into $(VENV); this takes a few minutes the first time."
+	$(call forget,$(VENV))
+	$(TESTED_PIP)
+	$(TESTED) --editable '.[all]' --group dev
+	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-bench: pyproject.toml | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable . --group bench
-	@touch $@
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing vlmprobe, PyTorch and what the comparison needs into $(VENV)."
+	$(call forget,$(VENV))
+	$(TESTED_PIP)
+	$(TESTED) --editable . --group bench
+	@touch $(VENV)/.installed $@
 
 # vLLM brings a torch of its own; the overrides choose one beside which torchvision loads on a CPU.
 $(ENGINE)/.installed: tests/engine/overrides.txt pyproject.toml | $(VENV)/.installed-dev

@@ -1,8 +1,14 @@
-"""Run the conformance suite with the oldest supported and with the newest libraries, and write versions.md.
+"""Run the conformance suite with the oldest, the tested and the newest libraries, and write versions.md.
 
 ``python docs/write_versions.py`` (``make versions``) is made to run on a schedule. It makes an environment for each
-side below ``outputs/versions``, unless it is given one. It ends with 1 where an architecture fails on either side, or
-is new in transformers. ``--resume`` goes on where a run was ended.
+side from nothing, below ``outputs/versions``, unless it is given one:
+
+- oldest: the lower bounds of pyproject.toml;
+- tested: constraints.txt, as ``make test`` installs it;
+- newest: what the package index has today.
+
+A side whose libraries are those of another is not run again. It ends with 1 where an architecture fails on any side, or
+is new in transformers. ``--resume`` goes on where a run was ended, with the environments that it made.
 """
 
 from __future__ import annotations
@@ -10,11 +16,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import requires
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,33 +31,41 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "data" / "golden"
 PAGE = Path(__file__).with_name("versions.md")
-SIDES = ("oldest", "newest")
+PROJECT = ROOT / "pyproject.toml"
+CONSTRAINTS = ROOT / "constraints.txt"
+PRIVATE = Path(__file__).with_name("private_names.toml")
+RAN = Path(__file__).with_name("ran.toml")
+SIDES = ("oldest", "tested", "newest")
 CORE = ("vlmprobe", "transformers", "torch", "python")
 BOUND = re.compile(r"([A-Za-z0-9._-]+)>=([0-9][0-9.]*)")
 HEAD = """# Versions
 
 This page is written by `make versions`: the conformance suite (`vlmprobe check`, C1 to C15) on a tiny random \
-checkpoint of each architecture and on the original checkpoints of the tests, once with the oldest libraries that \
-vlmprobe supports and once with the newest.
+checkpoint of each architecture and on the original checkpoints of the tests, with three sets of libraries: the \
+oldest that `pyproject.toml` allows, the tested set of `constraints.txt`, which `make test` installs, and the newest \
+of the day.
+
+Windows and Apple's MPS are untested.
 """
-FOUND = """## Why nothing older
+PRIVATE_HEAD = """## Private names
 
-What the suite found on 2026-11-21 with transformers 5.17 and timm 1.0.20, where 42 of 74 passed, and what moved the
-lower bounds:
-
-- In 17, beam search answered about another picture: the model's own `generate` repeated tiles for each beam where
-  pictures should have been (InternVL, Aya Vision, Cohere2 Vision, Ovis2, Kimi K2.5, Llama 4 among them). Some still do
-  with 5.18 and 5.19. vlmprobe refuses beams there, with an error that says why; the table of differences lists them.
-- In 9, what encodes pictures returned another kind of output, so that features could not be remembered (C6): Idefics,
-  Mistral 3, Gemma 4, Aria, GOT-OCR2 and others.
-- Mllama: penalties on repetition read beyond the vocabulary, where its image id lies (C9).
-- With timm 1.0.20, OmniLMM and Perception LM could not be loaded.
+Names of other libraries that vlmprobe touches and that are private or undocumented there, so that any release may take
+them away.
 """
 # Run by each side's own Python: what its transformers lists, and what there is a tiny checkpoint of.
 ASKED = """
 import json
 from vlmprobe.testing import tiny
 print(json.dumps({"built": tiny.names(), "unlisted": tiny.unlisted(), "later": tiny.later()}))
+"""
+# The first distribution of a name is the one that is imported. pip only installs, and vlmprobe is the same everywhere.
+LISTED = """
+import json, platform, re
+from importlib.metadata import distributions
+found = {"python": platform.python_version()}
+for each in distributions():
+    found.setdefault(re.sub("[-_.]+", "-", each.name).lower(), each.version)
+print(json.dumps({name: found[name] for name in sorted(found) if name not in ("pip", "vlm-logit-probe")}))
 """
 
 
@@ -60,6 +76,7 @@ class Side:
     records: Mapping[str, Mapping[str, Any]]  # architecture -> record of the suite
     unlisted: Sequence[str] = ()  # architectures of its transformers that vlmprobe knows nothing of
     later: Mapping[str, str] = field(default_factory=dict)  # those that it lacks, and what they wait for
+    packages: Mapping[str, str] = field(default_factory=dict)  # distribution -> version, and that of Python
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -72,32 +89,58 @@ class Side:
         return f"{sum(record['passed'] for record in found)} of {len(found)}"
 
 
+def requirements() -> list[str]:
+    """Of the package and of its extras, as ``pyproject.toml`` has them."""
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+
+
 def lower_bounds(requirements: Iterable[str]) -> list[str]:
     """Constraints of pip that hold every requirement ``name>=X`` at ``X``."""
     found = (BOUND.match(requirement) for requirement in requirements)
     return sorted({f"{match[1]}=={match[2]}.*" for match in found if match})
 
 
-def environment(side: str, folder: Path) -> Path:
-    """Make an environment with vlmprobe from this folder, and return its Python; one that is there is used again.
+def environment(side: str, folder: Path, *, anew: bool = True) -> Path:
+    """Make an environment with vlmprobe from this folder and what its tests need, and return its Python.
+
+    Args:
+        side: one of ``SIDES``.
+        folder: for environments.
+        anew: from nothing; else an environment that is there is used as it is.
 
     Raises:
         subprocess.CalledProcessError: where pip fails; it has said why.
     """
     folder.mkdir(parents=True, exist_ok=True)
     python = folder / side / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / side)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[timm,sentencepiece]", "num2words"]
-    if side == "oldest":
-        constraints = folder / "oldest.txt"
-        constraints.write_text("\n".join(lower_bounds(requires("vlm-logit-probe") or ())) + "\n", encoding="utf-8")
-        install += ["--constraint", str(constraints)]
-    else:
-        install += ["--upgrade", "--upgrade-strategy", "eager"]
+    complete = folder / f"{side}.installed"
+    if complete.exists() and python.exists() and not anew:
+        return python
+    complete.unlink(missing_ok=True)
     typer.echo(f"Installing the {side} libraries into {folder / side}; this takes a few minutes.")
-    subprocess.run(install, check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / side)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
+    if side == "oldest":
+        bounds = folder / "oldest.txt"
+        bounds.write_text("\n".join(lower_bounds(requirements())) + "\n", encoding="utf-8")
+        held = ["--constraint", str(bounds)]
+    elif side == "tested":
+        held = ["--constraint", str(CONSTRAINTS)]
+    else:
+        held = ["--upgrade", "--upgrade-strategy", "eager"]
+    subprocess.run([*install, "--upgrade", "pip", *held], check=True)  # the pip of a fresh Python knows no groups
+    if side == "tested":
+        held = ["--build-constraint", str(CONSTRAINTS), *held]
+    subprocess.run([*install, "--editable", f"{ROOT}[all]", "--group", f"{PROJECT}:dev", *held], check=True)
+    complete.touch()
     return python
+
+
+def installed(python: Path) -> dict[str, str]:
+    """Distribution -> version of an environment, without pip and vlmprobe, and ``python``'s own version."""
+    asked = subprocess.run([str(python), "-c", LISTED], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(asked.stdout)
 
 
 def examine(python: Path, records: Path, *, names: str | None, jobs: int, resume: bool = False) -> Side:
@@ -113,8 +156,7 @@ def examine(python: Path, records: Path, *, names: str | None, jobs: int, resume
     Raises:
         SystemExit: where it does not get to an end.
     """
-    asked = subprocess.run([str(python), "-c", ASKED], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    facts = json.loads(asked.stdout.splitlines()[-1])
+    facts = _facts(python)
     wanted = dict.fromkeys(facts["built"])
     if names is None:
         wanted |= {each.parent.name: each.parent for each in sorted(GOLDEN.glob("*/config.json"))}
@@ -128,8 +170,15 @@ def examine(python: Path, records: Path, *, names: str | None, jobs: int, resume
         known = _read(records)
         if lost := [name for name in missing if name not in known]:
             sys.exit(f"{python} ended with {code} before {', '.join(lost)}; --resume goes on there.")
-    later = facts["later"] if names is None else {}
-    return Side({name: known[name] for name in wanted}, facts["unlisted"], later)
+    besides = (facts["unlisted"], facts["later"]) if names is None else ((), {})  # else only the named were asked for
+    return Side({name: known[name] for name in wanted}, *besides, installed(python))
+
+
+@cache
+def _facts(python: Path) -> dict[str, Any]:
+    """What this Python answers to ``ASKED``, which takes it seconds."""
+    asked = subprocess.run([str(python), "-c", ASKED], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(asked.stdout.splitlines()[-1])
 
 
 def _run_matrix(python: Path, missing: Mapping[str, Path | None], records: Path, jobs: int) -> int:
@@ -149,34 +198,114 @@ def _read(records: Path) -> dict[str, Any]:
     return {record["architecture"]: record for record in map(json.loads, lines)}
 
 
-def page(oldest: Side, newest: Side) -> str:
-    """The page as Markdown."""
-    dates = [record["date"] for side in (oldest, newest) for record in side.records.values() if "date" in record]
-    parts = [HEAD, f"Written {max(dates, default='')[:10]}.\n", _table(("", *SIDES), _summary(oldest, newest))]
+def page(
+    oldest: Side,
+    tested: Side,
+    newest: Side,
+    *,
+    private: Sequence[Mapping[str, Any]] = (),
+    ran: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page as Markdown.
+
+    Args:
+        oldest: what the lower bounds gave.
+        tested: what constraints.txt gave.
+        newest: what the newest libraries gave.
+        private: private names that the package touches, as ``private_names.toml`` has them.
+        ran: what was run otherwise, as ``ran.toml`` has it.
+    """
+    sides = dict(zip(SIDES, (oldest, tested, newest), strict=True))
+    same = twins(sides)
+    dates = [record["date"] for side in sides.values() for record in side.records.values() if "date" in record]
+    parts = [HEAD, f"Written {max(dates, default='')[:10]}.\n", _table(("", *SIDES), _summary(sides.values()))]
+    parts += [f"The {name} set is the {other} one, so it was run once for both.\n" for name, other in same.items()]
+    if moved := _moved(tested, newest):
+        parts.append(f"What the newest set has otherwise than the tested one: {moved}.\n")
     parts.append("## Differences\n")
-    if found := differences(oldest, newest):
-        parts.append("Architectures of both sides whose checks do not agree.\n")
+    if found := differences(*sides.values()):
+        parts.append("Architectures whose checks do not agree on all sides that have them.\n")
         parts.append(_table(("architecture", *SIDES), found))
     else:
-        parts.append("None: every architecture that both sides have gives the same in every check.\n")
-    if oldest.later:
-        parts.append("## Not with the oldest\n")
-        rows = [(f"`{name}`", reason) for name, reason in sorted(oldest.later.items())]
-        parts.append(_table(("architecture", "what it waits for"), rows))
-    for name, side in zip(SIDES, (oldest, newest), strict=True):
-        if side.unlisted:
+        parts.append("None: every architecture gives the same in every check on all sides that have it.\n")
+    if alike := _failing(sides, {row[0] for row in found}):
+        parts.append("## Failing\n\nArchitectures that fail in the same way on every side that has them.\n")
+        parts.append(_table(("architecture", "what fails"), alike))
+    parts += _later(sides)
+    for name, side in sides.items():
+        if side.unlisted and name not in same:
             listed = ", ".join(f"`{each}`" for each in side.unlisted)
             parts.append(
                 f"## Not looked at yet\n\nListed by the {name} transformers, without a tiny checkpoint: {listed}.\n"
             )
+    parts.append("## Pythons\n\nWhat was run, and with which Python.\n")
+    parts.append(_table(("python", "libraries", "what ran", "what came"), _pythons(sides, ran)))
+    if private:
+        parts += [PRIVATE_HEAD, _table(("name", "where", "why", "what would notice"), map(_private, private))]
     return "\n".join(parts)
 
 
-def differences(oldest: Side, newest: Side) -> list[tuple[str, str, str]]:
-    """Architecture, and what each side says of it, where the two do not say the same."""
-    both = [name for name in newest.records if name in oldest.records]
-    told = [(f"`{name}`", *(_verdict(side.records[name]) for side in (oldest, newest))) for name in both]
-    return [row for row in told if row[1] != row[2]]
+def twins(sides: Mapping[str, Side]) -> dict[str, str]:
+    """Side -> the first one before it with the very same libraries."""
+    found: dict[str, str] = {}
+    names = list(sides)
+    for at, name in enumerate(names):
+        for other in names[:at]:
+            if sides[name].packages and sides[name].packages == sides[other].packages:
+                found.setdefault(name, other)
+    return found
+
+
+def _later(sides: Mapping[str, Side]) -> list[str]:
+    """What the libraries of a side are too old for; sides that lack the same share a section."""
+    lacking: dict[str, list[str]] = {}
+    for name, side in sides.items():
+        if side.later:
+            rows = [(f"`{each}`", reason) for each, reason in sorted(side.later.items())]
+            lacking.setdefault(_table(("architecture", "what it waits for"), rows), []).append(name)
+    return [f"## Not with the {' and the '.join(names)}\n\n{table}" for table, names in lacking.items()]
+
+
+def _private(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    files = ", ".join(f"`{file}`" for file in entry["used_in"])
+    return tuple(map(_escaped, (f"`{entry['name']}`", files, entry["why"], entry["notices"])))
+
+
+def _moved(tested: Side, newest: Side) -> str:
+    names = sorted({*tested.packages, *newest.packages} if tested.packages and newest.packages else ())
+    versions = [(name, tested.packages.get(name, "none"), newest.packages.get(name, "none")) for name in names]
+    return ", ".join(f"{name} {new} ({old})" for name, old, new in versions if old != new)
+
+
+def differences(*sides: Side) -> list[tuple[str, ...]]:
+    """Architecture, and what each side says of it, where those that have it do not say the same."""
+    rows = []
+    for name in dict.fromkeys(name for side in reversed(sides) for name in side.records):
+        told = [_verdict(side.records[name]) if name in side.records else "" for side in sides]
+        if len({*filter(None, told)}) > 1:
+            rows.append((f"`{name}`", *(verdict or "not there" for verdict in told)))
+    return rows
+
+
+def _failing(sides: Mapping[str, Side], besides: Iterable[str]) -> list[tuple[str, str]]:
+    """Architecture and what fails, of those that the table of differences does not list."""
+    failed = {
+        f"`{name}`": _verdict(record)
+        for side in sides.values()
+        for name, record in side.records.items()
+        if not record["passed"]
+    }
+    return [row for row in failed.items() if row[0] not in besides]
+
+
+def _pythons(sides: Mapping[str, Side], ran: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, side in sides.items():
+        came = f"{side.passing('tiny')} architectures and {side.passing('folder')} original formats pass"
+        rows.append((side.versions.get("python", ""), name, "the conformance suite", came))
+    return rows + [
+        (each["python"], each["set"], f"{each['what']}, {each['date']}", _escaped(each["result"])) for each in ran
+    ]
 
 
 def _verdict(record: Mapping[str, Any]) -> str:
@@ -190,18 +319,27 @@ def _verdict(record: Mapping[str, Any]) -> str:
     return _cell("; ".join(parts) or "passes")
 
 
-def _summary(oldest: Side, newest: Side) -> list[tuple[str, ...]]:
-    rows = [(name, *(side.versions.get(name, "") for side in (oldest, newest))) for name in CORE]
+def _summary(sides: Collection[Side]) -> list[tuple[str, ...]]:
+    rows = [(name, *(side.versions.get(name, "") for side in sides)) for name in CORE]
     for title, source in (
         ("architectures of transformers that pass", "tiny"),
         ("original formats that pass", "folder"),
     ):
-        rows.append((title, *(side.passing(source) for side in (oldest, newest))))
+        rows.append((title, *(side.passing(source) for side in sides)))
     return rows
 
 
+def _tables(file: Path, name: str) -> list[dict[str, Any]]:
+    """The tables ``[[name]]`` of a file; none where there is no file."""
+    return tomllib.loads(file.read_text(encoding="utf-8")).get(name, []) if file.is_file() else []
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def _cell(text: str) -> str:
-    text = " ".join(text.replace("|", "\\|").split())
+    text = _escaped(text)
     return text if len(text) <= 400 else f"{text[:397]}..."
 
 
@@ -212,26 +350,38 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def main(
     oldest: Annotated[Path | None, typer.Option(metavar="PYTHON", help="Of an environment that is there.")] = None,
+    tested: Annotated[Path | None, typer.Option(metavar="PYTHON", help="Of an environment that is there.")] = None,
     newest: Annotated[Path | None, typer.Option(metavar="PYTHON", help="Of an environment that is there.")] = None,
     names: Annotated[
         str | None, typer.Option(help="Architectures, separated by commas; everything by default.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the records that are there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the environments and the records that are there.")
+    ] = False,
     folder: Annotated[Path, typer.Option(help="For environments and records.")] = ROOT / "outputs" / "versions",
     out: Annotated[Path, typer.Option(help="The page to write.")] = PAGE,
 ) -> None:
-    """Run the conformance suite with the oldest supported and the newest libraries, and write the page."""
+    """Run the conformance suite with the oldest, the tested and the newest libraries, and write the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    sides = []
-    for name, given in zip(SIDES, (oldest, newest), strict=True):
-        python = given or environment(name, folder)
+    sides: dict[str, Side] = {}
+    for name, given in zip(SIDES, (oldest, tested, newest), strict=True):
+        python = given or environment(name, folder, anew=not resume)
+        records = folder / f"{name}.jsonl"
+        packages = installed(python)
+        twin = next((other for other, side in sides.items() if side.packages == packages), None)
+        if twin and not (resume and records.is_file()):
+            typer.echo(f"\nThe {name} libraries are the {twin} ones: not run again.")
+            shutil.copyfile(folder / f"{twin}.jsonl", records)
+            sides[name] = sides[twin]
+            continue
         typer.echo(f"\nThe {name} libraries, with {python}:")
-        sides.append(examine(python, folder / f"{name}.jsonl", names=names, jobs=jobs, resume=resume))
-    out.write_text(page(*sides), encoding="utf-8")
+        sides[name] = examine(python, records, names=names, jobs=jobs, resume=resume)
+    text = page(*sides.values(), private=_tables(PRIVATE, "name"), ran=_tables(RAN, "ran"))
+    out.write_text(text, encoding="utf-8")
     typer.echo(f"\nWritten: {out}")
-    failed = [name for side in sides for name, record in side.records.items() if not record["passed"]]
-    if failed or sides[1].unlisted:
+    failed = [name for side in sides.values() for name, record in side.records.items() if not record["passed"]]
+    if failed or sides["newest"].unlisted:
         raise typer.Exit(1)
 
 
