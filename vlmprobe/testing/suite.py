@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -145,7 +145,7 @@ def _meta(subject: Subject) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(subject.model.device),
         "tolerances": tolerances(dtype) if dtype in RELATIVE else {},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "vlmprobe": __version__,
             "transformers": version("transformers"),
