@@ -152,7 +152,7 @@ def test_what_is_no_saved_head_is_refused(tmp_path):
     bad = [
         (arrays, None),
         (arrays, "{"),
-        (arrays, json.dumps({**good, "format": 2})),
+        (arrays, json.dumps({key: good[key] for key in ("classes", "meta")})),
         (arrays, json.dumps({**good, "classes": ["only one"]})),
         (arrays, json.dumps({**good, "meta": 3})),
         ({"weight": np.ones((2, 3))}, json.dumps(good)),
@@ -168,6 +168,9 @@ def test_what_is_no_saved_head_is_refused(tmp_path):
     for path in (tmp_path / "text.safetensors", tmp_path / "missing.safetensors"):
         with pytest.raises(ResultError, match="no head that vlmprobe saved"):
             LinearHead.load(path)
+    save_file(arrays, tmp_path / "later.safetensors", metadata={"vlmprobe_head": json.dumps({**good, "format": 2})})
+    with pytest.raises(ResultError, match=r"layout 2, .*a later vlmprobe saved it"):
+        LinearHead.load(tmp_path / "later.safetensors")
 
 
 @pytest.mark.parametrize("way", ["safetensors", "bin", "sharded", "trl", "score", "beside"])

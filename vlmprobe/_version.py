@@ -1,4 +1,4 @@
 """The one place where the name of the distribution and its version stand."""
 
 DISTRIBUTION = "vlm-logit-probe"  # PyPI's vlmprobe is another project
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

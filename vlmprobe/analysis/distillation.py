@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlmprobe.analysis.export import FORMAT, METADATA, SIDES, arrow, arrow_schema, top_columns
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import ResultError
+from vlmprobe.results.layouts import require_readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,8 +136,8 @@ def read_parquet(path: str | Path) -> Iterator[Targets]:
     """Targets of every side of every result of a file, in its order, one row group of the file in memory at a time.
 
     Raises:
-        ResultError: where the file is not one that :func:`~vlmprobe.analysis.export.write_parquet` wrote, or its rows
-            are not what its schema says.
+        ResultError: where the file is not one that :func:`~vlmprobe.analysis.export.write_parquet` wrote, a later
+            vlmprobe wrote it, or its rows are not what its schema says.
     """
     file = _opened(path)
     rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
@@ -169,8 +170,7 @@ def _described(file: Any, path: str | Path) -> dict[str, Any]:
         described = None
     if not isinstance(described, dict) or "format" not in described:
         raise ResultError(f"{path} was not written by vlmprobe.analysis.export.write_parquet.")
-    if described["format"] != FORMAT:
-        raise ResultError(f"{path} has layout {described['format']}; this vlmprobe reads layout {FORMAT}.")
+    require_readable(path, described["format"], FORMAT)
     return described
 
 

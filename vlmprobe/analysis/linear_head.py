@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.errors import CheckpointError, ResultError, near
+from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.table import read_only
 
 __all__ = ["LinearHead", "load_head"]
 
-FORMAT = 1
+FORMAT = 1  # version of the saved layout
 TRL = "summary"  # trl keeps the layer of its value head under this name
 
 
@@ -99,22 +100,30 @@ class LinearHead:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ResultError: for a file that is missing, or was not written so.
+            ResultError: for a file that is missing, or was not written so, or by a later vlmprobe.
         """
         from safetensors import SafetensorError, safe_open
 
+        def damaged(error: Exception) -> ResultError:
+            return ResultError(
+                f"{path} is no head that vlmprobe saved ({type(error).__name__}: {error}). Of a model's checkpoint, "
+                "load_head reads one."
+            )
+
+        damages = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError)
         try:
             with safe_open(path, framework="np") as file:
                 document = json.loads((file.metadata() or {})["vlmprobe_head"])
-                if document["format"] != FORMAT:
-                    raise ValueError(f"it has layout {document['format']}, and this vlmprobe reads layout {FORMAT}")
+            layout = document["format"]  # vlmprobe 0.1 wrote it too
+        except damages as error:
+            raise damaged(error) from error
+        require_readable(path, layout, FORMAT)
+        try:
+            with safe_open(path, framework="np") as file:
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
             return cls(weight, bias, tuple(map(str, document["classes"])), dict(document["meta"]))
-        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ResultError(
-                f"{path} is no head that vlmprobe saved ({type(error).__name__}: {error}). Of a model's checkpoint, "
-                "load_head reads one."
-            ) from error
+        except damages as error:
+            raise damaged(error) from error
 
     def __repr__(self) -> str:
         outputs = f"classes {', '.join(self.classes[:6])}" if self.classes else f"{len(self.weight)} value(s)"

@@ -17,6 +17,8 @@ from typing import Any
 
 __all__ = ["fingerprint", "folder", "passed", "remember"]
 
+FORMAT = 1  # version of the layout; 0.1 wrote none, which is read as 0 and is laid out alike
+
 
 def folder() -> Path:
     """Where outcomes are kept: ``$XDG_CACHE_HOME/vlmprobe/checked``, by default below ``~/.cache``."""
@@ -43,12 +45,12 @@ def fingerprint(adapter: type, meta: Mapping[str, Any], config: Mapping[str, Any
 
 
 def passed(model: str, known: str) -> bool:
-    """Whether the model passed in exactly this state."""
+    """Whether the model passed in exactly this state. What a later vlmprobe wrote is not read: the checks run again."""
     try:
         held = json.loads(_file(model).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(held, dict) and held.get("passed") == known
+    return isinstance(held, dict) and held.get("format", 0) in range(FORMAT + 1) and held.get("passed") == known
 
 
 def remember(model: str, known: str) -> None:
@@ -58,7 +60,7 @@ def remember(model: str, known: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Written aside and put in place at once: another process must never read half a file.
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-            json.dump({"model": model, "passed": known}, part)
+            json.dump({"format": FORMAT, "model": model, "passed": known}, part)
         try:
             os.replace(part.name, file)
         except OSError:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from vlmprobe.errors import ResultError
+from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.table import Ids, TokenTable, read_only
 
 if TYPE_CHECKING:
@@ -214,10 +215,10 @@ class Scores(Saved):
 
 
 def load_result(path: str | Path) -> Result | Scores:
-    """Read what :meth:`Result.save` or :meth:`Scores.save` wrote.
+    """Read what :meth:`Result.save` or :meth:`Scores.save` wrote, in this version of vlmprobe or an earlier one.
 
     Raises:
-        ResultError: where nothing is there, or what is there was not written by vlmprobe.
+        ResultError: where nothing is there, or what is there was not written by vlmprobe, or by a later one.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
@@ -226,21 +227,28 @@ def load_result(path: str | Path) -> Result | Scores:
     file = path / ARRAYS if path.is_dir() else path
     if not file.is_file():
         raise ResultError(f"No saved result at {path}: it has no {ARRAYS}." if path.is_dir() else f"No file at {path}.")
+    damages = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
     try:
-        arrays = load_file(file)
         if path.is_dir():
             text = (path / DOCUMENT).read_text(encoding="utf-8")
         else:
             with safe_open(file, framework="np") as opened:
                 text = (opened.metadata() or {}).get("vlmprobe", "")
         document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ResultError(f"it has layout {document['format']}, and this vlmprobe reads layout {FORMAT}")
+        layout = document["format"]  # vlmprobe 0.1 wrote it too
+    except damages as error:
+        raise _damaged(path, error) from error
+    require_readable(path, layout, FORMAT)
+    try:
         if not isinstance(document["meta"], dict):
             raise ResultError("its meta is no mapping")
-        return _kinds()[document["type"]]._from_parts(arrays, document)
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ResultError(f"{path} is not a result that vlmprobe saved ({type(error).__name__}: {error}).") from error
+        return _kinds()[document["type"]]._from_parts(load_file(file), document)
+    except damages as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ResultError:
+    return ResultError(f"{path} is not a result that vlmprobe saved ({type(error).__name__}: {error}).")
 
 
 def _kinds() -> dict[str, type[Result] | type[Scores]]:

@@ -1,7 +1,7 @@
 """Full rows of logits on disk: written as they are computed, memory-mapped when they are read.
 
 A file is an ordinary safetensors file (its header is filled in at the end), so anything that reads that format reads
-it: ``safetensors.torch.load_file``, or ``TokenTable.logits``, which maps it.
+it: ``safetensors.torch.load_file``, or :func:`load_rows`, which maps it as ``TokenTable.logits`` does.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from vlmprobe.errors import GenerationOptionError, MissingExtraError, near
+from vlmprobe.errors import GenerationOptionError, MissingExtraError, ResultError, near
+from vlmprobe.results.layouts import require_readable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["OnDisk", "RowFile", "Slots", "StepRows", "row_files"]
+__all__ = ["OnDisk", "RowFile", "Slots", "StepRows", "load_rows", "row_files"]
 
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # dtype -> its name in safetensors
+FORMAT = 1  # version of the layout; 0.1 wrote none, which is read as 0 and is laid out alike
+METADATA = "vlmprobe_rows"  # key of the header's metadata
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class RowFile:
     def close(self, counts: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
         """Finish the file; each table as a read-only array [T, V] that is mapped, not read."""
         self.tables |= counts or {}
-        header, rows = {}, 0
+        header: dict[str, Any] = {"__metadata__": {METADATA: json.dumps({"format": FORMAT})}}
+        rows = 0
         for name, count in self.tables.items():
             offsets = [rows * self._row, (rows + count) * self._row]
             header[name] = {"dtype": NAMES[self.dtype], "shape": [count, self._width], "data_offsets": offsets}
@@ -93,9 +97,7 @@ class RowFile:
         self._file.seek(0)
         self._file.write(struct.pack("<Q", self._data - 8) + text.ljust(self._data - 8))
         self._file.close()
-        shape = (rows, self._width)
-        mapped = np.memmap(self.path, dtype=numpy_dtype(self.dtype), mode="r", offset=self._data, shape=shape)
-        return {name: mapped[self._first[name] : self._first[name] + count] for name, count in self.tables.items()}
+        return load_rows(self.path)
 
     def discard(self) -> None:
         """Remove a file that was not finished; nothing where it was."""
@@ -152,6 +154,42 @@ def row_files(place: OnDisk | None, tables: Sequence[Mapping[str, int]]) -> Iter
     finally:
         for file in files:
             file.discard()
+
+
+def load_rows(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tables of a file of rows by name, each [T, V], read-only, and mapped: nothing is read before it is looked at.
+
+    Args:
+        path: such as ``result.meta["logits_file"]``; tables are ``"prompt"`` and ``"output"``, or candidates by number.
+
+    Raises:
+        ResultError: where no such file is there, or a later vlmprobe wrote it.
+        MissingExtraError: for bfloat16 without ``ml_dtypes``.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as opened:  # compares the header with the file's length
+            described = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        layout = described.get("format", 0)
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        raise ResultError(f"{path} is no file of rows ({type(error).__name__}: {error}).") from error
+    require_readable(path, layout, FORMAT, oldest=0)
+    header.pop("__metadata__", None)
+    types = {table["dtype"] for table in header.values()}
+    shapes = [table["shape"] for table in header.values()]
+    names = {stored: name for name, stored in NAMES.items()}
+    alike = len(types) == 1 and types <= set(names) and {len(shape) for shape in shapes} == {2}
+    if not alike or len({width for _, width in shapes}) > 1 or not sum(count * width for count, width in shapes):
+        raise ResultError(f"{path} is no file of rows: its tables are not of one type and vocabulary.")
+    dtype, width = numpy_dtype(names[types.pop()]), shapes[0][1]
+    shape = (sum(count for count, _ in shapes), width)
+    mapped = np.memmap(path, dtype=dtype, mode="r", offset=8 + length, shape=shape)
+    starts = {name: table["data_offsets"][0] // (width * dtype.itemsize) for name, table in header.items()}
+    return {name: mapped[start : start + header[name]["shape"][0]] for name, start in starts.items()}
 
 
 def numpy_dtype(name: str) -> Any:

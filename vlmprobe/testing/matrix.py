@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmprobe.testing.matrix_page import page
+from vlmprobe.testing.report import FORMAT
 
 __all__ = ["check_architecture", "run"]
 
@@ -52,8 +53,8 @@ def check_architecture(name: str, folder: str | None = None) -> dict[str, Any]:
     return {**record, **_told(name, folder)}
 
 
-def _told(name: str, folder: str | None) -> dict[str, str]:
-    return {"architecture": name, "model": name, "source": "folder" if folder else "tiny"}
+def _told(name: str, folder: str | None) -> dict[str, Any]:
+    return {"format": FORMAT, "architecture": name, "model": name, "source": "folder" if folder else "tiny"}
 
 
 def run(

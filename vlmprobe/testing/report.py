@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["CheckFailure", "CheckResult", "ConformanceError", "Report", "SkipCheck", "Status"]
+__all__ = ["FORMAT", "CheckFailure", "CheckResult", "ConformanceError", "Report", "SkipCheck", "Status"]
+
+FORMAT = 1  # version of the record; those of 0.1 give none and are laid out alike
 
 Status = Literal["passed", "failed", "skipped", "expected failure", "unexpected pass"]
 STYLES: dict[Status, str] = {
@@ -133,6 +135,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as a JSON-ready record."""
         return {
+            "format": FORMAT,
             **self.meta,
             "passed": self.passed,
             "seconds": round(self.seconds, 3),
