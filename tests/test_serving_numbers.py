@@ -20,7 +20,7 @@ from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.engines.serving.rows import columns, entropy_at_least
 from vlmprobe.engines.serving.value_kind import judge
 from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, ResultError
-from vlmprobe.results.result import load_result
+from vlmprobe.results.files import load_result
 
 RNG = np.random.default_rng(0)
 RAW = Meaning("raw")

@@ -18,7 +18,7 @@ from wire_server import WireServer, json_reply, refusal
 
 import vlmprobe
 from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, MessageError
-from vlmprobe.results.result import load_result
+from vlmprobe.results.files import load_result
 
 RECORDING = Path(__file__).parent / "data/wire/vllm/recorded-0.32.0-qwen2_vl.jsonl"
 SHOWN = {"max_new_tokens": 4, "alternatives": 3}

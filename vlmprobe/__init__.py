@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vlmprobe.probe import Probe, Request
     from vlmprobe.probe.connect import connect
     from vlmprobe.probe.load import load, wrap
-    from vlmprobe.results.result import Result, Scores, load_result
+    from vlmprobe.results.files import load_result
+    from vlmprobe.results.result import Result, Scores
     from vlmprobe.results.table import TokenTable
 
 __all__ = [
@@ -41,7 +42,7 @@ _ROOMS = {
     "wrap": "vlmprobe.probe.load",
     "Result": "vlmprobe.results.result",
     "Scores": "vlmprobe.results.result",
-    "load_result": "vlmprobe.results.result",
+    "load_result": "vlmprobe.results.files",
     "TokenTable": "vlmprobe.results.table",
     "VlmprobeError": "vlmprobe.errors",
 }

@@ -1,7 +1,6 @@
-"""The former place of :mod:`vlmprobe.results.result`; it stays until 1.0."""
+"""The former place of :mod:`vlmprobe.results.result` and :mod:`vlmprobe.results.files`; it stays until 1.0."""
 
-import sys
+from vlmprobe.results.files import load_result
+from vlmprobe.results.result import Result, Scores
 
-from vlmprobe.results import result
-
-sys.modules[__name__] = result
+__all__ = ["Result", "Scores", "load_result"]

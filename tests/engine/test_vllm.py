@@ -18,7 +18,7 @@ from engine.models import engine_model
 from engine.record import CANDIDATES, QUESTION, SINGLE, picture
 from engine.vllm_server import environment, missing, python, serving
 from vlmprobe.errors import CapabilityError
-from vlmprobe.results.result import load_result
+from vlmprobe.results.files import load_result
 
 pytestmark = pytest.mark.engine
 SHOWN = {"max_new_tokens": 8}

@@ -12,13 +12,12 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from vlmprobe.errors import ResultError
-from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.table import Ids, TokenTable, read_only
 
 if TYPE_CHECKING:
     from vlmprobe.results.choices import Choices
 
-__all__ = ["Result", "Scores", "load_result"]
+__all__ = ["ARRAYS", "DOCUMENT", "FORMAT", "Result", "Saved", "Scores"]
 
 FORMAT = 1  # version of the saved layout
 ARRAYS, DOCUMENT = "arrays.safetensors", "result.json"
@@ -212,49 +211,6 @@ class Scores(Saved):
             meta=document["meta"],
             images=_unpack(arrays),
         )
-
-
-def load_result(path: str | Path) -> Result | Scores:
-    """Read what :meth:`Result.save` or :meth:`Scores.save` wrote, in this version of vlmprobe or an earlier one.
-
-    Raises:
-        ResultError: where nothing is there, or what is there was not written by vlmprobe, or by a later one.
-    """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.numpy import load_file
-
-    path = Path(path)
-    file = path / ARRAYS if path.is_dir() else path
-    if not file.is_file():
-        raise ResultError(f"No saved result at {path}: it has no {ARRAYS}." if path.is_dir() else f"No file at {path}.")
-    damages = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-    try:
-        if path.is_dir():
-            text = (path / DOCUMENT).read_text(encoding="utf-8")
-        else:
-            with safe_open(file, framework="np") as opened:
-                text = (opened.metadata() or {}).get("vlmprobe", "")
-        document = json.loads(text)
-        layout = document["format"]  # vlmprobe 0.1 wrote it too
-    except damages as error:
-        raise _damaged(path, error) from error
-    require_readable(path, layout, FORMAT)
-    try:
-        if not isinstance(document["meta"], dict):
-            raise ResultError("its meta is no mapping")
-        return _kinds()[document["type"]]._from_parts(load_file(file), document)
-    except damages as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ResultError:
-    return ResultError(f"{path} is not a result that vlmprobe saved ({type(error).__name__}: {error}).")
-
-
-def _kinds() -> dict[str, type[Result] | type[Scores]]:
-    from vlmprobe.results.grouped import GroupedScores, YesNo
-
-    return {each.__name__: each for each in (Result, Scores, GroupedScores, YesNo)}
 
 
 def _table(name: str, arrays: dict[str, np.ndarray], rest: dict[str, Any]) -> TokenTable:
