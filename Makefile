@@ -35,17 +35,17 @@ test-newest: $(NEWEST)/bin/python  ## the tests with the newest libraries, in an
 
 # The tests of the matrix itself would only run the same checks once more.
 matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/compatibility.md
-	$(BIN)/python -m vlmprobe.testing.matrix --also tests/data/golden --out docs/compatibility.md
+	$(BIN)/python -m tools.compatibility_matrix --also tests/data/golden --out docs/compatibility.md
 	$(BIN)/python -m pytest tests/test_tiny.py -m matrix --numprocesses auto --dist worksteal
 
 bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use today; writes docs/performance.md
 	$(BIN)/python -m benchmarks --page
 
 versions: $(VENV)/.installed  ## the suite with the oldest, the tested and the newest libraries; writes docs/versions.md
-	$(BIN)/python docs/write_versions.py $(ARGS)
+	$(BIN)/python tools/docs/write_versions.py $(ARGS)
 
 lock:  ## the newest libraries become the tested set; writes constraints.txt
-	$(PYTHON) docs/write_constraints.py $(ARGS)
+	$(PYTHON) tools/write_constraints.py $(ARGS)
 
 engine-test: $(VENV)/.installed-dev  ## a real vLLM on the CPU against the models run here; writes the parity table of docs/engines.md
 	-$(MAKE) $(ENGINE)/.installed

@@ -10,10 +10,10 @@ import sklearn.metrics
 from analysis_cases import outcomes, random_result
 from sklearn.calibration import calibration_curve
 
+from tools.demo_model import evaluate
 from vlmprobe.analysis import calibration, recalibration
-from vlmprobe.analysis import outcomes as room
-from vlmprobe.analysis.outcomes import CalibrationError
-from vlmprobe.demo import evaluate
+from vlmprobe.analysis import confidences as room
+from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.results.result import Scores
 
 

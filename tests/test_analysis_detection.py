@@ -8,7 +8,7 @@ from analysis_cases import random_result, random_table
 from scipy.special import log_softmax, logsumexp
 
 from vlmprobe.analysis import detection
-from vlmprobe.analysis.outcomes import CalibrationError
+from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.errors import ResultError
 
 

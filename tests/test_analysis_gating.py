@@ -8,7 +8,7 @@ from analysis_cases import outcomes, random_result
 from scipy.stats import binom
 
 from vlmprobe.analysis import gating
-from vlmprobe.analysis.outcomes import CalibrationError
+from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.results.result import Scores
 
 

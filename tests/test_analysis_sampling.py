@@ -9,7 +9,7 @@ import pytest
 from analysis_cases import random_result
 from conftest import picture
 
-from vlmprobe.analysis import polygraph
+from vlmprobe.analysis import lm_polygraph
 from vlmprobe.errors import GenerationOptionError, ResultError
 from vlmprobe.probe.sample import Samples, group
 
@@ -118,7 +118,7 @@ def test_statistics_have_the_names_and_layouts_of_lm_polygraph(samples):
     results = [random_result(seed) for seed in (10, 11)]
     drawn = [samples, samples]
     labels = [samples.groups(), np.array([0, 0, 0, 1, 1, 1])]
-    stats = polygraph.statistics(results, drawn, labels, without=[each.output for each in results])
+    stats = lm_polygraph.statistics(results, drawn, labels, without=[each.output for each in results])
     # The estimators below are lm-polygraph's formulas over its statistics.
     sequence = [-np.sum(each) for each in stats["greedy_log_likelihoods"]]
     assert sequence == pytest.approx([-each.output.logprob for each in results], rel=1e-6)
@@ -143,14 +143,14 @@ def test_statistics_have_the_names_and_layouts_of_lm_polygraph(samples):
 
 
 def test_statistics_fill_only_what_is_there():
-    bare = polygraph.statistics([random_result(12, keep=False)])
+    bare = lm_polygraph.statistics([random_result(12, keep=False)])
     assert "greedy_log_probs" not in bare
     assert not [name for name in bare if name.startswith(("sample", "semantic", "greedy_lm"))]
     result = random_result(13)
     with pytest.raises(ResultError, match="samples has 2 entries for 1"):
-        polygraph.statistics([result], samples=[None, None])
+        lm_polygraph.statistics([result], samples=[None, None])
     with pytest.raises(ResultError, match="give samples="):
-        polygraph.statistics([result], groups=[np.array([0, 1])])
+        lm_polygraph.statistics([result], groups=[np.array([0, 1])])
     other = replace(result.output, ids=result.output.ids[::-1].copy())
     with pytest.raises(ResultError, match="other tokens"):
-        polygraph.statistics([result], without=[other])
+        lm_polygraph.statistics([result], without=[other])

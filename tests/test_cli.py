@@ -18,7 +18,7 @@ from conftest import picture
 from typer.testing import CliRunner
 
 import vlmprobe
-from vlmprobe.cli import app, document, inputs, options, output, terminal
+from vlmprobe.cli import app, arguments, json_document, options, output, terminal
 
 COMMANDS = ("demo", "probe", "score", "models")
 QUESTION = "What animal is this?"
@@ -105,7 +105,8 @@ def test_version(run):
 
 def test_the_page_on_the_command_line_has_not_drifted():
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    assert runpy.run_path(str(DOCS / "write_cli.py"))["written"](text) == text, "run: python docs/write_cli.py"
+    written = runpy.run_path(str(DOCS.parent / "tools" / "docs" / "write_cli.py"))["written"]
+    assert written(text) == text, "run: python tools/docs/write_cli.py"
     assert all(f"options of {name}," in text for name in COMMANDS)
 
 
@@ -437,7 +438,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(run, monkeyp
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("first line\nsecond \x1b[31mline")
 
-    monkeypatch.setattr("vlmprobe.cli.opening.open_probe", broken)
+    monkeypatch.setattr("vlmprobe.cli.open_model.open_probe", broken)
     fails(run("probe", "M", scene, QUESTION, code=1), "RuntimeError: first line", "--debug")
     raised = CliRunner().invoke(app, ["probe", "M", scene, QUESTION, "--debug"]).exception
     assert isinstance(raised, RuntimeError)
@@ -464,7 +465,7 @@ def test_an_out_of_space_error_names_the_file(run, monkeypatch, tiny, tmp_path):
 
 def test_json_is_valid_and_cannot_steer_a_terminal():
     hostile = {"a": "\x1b[31m\x9b2J\u202e 中文 \ud800", "b": [math.nan, -math.inf, 1.5], "c": {"d": np.float32}}
-    text = document.dumps(hostile)
+    text = json_document.dumps(hostile)
     assert "\n" not in text
     assert not any(character in text for character in "\x1b\x9b\u202e\ud800")
     assert "中文" in text
@@ -475,7 +476,7 @@ def test_json_is_valid_and_cannot_steer_a_terminal():
 
 def test_arguments_in_another_locale_are_read_as_utf8():
     hidden = "猫 ok".encode().decode("ascii", errors="surrogateescape")
-    assert inputs.candidate_list([hidden], None) == ["猫 ok"]
+    assert arguments.candidate_list([hidden], None) == ["猫 ok"]
 
 
 def test_notes_stay_on_one_line(capsys):

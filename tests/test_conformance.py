@@ -20,9 +20,9 @@ from vlmprobe.cli import app
 from vlmprobe.errors import GenerationOptionError
 from vlmprobe.probe import Probe
 from vlmprobe.testing import check_adapter, checks, parametrize_with_checks, tiny
-from vlmprobe.testing.compare import require_numbers, require_rows, tolerances
-from vlmprobe.testing.exact import exactly
+from vlmprobe.testing.float64 import exactly
 from vlmprobe.testing.report import CheckFailure, CheckResult, ConformanceError, Report
+from vlmprobe.testing.tolerance import require_numbers, require_rows, tolerances
 
 ORDER = [check.id for check in checks()]
 

@@ -16,14 +16,14 @@ from vlmprobe import demo
 
 pytest.importorskip("sklearn", reason="scikit-learn holds the handwriting: pip install scikit-learn")
 
+from tools.demo_model.batches import Curriculum, draw_batch, pack
+from tools.demo_model.build import build_model, build_tokenizer
+from tools.demo_model.evaluate import Answered, Evaluation, answer, auroc, ece, measure
+from tools.demo_model.train import Recipe, Stage, train
 from vlmprobe.demo import handwriting, scenes
-from vlmprobe.demo.batches import Curriculum, draw_batch, pack
-from vlmprobe.demo.build import build_model, build_tokenizer
 from vlmprobe.demo.bundle import bundled
 from vlmprobe.demo.drawing import COLOURS
-from vlmprobe.demo.evaluate import Answered, Evaluation, answer, auroc, ece, measure
 from vlmprobe.demo.handwriting import DIGITS
-from vlmprobe.demo.train import Recipe, Stage, train
 from vlmprobe.demo.wordings import WORDINGS, wordings
 
 

@@ -30,7 +30,7 @@ def test_python_of_the_page_runs_in_order_as_written(page, tmp_path, monkeypatch
 @pytest.mark.parametrize("page", PAGES)
 def test_figures_were_written_and_pictures_drawn(page):
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    written = re.findall(r"<!-- [\w -]+, written by docs/draw_asking.py -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    written = re.findall(r"<!-- [\w -]+, written by tools/docs/draw_asking.py -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert written
     assert all(part.strip() for part in written)
     shown = re.findall(r'(?:src|srcset)="([^"]+)"', text)

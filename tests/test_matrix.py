@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import typer.testing
 
-from vlmprobe.testing import matrix, tiny
-from vlmprobe.testing.matrix import check_architecture
-from vlmprobe.testing.matrix_page import page
+from tools import compatibility_matrix
+from tools.compatibility_matrix import check_architecture
+from tools.compatibility_page import page
+from vlmprobe.testing import tiny
 
 REPRESENTATIVE = (  # every adapter of the registry, and every way in which pictures enter
     "aria",
@@ -142,7 +143,7 @@ def test_an_architecture_that_cannot_be_built_is_an_error_of_its_own():
 
 def test_the_command_writes_page_and_records(tmp_path):
     app = typer.Typer()
-    app.command()(matrix.main)
+    app.command()(compatibility_matrix.main)
     options = [
         "--names",
         "llava",

@@ -39,7 +39,7 @@ def test_notebook_runs(path):
     place = {"metadata": {"path": path.parent}}
     NotebookClient(notebook, kernel_name="python3", resources=place, **FAR_TOO_LONG).execute()
     assert all(cell.execution_count for cell in code_of(notebook))
-    assert pictures_of(notebook) == pictures_of(nbformat.read(path, as_version=4)), "run docs/run_notebooks.py"
+    assert pictures_of(notebook) == pictures_of(nbformat.read(path, as_version=4)), "run tools/docs/run_notebooks.py"
 
 
 @notebooks

@@ -14,13 +14,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import vlmprobe
+from tools import compatibility_matrix
 from vlmprobe.analysis import distillation, export
 from vlmprobe.analysis.heads import LinearHead
 from vlmprobe.errors import ResultError, VlmprobeError
 from vlmprobe.probe import passed_checks
 from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.row_files import OnDisk, RowFile, load_rows
-from vlmprobe.testing import check_adapter, matrix
+from vlmprobe.testing import check_adapter
 
 OLD = Path(__file__).parent / "data" / "saved-0.1"
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
@@ -145,7 +146,7 @@ def test_every_file_gives_its_layout(answer, probe_of, tmp_path, monkeypatch):
     assert json.loads(file.read_text(encoding="utf-8"))["format"] == 1
 
     assert check_adapter(probe_of("llava"), only=["C1"]).to_dict()["format"] == 1
-    assert matrix.check_architecture("no such architecture")["format"] == 1
+    assert compatibility_matrix.check_architecture("no such architecture")["format"] == 1
 
 
 def test_a_parquet_file_gives_its_layout(answer, tmp_path):

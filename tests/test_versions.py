@@ -27,7 +27,7 @@ PINS = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").
 
 
 def imported(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, next((ROOT / "tools").rglob(f"{name}.py")))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look their module up
     spec.loader.exec_module(module)

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 import vlmprobe
 from vlmprobe.analysis import yes_no
-from vlmprobe.analysis.outcomes import confidences, correctness
+from vlmprobe.analysis.confidences import confidences, correctness
 from vlmprobe.errors import MessageError, ResultError
 from vlmprobe.results.grouped import YesNo
 

@@ -13,6 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 FUNCTIONS = {"contrast": "image_contrast", "lens": "logit_lens"}  # name: module
+MOVED = {  # former module: where it is now; until 1.0
+    "alignment": "vlmprobe.analysis.token_alignment",
+    "branching": "vlmprobe.probe.branch",
+    "outcomes": "vlmprobe.analysis.confidences",
+    "polygraph": "vlmprobe.analysis.lm_polygraph",
+    "rank": "vlmprobe.probe.rank",
+    "sampling": "vlmprobe.probe.sample",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +29,8 @@ def __getattr__(name: str) -> Any:
 
     if name in FUNCTIONS:
         return getattr(import_module(f"{__name__}.{FUNCTIONS[name]}"), name)
+    if name in MOVED:
+        return import_module(MOVED[name])
     if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
         from vlmprobe.errors import near
 
@@ -31,4 +41,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from pkgutil import iter_modules
 
-    return sorted([*FUNCTIONS, *(module.name for module in iter_modules(__path__))])
+    return sorted([*FUNCTIONS, *MOVED, *(module.name for module in iter_modules(__path__))])

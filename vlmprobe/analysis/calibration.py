@@ -1,7 +1,7 @@
 """Can a 0.9 be trusted: calibration, discrimination and selective risk of confidences.
 
 Every function takes ``confidence``, numbers [N], and ``correct``, booleans [N], of N answers to questions with known
-answers (:mod:`vlmprobe.analysis.outcomes` makes both from results). What they say holds for questions like these.
+answers (:mod:`vlmprobe.analysis.confidences` makes both from results). What they say holds for questions like these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlmprobe.analysis.outcomes import CalibrationError, checked, confidences, correctness
+from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
 from vlmprobe.errors import MissingExtraError
 
 __all__ = [

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.analysis.alignment import align, first_difference, joined_rows
 from vlmprobe.analysis.cases import Case, case_of
 from vlmprobe.analysis.comparison import Compared, Comparison
+from vlmprobe.analysis.token_alignment import align, first_difference, joined_rows
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import Options, ScoresIds
 from vlmprobe.errors import CapabilityError, MessageError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.analysis.alignment import Aligned
+from vlmprobe.analysis.token_alignment import Aligned
 from vlmprobe.errors import MissingExtraError, ResultError
 
 __all__ = ["Compared", "Comparison"]

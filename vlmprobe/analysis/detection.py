@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlmprobe.analysis import calibration
-from vlmprobe.analysis.outcomes import CalibrationError
+from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import ResultError
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlmprobe.analysis.outcomes import CalibrationError, checked, confidences
+from vlmprobe.analysis.confidences import CalibrationError, checked, confidences
 from vlmprobe.errors import MissingExtraError
 from vlmprobe.results.result import Result, Scores
 
@@ -179,7 +179,7 @@ def gate(
         result: an answer, scored candidates, or a confidence.
         threshold: from where on an answer is accepted.
         reject: below which it is rejected; between the two a person is asked. None rejects nothing.
-        by: how confident an answer is, as in :func:`~vlmprobe.analysis.outcomes.confidences`; the same as for the
+        by: how confident an answer is, as in :func:`~vlmprobe.analysis.confidences.confidences`; the same as for the
             threshold.
 
     Raises:

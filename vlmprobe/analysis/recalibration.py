@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.analysis.outcomes import CalibrationError, checked
+from vlmprobe.analysis.confidences import CalibrationError, checked
 from vlmprobe.errors import MissingExtraError
 from vlmprobe.results.result import Scores
 

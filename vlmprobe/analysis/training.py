@@ -15,7 +15,7 @@ import numpy as np
 from transformers import Trainer, TrainerCallback
 
 from vlmprobe.analysis import calibration, uncertainty
-from vlmprobe.analysis.outcomes import confidences, correctness, normal_text
+from vlmprobe.analysis.confidences import confidences, correctness, normal_text
 from vlmprobe.errors import ResultError, near
 from vlmprobe.probe import Probe, Request
 from vlmprobe.probe.load import wrap
@@ -68,8 +68,8 @@ class ProbeCallback(TrainerCallback):
             measures: names of :data:`vlmprobe.analysis.uncertainty.MEASURES` to log the mean of.
             probes: further numbers by name: functions that ask the probe, such as
                 ``{"says_yes": lambda probe: float(probe.score(question, ["yes", "no"]).probabilities[0])}``.
-            by: what confidence is, as in :func:`vlmprobe.analysis.outcomes.confidences`.
-            normal: when two texts are the same answer, as in :func:`vlmprobe.analysis.outcomes.correctness`.
+            by: what confidence is, as in :func:`vlmprobe.analysis.confidences.confidences`.
+            normal: when two texts are the same answer, as in :func:`vlmprobe.analysis.confidences.correctness`.
             processor: of the model; the trainer's ``processing_class`` where None.
             adapter: name of the adapter, as in :func:`vlmprobe.wrap`.
             prefix: what the names of the logged numbers begin with.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from vlmprobe.analysis.outcomes import CalibrationError
+from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import RemembersImages
 from vlmprobe.errors import MissingExtraError, ResultError

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmprobe.cli import document, options, output
-from vlmprobe.cli.opening import open_probe
+from vlmprobe.cli import json_document, options, output
+from vlmprobe.cli.open_model import open_probe
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _deliver(report: Report, as_json: bool, matrix: Path | None) -> None:
     if matrix is not None:
         matrix.parent.mkdir(parents=True, exist_ok=True)
         with matrix.open("a", encoding="utf-8") as file:
-            file.write(document.dumps(record) + "\n")
+            file.write(json_document.dumps(record) + "\n")
     if as_json:
         output.print_json(record)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmprobe.cli import options, output
-from vlmprobe.cli.opening import is_server, open_probe, open_server
+from vlmprobe.cli.open_model import is_server, open_probe, open_server
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _opened(a: Side, b: Side, device: str) -> list[Probe]:
 
 
 def _deliver(found: Comparison, tolerance: float | None, as_json: bool, plot: Path | None) -> None:
-    from vlmprobe.cli.comparison import document, view
+    from vlmprobe.cli.compare_view import document, view
 
     if plot is not None:
         from matplotlib import pyplot

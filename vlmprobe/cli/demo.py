@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmprobe.cli import options, output
-from vlmprobe.cli.opening import open_probe
+from vlmprobe.cli.open_model import open_probe
 from vlmprobe.cli.terminal import console, guarded, working
 
 if TYPE_CHECKING:

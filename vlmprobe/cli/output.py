@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vlmprobe.cli import document
+from vlmprobe.cli import json_document
 from vlmprobe.cli.terminal import console, note
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def deliver(
     if html is not None:
         write_html(result.to_html(), html)
     if as_json:
-        print_json(document.result_document(result) if isinstance(result, Result) else document.scores_document(result))
+        print_json(
+            json_document.result_document(result)
+            if isinstance(result, Result)
+            else json_document.scores_document(result)
+        )
     else:
         screen = console()
         if streamed and screen.is_terminal:
@@ -71,7 +75,7 @@ def print_json(content: dict[str, Any]) -> None:
     """One line of JSON on standard output."""
     import sys
 
-    sys.stdout.write(document.dumps(content) + "\n")
+    sys.stdout.write(json_document.dumps(content) + "\n")
 
 
 def write_html(text: str, file: Path) -> None:

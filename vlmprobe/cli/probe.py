@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmprobe.cli import inputs, options, output
-from vlmprobe.cli.opening import open_model
+from vlmprobe.cli import arguments, options, output
+from vlmprobe.cli.open_model import open_model
 from vlmprobe.cli.streaming import follow
 from vlmprobe.cli.terminal import guarded, working
 
@@ -105,8 +105,8 @@ def probe(
         )
     interrupted = False
     with guarded(debug):
-        asked, pictures, question_meta = inputs.asked("probe", model, image, more_images, question, system)
-        inputs.require_generation(generation)
+        asked, pictures, question_meta = arguments.asked("probe", model, image, more_images, question, system)
+        arguments.require_generation(generation)
         opened = open_model(
             model,
             device=device,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vlmprobe.cli import inputs, options, output
-from vlmprobe.cli.opening import open_model
+from vlmprobe.cli import arguments, options, output
+from vlmprobe.cli.open_model import open_model
 from vlmprobe.cli.terminal import guarded, working
 
 __all__ = ["score"]
@@ -58,8 +58,8 @@ def score(
 ) -> None:
     """Score answers that you name: the log-probability that MODEL gives to each."""
     with guarded(debug):
-        candidates = inputs.candidate_list(candidate, candidates_file)
-        asked, pictures, question_meta = inputs.asked("score", model, image, more_images, question, system)
+        candidates = arguments.candidate_list(candidate, candidates_file)
+        asked, pictures, question_meta = arguments.asked("score", model, image, more_images, question, system)
         opened = open_model(
             model,
             device=device,

@@ -25,7 +25,7 @@ def checkpoint() -> Path:
     if not (folder / "model.safetensors").is_file():
         raise CheckpointError(
             f"{folder} holds no weights: install vlmprobe anew, or train them with: "
-            f"python -m vlmprobe.demo.train --out {folder}"
+            f"python -m tools.demo_model.train --out {folder}"
         )
     return folder
 

@@ -18,9 +18,9 @@ from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Probe
 from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.table import TokenTable
-from vlmprobe.testing.compare import scale_of, tolerances
+from vlmprobe.testing.global_state import changes, state_of
 from vlmprobe.testing.report import SkipCheck
-from vlmprobe.testing.state import changes, state_of
+from vlmprobe.testing.tolerance import scale_of, tolerances
 
 __all__ = ["BEAMS", "GREEDY", "NEW_TOKENS", "Subject", "text_rows"]
 

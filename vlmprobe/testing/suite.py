@@ -14,11 +14,11 @@ from typing import Any
 from vlmprobe._version import __version__
 from vlmprobe.errors import GenerationOptionError
 from vlmprobe.probe import Probe
-from vlmprobe.testing.compare import RELATIVE, tolerances
 from vlmprobe.testing.conformance import ALL, Check
-from vlmprobe.testing.exact import exactly
+from vlmprobe.testing.float64 import exactly
 from vlmprobe.testing.report import CheckFailure, CheckResult, Report, SkipCheck, Status
 from vlmprobe.testing.subject import Subject
+from vlmprobe.testing.tolerance import RELATIVE, tolerances
 
 __all__ = ["check_adapter", "checks", "run_check", "selected"]
 

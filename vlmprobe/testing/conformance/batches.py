@@ -9,10 +9,10 @@ import numpy as np
 
 from vlmprobe.probe import Request
 from vlmprobe.results.result import Result
-from vlmprobe.testing.compare import require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import GREEDY, NEW_TOKENS, Subject, text_rows
+from vlmprobe.testing.tolerance import require_numbers, require_rows
 
 __all__ = ["batch_is_single"]
 

@@ -11,10 +11,10 @@ from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
 from vlmprobe.results.result import Scores
 from vlmprobe.results.table import TokenTable
-from vlmprobe.testing.compare import log_softmax, require_numbers
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import Subject
+from vlmprobe.testing.tolerance import log_softmax, require_numbers
 
 __all__ = ["candidate_ids", "shared_prefix"]
 

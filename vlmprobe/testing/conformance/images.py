@@ -8,11 +8,11 @@ import numpy as np
 
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.results.table import TokenTable
-from vlmprobe.testing.compare import log_softmax, require_numbers, scale_of
 from vlmprobe.testing.conformance.check import check
-from vlmprobe.testing.conformance.watch import decoder_input, noisy_embeddings
+from vlmprobe.testing.conformance.hooks import decoder_input, noisy_embeddings
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import GREEDY, Subject, text_rows
+from vlmprobe.testing.tolerance import log_softmax, require_numbers, scale_of
 
 __all__ = ["image_matters", "image_positions"]
 

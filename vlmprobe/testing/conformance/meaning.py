@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
-from vlmprobe.testing.compare import log_softmax, require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import BEAMS, NEW_TOKENS, Subject, text_rows
+from vlmprobe.testing.tolerance import log_softmax, require_numbers, require_rows
 
 __all__ = ["emitted_tokens", "own_loss", "raw_numbers"]
 

@@ -10,11 +10,11 @@ import torch
 from transformers import ProcessorMixin
 
 from vlmprobe.results.table import TokenTable
-from vlmprobe.testing.compare import columns_of, require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
-from vlmprobe.testing.conformance.watch import last_hidden, replaced_output, tensor_of
+from vlmprobe.testing.conformance.hooks import last_hidden, replaced_output, tensor_of
 from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import GREEDY, NEW_TOKENS, Subject, text_rows
+from vlmprobe.testing.tolerance import columns_of, require_numbers, require_rows
 
 __all__ = ["captured_rows", "last_layer", "selected_rows", "teacher_forced_rows"]
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vlmprobe.errors import NonFiniteLogitsError
 from vlmprobe.results.result import Result
-from vlmprobe.testing.compare import require_numbers, require_rows
 from vlmprobe.testing.conformance.check import check
-from vlmprobe.testing.conformance.watch import changed_output
+from vlmprobe.testing.conformance.hooks import changed_output
+from vlmprobe.testing.global_state import changes, state_of
 from vlmprobe.testing.report import CheckFailure
-from vlmprobe.testing.state import changes, state_of
 from vlmprobe.testing.subject import GREEDY, Subject
+from vlmprobe.testing.tolerance import require_numbers, require_rows
 
 __all__ = ["errors", "no_trace", "threads"]
 

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["SKIPPED", "build", "family", "later", "names", "unlisted"]
 
 MODULES = (
-    "families_llava",
-    "families_qwen",
-    "families_qwen_next",
-    "families_glm",
-    "families_grids",
-    "families_ocr",
-    "families_gemma",
-    "families_cohere",
-    "families_patchwise",
-    "families_tiles",
-    "families_deepseek",
-    "families_sam",
-    "families_other",
+    "llava",
+    "qwen",
+    "qwen_next",
+    "glm",
+    "grids",
+    "ocr",
+    "gemma",
+    "cohere",
+    "patchwise",
+    "tiles",
+    "deepseek",
+    "sam",
+    "other",
 )
 NO_TEMPLATE = "its processor takes no chat template"
 ENCODER_DECODER = "an encoder-decoder: the prompt is not in the sequence that is generated"
@@ -133,5 +133,5 @@ def _table() -> dict[str, Family]:
     from vlmprobe.testing.tiny.registry import FAMILIES
 
     for module in MODULES:
-        import_module(f"vlmprobe.testing.tiny.{module}")
+        import_module(f"vlmprobe.testing.tiny.families.{module}")
     return FAMILIES

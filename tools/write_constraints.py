@@ -1,6 +1,6 @@
 """Write constraints.txt: the newest libraries that pyproject.toml allows today, which the tests are then run with.
 
-``python docs/write_constraints.py`` (``make lock``) resolves the package with every extra and every dependency group
+``python tools/write_constraints.py`` (``make lock``) resolves the package with every extra and every dependency group
 in a fresh environment, without installing anything into it. What is given as arguments is asked for too, to hold a
 library back: ``make lock ARGS='torch<2.15'``. It needs nothing but Python.
 """

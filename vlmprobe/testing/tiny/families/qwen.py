@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmprobe.testing.tiny.dialects import (
+from vlmprobe.testing.tiny.chat_formats import (
     QWEN_SYSTEM,
     chatml_template,
     cohere_template,
@@ -12,7 +12,7 @@ from vlmprobe.testing.tiny.dialects import (
 )
 from vlmprobe.testing.tiny.grids import grid_processor, mrope, vision3
 from vlmprobe.testing.tiny.registry import Parts, family, hf
-from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.text_configs import decoder
 
 __all__: list[str] = []
 

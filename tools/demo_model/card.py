@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vlmprobe.demo.evaluate import Evaluation, summary
-from vlmprobe.demo.train import Recipe
+from tools.demo_model.evaluate import Evaluation, summary
+from tools.demo_model.recipe import Recipe
 
 __all__ = ["Run", "card"]
 
@@ -79,12 +79,12 @@ confident than a wrong one; ECE is the expected calibration error over 15 bins o
 
 The digits of a scene are drawn independently; "Are the two digits the same?" is measured on scenes of its own. All
 scenes are made from the same 397 test samples, so the figures on digits have a standard error of about 0.7 points.
-To measure again: `python -m vlmprobe.demo.evaluate`.
+To measure again: `python -m tools.demo_model.evaluate`.
 
 ## How it was trained
 
-`python -m vlmprobe.demo.train --seed {recipe.seed}`, in two stages, AdamW with one cosine cycle each. First the vision
-tower learns digits and colours through a linear head that is thrown away ({recipe.eyes.steps:,} steps of
+`python -m tools.demo_model.train --seed {recipe.seed}`, in two stages, AdamW with one cosine cycle each. First the
+vision tower learns digits and colours through a linear head that is thrown away ({recipe.eyes.steps:,} steps of
 {recipe.eyes.scenes} scenes, peak rate {recipe.eyes.peak:g}); then the whole model learns to answer
 ({recipe.whole.steps:,} steps of {recipe.whole.scenes} scenes with {2 + recipe.curriculum.others} questions each, peak
 rate {recipe.whole.peak:g}, loss on answer tokens only). It took {run.minutes:.0f} minutes on {run.threads} CPU

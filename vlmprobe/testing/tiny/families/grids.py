@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmprobe.testing.tiny.dialects import chatml_template, qwen_ids, qwen_tokenizer
+from vlmprobe.testing.tiny.chat_formats import chatml_template, qwen_ids, qwen_tokenizer
 from vlmprobe.testing.tiny.grids import grid_processor, mrope, vision3
 from vlmprobe.testing.tiny.registry import Parts, family, hf
-from vlmprobe.testing.tiny.text import decoder, latent
-from vlmprobe.testing.tiny.vision import square, tower
+from vlmprobe.testing.tiny.text_configs import decoder, latent
+from vlmprobe.testing.tiny.vision_configs import square, tower
 
 __all__: list[str] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmprobe.testing.tiny.dialects import (
+from vlmprobe.testing.tiny.chat_formats import (
     chatml_template,
     llama3_template,
     llama3_tokenizer,
@@ -12,13 +12,13 @@ from vlmprobe.testing.tiny.dialects import (
     vicuna_template,
     vicuna_tokenizer,
 )
-from vlmprobe.testing.tiny.families_patchwise import minicpm_v
+from vlmprobe.testing.tiny.families.patchwise import minicpm_v
 from vlmprobe.testing.tiny.grids import grid_processor
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.text_configs import decoder
 from vlmprobe.testing.tiny.tokenizers import byte_level
-from vlmprobe.testing.tiny.vision import square, tower
+from vlmprobe.testing.tiny.vision_configs import square, tower
 
 __all__: list[str] = []
 

@@ -1,7 +1,7 @@
 """Run the conformance suite with the oldest, the tested and the newest libraries, and write versions.md.
 
-``python docs/write_versions.py`` (``make versions``) is made to run on a schedule. It makes an environment for each
-side from nothing, below ``outputs/versions``, unless it is given one:
+``python tools/docs/write_versions.py`` (``make versions``) is made to run on a schedule. It makes an environment for
+each side from nothing, below ``outputs/versions``, unless it is given one:
 
 - oldest: the lower bounds of pyproject.toml;
 - tested: constraints.txt, as ``make test`` installs it;
@@ -28,13 +28,13 @@ from typing import Annotated, Any
 
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
-PAGE = Path(__file__).with_name("versions.md")
+PAGE = ROOT / "docs" / "versions.md"
 PROJECT = ROOT / "pyproject.toml"
 CONSTRAINTS = ROOT / "constraints.txt"
-PRIVATE = Path(__file__).with_name("private_names.toml")
-RAN = Path(__file__).with_name("ran.toml")
+PRIVATE = ROOT / "docs" / "private_names.toml"
+RAN = ROOT / "docs" / "ran.toml"
 SIDES = ("oldest", "tested", "newest")
 CORE = ("vlmprobe", "transformers", "torch", "python")
 BOUND = re.compile(r"([A-Za-z0-9._-]+)>=([0-9][0-9.]*)")
@@ -184,7 +184,7 @@ def _facts(python: Path) -> dict[str, Any]:
 def _run_matrix(python: Path, missing: Mapping[str, Path | None], records: Path, jobs: int) -> int:
     """Run architectures, and folders where one stands beside the name; the exit code, 1 where one fails."""
     tiny = ",".join(name for name, folder in missing.items() if folder is None)
-    command = [str(python), "-m", "vlmprobe.testing.matrix", "--names", tiny, "--jobs", str(jobs)]
+    command = [str(python), "-m", "tools.compatibility_matrix", "--names", tiny, "--jobs", str(jobs)]
     for folder in filter(None, missing.values()):
         command += ["--also", str(folder)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}

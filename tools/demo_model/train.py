@@ -1,10 +1,10 @@
-"""Train the demo model: ``python -m vlmprobe.demo.train --out DIR`` (below half an hour on two CPU cores)."""
+"""Train the demo model: ``python -m tools.demo_model.train --out DIR`` (below half an hour on two CPU cores)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,43 +18,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn import functional
 
-from vlmprobe.demo.batches import Batch, Curriculum, draw_batch, training_pictures
-from vlmprobe.demo.build import GRID, WIDTH, build_model, build_processor, build_tokenizer
+from tools.demo_model.batches import Batch, draw_batch, training_pictures
+from tools.demo_model.build import GRID, WIDTH, build_model, build_processor, build_tokenizer
+from tools.demo_model.recipe import Recipe, Stage
 from vlmprobe.demo.drawing import COLOURS
 from vlmprobe.demo.handwriting import DIGITS, samples, split
 from vlmprobe.demo.scenes import draw_pairs
 
 __all__ = ["Recipe", "Stage", "Trained", "loss_of", "main", "train"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One of the two stages of training, one cosine cycle of the learning rate each."""
-
-    steps: int
-    scenes: int  # a step
-    peak: float  # learning rate at the top of the cycle
-    warmup: float  # share of the steps in which the rate rises
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the shipped checkpoint was trained.
-
-    First the vision tower alone learns to tell digits and colours, through a linear head that is thrown away
-    afterwards, on distortions that grow from none. From pixels to sentences at once, this model sits at
-    chance on digits for over a thousand steps.
-    """
-
-    eyes: Stage = Stage(steps=3000, scenes=32, peak=2.5e-3, warmup=0.15)
-    whole: Stage = Stage(steps=6000, scenes=24, peak=1.5e-3, warmup=0.1)
-    ease: float = 0.2  # share of the first stage in which distortions grow to their strength
-    settle: float = 0.2  # share of the second stage, its end, in which they are halved
-    decay: float = 0.05  # of the weights, AdamW
-    clip: float = 1.0  # norm of the gradient
-    yes_no: float = 2.0  # weight of the loss on "same" and "exists", one token among many and learnt last
-    seed: int = 0
-    curriculum: Curriculum = field(default_factory=Curriculum)
 
 
 @dataclass(frozen=True)
@@ -178,8 +149,8 @@ def main(
     scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes to measure it on.")] = 1000,
 ) -> None:
     """Train the demo model, measure it on held-out handwriting, and save it with its model card."""
-    from vlmprobe.demo.card import Run, card
-    from vlmprobe.demo.evaluate import measure
+    from tools.demo_model.card import Run, card
+    from tools.demo_model.evaluate import measure
 
     console, recipe, began = Console(stderr=True), Recipe(seed=seed), time.monotonic()
     cpu_began = time.process_time()

@@ -7,7 +7,7 @@ from typing import Any
 from vlmprobe.testing.tiny.grids import grid_processor, mrope
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.text_configs import decoder
 from vlmprobe.testing.tiny.tokenizers import byte_level
 
 __all__: list[str] = []

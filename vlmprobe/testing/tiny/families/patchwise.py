@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmprobe.testing.tiny.dialects import (
+from vlmprobe.testing.tiny.chat_formats import (
     chatml_template,
     llama3_tokenizer,
     mistral_template,
@@ -14,9 +14,9 @@ from vlmprobe.testing.tiny.dialects import (
 from vlmprobe.testing.tiny.grids import deltanet
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.text_configs import decoder
 from vlmprobe.testing.tiny.tokenizers import byte_level
-from vlmprobe.testing.tiny.vision import tower
+from vlmprobe.testing.tiny.vision_configs import tower
 
 __all__ = ["minicpm_v"]
 

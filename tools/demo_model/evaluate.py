@@ -1,4 +1,4 @@
-"""Measure a demo checkpoint on held-out handwriting: ``python -m vlmprobe.demo.evaluate``.
+"""Measure a demo checkpoint on held-out handwriting: ``python -m tools.demo_model.evaluate``.
 
 Uses transformers alone, so that its figures are a path independent of the probe's.
 """

@@ -1,7 +1,7 @@
 """Draw the pictures, and write the figures, of the pages on candidates, ranking, heads and decoding.
 
-``python docs/draw_asking.py``, or the names of some pages: ``python docs/draw_asking.py heads``. Everything is measured
-on the embedded demo model and handwriting that it was not trained on. Takes a few minutes.
+``python tools/docs/draw_asking.py``, or the names of some pages: ``python tools/docs/draw_asking.py heads``. Everything
+is measured on the embedded demo model and handwriting that it was not trained on. Takes a few minutes.
 """
 
 from __future__ import annotations

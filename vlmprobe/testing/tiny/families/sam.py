@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmprobe.testing.tiny.dialects import chatml_template, qwen_tokenizer
+from vlmprobe.testing.tiny.chat_formats import chatml_template, qwen_tokenizer
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.text_configs import decoder
 from vlmprobe.testing.tiny.tokenizers import byte_level
-from vlmprobe.testing.tiny.vision import square
+from vlmprobe.testing.tiny.vision_configs import square
 
 __all__: list[str] = []
 

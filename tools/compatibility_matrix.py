@@ -1,7 +1,7 @@
 """The compatibility matrix: the conformance suite on every architecture, written as a page.
 
-``python -m vlmprobe.testing.matrix`` builds a tiny random checkpoint of each architecture, runs every check on it and
-writes ``docs/compatibility.md``. Nothing in that page is written by hand.
+``python -m tools.compatibility_matrix`` builds a tiny random checkpoint of each architecture, runs every check on it
+and writes ``docs/compatibility.md``. Nothing in that page is written by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmprobe.testing.matrix_page import page
+from tools.compatibility_page import page
 from vlmprobe.testing.report import FORMAT
 
 __all__ = ["check_architecture", "run"]

@@ -1,4 +1,4 @@
-"""Write the option tables of cli.md from the commands themselves: ``python docs/write_cli.py``."""
+"""Write the option tables of cli.md from the commands themselves: ``python tools/docs/write_cli.py``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 
 from vlmprobe.cli import app
 
-PAGE = Path(__file__).with_name("cli.md")
-BLOCK = re.compile(r"(<!-- options of ([\w-]+), written by docs/write_cli.py -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+BLOCK = re.compile(r"(<!-- options of ([\w-]+), written by tools/docs/write_cli.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def written(text: str) -> str:

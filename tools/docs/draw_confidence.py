@@ -1,4 +1,4 @@
-"""Draw the pictures, and write the figures, of the pages on confidence: ``python docs/draw_confidence.py``.
+"""Draw the pictures, and write the figures, of the pages on confidence: ``python tools/docs/draw_confidence.py``.
 
 Everything is measured on the embedded demo model and handwriting that it was not trained on. Takes a few minutes.
 """
@@ -22,7 +22,7 @@ from vlmprobe.analysis import calibration, detection, distillation, gating, plot
 from vlmprobe.demo.scenes import Scene, held_out
 from vlmprobe.results.result import Result
 
-HERE = Path(__file__).parent
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCENES = 600
 ACCURACY, ERRORS = 0.95, 0.05  # promised of what is accepted
 HASTY = 2.0  # strength of what is done to the writing: the model has not seen so much of it, and does not notice
@@ -280,7 +280,7 @@ def save(name: str, draw: Callable[[], Any], colours: int = 64) -> None:
                 figure.set_facecolor("#0d1117")
                 for ax in figure.axes:
                     ax.set_facecolor("#0d1117")
-            path = HERE / "img" / f"{name}{suffix}.png"
+            path = DOCS / "img" / f"{name}{suffix}.png"
             path.parent.mkdir(exist_ok=True)
             figure.savefig(path, dpi=110)
             pyplot.close(figure)
@@ -290,7 +290,7 @@ def save(name: str, draw: Callable[[], Any], colours: int = 64) -> None:
 
 def write(page: str, part: str, lines: list[str], script: str = "draw_confidence") -> None:
     """Put lines between the markers of a part of a page, which name the script that wrote it."""
-    path = HERE / f"{page}.md"
+    path = DOCS / f"{page}.md"
     text = path.read_text(encoding="utf-8")
     begin = f"<!-- {part}, written by docs/{script}.py -->"
     block = re.compile(re.escape(begin) + r"\n.*?<!-- end -->", re.DOTALL)

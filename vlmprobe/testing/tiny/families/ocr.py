@@ -7,9 +7,9 @@ from typing import Any
 from vlmprobe.testing.tiny.grids import grid_processor, mrope
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.text_configs import decoder
 from vlmprobe.testing.tiny.tokenizers import byte_level, sentence_piece
-from vlmprobe.testing.tiny.vision import tower
+from vlmprobe.testing.tiny.vision_configs import tower
 
 __all__: list[str] = []
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmprobe.testing.tiny.dialects import gemma_template, gemma_tokenizer
+from vlmprobe.testing.tiny.chat_formats import gemma_template, gemma_tokenizer
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder
-from vlmprobe.testing.tiny.vision import MEAN_STD, square, tower
+from vlmprobe.testing.tiny.text_configs import decoder
+from vlmprobe.testing.tiny.vision_configs import MEAN_STD, square, tower
 
 __all__: list[str] = []
 

@@ -37,7 +37,7 @@ def main() -> None:
         )
         tokens = browser.find_elements(By.CSS_SELECTOR, "span.t")
         browser.execute_script("arguments[0].focus()", tokens[int(result.output.logprobs.argmin())])
-        target = Path(__file__).parent / "img" / "report.png"
+        target = Path(__file__).resolve().parents[2] / "docs" / "img" / "report.png"
         target.parent.mkdir(exist_ok=True)
         picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": CUT})
         target.write_bytes(base64.b64decode(picture["data"]))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vlmprobe.testing.tiny.dialects import cohere_template, cohere_tokenizer
+from vlmprobe.testing.tiny.chat_formats import cohere_template, cohere_tokenizer
 from vlmprobe.testing.tiny.registry import Parts, family, hf
-from vlmprobe.testing.tiny.text import decoder
-from vlmprobe.testing.tiny.vision import square, tower
+from vlmprobe.testing.tiny.text_configs import decoder
+from vlmprobe.testing.tiny.vision_configs import square, tower
 
 __all__: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Draw the pictures, and write the figures, of the pages on contrast and lens: ``python docs/draw_looking.py``.
+"""Draw the pictures, and write the figures, of the pages on contrast and lens: ``python tools/docs/draw_looking.py``.
 
 Everything is measured on the embedded demo model and handwriting that it was not trained on. Takes a minute.
 """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vlmprobe.demo.build import IMAGE_TOKENS, MEAN, PICTURE, STD
+from tools.demo_model.build import IMAGE_TOKENS, MEAN, PICTURE, STD
 from vlmprobe.demo.drawing import COLOURS, placement, render
 from vlmprobe.demo.handwriting import samples
 from vlmprobe.demo.scenes import QA, draw_asked, draw_pairs, questions
@@ -121,7 +121,7 @@ def pack(tokenizer: Any, asks: list[list[tuple[QA, str]]], pixels: torch.Tensor,
     """Pack the questions of N scenes into N rows.
 
     Args:
-        tokenizer: of :func:`vlmprobe.demo.build.build_tokenizer`.
+        tokenizer: of :func:`tools.demo_model.build.build_tokenizer`.
         asks: for each scene its questions and their wordings.
         pixels: [N, 3, PICTURE, PICTURE], normalised.
         blind: bool [N]; True hides the picture from the questions, as if there were none.

@@ -1,4 +1,4 @@
-"""Run the notebooks and keep their output: ``python docs/run_notebooks.py [NAME ...]``; all where none is named.
+"""Run the notebooks and keep their output: ``python tools/docs/run_notebooks.py [NAME ...]``; all where none is named.
 
 What libraries write to stderr (progress bars, notices of the terminal) is left out: it says something of the machine,
 not of the model.
@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmprobe.testing.tiny.dialects import (
+from vlmprobe.testing.tiny.chat_formats import (
     chatml_template,
     mistral_template,
     mistral_tokenizer,
@@ -13,9 +13,9 @@ from vlmprobe.testing.tiny.dialects import (
 )
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder, latent
+from vlmprobe.testing.tiny.text_configs import decoder, latent
 from vlmprobe.testing.tiny.tokenizers import byte_level
-from vlmprobe.testing.tiny.vision import square, tower
+from vlmprobe.testing.tiny.vision_configs import square, tower
 
 __all__: list[str] = []
 

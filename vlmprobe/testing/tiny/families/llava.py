@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmprobe.testing.tiny.dialects import (
+from vlmprobe.testing.tiny.chat_formats import (
     chatml_template,
     llama3_template,
     llama3_tokenizer,
@@ -12,9 +12,9 @@ from vlmprobe.testing.tiny.dialects import (
 )
 from vlmprobe.testing.tiny.registry import Parts, family, hf
 from vlmprobe.testing.tiny.templates import chat
-from vlmprobe.testing.tiny.text import decoder
+from vlmprobe.testing.tiny.text_configs import decoder
 from vlmprobe.testing.tiny.tokenizers import byte_level
-from vlmprobe.testing.tiny.vision import square, tower
+from vlmprobe.testing.tiny.vision_configs import square, tower
 
 __all__: list[str] = []
 

@@ -1,0 +1,1 @@
+"""Tiny checkpoints, one module for families that are built alike."""
