@@ -7,13 +7,13 @@ import os
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from vlmprobe._version import DISTRIBUTION
 from vlmprobe.adapter import Adapter
 from vlmprobe.errors import AdapterError, CheckpointError, RemoteCodeError, UnknownModelError, near
+from vlmprobe.plugins import is_ours, load
 
 __all__ = ["adapter_names", "adapters", "clear", "find", "read_config"]
 
@@ -24,34 +24,7 @@ HELP = "See docs/add-a-model.md on how to add an adapter."
 @lru_cache(maxsize=1)
 def adapters() -> dict[str, type[Adapter]]:
     """Every installed adapter by name. A plug-in that cannot be imported is left out with a warning that names it."""
-    found: dict[str, type[Adapter]] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: not _is_ours(point)):
-        origin = point.dist.name if point.dist else "an unknown package"
-        if point.name in found:
-            warnings.warn(
-                f"{origin} publishes an adapter named {point.name!r}, which is taken: it is left out. "
-                "Its author must rename it.",
-                stacklevel=2,
-            )
-            continue
-        try:
-            adapter = point.load()
-        except Exception as error:  # a plug-in may fail in any way and must not take the others along
-            if _is_ours(point):
-                raise
-            warnings.warn(f"adapter {point.name!r} of {origin} is broken and left out: {error!r}", stacklevel=2)
-            continue
-        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
-            warnings.warn(
-                f"{point.value} of {origin} is no subclass of vlmprobe.adapter.Adapter: left out", stacklevel=2
-            )
-            continue
-        if adapter in found.values():
-            warnings.warn(f"{point.name!r} of {origin} is the adapter {adapter.name!r} again: left out", stacklevel=2)
-            continue
-        adapter.name = point.name
-        found[point.name] = adapter
-    return found
+    return load(entry_points(group=GROUP), Adapter, "adapter")
 
 
 def adapter_names() -> list[str]:
@@ -179,9 +152,5 @@ def known_model_types() -> list[str]:
     return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 
-def _is_ours(point: EntryPoint) -> bool:
-    return point.dist is not None and point.dist.name == DISTRIBUTION
-
-
 def _is_built_in(adapter: type[Adapter]) -> bool:
-    return any(_is_ours(point) and point.name == adapter.name for point in entry_points(group=GROUP))
+    return any(is_ours(point) and point.name == adapter.name for point in entry_points(group=GROUP))
