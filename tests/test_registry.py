@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import warnings
 from importlib.metadata import EntryPoint
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from conftest import FAMILIES
 
 import vlmprobe
 from vlmprobe.adapter import Adapter
@@ -271,3 +275,44 @@ def test_what_the_installed_transformers_cannot_run_is_refused_before_it_is_load
     for call in (lambda: kind(model, None), lambda: kind.load("x", config={"model_type": "llama4"})):
         with pytest.raises(CapabilityError, match=r"5\.24\.0 cannot run llama4.*Install another"):
             call()
+
+
+def test_the_commit_is_that_of_the_snapshot(tmp_path, monkeypatch):
+    """The folder may also be the current one, and a folder outside the hub's cache has no commit."""
+    snapshot = tmp_path / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    for folder in (snapshot, tmp_path):
+        (folder / "config.json").write_text("{}")
+    assert registry.config_and_commit(snapshot) == ({}, "abc123")
+    assert registry.config_and_commit(tmp_path) == ({}, None)
+    monkeypatch.chdir(snapshot)
+    assert registry.config_and_commit(".") == ({}, "abc123")
+
+
+LOADED_FROM_HUB = """
+import vlmprobe
+probe = vlmprobe.load("somebody/llava", device="cpu", check=False)
+print(probe.meta["model"], probe.meta["revision"])
+"""
+
+
+def test_the_revision_of_a_hub_checkpoint_is_its_commit(checkpoint, tmp_path):
+    """As a cache without a network gives it; transformers 5.24 keeps no commit in the configuration any more."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    stored = tmp_path / "models--somebody--llava"
+    shutil.copytree(checkpoint("llava"), stored / "snapshots" / commit)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(commit)
+    variables = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", LOADED_FROM_HUB], env=variables, capture_output=True, text=True)
+    assert done.stdout.split() == ["somebody/llava", commit], done.stderr
+
+
+# what transformers itself reads
+
+
+def test_native_is_what_transformers_lists():
+    listed = set(FAMILIES).intersection(registry.known_model_types())
+    assert len(listed) > 10
+    assert {kind for kind in listed if registry.is_native(kind)} == listed
+    assert not any(registry.is_native(kind) for kind in ("llama", "clip", "", None, ["llava"]))

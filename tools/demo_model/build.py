@@ -17,10 +17,10 @@ from transformers import (
     InternVLForConditionalGeneration,
     InternVLProcessor,
     InternVLVideoProcessor,
+    InternVLVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
 from vlmprobe.demo.drawing import COLOURS
 from vlmprobe.demo.handwriting import DIGITS

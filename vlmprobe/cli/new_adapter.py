@@ -84,7 +84,7 @@ def _values(name: str, model_type: str) -> dict[str, Any]:
 
     if name in registry.adapter_names():
         raise AdapterError(f"An adapter is named {name!r} already (vlmprobe models lists them): take another name.")
-    native = model_type in registry.known_model_types()
+    native = registry.is_native(model_type)
     with suppress(UnknownModelError):
         found = registry.find({"model_type": model_type}, checkpoint=f"model_type {model_type!r}")
         if not found.generic:

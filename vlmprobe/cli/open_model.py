@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -82,10 +83,9 @@ def _given(options: dict[str, str | None]) -> str:
 
 
 def _no_bars(*, except_downloads: bool) -> None:
-    from huggingface_hub import constants
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # this also turns those of the hub off
-    if except_downloads and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+    if except_downloads and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
         enable_progress_bars()

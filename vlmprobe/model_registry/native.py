@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.model_registry.registry import known_model_types
+from vlmprobe.model_registry.registry import is_native
 
 __all__ = ["Native"]
+
+LEGACY = "return_legacy_image_output"  # of Video-LLaVA: an advisory tells whoever leaves it out to set it to False
 
 
 class Native(Adapter):
@@ -16,7 +19,13 @@ class Native(Adapter):
 
     generic = True
 
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        preprocess = getattr(getattr(processor, "image_processor", None), "preprocess", None)
+        if preprocess is not None and LEGACY in inspect.signature(preprocess).parameters:
+            self.processor_options = {LEGACY: False}
+
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:
         """Whether the model type is an image-text-to-text model of the installed transformers."""
-        return config.get("model_type") in known_model_types()
+        return is_native(config.get("model_type"))

@@ -15,7 +15,16 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.errors import AdapterError, CheckpointError, RemoteCodeError, UnknownModelError, near
 from vlmprobe.plugins import is_ours, load
 
-__all__ = ["adapter_names", "adapters", "clear", "find", "read_config"]
+__all__ = [
+    "adapter_names",
+    "adapters",
+    "clear",
+    "config_and_commit",
+    "find",
+    "is_native",
+    "known_model_types",
+    "read_config",
+]
 
 GROUP = "vlmprobe.adapters"
 HELP = "See docs/add-a-model.md on how to add an adapter."
@@ -89,6 +98,11 @@ def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str
         UnknownModelError: where there is no such folder or hub checkpoint.
         CheckpointError: where the folder has no readable ``config.json``.
     """
+    return config_and_commit(checkpoint, revision)[0]
+
+
+def config_and_commit(checkpoint: str | Path, revision: str | None = None) -> tuple[dict[str, Any], str | None]:
+    """As :func:`read_config`, and the commit of the hub that the file is of; None for a folder outside its cache."""
     folder = Path(checkpoint)
     if os.path.isfile(folder):
         raise CheckpointError(f"{checkpoint} is a file: give the folder that holds config.json and the weights.")
@@ -109,7 +123,8 @@ def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str
         raise CheckpointError(f"config.json of {checkpoint} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
         raise CheckpointError(f"config.json of {checkpoint} is not the configuration of a model.")
-    return config
+    place = file.parent.absolute()
+    return config, place.name if place.parent.name == "snapshots" else None  # the hub's cache names it by its commit
 
 
 def _from_hub(checkpoint: str, revision: str | None) -> Path:
@@ -135,7 +150,7 @@ def _unknown(config: Mapping[str, Any], checkpoint: str) -> UnknownModelError:
     kind = str(config.get("model_type", "unknown"))
     named = config.get("architectures")
     classes = ", ".join(map(str, named)) if named and isinstance(named, list) else "none named"
-    hint = near(kind, known_model_types())
+    hint = near(kind, [each for each in known_model_types() if each != kind])
     told = f"No adapter handles {checkpoint} (model_type {kind!r}, architecture {classes}).{hint}"
     if config.get("auto_map"):
         return RemoteCodeError(
@@ -145,8 +160,17 @@ def _unknown(config: Mapping[str, Any], checkpoint: str) -> UnknownModelError:
     return UnknownModelError(f"{told} Newer models may need a newer transformers. {HELP}")
 
 
+def is_native(model_type: Any) -> bool:
+    """Whether the installed transformers reads checkpoints of a ``model_type`` as image-text-to-text models."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    return known and CONFIG_MAPPING[model_type] in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
 def known_model_types() -> list[str]:
-    """Every ``model_type`` that the installed transformers reads as an image-text-to-text model."""
+    """Every ``model_type`` that the installed transformers lists as an image-text-to-text model."""
+    # The public mapping imports the configuration of every architecture before it lists them, for several seconds.
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)

@@ -86,13 +86,13 @@ def load(
 
         asked = {"device": device, "dtype": dtype, "revision": revision, "adapter": adapter}
         return opened(os.fspath(model), engine, name, asked, from_pretrained)
-    config = registry.read_config(os.fspath(model), revision)
+    config, commit = registry.config_and_commit(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     device_map = from_pretrained.pop("device_map", None) or _device(device)
     options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained):
         made = found.load(os.fspath(model), config=config, **options)
-    probe = _probe(made, name, revision)
+    probe = _probe(made, name, commit or revision)
     if check and load_checks.switched_on():
         load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
     return probe
@@ -149,7 +149,7 @@ def _probe(adapter: Adapter, name: str, revision: str | None) -> Probe:
 
     meta = {
         "model": name,
-        "revision": getattr(adapter.model.config, "_commit_hash", None) or revision,
+        "revision": revision,
         "adapter": adapter.name,
         "engine": "local",
         "dtype": str(adapter.model.dtype).removeprefix("torch."),

@@ -15,6 +15,9 @@ from vlmprobe.errors import GenerationOptionError, near
 __all__ = ["generation_config"]
 
 DEFAULT_NEW_TOKENS = 128
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty")
+LENGTHS = (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length"))  # without and with the prompt
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 OURS = {  # options of transformers whose place a probe takes
     "output_logits": 'the full raw rows come with keep="logits"',
@@ -72,16 +75,22 @@ def generation_config(
         if name not in OURS
     }
     try:
-        config.update(**given)
-        config.validate()
+        config.update(**given)  # validates
     except (ValueError, TypeError) as error:
         raise GenerationOptionError(f"impossible generation options: {error}") from error
-    if config.max_new_tokens is None:
-        if "max_length" not in given:
-            config.max_new_tokens = DEFAULT_NEW_TOKENS
-            config.max_length = None
-    elif "max_new_tokens" in given and "max_length" not in given:
-        config.max_length = None  # a default of the checkpoint would only cause a warning
+    # What of the checkpoint's defaults has no say in this call is put aside, for transformers would warn of it.
+    for unused, names in ((config.do_sample is not True, SAMPLING), ((config.num_beams or 1) == 1, BEAMS)):
+        for name in names if unused else ():
+            if name not in given and hasattr(config, name):
+                setattr(config, name, None)
+    for new, whole in LENGTHS:  # of both, transformers takes the first: what the call says comes before a default
+        if given.get(whole) is not None and given.get(new) is None:
+            setattr(config, new, None)
+        elif getattr(config, new) is not None and given.get(whole) is None:
+            setattr(config, whole, None)
+    if config.max_new_tokens is None and given.get("max_length") is None:
+        config.max_new_tokens = DEFAULT_NEW_TOKENS
+        config.max_length = None
     if end_ids and "eos_token_id" not in options:
         config.eos_token_id = sorted(end_ids)
     if config.pad_token_id is None and config.eos_token_id:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from vlmprobe.errors import CheckpointError, UnknownModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-    from transformers.core_model_loading import WeightConverter, WeightRenaming
+    from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
+    from transformers.core_model_loading import WeightRenaming
 
 __all__ = ["load_weights", "local_folder", "read_json", "weight_files"]
 
@@ -161,8 +161,6 @@ def load_weights(
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
         raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
     _check_complete(folder, model_class.__name__, info, tuple(ignore_unexpected))
-    if folder.parent.name == "snapshots":  # the hub's cache names the folder by the commit
-        model.config._commit_hash = folder.name
     return model
 
 

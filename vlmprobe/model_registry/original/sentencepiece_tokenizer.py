@@ -70,7 +70,7 @@ class SentencePieceTokenizer(PythonBackend):
     def get_vocab(self) -> dict[str, int]:
         """Every piece and added token with its id."""
         vocab = {self.pieces.id_to_piece(each): each for each in range(self.vocab_size)}
-        return {**vocab, **self.added_tokens_encoder}
+        return {**vocab, **self.get_added_vocab()}
 
     def tokenize(self, text: str, **options: Any) -> list[str]:  # type: ignore[override]
         """The pieces of a text, without begin and end tokens."""
@@ -109,8 +109,9 @@ class SentencePieceTokenizer(PythonBackend):
             tokens = [tokens[0][1:], *tokens[1:]]
         text = ""
         run: list[str] = []
+        added = self.get_added_vocab()
         for token in tokens:
-            if token in self.added_tokens_encoder:
+            if token in added:
                 text += self.pieces.decode(run) + token
                 run = []
             elif token:

@@ -74,8 +74,7 @@ def build_tower(config: TimmTowerConfig) -> nn.Module:
         MissingExtraError: timm is not installed.
     """
     try:
-        from timm.models.eva import Eva
-        from timm.models.vision_transformer import VisionTransformer
+        from timm.models import Eva, VisionTransformer
     except ImportError as error:
         raise MissingExtraError("timm", "timm") from error
     sizes: dict[str, Any] = {

@@ -69,9 +69,9 @@ def later() -> dict[str, str]:
 
 def unlisted() -> list[str]:
     """Architectures that the installed transformers lists as image-text-to-text, and that nothing is known of here."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    from vlmprobe.model_registry.registry import known_model_types
 
-    spelt = {name.replace("-", "_").replace(".", "_") for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    spelt = {name.replace("-", "_").replace(".", "_") for name in known_model_types()}
     return sorted(spelt - set(_table()) - set(SKIPPED))
 
 
@@ -110,13 +110,12 @@ def _wanting() -> dict[str, str]:
     from importlib.util import find_spec
 
     from packaging.version import Version
-    from transformers import __version__
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING, __version__
 
     found = {}
     for entry in _table().values():
         missing = [package for package in entry.packages if find_spec(package) is None]
-        if not all(need in CONFIG_MAPPING_NAMES for need in entry.needs):
+        if not all(need in CONFIG_MAPPING for need in entry.needs):
             found[entry.name] = "a transformers that has it"
         elif Version(entry.since) > Version(__version__):
             found[entry.name] = f"transformers {entry.since}{f'; before, {entry.before}' if entry.before else ''}"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.utils import logging
 
-from vlmprobe.testing.tiny.registry import Family, Parts
+from vlmprobe.testing.tiny.registry import Family
 from vlmprobe.testing.tiny.weights import placeholder_ids, randomise, silence
 
 __all__ = ["write"]
@@ -20,7 +19,7 @@ def write(entry: Family, folder: Path) -> Path:
     parts = entry.make()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the few initial values that randomise keeps come from the global generator
-        model = _model(parts)
+        model = AutoModelForImageTextToText.from_config(parts.config, dtype=torch.float32).eval()
     randomise(model, scales=parts.scales, shifts=parts.shifts)
     silence(model, placeholder_ids(parts.config, parts.processor))
     tokenizer = getattr(parts.processor, "tokenizer", parts.processor)
@@ -40,11 +39,3 @@ def write(entry: Family, folder: Path) -> Path:
             logging.enable_progress_bar()
     parts.processor.save_pretrained(folder)
     return folder
-
-
-def _model(parts: Parts) -> transformers.PreTrainedModel:
-    if parts.model_class is None:
-        model = AutoModelForImageTextToText.from_config(parts.config, dtype=torch.float32)
-    else:
-        model = getattr(transformers, parts.model_class)._from_config(parts.config, dtype=torch.float32)
-    return model.eval()

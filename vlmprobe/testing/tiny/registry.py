@@ -20,7 +20,6 @@ class Parts:
     config: Any  # PreTrainedConfig of the whole model
     processor: Any  # ProcessorMixin with tokenizer, image processor and chat template
     eos: tuple[str, ...]  # tokens that end an answer, into generation_config
-    model_class: str | None = None  # a class of transformers, where AutoModelForImageTextToText has none for the config
     scales: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> factor on its spread
     shifts: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> added to its mean
 

@@ -25,6 +25,7 @@ LINEAR = 1.3  # times 1/sqrt(fan in): a little above the value that keeps the va
 HEAD = 2.5
 VECTORS = 0.5  # learned positions, queries, class tokens
 GATES = 0.6
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PLACEHOLDER = re.compile(r"(image|img|video|audio|vision|patch|boi|eoi|boa|eoa|pad).*token_(id|index)$")
 
 
@@ -79,7 +80,7 @@ def _law(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> tuple[float, f
     if parameter.dim() <= 1 or shape.numel() == max(shape):
         # A gate or layer scale that starts at zero or 1e-5 would hide what is behind it.
         return GATES, 0.1
-    fan_in = shape[1:].numel() if isinstance(owner, nn.modules.conv._ConvNd) else max(shape[-2:])
+    fan_in = shape[1:].numel() if isinstance(owner, CONVOLUTIONS) else max(shape[-2:])
     if isinstance(owner, nn.Linear):
         fan_in = shape[1]
     return 0.0, LINEAR / fan_in**0.5
