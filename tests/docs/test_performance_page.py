@@ -1,0 +1,108 @@
+"""docs/performance.md says what benchmarks/results.json holds; and how its numbers are reached."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from common import ROOT
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield
+    for name in [each for each in sys.modules if each.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def held():
+    return json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_what_the_results_say(held):
+    from benchmarks.page import page
+
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page(held)
+
+
+def test_every_goal_of_the_large_model_has_a_row(held):
+    from benchmarks.goals import goals, startup
+
+    rows = goals(held, "1b", "bfloat16")
+    for part in ("64 new tokens after text", "2,000 tokens", "generated token", "16 candidates", "minicons"):
+        assert any(part in row.what for row in rows), part
+    for part in ("1,000 candidates", "8 questions", "32 requests"):
+        assert any(part in row.what for row in rows), part
+    assert len(startup(held)) == 2
+
+
+def seconds(**variants):
+    return {name: {"wall": values, "cpu": [value / 2 for value in values]} for name, values in variants.items()}
+
+
+def test_ratios_are_of_rounds():
+    from benchmarks.timing import ratio
+
+    times = seconds(bare=[1.0, 2.0, 4.0], ours=[1.1, 2.0, 8.0], slow=[20.0])
+    assert ratio(times, "ours", "bare", "wall") == pytest.approx((1.1, 1.0, 2.0))
+    assert ratio(times, "slow", "bare", "cpu") == pytest.approx((10.0, 5.0, 20.0)), "what ran once, over every round"
+
+
+@pytest.mark.parametrize(("ours", "met"), [(1.04, True), (1.06, False)])
+@pytest.mark.parametrize(("load", "clock"), [([0.5, 1.9], "wall"), ([0.5, 7.0], "cpu")])
+def test_a_goal_is_judged_by_the_clock_that_others_did_not_turn(ours, met, load, clock):
+    from benchmarks.goals import goals
+
+    names = ("model.generate", "vlmprobe", "head on the prompt's rows")
+    right = dict(zip(names, ([1.0] * 3, [ours] * 3, [0.01] * 3), strict=True))
+    wrong = dict(zip(names, ([1.0] * 3, [2.1 - ours] * 3, [0.01] * 3), strict=True))
+    other = {"wall": "cpu", "cpu": "wall"}[clock]
+    times = {name: {clock: right[name], other: wrong[name]} for name in names}
+    (row,) = goals({"measured": {"generate/1b/float32": {"seconds": times, "load": load}}}, "1b", "float32")
+    assert row.met is met
+
+
+def test_a_variant_is_alternated_with_the_others():
+    from benchmarks.timing import alternate
+
+    order = []
+    times = alternate({name: lambda name=name: order.append(name) for name in "abc"}, 3, once=("c",))
+    assert "".join(order) == "abcabab"
+    assert [len(times[name]["wall"]) for name in "abc"] == [3, 3, 1]
+
+
+def test_peak_memory_sees_what_was_let_go_of_again():
+    from benchmarks.memory import STATUS, peak
+
+    if not STATUS.exists():
+        pytest.skip("reads /proc")
+
+    def holds(count):
+        return lambda: np.ones(count, dtype=np.uint8).sum()
+
+    assert peak(holds(64 * 2**20)) == pytest.approx(64 * 2**20, rel=0.1)
+    assert peak(holds(2**10)) < 2**20
+
+
+def test_arithmetic_of_the_large_model():
+    from benchmarks.counts import counts
+
+    cost = counts("1b")
+    assert cost.image == 256
+    assert cost.row == 2 * 896 * 151_655
+    layer = 896 * 896 * 2 + 896 * 128 * 2 + 3 * 896 * 4864
+    assert cost.position == 2 * 24 * layer
+    assert math.isclose(cost.tower, 2 * 1025 * 304e6 + 24 * 4 * 1025**2 * 1024, rel_tol=0.03)
+
+
+def test_the_slope_of_memory_is_per_token():
+    from benchmarks.goals import goals
+
+    peak = {"model.generate": {"32": 100, "544": 100 + 512 * 7}, "vlmprobe": {"32": 5000, "544": 5000 + 512 * 507}}
+    peak["generate(output_logits=True)"] = {"32": 0, "160": 128 * 600_007}
+    (row,) = goals({"measured": {"memory_answer/1b/float32": {"peak": peak, "load": [1, 1]}}}, "1b", "float32")
+    assert row.met
+    assert row.measured == "0.50 KB (output_logits and log_softmax: 600 KB)"

@@ -1,1 +1,0 @@
-"""Tests against a real serving engine, and what records it."""

@@ -1,0 +1,344 @@
+"""Results on disk: what is saved comes back the same; what is damaged is a ``ResultError``; nothing can be changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+from common import QUESTION, picture
+from safetensors.numpy import load_file, save_file
+
+import vlmprobe
+from vlmprobe.errors import ResultError, VlmprobeError
+from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.results.table import TokenTable
+
+FILES = ["folder", "one.safetensors", "new/folder/deep", "new/folder/one.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def result(probe_of):
+    return probe_of("internvl").generate(
+        "图片里有什么？ 🐯",
+        image=[picture(), picture(2, 70, 30)],
+        max_new_tokens=4,
+        do_sample=True,
+        temperature=0.8,
+        seed=1,
+        keep={"logits", "hidden"},
+    )
+
+
+@pytest.fixture(scope="module")
+def scores(probe_of):
+    return probe_of("llava_next").score(
+        QUESTION, ["yes", "老虎 🐯", "a tiger in the grass"], image=picture(), keep="logits"
+    )
+
+
+@pytest.fixture
+def lean(probe_of):
+    return probe_of("internvl").generate("Hi", max_new_tokens=2, do_sample=False, prompt=False)
+
+
+def assert_tables_equal(one: TokenTable | None, other: TokenTable | None):
+    assert (one is None) == (other is None)
+    if one is None or other is None:
+        return
+    for field in dataclasses.fields(one):
+        held, wanted = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(wanted, np.ndarray):
+            assert held.dtype == wanted.dtype, field.name
+            assert np.array_equal(held, wanted, equal_nan=wanted.dtype.kind == "f"), field.name
+        else:
+            assert held == wanted, field.name
+    assert one.perplexity == other.perplexity
+
+
+def assert_same_images(one, other):
+    assert len(one) == len(other)
+    for held, wanted in zip(one, other, strict=True):
+        assert np.array_equal(np.asarray(held), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("place", FILES)
+def test_a_result_comes_back_as_it_was(place, result, tmp_path):
+    path = result.save(tmp_path / place)
+    again = vlmprobe.load_result(path)
+    assert type(again) is type(result)
+    assert again.text == result.text
+    assert again.meta == result.meta
+    assert np.array_equal(again.input_ids, result.input_ids)
+    assert_tables_equal(again.prompt, result.prompt)
+    assert_tables_equal(again.output, result.output)
+    assert_same_images(again.images, result.images)
+    assert again.finish_reason == result.finish_reason
+    assert again.confidence == result.confidence
+    assert again.prompt.image_spans[0] == result.prompt.image_spans[0]
+    assert isinstance(again.prompt.image_spans[0], ImageSpan)
+
+
+@pytest.mark.parametrize("place", FILES)
+def test_scores_come_back_as_they_were(place, scores, tmp_path):
+    again = vlmprobe.load_result(str(scores.save(str(tmp_path / place))))
+    assert type(again) is type(scores)
+    assert again.candidates == scores.candidates
+    assert again.boundaries == scores.boundaries
+    assert any(again.boundaries), "llava_next's template ends in a space, which merges"
+    assert again.meta == scores.meta
+    assert np.array_equal(again.logprobs, scores.logprobs)
+    assert again.best == scores.best
+    for one, other in zip(again.tables, scores.tables, strict=True):
+        assert_tables_equal(one, other)
+    assert_same_images(again.images, scores.images)
+
+
+def test_what_was_not_kept_is_absent(lean, tmp_path):
+    again = vlmprobe.load_result(lean.save(tmp_path / "lean"))
+    assert again.prompt is None
+    assert again.images == ()
+    for column in ("logits", "hidden", "scores"):
+        assert getattr(again.output, column) is None
+    assert_tables_equal(again.output, lean.output)
+
+
+def test_saved_files_are_safetensors_and_json(result, tmp_path):
+    folder = result.save(tmp_path / "folder")
+    assert sorted(os.listdir(folder)) == ["arrays.safetensors", "result.json"]
+    document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert document["text"] == result.text
+    assert document["type"] == "Result"
+    arrays = load_file(folder / "arrays.safetensors")
+    assert np.array_equal(arrays["output.logits"], result.output.logits)
+
+
+def test_saving_twice_writes_over(result, lean, tmp_path):
+    for place in ("folder", "one.safetensors"):
+        result.save(tmp_path / place)
+        lean.save(tmp_path / place)
+        assert vlmprobe.load_result(tmp_path / place).text == lean.text
+
+
+def test_many_candidates_keep_their_order(probe_of, tmp_path):
+    candidates = [f"{number} people" for number in range(24)]
+    scores = probe_of("internvl").score("How many?", candidates)
+    again = vlmprobe.load_result(scores.save(tmp_path / "scores"))
+    assert again.candidates == candidates
+    assert [len(each) for each in again.tables] == [len(each) for each in scores.tables]
+    assert np.array_equal(again.logprobs, scores.logprobs)
+
+
+@pytest.mark.parametrize("mark", ["a string", 5, None, ["a", 1], {"page": 3}])
+def test_marks_of_requests_are_saved(mark, probe_of, tmp_path):
+    (result,) = probe_of("internvl").generate_many([vlmprobe.Request("Hi", id=mark)], max_new_tokens=1, do_sample=False)
+    assert vlmprobe.load_result(result.save(tmp_path / "marked")).meta.get("id") == mark
+
+
+def test_a_mark_that_json_cannot_hold_is_told_before_anything_is_written(probe_of, tmp_path):
+    (result,) = probe_of("internvl").generate_many(
+        [vlmprobe.Request("Hi", id=object())], max_new_tokens=1, do_sample=False
+    )
+    with pytest.raises(ResultError, match="JSON"):
+        result.save(tmp_path / "marked")
+    assert not (tmp_path / "marked").exists()
+
+
+# Damaged files
+
+
+def rewritten(change):
+    def damage(folder):
+        document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        change(document)
+        (folder / "result.json").write_text(json.dumps(document), encoding="utf-8")
+
+    return damage
+
+
+def rearranged(change):
+    def damage(folder):
+        arrays = dict(load_file(folder / "arrays.safetensors"))
+        change(arrays)
+        save_file(arrays, folder / "arrays.safetensors")
+
+    return damage
+
+
+def text(content):
+    return lambda folder: (folder / "result.json").write_text(content, encoding="utf-8")
+
+
+DAMAGE = {
+    "no arrays": lambda folder: (folder / "arrays.safetensors").unlink(),
+    "no document": lambda folder: (folder / "result.json").unlink(),
+    "truncated arrays": lambda folder: os.truncate(folder / "arrays.safetensors", 100),
+    "empty arrays": lambda folder: os.truncate(folder / "arrays.safetensors", 0),
+    "other bytes": lambda folder: (folder / "arrays.safetensors").write_bytes(b"\x80\x04K\x05." * 50),
+    "cut document": lambda folder: os.truncate(folder / "result.json", 60),
+    "empty document": text(""),
+    "a list": text("[]"),
+    "null": text("null"),
+    "a number": text("3"),
+    "a deep document": text("[" * 100_000),
+    "not UTF-8": lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe{}"),
+    "another layout": rewritten(lambda held: held.update(format=99)),
+    "no layout": rewritten(lambda held: held.pop("format")),
+    "another type": rewritten(lambda held: held.update(type="Pickle")),
+    "a type that is a list": rewritten(lambda held: held.update(type=["Result"])),
+    "no output": rewritten(lambda held: held.pop("output")),
+    "output is null": rewritten(lambda held: held.update(output=None)),
+    "output is a list": rewritten(lambda held: held.update(output=[1, 2])),
+    "tokens are a number": rewritten(lambda held: held["output"].update(tokens=5)),
+    "too few tokens": rewritten(lambda held: held["output"]["tokens"].pop()),
+    "spans that are no spans": rewritten(lambda held: held["prompt"].update(image_spans=[[1, 2]])),
+    "spans of words": rewritten(lambda held: held["prompt"].update(image_spans=[["a", "b", "c", "d"]])),
+    "alternatives are numbers": rewritten(lambda held: held["output"].update(top_tokens=[1, 2, 3, 4])),
+    "meta is a word": rewritten(lambda held: held.update(meta="x")),
+    "a missing column": rearranged(lambda held: held.pop("output.logprobs")),
+    "a column too many": rearranged(lambda held: held.update({"output.luck": held["output.logprobs"]})),
+    "a column that is a list in the document": rearranged(lambda held: held.update({"output.tokens": np.zeros(4)})),
+    "a short column": rearranged(lambda held: held.update({"output.entropy": held["output.entropy"][:2].copy()})),
+    "a column without rows": rearranged(lambda held: held.update({"output.ids": np.array(3)})),
+    "a column of another type": rearranged(lambda held: held.update({"output.ids": np.zeros(4, np.float32)})),
+    "a matrix for a column": rearranged(lambda held: held.update({"output.logprobs": np.zeros((4, 4), np.float32)})),
+    "no ids": rearranged(lambda held: held.pop("input_ids")),
+    "a picture of the wrong shape": rearranged(lambda held: held.update({"image.0": np.zeros(5, np.uint8)})),
+    "a picture of the wrong type": rearranged(lambda held: held.update({"image.0": np.zeros((2, 2, 3))})),
+    "pictures out of count": rearranged(lambda held: held.update({"image.7": held["image.0"]})),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_result(name, result, tmp_path):
+    folder = result.save(tmp_path / "result")
+    DAMAGE[name](folder)
+    with pytest.raises(ResultError) as raised:
+        vlmprobe.load_result(folder)
+    assert str(folder) in str(raised.value)
+
+
+def test_a_damaged_file(result, tmp_path):
+    path = result.save(tmp_path / "one.safetensors")
+    whole = path.read_bytes()
+    for data in (b"", b"\x80\x04K\x05.", whole[:50], whole[: len(whole) // 2], whole[1:]):
+        path.write_bytes(data)
+        with pytest.raises(ResultError, match=r"one\.safetensors"):
+            vlmprobe.load_result(path)
+    save_file({"a": np.zeros(3)}, path)
+    with pytest.raises(ResultError, match=r"one\.safetensors"):
+        vlmprobe.load_result(path)
+    save_file({"a": np.zeros(3)}, path, metadata={"vlmprobe": "{}"})
+    with pytest.raises(ResultError, match=r"one\.safetensors"):
+        vlmprobe.load_result(path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(ResultError, match="No file"):
+        vlmprobe.load_result(tmp_path / "missing.safetensors")
+    with pytest.raises(ResultError, match=r"arrays\.safetensors"):
+        vlmprobe.load_result(tmp_path)
+
+
+def test_text_is_only_text(result, tmp_path):
+    """What a model says never becomes code or a path."""
+    odd = dataclasses.replace(
+        result, text="../../x\0<script>\ud7ff", meta={**result.meta, "question": "__import__('os')"}
+    )
+    again = vlmprobe.load_result(odd.save(tmp_path / "odd"))
+    assert again.text == odd.text
+    assert again.meta["question"] == odd.meta["question"]
+
+
+# Frozen
+
+
+def test_results_cannot_be_changed(result, scores, tmp_path):
+    loaded = vlmprobe.load_result(result.save(tmp_path / "one.safetensors"))
+    for each in (result, loaded):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            each.text = "other"
+        arrays = [each.input_ids]
+        for table in (each.prompt, each.output):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                table.logprobs = None
+            arrays += [value for value in vars(table).values() if isinstance(value, np.ndarray)]
+        for array in arrays:
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        scores.candidates = []
+    with pytest.raises(ValueError, match="read-only"):
+        scores.tables[0].logprobs[0] = 0
+    derived = result.output.confidence
+    derived[0] = 2.0
+    assert result.output.confidence[0] != 2.0
+
+
+def test_a_table_leaves_the_arrays_that_it_was_made_from_alone(result):
+    columns = {field.name: getattr(result.output, field.name) for field in dataclasses.fields(result.output)}
+    own = np.array(columns["logprobs"])
+    table = TokenTable(**{**columns, "logprobs": own})
+    assert own.flags.writeable
+    assert not table.logprobs.flags.writeable
+
+
+# Tables
+
+
+def test_a_run_of_rows_is_a_table(result):
+    part = result.prompt[2:7]
+    assert len(part) == 5
+    assert part.ids.tolist() == result.prompt.ids[2:7].tolist()
+    assert part.tokens == result.prompt.tokens[2:7]
+    assert part.image_spans == result.prompt.image_spans
+    with pytest.raises(TypeError, match="slice"):
+        result.prompt[3]
+
+
+def test_derived_columns(result):
+    table = result.prompt
+    assert np.allclose(table.confidence[table.scored], np.exp(table.logprobs[table.scored]))
+    assert np.allclose(table.margin[table.scored], (table.top_logprobs[:, 0] - table.top_logprobs[:, 1])[table.scored])
+    assert np.isclose(table.logprob, table.logprobs[table.scored].sum(dtype=np.float64))
+    assert np.isclose(table.perplexity, np.exp(-table.logprobs[table.scored].mean(dtype=np.float64)))
+    assert np.isclose(result.confidence, np.exp(result.output.logprobs.sum(dtype=np.float64)))
+    empty = table[:1]
+    assert np.isnan(empty.perplexity)
+    assert np.isnan(empty.logprob)
+    narrow = dataclasses.replace(table, top_logprobs=table.top_logprobs[:, :1], top_ids=table.top_ids[:, :1])
+    with pytest.raises(ResultError, match="alternatives"):
+        _ = narrow.margin
+
+
+def test_columns_must_have_one_length(result):
+    with pytest.raises(ResultError, match="entropy"):
+        dataclasses.replace(result.output, entropy=result.output.entropy[:1])
+
+
+def test_to_pandas(result):
+    pandas = pytest.importorskip("pandas")
+    frame = result.prompt.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert len(frame) == len(result.prompt)
+    assert frame["token"].tolist() == result.prompt.tokens
+    assert np.array_equal(frame["logprob"], result.prompt.logprobs, equal_nan=True)
+    assert frame["top_tokens"][1] == result.prompt.top_tokens[1]
+    assert "score" not in frame
+    assert "score" in result.output.to_pandas()
+
+
+def test_to_arrow(result):
+    pytest.importorskip("pyarrow")
+    table = result.output.to_arrow()
+    assert table.num_rows == len(result.output)
+    assert table["token"].to_pylist() == result.output.tokens
+    assert np.allclose(table["logprob"].to_numpy(), result.output.logprobs)
+    assert table["top_ids"].to_pylist() == result.output.top_ids.tolist()
+
+
+def test_errors_of_results_are_of_the_family():
+    assert issubclass(ResultError, VlmprobeError)
+    assert issubclass(ResultError, ValueError)
