@@ -54,7 +54,7 @@ def strings(document: object) -> Iterator[str]:
 def sources(*suffixes: str) -> list[Path]:
     """Every file of the project that a person or pip reads, but this one and what tests hold as data."""
     found = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")]
-    for folder in ("vlmprobe", "docs", "notebooks", "benchmarks", "tests", ".ci"):
+    for folder in ("vlmprobe", "tools", "docs", "notebooks", "benchmarks", "tests", ".ci"):
         found += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     data, own = ROOT / "tests" / "data", Path(__file__)
     return sorted(
@@ -346,7 +346,7 @@ def test_nothing_is_installed_outside_of_the_package(told):
 def test_the_sdist_holds_what_the_tests_need(told):
     held = {line for line in read(told / "SOURCES.txt").splitlines() if line}
     passing = {"__pycache__", ".ipynb_checkpoints"}
-    for folder in ("vlmprobe", "tests", "docs", "notebooks", "benchmarks"):
+    for folder in ("vlmprobe", "tools", "tests", "docs", "notebooks", "benchmarks"):
         files = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()}
         wanted = {path.as_posix() for path in files if not passing & set(path.parts) and path.suffix != ".pyc"}
         assert len(wanted) > 5

@@ -1,4 +1,4 @@
-"""Record what a real server answers to the requests of ``calls``: ``python tests/helpers/engine_record.py MODEL URL FILE``."""
+"""Record what a real server answers to ``calls``: ``python tests/helpers/engine_record.py MODEL URL FILE``."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A recording is JSON lines of ``{"method", "path", "request", "status", "response"}`` after a first line that says what
 was recorded. Pictures are left out of the requests. A request that was not recorded gets HTTP 418, so a test fails
 where a probe asks anything else than what the real server was asked. A stream is made from the whole answer that was
-recorded, in the form of vLLM 0.32 (``chat_completion_stream_generator``); ``tests/engines/providers/vllm_real`` reads those of a real one.
+recorded, in the form of vLLM 0.32 (``chat_completion_stream_generator``); ``engines/providers/vllm_real`` reads those
+of a real one.
 """
 
 from __future__ import annotations
