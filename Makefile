@@ -34,22 +34,22 @@ test-newest: $(NEWEST)/bin/python  ## the tests with the newest libraries, in an
 	$(NEWEST)/bin/python $(PYTEST) $(ARGS)
 
 # The tests of the matrix itself would only run the same checks once more.
-matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/compatibility.md
-	$(BIN)/python -m tools.compatibility_matrix --also tests/data/golden --out docs/compatibility.md
+matrix: $(VENV)/.installed-dev  ## every architecture through the conformance suite; writes docs/reference/compatibility.md
+	$(BIN)/python -m tools.compatibility_matrix --also tests/data/golden --out docs/reference/compatibility.md
 	$(BIN)/python -m pytest tests/testing/test_tiny.py -m matrix --numprocesses auto --dist worksteal
 
-bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use today; writes docs/performance.md
+bench: $(VENV)/.installed-bench  ## what numbers cost beside what people use today; writes docs/reference/performance.md
 	$(BIN)/python -m benchmarks --page
 
-versions: $(VENV)/.installed  ## the suite with the oldest, the tested and the newest libraries; writes docs/versions.md
+versions: $(VENV)/.installed  ## the suite with the oldest, the tested and the newest libraries; writes docs/reference/versions.md
 	$(BIN)/python tools/docs/write_versions.py $(ARGS)
 
 lock:  ## the newest libraries become the tested set; writes constraints.txt
 	$(PYTHON) tools/write_constraints.py $(ARGS)
 
-engine-test: $(VENV)/.installed-dev  ## a real vLLM on the CPU against the models run here; writes the parity table of docs/engines.md
+engine-test: $(VENV)/.installed-dev  ## a real vLLM on the CPU against the models run here; writes the parity table of docs/reference/engines.md
 	-$(MAKE) $(ENGINE)/.installed
-	PARITY=docs/engines.md $(BIN)/python -m pytest -m engine tests/engines/providers/vllm_real
+	PARITY=docs/reference/engines.md $(BIN)/python -m pytest -m engine tests/engines/providers/vllm_real
 
 lint: $(VENV)/.installed-dev  ## ruff: style and format
 	$(BIN)/ruff check .

@@ -108,7 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where results are kept")
-    parser.add_argument("--page", action="store_true", help="also write docs/performance.md and its plots")
+    parser.add_argument("--page", action="store_true", help="also write docs/reference/performance.md and its plots")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Write docs/performance.md, every number of it from the JSON file, and draw its plots."""
+"""Write docs/reference/performance.md, every number of it from the JSON file, and draw its plots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INTRODUCTION = """\
 # Performance
 
 What numbers cost on top of the model. Written by `python -m benchmarks --page` from
-[benchmarks/results.json](../benchmarks/results.json); every figure on this page is from there.
+[benchmarks/results.json](../../benchmarks/results.json); every figure on this page is from there.
 
 The model has the sizes of InternVL2-1B (Qwen2-0.5B as language model, a vocabulary of 151,655 tokens, a vision tower
 of 300M parameters) and random weights: cost does not depend on what the weights are. A picture is a tile of 448 x 448.
@@ -60,7 +60,7 @@ def write(held: Mapping[str, Any]) -> None:
     """Write the page and draw its plots."""
     from benchmarks.plots import draw
 
-    (DOCS / "performance.md").write_text(page(held), encoding="utf-8")
+    (DOCS / "reference" / "performance.md").write_text(page(held), encoding="utf-8")
     draw(held, DOCS / "img")
 
 
@@ -139,8 +139,8 @@ GROWTH = """\
 ## How cost grows
 
 <picture>
-  <source media="(prefers-color-scheme: dark)" srcset="img/growth-dark.png">
-  <img src="img/growth.png" alt="CPU seconds against tiles of the picture, tokens of the prompt, candidates, vocabulary and requests in a batch, for vlmprobe and for the same work without it">
+  <source media="(prefers-color-scheme: dark)" srcset="../img/growth-dark.png">
+  <img src="../img/growth.png" alt="CPU seconds against tiles of the picture, tokens of the prompt, candidates, vocabulary and requests in a batch, for vlmprobe and for the same work without it">
 </picture>
 
 CPU seconds, medians of three rounds, both axes logarithmic, on a model of 69M parameters (a language model of 8 layers

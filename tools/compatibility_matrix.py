@@ -1,7 +1,7 @@
 """The compatibility matrix: the conformance suite on every architecture, written as a page.
 
 ``python -m tools.compatibility_matrix`` builds a tiny random checkpoint of each architecture, runs every check on it
-and writes ``docs/compatibility.md``. Nothing in that page is written by hand.
+and writes ``docs/reference/compatibility.md``. Nothing in that page is written by hand.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_version(run):
 
 
 def test_the_page_on_the_command_line_has_not_drifted():
-    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
     written = runpy.run_path(str(DOCS.parent / "tools" / "docs" / "write_cli.py"))["written"]
     assert written(text) == text, "run: python tools/docs/write_cli.py"
     assert all(f"options of {name}," in text for name in COMMANDS)
@@ -149,7 +149,7 @@ def test_probe_json_is_what_the_library_returns(run, tiny, scene, probe_of):
 
 
 def test_every_key_of_the_json_is_documented(run, tiny, scene):
-    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
     asked = json.loads(
         run(
             "probe", tiny, scene, QUESTION, "--max-new-tokens", "2", "--json", "--logits", "--temperature", "0.7"

@@ -19,7 +19,7 @@ def test_python_of_the_page_runs_in_order_as_written(page, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     shutil.copy(pictures()[0], tmp_path / "scene.png")
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "use" / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     script = tmp_path / f"{page}.py"
     script.write_text("\n".join(blocks), encoding="utf-8")
@@ -28,11 +28,11 @@ def test_python_of_the_page_runs_in_order_as_written(page, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("page", PAGES)
 def test_figures_were_written_and_pictures_drawn(page):
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    text = (DOCS / "use" / f"{page}.md").read_text(encoding="utf-8")
     written = re.findall(r"<!-- [\w -]+, written by tools/docs/draw_asking.py -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert written
     assert all(part.strip() for part in written)
     shown = re.findall(r'(?:src|srcset)="([^"]+)"', text)
     assert shown
-    assert all((DOCS / name).is_file() for name in shown)
+    assert all((DOCS / "use" / name).is_file() for name in shown)
     assert all(alt.strip() for alt in re.findall(r'alt="([^"]*)"', text))

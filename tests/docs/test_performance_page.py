@@ -1,4 +1,4 @@
-"""docs/performance.md says what benchmarks/results.json holds; and how its numbers are reached."""
+"""docs/reference/performance.md says what benchmarks/results.json holds; and how its numbers are reached."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def held():
 def test_the_page_is_what_the_results_say(held):
     from benchmarks.page import page
 
-    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page(held)
+    assert (ROOT / "docs" / "reference" / "performance.md").read_text(encoding="utf-8") == page(held)
 
 
 def test_every_goal_of_the_large_model_has_a_row(held):

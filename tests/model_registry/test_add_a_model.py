@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from vlmprobe.cli import app
 
-PAGE = DOCS / "add-a-model.md"
+PAGE = DOCS / "extend" / "add-a-model.md"
 FOUND = """
 import json, warnings
 from typer.testing import CliRunner

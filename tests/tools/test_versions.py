@@ -241,7 +241,7 @@ def test_the_page_lists_private_names(script):
 )
 def test_the_data_of_the_page(script, file, table, keys):
     """Whatever these files hold has the keys that the page needs, and nothing else."""
-    found = script._tables(ROOT / "docs" / file, table)
+    found = script._tables(ROOT / "docs" / "reference" / file, table)
     assert all(set(each) == keys for each in found)
     text = script.page(*[side(script, record("one"))] * 3, **{"ran" if table == "ran" else "private": found})
     assert text.count("\n| ") >= len(found)
@@ -303,7 +303,7 @@ def test_the_tested_set_holds_what_pyproject_names(requirement):
 
 
 def test_every_requirement_has_a_lower_bound():
-    """Else the oldest side of docs/versions.md would have the newest of it."""
+    """Else the oldest side of docs/reference/versions.md would have the newest of it."""
     assert [str(each) for each in direct() if ">=" not in str(each.specifier)] == []
 
 
@@ -383,7 +383,7 @@ def test_what_every_change_must_pass():
 
 
 def test_the_page_shows_the_sets_that_pyproject_and_the_constraints_name(script):
-    """Each column of docs/versions.md is the set of that name. Where it is not, `make versions` writes it again."""
+    """Each column of docs/reference/versions.md is the set of that name. Where it is not, `make versions` writes it again."""
     text = script.PAGE.read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     columns = rows[0][1:]

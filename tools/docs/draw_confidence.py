@@ -290,7 +290,7 @@ def save(name: str, draw: Callable[[], Any], colours: int = 64) -> None:
 
 def write(page: str, part: str, lines: list[str], script: str = "draw_confidence") -> None:
     """Put lines between the markers of a part of a page, which name the script that wrote it."""
-    path = DOCS / f"{page}.md"
+    path = DOCS / "use" / f"{page}.md"
     text = path.read_text(encoding="utf-8")
     begin = f"<!-- {part}, written by docs/{script}.py -->"
     block = re.compile(re.escape(begin) + r"\n.*?<!-- end -->", re.DOTALL)

@@ -10,7 +10,7 @@ import typer
 
 from vlmprobe.cli import app
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md"
 BLOCK = re.compile(r"(<!-- options of ([\w-]+), written by tools/docs/write_cli.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -30,11 +30,11 @@ import typer
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
-PAGE = ROOT / "docs" / "versions.md"
+PAGE = ROOT / "docs" / "reference" / "versions.md"
 PROJECT = ROOT / "pyproject.toml"
 CONSTRAINTS = ROOT / "constraints.txt"
-PRIVATE = ROOT / "docs" / "private_names.toml"
-RAN = ROOT / "docs" / "ran.toml"
+PRIVATE = ROOT / "docs" / "reference" / "private_names.toml"
+RAN = ROOT / "docs" / "reference" / "ran.toml"
 SIDES = ("oldest", "tested", "newest")
 CORE = ("vlmprobe", "transformers", "torch", "python")
 BOUND = re.compile(r"([A-Za-z0-9._-]+)>=([0-9][0-9.]*)")

@@ -61,7 +61,7 @@ def new_adapter(
 ) -> None:
     """Write a small plug-in package for a family of models: adapter, entry point, test and README.
 
-    It passes vlmprobe check on a tiny checkpoint of its own as it stands. docs/add-a-model.md leads on
+    It passes vlmprobe check on a tiny checkpoint of its own as it stands. docs/extend/add-a-model.md leads on
     from there.
     """
     folder = folder or _empty_folder(Path(f"vlmprobe-{name.replace('_', '-')}"))

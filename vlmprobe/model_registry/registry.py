@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 GROUP = "vlmprobe.adapters"
-HELP = "See docs/add-a-model.md on how to add an adapter."
+HELP = "See docs/extend/add-a-model.md on how to add an adapter."
 
 
 @lru_cache(maxsize=1)

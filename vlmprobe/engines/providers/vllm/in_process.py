@@ -72,7 +72,7 @@ class VLLMEngine:
         except ImportError as error:
             raise CapabilityError(
                 "vLLM is not installed here: it brings a torch of its own, so install vlmprobe into the environment of "
-                "vLLM, or start its server and use vlmprobe.connect. See docs/engines.md."
+                "vLLM, or start its server and use vlmprobe.connect. See docs/reference/engines.md."
             ) from error
         tokens = Tokens.of(model)
         return cls(LLM(model=model, logprobs_mode=logprobs_mode, max_logprobs=-1, **options), tokens, logprobs_mode)
