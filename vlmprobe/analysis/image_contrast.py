@@ -22,9 +22,10 @@ from PIL.Image import Image
 from vlmprobe.analysis.pictures import Cover, cells, covered, exchanged, variant
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import Options, ScoresIds, require
-from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError, ResultError
+from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -98,18 +99,14 @@ class Contrast:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per token: logprob, and gain and entropy drop per variant, nats."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         columns: dict[str, Any] = {"token": self.answer.tokens, "logprob": self.answer.logprobs}
         if not self.tables:
-            return pandas.DataFrame(columns)
+            return data_frame(columns)
         columns["pmi"] = self.pmi
         for place, name in enumerate(self.names):
             columns |= {f"gain {name}": self.gain[place], f"entropy drop {name}": self.entropy_drop[place]}
         columns["unsupported"] = np.isin(np.arange(len(self.answer)), self.unsupported())
-        return pandas.DataFrame(columns)
+        return data_frame(columns)
 
     def plot(self, ax: Any = None) -> Any:
         """What the picture was worth to each token, as bars; unsupported tokens are marked. Returns the axes."""

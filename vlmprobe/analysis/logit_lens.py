@@ -18,8 +18,9 @@ import numpy as np
 
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import Options, ReadsLayers, require
-from vlmprobe.errors import MessageError, MissingExtraError
+from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -68,12 +69,8 @@ class Lens:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per layer and token."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         count = len(self.rows)
-        return pandas.DataFrame(
+        return data_frame(
             {
                 "layer": np.repeat(self.layers, count),
                 "row": np.tile(self.rows, len(self.layers)),

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.errors import ResultError
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.table import TokenTable, read_only
 
 __all__ = ["Choices", "choices_of"]
@@ -69,11 +70,7 @@ class Choices:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per choice."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
-        return pandas.DataFrame(self.columns())
+        return data_frame(self.columns())
 
     def _repr_html_(self) -> str:
         from vlmprobe.display.choices import choices_html

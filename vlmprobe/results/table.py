@@ -10,6 +10,7 @@ import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.results.frame import data_frame
 
 if TYPE_CHECKING:
     from vlmprobe.results.choices import Choices
@@ -148,11 +149,7 @@ class TokenTable:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per token; ``top_*`` cells hold lists."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
-        return pandas.DataFrame(self.columns())
+        return data_frame(self.columns())
 
     def to_arrow(self) -> Any:
         """A ``pyarrow.Table``, one row per token; ``top_*`` columns are lists."""
