@@ -109,22 +109,37 @@ class Contrast:
         return data_frame(columns)
 
     def plot(self, ax: Any = None) -> Any:
-        """What the picture was worth to each token, as bars; unsupported tokens are marked. Returns the axes."""
+        """What the image was worth to each token, as bars; unsupported tokens are marked. Returns the axes."""
         from vlmprobe.display.plots.contrast_and_lens import draw_gains
 
-        return draw_gains(self, ax)
+        rows = np.flatnonzero(~np.isnan(self.pmi))
+        tokens = [self.answer.tokens[row] for row in rows]
+        several = {name: self.gain[place, rows] for place, name in enumerate(self.names)} if len(self.names) > 1 else {}
+        return draw_gains(tokens, self.pmi[rows], np.isin(rows, self.unsupported()), several, ax)
 
     def plot_regions(self, row: int | slice | None = None, ax: Any = None, *, limit: float | None = None) -> Any:
-        """What each region was worth, drawn over the picture. Returns the axes.
+        """What each region was worth, drawn over the image. Returns the axes.
 
         Args:
             row: of the answer: one token, or several whose worth is added; all where None.
             ax: axes to draw on.
-            limit: nats of the brightest shade, for pictures that are to be compared; the highest worth where None.
+            limit: nats of the brightest shade, for plots that are to be compared; the highest worth where None.
+
+        Raises:
+            ResultError: for a contrast without regions, or a token that does not exist.
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_regions
 
-        return draw_regions(self, row, ax, limit=limit)
+        if self.regions is None or self.picture is None:
+            raise ResultError("This contrast has no regions: call contrast(..., regions=(rows, columns)).")
+        count = len(self.answer)
+        if isinstance(row, (int, np.integer)):
+            if not -count <= row < count:
+                raise ResultError(f"There is no token {row}: the answer has {count}.")
+            row = slice(int(row) % count, int(row) % count + 1)
+        rows = np.arange(count)[row or slice(None)]
+        title = "".join(self.answer.tokens[place] for place in rows)
+        return draw_regions(np.nansum(self.regions[:, :, rows], axis=-1), self.picture, title, ax, limit=limit)
 
     @property
     def _others(self) -> np.ndarray:

@@ -90,7 +90,8 @@ class Lens:
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_lens
 
-        return draw_lens(self, ax)
+        says = [[each[0] for each in layer] for layer in self.top_tokens]
+        return draw_lens(self.tokens, self.layers, self.logprobs, self.ranks, says, self.leads, ax)
 
     def _first(self, true: np.ndarray) -> np.ndarray:
         return np.where(true.any(axis=0), self.layers[true.argmax(axis=0)], -1)

@@ -86,10 +86,12 @@ class Ranking:
         return data_frame(rows, columns=["index", "score", "margin", "text"])
 
     def plot(self, ax: Any = None, *, most: int = 12) -> Any:
-        """Scores as bars, the most relevant document first, beside its text or picture. Returns the axes."""
+        """Scores as bars, the most relevant document first, beside its text or image. Returns the axes."""
         from vlmprobe.display.plots.ranking import draw_ranking
 
-        return draw_ranking(self, ax, most=most)
+        order = self.order.tolist()
+        texts, images = [self.texts[place] for place in order], [self.pictures[place] for place in order]
+        return draw_ranking(self.query, self.scores[order], texts, images, ax, most=most)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.index}: {each.score:.3f}" for each in list(self)[:4])
