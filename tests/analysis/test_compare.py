@@ -18,8 +18,7 @@ from wire_server import WireServer
 
 import vlmprobe
 from vlmprobe.analysis.cases import Case, case_of, read_cases
-from vlmprobe.analysis.compare import compare
-from vlmprobe.analysis.comparison import Compared, Comparison
+from vlmprobe.analysis.compare import Compared, Comparison, compare
 from vlmprobe.analysis.token_alignment import Aligned, align, first_difference
 from vlmprobe.cli import app
 from vlmprobe.demo import checkpoint

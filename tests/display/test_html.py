@@ -268,7 +268,7 @@ def test_pictures_are_small_data_and_pixel_art_is_kept():
     assert 'src="data:image/jpeg;base64,' in fragment(photo)
     assert len(fragment(photo)) < 200_000
     assert re.search(
-        r'src="data:image/png;base64,[^"]+" alt="picture 1" width="32" height="32" class="small"', fragment(tiny)
+        r'src="data:image/png;base64,[^"]+" alt="image 1" width="32" height="32" class="small"', fragment(tiny)
     )
 
 

@@ -383,7 +383,7 @@ def test_what_every_change_must_pass():
 
 
 def test_the_page_shows_the_sets_that_pyproject_and_the_constraints_name(script):
-    """Each column of docs/reference/versions.md is the set of that name. Where it is not, `make versions` writes it again."""
+    """Each column of versions.md is the set of that name. Where it is not, `make versions` writes it again."""
     text = script.PAGE.read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     columns = rows[0][1:]

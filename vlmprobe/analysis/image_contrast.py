@@ -22,9 +22,10 @@ from PIL.Image import Image
 from vlmprobe.analysis.pictures import Cover, cells, covered, exchanged, variant
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import Options, ScoresIds, require
-from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError, ResultError
+from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -98,36 +99,47 @@ class Contrast:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per token: logprob, and gain and entropy drop per variant, nats."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         columns: dict[str, Any] = {"token": self.answer.tokens, "logprob": self.answer.logprobs}
         if not self.tables:
-            return pandas.DataFrame(columns)
+            return data_frame(columns)
         columns["pmi"] = self.pmi
         for place, name in enumerate(self.names):
             columns |= {f"gain {name}": self.gain[place], f"entropy drop {name}": self.entropy_drop[place]}
         columns["unsupported"] = np.isin(np.arange(len(self.answer)), self.unsupported())
-        return pandas.DataFrame(columns)
+        return data_frame(columns)
 
     def plot(self, ax: Any = None) -> Any:
-        """What the picture was worth to each token, as bars; unsupported tokens are marked. Returns the axes."""
+        """What the image was worth to each token, as bars; unsupported tokens are marked. Returns the axes."""
         from vlmprobe.display.plots.contrast_and_lens import draw_gains
 
-        return draw_gains(self, ax)
+        rows = np.flatnonzero(~np.isnan(self.pmi))
+        tokens = [self.answer.tokens[row] for row in rows]
+        several = {name: self.gain[place, rows] for place, name in enumerate(self.names)} if len(self.names) > 1 else {}
+        return draw_gains(tokens, self.pmi[rows], np.isin(rows, self.unsupported()), several, ax)
 
     def plot_regions(self, row: int | slice | None = None, ax: Any = None, *, limit: float | None = None) -> Any:
-        """What each region was worth, drawn over the picture. Returns the axes.
+        """What each region was worth, drawn over the image. Returns the axes.
 
         Args:
             row: of the answer: one token, or several whose worth is added; all where None.
             ax: axes to draw on.
-            limit: nats of the brightest shade, for pictures that are to be compared; the highest worth where None.
+            limit: nats of the brightest shade, for plots that are to be compared; the highest worth where None.
+
+        Raises:
+            ResultError: for a contrast without regions, or a token that does not exist.
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_regions
 
-        return draw_regions(self, row, ax, limit=limit)
+        if self.regions is None or self.picture is None:
+            raise ResultError("This contrast has no regions: call contrast(..., regions=(rows, columns)).")
+        count = len(self.answer)
+        if isinstance(row, (int, np.integer)):
+            if not -count <= row < count:
+                raise ResultError(f"There is no token {row}: the answer has {count}.")
+            row = slice(int(row) % count, int(row) % count + 1)
+        rows = np.arange(count)[row or slice(None)]
+        title = "".join(self.answer.tokens[place] for place in rows)
+        return draw_regions(np.nansum(self.regions[:, :, rows], axis=-1), self.picture, title, ax, limit=limit)
 
     @property
     def _others(self) -> np.ndarray:

@@ -18,8 +18,9 @@ import numpy as np
 
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import Options, ReadsLayers, require
-from vlmprobe.errors import MessageError, MissingExtraError
+from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -68,12 +69,8 @@ class Lens:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per layer and token."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         count = len(self.rows)
-        return pandas.DataFrame(
+        return data_frame(
             {
                 "layer": np.repeat(self.layers, count),
                 "row": np.tile(self.rows, len(self.layers)),
@@ -93,7 +90,8 @@ class Lens:
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_lens
 
-        return draw_lens(self, ax)
+        says = [[each[0] for each in layer] for layer in self.top_tokens]
+        return draw_lens(self.tokens, self.layers, self.logprobs, self.ranks, says, self.leads, ax)
 
     def _first(self, true: np.ndarray) -> np.ndarray:
         return np.where(true.any(axis=0), self.layers[true.argmax(axis=0)], -1)

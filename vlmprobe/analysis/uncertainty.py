@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.errors import ResultError
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import KINDS, TokenTable
 
@@ -178,12 +179,9 @@ def summary(source: Source) -> dict[str, float]:
 
 def frame(results: Iterable[Result]) -> Any:
     """A ``pandas.DataFrame``, one row per result: ``id`` of the request, ``text``, and every measure."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("pandas", "pandas") from error
-    rows = [{"id": result.meta.get("id"), "text": result.text, **summary(result)} for result in results]
-    return pandas.DataFrame(rows, columns=["id", "text", *MEASURES])
+    # A generator, so that a missing package is told before any result is made.
+    rows = ({"id": result.meta.get("id"), "text": result.text, **summary(result)} for result in results)
+    return data_frame(rows, columns=["id", "text", *MEASURES])
 
 
 def _counted(source: Source, kinds: Collection[str]) -> tuple[TokenTable, np.ndarray]:

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.analysis.uncertainty import Source, table_of
-from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.errors import ResultError
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.table import TokenTable
 
 __all__ = ["Words", "boundary_logprobs", "word_starts", "words"]
@@ -56,12 +57,8 @@ class Words:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per word."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         columns = {"word": self.texts, "kind": self.kinds, "summed": self.summed, "logprob": self.logprobs}
-        return pandas.DataFrame(columns)
+        return data_frame(columns)
 
 
 def words(

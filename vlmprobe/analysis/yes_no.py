@@ -18,9 +18,10 @@ import numpy as np
 from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import RemembersImages
-from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.errors import ResultError
 from vlmprobe.inputs.messages import Prompt
 from vlmprobe.probe.request import Request, request_of
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.grouped import NO, YES, YesNo
 from vlmprobe.results.result import Result
 
@@ -168,12 +169,8 @@ def reports(
 
 def frame(found: Mapping[str, YesNoReport]) -> Any:
     """A ``pandas.DataFrame`` of reports by name: one row each, with its count and metrics."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("pandas", "pandas") from error
     rows = [{"count": each.count, **each.metrics()} for each in found.values()]
-    return pandas.DataFrame(rows, index=list(found), columns=["count", *YesNoReport.METRICS])
+    return data_frame(rows, index=list(found), columns=["count", *YesNoReport.METRICS])
 
 
 READERS: dict[type, Callable[[Any], bool]] = {

@@ -12,7 +12,7 @@ from vlmprobe.cli.open_model import is_server, open_probe, open_server
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:
-    from vlmprobe.analysis.comparison import Comparison
+    from vlmprobe.analysis.compare import Comparison
     from vlmprobe.probe import Probe
 
 __all__ = ["compare"]
@@ -161,12 +161,9 @@ def _deliver(found: Comparison, tolerance: float | None, as_json: bool, plot: Pa
     from vlmprobe.cli.compare_view import document, view
 
     if plot is not None:
-        from matplotlib import pyplot
+        from vlmprobe.display.plots.style import save
 
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        axes = found.plot(tolerance=tolerance)
-        axes.figure.savefig(plot, dpi=160)
-        pyplot.close(axes.figure)
+        save(found.plot(tolerance=tolerance), plot)
     if as_json:
         output.print_json(document(found, tolerance))
     else:

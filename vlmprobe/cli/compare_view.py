@@ -13,7 +13,7 @@ from rich.text import Text
 from vlmprobe.display.view import DASH, label, nats, percent
 
 if TYPE_CHECKING:
-    from vlmprobe.analysis.comparison import Compared, Comparison
+    from vlmprobe.analysis.compare import Compared, Comparison
 
 __all__ = ["document", "view"]
 

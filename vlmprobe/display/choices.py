@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.style import Style
@@ -12,9 +11,7 @@ from rich.text import Text
 
 from vlmprobe.display import view
 from vlmprobe.display.html import environment, wrapped
-
-if TYPE_CHECKING:
-    from vlmprobe.results.choices import Choices
+from vlmprobe.display.shown import ShownChoices
 
 __all__ = ["choices_html", "choices_rich"]
 
@@ -32,7 +29,7 @@ class Line:
     others: tuple[view.Alternative, ...]  # the likeliest tokens, best first; one may be that which was said
 
 
-def choices_html(choices: Choices) -> str:
+def choices_html(choices: ShownChoices) -> str:
     """The choices as a piece of HTML with its own style, for Jupyter."""
     lines = _lines(choices)
     return wrapped(
@@ -42,7 +39,7 @@ def choices_html(choices: Choices) -> str:
     )
 
 
-def choices_rich(choices: Choices) -> RenderableType:
+def choices_rich(choices: ShownChoices) -> RenderableType:
     """The choices for a terminal."""
     lines = _lines(choices)
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
@@ -60,7 +57,7 @@ def choices_rich(choices: Choices) -> RenderableType:
     return Group(grid, Text(f"⋯ {left_out:,} steps more", style=FAINT)) if left_out > 0 else grid
 
 
-def _lines(choices: Choices) -> list[Line]:
+def _lines(choices: ShownChoices) -> list[Line]:
     lines: list[Line] = []
     found: dict[int, list[int]] = {}
     for row, step in enumerate(choices.steps.tolist()):

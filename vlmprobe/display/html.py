@@ -19,30 +19,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmprobe.display import view
+from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
 from vlmprobe.inputs.images import thumbnail
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
-    from vlmprobe.results.result import Scores
-    from vlmprobe.results.table import TokenTable
-
 __all__ = ["environment", "fragment", "page", "table_html", "wrapped"]
 
-PICTURE_SIDE = 480  # pixels: twice the width of the column, for dense screens
+IMAGE_SIDE = 480  # pixels: twice the width of the column, for dense screens
 THUMB_SIDE = 40
-PIXEL_ART = 96  # a picture no larger than this is enlarged without smoothing, and stored without loss
+PIXEL_ART = 96  # an image no larger than this is enlarged without smoothing, and stored without loss
 SHOWN_CANDIDATES = 25
 TABLE_HEAD, TABLE_TAIL = 40, 10
 
 
-def fragment(result: Any) -> str:
+def fragment(result: Shown) -> str:
     """A ``Result`` or ``Scores`` as a piece of HTML with its own style, for Jupyter. Works without JavaScript."""
     return wrapped(_article(result, legend=True))
 
 
-def table_html(table: TokenTable) -> str:
+def table_html(table: ShownTable) -> str:
     """A table's tokens as shaded text and as rows, the middle left out where there are many."""
     rows = view.rows(table)
     cut = len(rows) > TABLE_HEAD + TABLE_TAIL
@@ -60,7 +58,7 @@ def table_html(table: TokenTable) -> str:
     return wrapped(article)
 
 
-def page(results: Sequence[Any], title: str | None = None) -> str:
+def page(results: Sequence[Shown], title: str | None = None) -> str:
     """One self-contained HTML page of several results: no request leaves it, and no script but its own runs in it.
 
     Args:
@@ -85,16 +83,16 @@ def page(results: Sequence[Any], title: str | None = None) -> str:
     )
 
 
-def _article(result: Any, legend: bool) -> str:
-    """A result as one ``<article>``. The class is told by its columns: this floor does not import those above."""
+def _article(result: Shown, legend: bool) -> str:
+    """A result as one ``<article>``; what it is is told by its columns."""
     common = {
         "legend": legend,
-        "images": [_picture(image) for image in result.images],
+        "images": [_image(image) for image in result.images],
         "question": view.plain(str(result.meta.get("question") or "")),
         "provenance": view.provenance(result.meta),
         "meta": [(view.label(str(name)), _value(value)) for name, value in result.meta.items() if name != "question"],
     }
-    if hasattr(result, "candidates"):
+    if isinstance(result, ShownScores):
         lines = _candidates(result)
         return (
             environment()
@@ -108,6 +106,8 @@ def _article(result: Any, legend: bool) -> str:
                 }
             )
         )
+    if not isinstance(result, ShownResult):
+        raise TypeError(f"a Result or Scores can be shown, not {type(result).__name__}")
     prompt = result.prompt
     return (
         environment()
@@ -132,7 +132,7 @@ def wrapped(article: str) -> str:
     return f'<div class="{scope}"><style>{style}</style>{article}</div>'
 
 
-def _candidates(scores: Scores) -> list[dict[str, Any]]:
+def _candidates(scores: ShownScores) -> list[dict[str, Any]]:
     """The candidates, best first. Where the tokens spell more than the candidate, its name stands in their place."""
     probabilities, logprobs, means, per_byte = scores.probabilities, scores.logprobs, scores.means, scores.per_byte
     lines = []
@@ -154,8 +154,8 @@ def _candidates(scores: Scores) -> list[dict[str, Any]]:
     return lines
 
 
-def _chips(table: TokenTable, images: Sequence[Image]) -> dict[int, dict[str, Any]]:
-    """Per image row: its number, how many positions it takes, and a thumbnail where the picture is there."""
+def _chips(table: ShownTable, images: Sequence[Image]) -> dict[int, dict[str, Any]]:
+    """Per image row: its number, how many positions it takes, and a thumbnail where the image is there."""
     chips = {}
     for row, kind in enumerate(table.kinds):
         if kind == "image":
@@ -165,7 +165,7 @@ def _chips(table: TokenTable, images: Sequence[Image]) -> dict[int, dict[str, An
     return chips
 
 
-def _prompt_summary(prompt: TokenTable) -> str:
+def _prompt_summary(prompt: ShownTable) -> str:
     images = prompt.kinds.count("image")
     words = [f"{len(prompt) - images:,} tokens"]
     if images:
@@ -175,14 +175,14 @@ def _prompt_summary(prompt: TokenTable) -> str:
     return " · ".join(words)
 
 
-def _picture(image: Image) -> dict[str, Any]:
+def _image(image: Image) -> dict[str, Any]:
     small = max(image.size) <= PIXEL_ART
-    shown = image if small else thumbnail(image, PICTURE_SIDE)
+    shown = image if small else thumbnail(image, IMAGE_SIDE)
     return {"uri": _uri(shown), "width": shown.width, "height": shown.height, "small": small}
 
 
 def _uri(image: Image) -> str:
-    """A ``data:`` URL: PNG for a small picture, JPEG for a photograph, which PNG would make ten times larger."""
+    """A ``data:`` URL: PNG for a small image, JPEG for a photograph, which PNG would make ten times larger."""
     kind = "PNG" if max(image.size) <= PIXEL_ART else "JPEG"
     file = io.BytesIO()
     image.convert("RGB").save(file, kind, **({"optimize": True} if kind == "PNG" else {"quality": 85}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -14,10 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmprobe.display import view
-
-if TYPE_CHECKING:
-    from vlmprobe.results.result import Result, Scores
-    from vlmprobe.results.table import TokenTable
+from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
 
 __all__ = ["rich_view", "table_rich", "token_text"]
 
@@ -40,7 +36,7 @@ TEXT_HEAD, TEXT_TAIL = 600, 100  # tokens of running text
 CANDIDATES = 20
 
 
-def rich_view(result: Any, *, answer: bool = True) -> RenderableType:
+def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
     """A ``Result`` (answer shaded by confidence, figures, table) or ``Scores`` (candidates as bars), to print.
 
     Args:
@@ -49,14 +45,16 @@ def rich_view(result: Any, *, answer: bool = True) -> RenderableType:
     """
     head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
     source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
-    if hasattr(result, "candidates"):
+    if isinstance(result, ShownScores):
         return Group(*head, _candidates(result), *_boundaries(result), _mass(result), source)
+    if not isinstance(result, ShownResult):
+        raise TypeError(f"a Result or Scores can be shown, not {type(result).__name__}")
     rows = view.rows(result.output)
     said = [*head, Padding(_running(rows, result.output), (1, 0))] if answer else [Text()]
     return Group(*said, _figures(result), source, Text(), _table(rows, result.output), _legend())
 
 
-def table_rich(table: TokenTable) -> RenderableType:
+def table_rich(table: ShownTable) -> RenderableType:
     """A table with one line per token, the middle left out where there are many."""
     return Group(_table(view.rows(table), table), _legend())
 
@@ -69,7 +67,7 @@ def token_text(row: view.Row) -> Text:
     return Text(row.text[:lead]).append(row.text[lead:], style=_shade(row))
 
 
-def _figures(result: Result) -> Table:
+def _figures(result: ShownResult) -> Table:
     grid = Table.grid(padding=(0, 3))
     cells = [Text.assemble((f"{name} ", FAINT), (value, "bold")) for name, value, _ in view.figures(result)]
     for start in range(0, len(cells), 3):
@@ -77,7 +75,7 @@ def _figures(result: Result) -> Table:
     return grid
 
 
-def _running(rows: Sequence[view.Row], table: TokenTable) -> Text:
+def _running(rows: Sequence[view.Row], table: ShownTable) -> Text:
     text = Text()
     for row in _ends(rows, TEXT_HEAD, TEXT_TAIL):
         if isinstance(row, int):
@@ -90,7 +88,7 @@ def _running(rows: Sequence[view.Row], table: TokenTable) -> Text:
     return text
 
 
-def _table(rows: Sequence[view.Row], table: TokenTable) -> Table:
+def _table(rows: Sequence[view.Row], table: ShownTable) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     width = min(max((cell_len(row.label) for row in rows), default=0), TOKEN)
     grid.add_column("token", no_wrap=True, overflow="ellipsis", min_width=width, max_width=TOKEN)
@@ -116,7 +114,7 @@ def _table(rows: Sequence[view.Row], table: TokenTable) -> Table:
     return grid
 
 
-def _candidates(scores: Scores) -> Table:
+def _candidates(scores: ShownScores) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     grid.add_column("candidate", overflow="fold", max_width=28)
     grid.add_column("among these", no_wrap=True, min_width=BAR + 7)
@@ -136,11 +134,11 @@ def _candidates(scores: Scores) -> Table:
     return grid
 
 
-def _boundaries(scores: Scores) -> list[Text]:
+def _boundaries(scores: ShownScores) -> list[Text]:
     return [Text(f"¹ {view.plain(note)}", style=FAINT) for note in dict.fromkeys(filter(None, scores.boundaries))]
 
 
-def _mass(scores: Scores) -> Text:
+def _mass(scores: ShownScores) -> Text:
     held = (view.percent(scores.mass), "bold")
     return Text.assemble(("together the candidates hold ", FAINT), held, (" of what the model would say", FAINT))
 

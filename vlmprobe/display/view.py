@@ -6,13 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from vlmprobe.results.result import Result, Scores
-    from vlmprobe.results.table import TokenTable
+from vlmprobe.display.shown import ShownResult, ShownScores, ShownTable
 
 __all__ = [
     "LEVELS",
@@ -119,7 +117,7 @@ def tiny(logprob: float) -> str:
     return f"{mantissa} × 10{str(exponent).translate(SUPERSCRIPTS)}"
 
 
-def rows(table: TokenTable, alternatives: int = 5) -> list[Row]:
+def rows(table: ShownTable, alternatives: int = 5) -> list[Row]:
     """Every row of a table, ready to be shown, with at most ``alternatives`` likeliest tokens and the chosen one."""
     probabilities = np.exp(table.logprobs.astype(np.float64))
     tops = np.exp(table.top_logprobs[:, :alternatives].astype(np.float64))
@@ -147,7 +145,7 @@ def rows(table: TokenTable, alternatives: int = 5) -> list[Row]:
     return shown
 
 
-def positions(table: TokenTable, row: int) -> tuple[int, int, int]:
+def positions(table: ShownTable, row: int) -> tuple[int, int, int]:
     """Of an image row: which image it is, how many positions it takes in the model, and in how many runs."""
     start = int(table.positions[row])
     image = next((span.image for span in table.image_spans if span.start == start), table.kinds[:row].count("image"))
@@ -155,7 +153,7 @@ def positions(table: TokenTable, row: int) -> tuple[int, int, int]:
     return image, sum(span.stop - span.start for span in runs), len(runs)
 
 
-def figures(result: Result) -> list[tuple[str, str, str]]:
+def figures(result: ShownResult) -> list[tuple[str, str, str]]:
     """The figures that sum up an answer: name, value, and what the figure means."""
     output = result.output
     scored = ~np.isnan(output.logprobs)
@@ -184,13 +182,13 @@ def provenance(meta: Mapping[str, Any]) -> list[str]:
     return [label(str(meta[name])) for name in ("model", "adapter", "dtype", "device") if meta.get(name)]
 
 
-def order(scores: Scores) -> list[int]:
+def order(scores: ShownScores) -> list[int]:
     """Candidates by falling log-probability; those without a number last."""
     return [int(place) for place in np.argsort(-np.nan_to_num(scores.logprobs, nan=-np.inf), kind="stable")]
 
 
 def _alternatives(
-    table: TokenTable, place: int, probabilities: np.ndarray, probability: float
+    table: ShownTable, place: int, probabilities: np.ndarray, probability: float
 ) -> tuple[Alternative, ...]:
     found = [
         Alternative(label(table.top_tokens[place][k]), float(value), _is_chosen(table, place, k))
@@ -202,7 +200,7 @@ def _alternatives(
     return tuple(found)
 
 
-def _is_chosen(table: TokenTable, place: int, k: int) -> bool:
+def _is_chosen(table: ShownTable, place: int, k: int) -> bool:
     return bool(table.ranks[place] == k if table.ids is None else table.top_ids[place, k] == table.ids[place])
 
 

@@ -21,12 +21,13 @@ from PIL.Image import Image
 
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import Engine, HasAdapter, Options, Ranks, TokenisesAnswers
-from vlmprobe.errors import CapabilityError, MessageError, MissingExtraError
+from vlmprobe.errors import CapabilityError, MessageError
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 from vlmprobe.probe.generate_many import answered
 from vlmprobe.probe.request import Request, options_of
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 
 __all__ = ["INSTRUCTION", "PROMPT", "Ranked", "Ranking", "parts_of", "rank"]
@@ -81,18 +82,16 @@ class Ranking:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per document, the most relevant first."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         rows = [{"index": each.index, "score": each.score, "margin": each.margin, "text": each.text} for each in self]
-        return pandas.DataFrame(rows, columns=["index", "score", "margin", "text"])
+        return data_frame(rows, columns=["index", "score", "margin", "text"])
 
     def plot(self, ax: Any = None, *, most: int = 12) -> Any:
-        """Scores as bars, the most relevant document first, beside its text or picture. Returns the axes."""
+        """Scores as bars, the most relevant document first, beside its text or image. Returns the axes."""
         from vlmprobe.display.plots.ranking import draw_ranking
 
-        return draw_ranking(self, ax, most=most)
+        order = self.order.tolist()
+        texts, images = [self.texts[place] for place in order], [self.pictures[place] for place in order]
+        return draw_ranking(self.query, self.scores[order], texts, images, ax, most=most)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.index}: {each.score:.3f}" for each in list(self)[:4])

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.results.table import TokenTable, read_only
+from vlmprobe.display.shown import ShownTable
+from vlmprobe.errors import ResultError
+from vlmprobe.results.frame import data_frame
 
-__all__ = ["Choices", "choices_of"]
+__all__ = ["Choices", "choices_of", "read_only"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +70,7 @@ class Choices:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per choice."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
-        return pandas.DataFrame(self.columns())
+        return data_frame(self.columns())
 
     def _repr_html_(self) -> str:
         from vlmprobe.display.choices import choices_html
@@ -89,7 +86,7 @@ class Choices:
         return f"Choices({len(np.unique(self.steps))} steps, {len(self)} tokens)"
 
 
-def choices_of(table: TokenTable, k: int = 5) -> Choices:
+def choices_of(table: ShownTable, k: int = 5) -> Choices:
     """The k likeliest tokens at each step of a table, and the one that was said.
 
     Args:
@@ -125,7 +122,14 @@ def choices_of(table: TokenTable, k: int = 5) -> Choices:
     )
 
 
-def _place_of_said(table: TokenTable, step: int, k: int) -> int | None:
+def _place_of_said(table: ShownTable, step: int, k: int) -> int | None:
     """Where among the k likeliest tokens of a step the one stands that was said; by its text where there are no ids."""
     said, top = (table.tokens, table.top_tokens) if table.ids is None else (table.ids, table.top_ids)
     return next((rank for rank, each in enumerate(top[step][:k]) if each == said[step]), None)
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view through which nothing can be written; the array itself stays as it is."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

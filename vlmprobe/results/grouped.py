@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vlmprobe.errors import MessageError, MissingExtraError
+from vlmprobe.errors import MessageError
+from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Scores
 
 __all__ = ["GroupedScores", "YesNo", "grouped"]
@@ -47,13 +48,9 @@ class GroupedScores(Scores):
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per spelling: answer, spelling, logprob, and whether it counts."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         answer = {place: name for name, places in zip(self.candidates, self.members, strict=True) for place in places}
         listed = self.spellings.candidates
-        return pandas.DataFrame(
+        return data_frame(
             {
                 "answer": [answer.get(place) for place in range(len(listed))],
                 "spelling": listed,

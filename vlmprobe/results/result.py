@@ -15,6 +15,7 @@ from vlmprobe.errors import ResultError
 from vlmprobe.results.table import Ids, TokenTable, read_only
 
 if TYPE_CHECKING:
+    from vlmprobe.display.shown import Shown, ShownResult, ShownScores
     from vlmprobe.results.choices import Choices
 
 __all__ = ["ARRAYS", "DOCUMENT", "FORMAT", "Result", "Saved", "Scores"]
@@ -47,7 +48,7 @@ class Saved:
             (path / DOCUMENT).write_text(text, encoding="utf-8")
         return path
 
-    def to_html(self, path: str | Path | None = None) -> str:
+    def to_html(self: Shown, path: str | Path | None = None) -> str:
         """One self-contained HTML page; written to ``path`` where given."""
         from vlmprobe.display import page
 
@@ -57,12 +58,12 @@ class Saved:
             Path(path).write_text(text, encoding="utf-8")
         return text
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self: Shown) -> str:
         from vlmprobe.display import fragment
 
         return fragment(self)
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
+    def __rich_console__(self: Shown, console: Any, options: Any) -> Any:
         from vlmprobe.display import rich_view
 
         yield rich_view(self)
@@ -211,6 +212,10 @@ class Scores(Saved):
             meta=document["meta"],
             images=_unpack(arrays),
         )
+
+
+if TYPE_CHECKING:  # mypy checks here that display can show both
+    _SHOWN: tuple[type[ShownResult], type[ShownScores]] = (Result, Scores)
 
 
 def _table(name: str, arrays: dict[str, np.ndarray], rest: dict[str, Any]) -> TokenTable:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.image_spans import ImageSpan
-
-if TYPE_CHECKING:
-    from vlmprobe.results.choices import Choices
+from vlmprobe.results.choices import Choices, choices_of, read_only
+from vlmprobe.results.frame import data_frame
 
 __all__ = ["KINDS", "TokenTable", "read_only"]
 
@@ -115,8 +114,6 @@ class TokenTable:
         Raises:
             ResultError: where the table keeps fewer than k alternatives.
         """
-        from vlmprobe.results.choices import choices_of
-
         return choices_of(self, k)
 
     def columns(self) -> dict[str, Any]:
@@ -148,11 +145,7 @@ class TokenTable:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per token; ``top_*`` cells hold lists."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
-        return pandas.DataFrame(self.columns())
+        return data_frame(self.columns())
 
     def to_arrow(self) -> Any:
         """A ``pyarrow.Table``, one row per token; ``top_*`` columns are lists."""
@@ -213,13 +206,6 @@ class TokenTable:
             top_tokens=[list(row) for row in rest["top_tokens"]],
             image_spans=spans,
         )
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    """A view through which nothing can be written; the array itself stays as it is."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def empty_numbers(count: int, alternatives: int) -> dict[str, np.ndarray]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from vlmprobe.analysis.plots import COLOURS, axes
-from vlmprobe.errors import MissingExtraError, ResultError
-
-if TYPE_CHECKING:
-    from vlmprobe.results.choices import Choices
+from vlmprobe.display.plots.style import COLOURS, axes, ink, matplotlib, shown, verbatim
+from vlmprobe.display.shown import ShownChoices
+from vlmprobe.errors import ResultError
 
 __all__ = ["draw_choices"]
 
@@ -20,17 +18,17 @@ LETTERS = 9
 DARK = 0.55  # shade from which text is white
 
 
-def draw_choices(choices: Choices, ax: Any = None) -> Any:
+def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
     """A column for each step, its likeliest token on top; a frame marks the one that was said. Returns the axes.
 
     Args:
         choices: of at most 24 steps.
         ax: axes to draw on.
+
+    Raises:
+        ResultError: for more steps, or none.
     """
-    try:
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
+    rectangle, style = matplotlib("patches").Rectangle, verbatim()
     steps = np.unique(choices.steps)
     if not 0 < len(steps) <= MOST:
         raise ResultError(f"{len(steps)} steps cannot be drawn side by side: cut the table to 1 to {MOST} rows.")
@@ -42,7 +40,7 @@ def draw_choices(choices: Choices, ax: Any = None) -> Any:
         for place, row in enumerate(rows.tolist()):
             share, said = float(choices.probabilities[row]), bool(choices.chosen[row])
             ax.add_patch(
-                Rectangle(
+                rectangle(
                     (column - 0.48, place - 0.46),
                     0.96,
                     0.92,
@@ -53,8 +51,8 @@ def draw_choices(choices: Choices, ax: Any = None) -> Any:
                 )
             )
             if share >= LEAST or said:
-                text = f"{_short(choices.tokens[row])}\n{100 * share:.0f}%"
-                colour = "white" if share > DARK else ax.xaxis.label.get_color()
+                text = f"{shown(choices.tokens[row], LETTERS)}\n{100 * share:.0f}%"
+                colour = "white" if share > DARK else ink(ax)
                 ax.text(
                     column,
                     place,
@@ -64,7 +62,7 @@ def draw_choices(choices: Choices, ax: Any = None) -> Any:
                     fontsize=7.5,
                     color=colour,
                     zorder=4,
-                    parse_math=False,
+                    **style,
                 )
     ax.set(xlim=(-0.6, len(steps) - 0.4), ylim=(choices.k - 0.4 + beyond, -0.6))
     ax.set_xticks(range(len(steps)), [str(step) for step in steps], fontsize="small")
@@ -78,8 +76,3 @@ def draw_choices(choices: Choices, ax: Any = None) -> Any:
 
 def _rgb(colour: str) -> tuple[float, ...]:
     return tuple(int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
-
-
-def _short(token: str) -> str:
-    shown = token.strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣"
-    return shown if len(shown) <= LETTERS else shown[: LETTERS - 1] + "…"

@@ -1,50 +1,56 @@
-"""The picture of a comparison. Like those of :mod:`vlmprobe.analysis.plots`: on any style, not by colour alone."""
+"""The plot of a comparison of two probes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from vlmprobe.analysis.plots import COLOURS, MARKERS, axes
+from vlmprobe.display.plots.style import COLOURS, MARKERS, axes, ink
 from vlmprobe.errors import ResultError
-
-if TYPE_CHECKING:
-    from vlmprobe.analysis.comparison import Comparison
 
 __all__ = ["draw_comparison"]
 
-NARROWEST = 1e-6  # nats: half the height of the plot at least, so that float32 noise does not fill the picture
+NARROWEST = 1e-6  # nats: half the height of the plot at least, so that float32 noise does not fill the plot
 
 
-def draw_comparison(comparison: Comparison, ax: Any = None, *, tolerance: float | None = None) -> Any:
-    """Difference of every compared token against its log-probability under A.
+def draw_comparison(
+    logprobs: np.ndarray,
+    differences: np.ndarray,
+    same_top: np.ndarray,
+    ax: Any = None,
+    *,
+    tolerance: float | None = None,
+) -> Any:
+    """Difference of every compared token against its log-probability under A. Returns the axes.
 
     Args:
-        comparison: of two probes.
+        logprobs: float [T], nats, under A.
+        differences: float [T], nats, log-probability under B less that under A; NaN where not compared.
+        same_top: float [T], 1 where the likeliest token is the same, 0 where not, NaN where unknown.
         ax: axes to draw on.
         tolerance: nats; drawn as a band where given.
+
+    Raises:
+        ResultError: where no token is compared.
     """
-    if not len(comparison.differences):
+    if np.isnan(differences).all():
         raise ResultError("No token has a number from both probes, so there is nothing to draw.")
     ax = axes(ax, size=(6.4, 4.0))
-    ink = ax.xaxis.label.get_color()
-    own = np.concatenate([each.rows.a for each in comparison.requests]).astype(np.float64)
-    gaps = np.concatenate([each.difference for each in comparison.requests])
-    other_top = np.concatenate([each.rows.same_top for each in comparison.requests]) == 0
+    logprobs, other_top = logprobs.astype(np.float64), same_top == 0
     if tolerance is not None:
-        ax.axhspan(-tolerance, tolerance, color=ink, alpha=0.08, linewidth=0, label=f"tolerance {tolerance:g}")
-    ax.axhline(0, color=ink, linewidth=0.8)
+        ax.axhspan(-tolerance, tolerance, color=ink(ax), alpha=0.08, linewidth=0, label=f"tolerance {tolerance:g}")
+    ax.axhline(0, color=ink(ax), linewidth=0.8)
     groups = ((~other_top, "same likeliest token"), (other_top, "another likeliest token"))
     for place, (chosen, name) in enumerate(groups):
-        shown = chosen & ~np.isnan(gaps)
+        shown = chosen & ~np.isnan(differences)
         if shown.any():
             label = f"{name} ({int(shown.sum()):,})"
             ax.scatter(
-                own[shown], gaps[shown], s=18 + 10 * place, marker=MARKERS[place], color=COLOURS[place], alpha=0.75,
-                linewidth=0, label=label,
+                logprobs[shown], differences[shown], s=18 + 10 * place, marker=MARKERS[place], color=COLOURS[place],
+                alpha=0.75, linewidth=0, label=label,
             )  # fmt: skip
-    largest = float(np.nanmax(np.abs(gaps)))
+    largest = float(np.nanmax(np.abs(differences)))
     # A tolerance that is far from all differences would press them onto one line.
     half = max(largest, min(tolerance or 0.0, 3 * largest), NARROWEST) * 1.08
     ax.set(

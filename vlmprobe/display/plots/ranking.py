@@ -2,66 +2,77 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
-from vlmprobe.analysis.plots import COLOURS, axes
-from vlmprobe.errors import MissingExtraError, ResultError
-
-if TYPE_CHECKING:
-    from vlmprobe.probe.rank import Ranking
+from vlmprobe.display.plots.style import axes, bars, matplotlib, short, verbatim
+from vlmprobe.errors import ResultError
 
 __all__ = ["draw_ranking"]
 
 LETTERS = 40  # of a document's text
-TALL = 0.58  # inches of a line with a picture
+TALL = 0.58  # inches of a line with an image
 
 
-def draw_ranking(ranking: Ranking, ax: Any = None, *, most: int = 12) -> Any:
-    """Bars of the scores, the most relevant document on top, with its text, or its picture. Returns the axes."""
-    try:
-        from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
-    shown = list(ranking)[:most]
-    if not shown:
+def draw_ranking(
+    query: str,
+    scores: np.ndarray,
+    texts: Sequence[str],
+    images: Sequence[Image | None],
+    ax: Any = None,
+    *,
+    most: int = 12,
+) -> Any:
+    """Bars of the scores, each with the document's text, or its image. Returns the axes.
+
+    Args:
+        query: above the axes.
+        scores: [D] from 0 to 1, in the order in which the documents are drawn, the first on top.
+        texts: [D].
+        images: [D] of the documents, where they have one.
+        ax: axes to draw on.
+        most: how many documents are drawn; where there are more, the label says so.
+
+    Raises:
+        ResultError: without a document.
+    """
+    count = min(most, len(scores))
+    if not count:
         raise ResultError("There is no document to draw.")
-    pictures = any(each.picture is not None for each in shown)
-    ax = axes(ax, size=(5.4, (TALL if pictures else 0.36) * len(shown) + 0.8))
-    at = np.arange(len(shown))
-    ax.barh(at, [each.score for each in shown], height=0.62, color=COLOURS[0])
-    for place, each in enumerate(shown):
-        ax.annotate(
-            f"{each.score:.3f}", (each.score, place), (4, 0), textcoords="offset points", va="center", fontsize="small"
-        )
-        if each.picture is not None:
-            height = TALL * 0.84 * 72  # points
-            image = OffsetImage(
-                np.asarray(each.picture), zoom=height / each.picture.height, interpolation="antialiased"
+    offsetbox = matplotlib("offsetbox")
+    shown = images[:count]
+    pictured = [each for each in shown if each is not None]
+    ax = axes(ax, size=(5.4, (TALL if pictured else 0.36) * count + 0.8))
+    names = [
+        "" if image is not None and not text else short(text, LETTERS)
+        for text, image in zip(texts[:count], shown, strict=True)
+    ]
+    bars(ax, names, scores[:count], [f"{score:.3f}" for score in scores[:count].tolist()])
+    height = TALL * 0.84 * 72  # points
+    for place, image in enumerate(shown):
+        if image is not None:
+            zoom = height / image.height
+            thumbnail = offsetbox.OffsetImage(np.asarray(image), zoom=zoom, interpolation="antialiased")
+            ax.add_artist(
+                offsetbox.AnnotationBbox(
+                    thumbnail,
+                    (0, place),
+                    (-8, 0),
+                    boxcoords="offset points",
+                    box_alignment=(1, 0.5),
+                    frameon=False,
+                    pad=0,
+                    annotation_clip=False,
+                )
             )
-            box = AnnotationBbox(
-                image,
-                (0, place),
-                (-8, 0),
-                boxcoords="offset points",
-                box_alignment=(1, 0.5),
-                frameon=False,
-                pad=0,
-                annotation_clip=False,
-            )
-            ax.add_artist(box)
-    labels = ["" if each.picture is not None and not each.text else _short(each.text) for each in shown]
-    ax.set_yticks(at, labels, parse_math=False)
-    if pictures:
-        wide = max(each.picture.width / each.picture.height for each in shown if each.picture is not None)
-        ax.tick_params(axis="y", length=0, pad=8 + TALL * 0.84 * 72 * wide + 4)
-    ax.set(xlim=(0, 1.12), ylim=(len(shown) - 0.5, -0.5), xlabel="relevance, sigmoid(yes − no)")
+    if pictured:
+        wide = max(each.width / each.height for each in pictured)
+        ax.tick_params(axis="y", length=0, pad=8 + height * wide + 4)
+    more = f"\nthe first {count} of {len(scores)} documents" if count < len(scores) else ""
+    ax.set(xlim=(0, 1.12), xlabel=f"relevance, sigmoid(yes − no){more}")
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_title(_short(ranking.query), loc="left", fontsize="medium", parse_math=False)
+    ax.set_title(short(query, LETTERS), loc="left", fontsize="medium", **verbatim())
     return ax
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= LETTERS else line[: LETTERS - 1] + "…"

@@ -1,0 +1,155 @@
+"""What something must have to be shown: protocols, so that display knows none of the classes that it shows.
+
+``TokenTable``, ``Result``, ``Scores`` and ``Choices`` of :mod:`vlmprobe.results` fit them, and so do the figures of
+:mod:`vlmprobe.analysis`; mypy checks it where they call display. Anything else that fits is shown alike.
+"""
+
+# ruff: noqa: D102 - the comment beside each property says what it holds
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL.Image import Image
+
+from vlmprobe.inputs.image_spans import ImageSpan
+
+__all__ = [
+    "Shown",
+    "ShownChoices",
+    "ShownReliability",
+    "ShownResult",
+    "ShownRiskCoverage",
+    "ShownScores",
+    "ShownTable",
+    "ShownThreshold",
+]
+
+
+class ShownTable(Protocol):
+    """T tokens with K likeliest tokens each; a number that does not exist is NaN, a rank -1."""
+
+    def __len__(self) -> int: ...
+    @property
+    def ids(self) -> Any: ...  # int64 [T], or None where an engine gives none
+    @property
+    def tokens(self) -> Sequence[str]: ...  # [T]
+    @property
+    def kinds(self) -> Sequence[str]: ...  # [T] "text", "special" or "image"
+    @property
+    def positions(self) -> np.ndarray: ...  # int64 [T], place in the model's own sequence
+    @property
+    def logprobs(self) -> np.ndarray: ...  # float32 [T], nats
+    @property
+    def entropy(self) -> np.ndarray: ...  # float32 [T], nats
+    @property
+    def ranks(self) -> np.ndarray: ...  # int64 [T]
+    @property
+    def scores(self) -> np.ndarray | None: ...  # float32 [T], nats, after processors
+    @property
+    def top_ids(self) -> np.ndarray: ...  # int64 [T, K]
+    @property
+    def top_logprobs(self) -> np.ndarray: ...  # float32 [T, K], nats
+    @property
+    def top_tokens(self) -> Sequence[Sequence[str]]: ...  # [T][K]
+    @property
+    def image_spans(self) -> Sequence[ImageSpan]: ...
+    @property
+    def logprob(self) -> float: ...  # nats, of all tokens together
+    @property
+    def perplexity(self) -> float: ...
+
+
+class Shown(Protocol):
+    """What an answer and scored candidates have in common."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]: ...  # model, question, ...
+    @property
+    def images(self) -> Sequence[Image]: ...
+
+
+@runtime_checkable
+class ShownResult(Shown, Protocol):
+    """An answer, and what the model said of every token."""
+
+    @property
+    def prompt(self) -> ShownTable | None: ...
+    @property
+    def output(self) -> ShownTable: ...
+
+
+@runtime_checkable
+class ShownScores(Shown, Protocol):
+    """C candidate answers and how likely each is."""
+
+    @property
+    def candidates(self) -> Sequence[str]: ...  # [C]
+    @property
+    def tables(self) -> Sequence[ShownTable]: ...  # [C], of the candidates' tokens
+    @property
+    def boundaries(self) -> Sequence[str | None]: ...  # [C], what happened at the end of the prompt
+    @property
+    def logprobs(self) -> np.ndarray: ...  # float64 [C], nats
+    @property
+    def means(self) -> np.ndarray: ...  # float64 [C], nats per token
+    @property
+    def per_byte(self) -> np.ndarray: ...  # float64 [C], nats per UTF-8 byte
+    @property
+    def probabilities(self) -> np.ndarray: ...  # float64 [C], among the candidates
+    @property
+    def mass(self) -> float: ...  # probability of all candidates together
+
+
+class ShownChoices(Protocol):
+    """N choices, in order of the steps and, within one, likeliest first."""
+
+    @property
+    def steps(self) -> np.ndarray: ...  # int64 [N]
+    @property
+    def tokens(self) -> Sequence[str]: ...  # [N]
+    @property
+    def probabilities(self) -> np.ndarray: ...  # float32 [N]
+    @property
+    def chosen(self) -> np.ndarray: ...  # bool [N], whether this is the token that was said
+    @property
+    def k(self) -> int: ...  # how many likeliest tokens of each step there are
+
+
+class ShownReliability(Protocol):
+    """Answers in B bins of confidence."""
+
+    @property
+    def confidence(self) -> np.ndarray: ...  # float64 [B]
+    @property
+    def accuracy(self) -> np.ndarray: ...  # float64 [B]
+    @property
+    def count(self) -> np.ndarray: ...  # int64 [B]
+    @property
+    def ece(self) -> float: ...
+
+
+class ShownRiskCoverage(Protocol):
+    """Share of wrong answers among those kept, for M shares kept."""
+
+    @property
+    def coverage(self) -> np.ndarray: ...  # float64 [M]
+    @property
+    def risk(self) -> np.ndarray: ...  # float64 [M]
+    @property
+    def area(self) -> float: ...
+
+
+class ShownThreshold(Protocol):
+    """A confidence from which on answers are kept."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def coverage(self) -> float: ...  # share of the answers kept
+    @property
+    def kept(self) -> int: ...
+    @property
+    def wrong(self) -> int: ...  # of those kept

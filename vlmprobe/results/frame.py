@@ -1,0 +1,26 @@
+"""``data_frame``: the one place that imports pandas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmprobe.errors import MissingExtraError
+
+__all__ = ["data_frame"]
+
+
+def data_frame(data: Any, **options: Any) -> Any:
+    """A ``pandas.DataFrame``.
+
+    Args:
+        data: columns by name, or rows.
+        **options: of ``pandas.DataFrame``, such as ``columns`` and ``index``.
+
+    Raises:
+        MissingExtraError: where pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError("pandas", "pandas") from error
+    return pandas.DataFrame(data, **options)
