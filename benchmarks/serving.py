@@ -107,7 +107,7 @@ def photograph() -> bytes:
 
 
 def connect(url: str) -> vlmprobe.Probe:
-    return vlmprobe.connect(url, in_flight=IN_FLIGHT, value_kind="raw")
+    return vlmprobe.connect(url, max_concurrency=IN_FLIGHT, value_kind="raw")
 
 
 def consume(probe: vlmprobe.Probe, requests: list[vlmprobe.Request]) -> float:

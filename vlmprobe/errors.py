@@ -7,6 +7,7 @@ from that too, so ``except ValueError`` and ``except FileNotFoundError`` keep wo
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
 
@@ -31,6 +32,7 @@ __all__ = [
     "VlmprobeError",
     "VlmprobeWarning",
     "near",
+    "renamed",
 ]
 
 
@@ -128,3 +130,8 @@ def near(word: str, known: Iterable[str], *, most: int = 3) -> str:
     """``" Did you mean a, b?"`` for the known words nearest to ``word``, or an empty string."""
     found = difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
     return f" Did you mean {', '.join(found)}?" if found else ""
+
+
+def renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
+    """Warn that a name is accepted until 1.0 in place of its new one; ``stacklevel`` as in :func:`warnings.warn`."""
+    warnings.warn(f"{old} is now {new}; the old name goes in vlmprobe 1.0.", DeprecationWarning, stacklevel=stacklevel)

@@ -10,9 +10,9 @@ from counting import counting
 from reference import chat, encode, extended, forward
 from transformers import LogitsProcessor, SuppressTokensLogitsProcessor
 
-import vlmprobe
 from vlmprobe.analysis import pictures
 from vlmprobe.analysis.decoding import ImageContrast
+from vlmprobe.engines.base import Options
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 
 FEW = ("llava", "qwen2_vl", "qwen3_vl", "mllama", "gemma3", "internvl", "paligemma")
@@ -44,7 +44,7 @@ def test_contrastive_decoding_is_the_papers(probe_of, own, name):
         assert score == pytest.approx(float(torch.log_softmax(row, dim=-1)[token]), abs=1e-3)
         ids.append(int(token))
     plain = probe.generate(QUESTION, image, **OPTIONS)
-    raw = probe.engine.score_ids([probe_conversation(image)], ids, vlmprobe.engines.Options())[0]
+    raw = probe.engine.score_ids([probe_conversation(image)], ids, Options())[0]
     np.testing.assert_allclose(result.output.logprobs, raw.logprobs, atol=1e-4)  # raw numbers stay raw
     again = probe.generate(QUESTION, image, **OPTIONS)
     np.testing.assert_array_equal(plain.output.logprobs, again.output.logprobs)  # and the model is as before

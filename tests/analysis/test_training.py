@@ -84,7 +84,7 @@ def test_confidence_is_logged_while_the_model_learns(model, processor, dataset, 
     assert logged[-1]["probe/says_yes"] == last["probe/says_yes"]
     # The last numbers are those of a probe of the model as it now is.
     probe = vlmprobe.wrap(model, processor)
-    results = [probe.generate(each.prompt, each.image, do_sample=False, max_new_tokens=4) for each in questions()]
+    results = [probe.generate(each.question, each.image, do_sample=False, max_new_tokens=4) for each in questions()]
     assert last["probe/confidence"] == pytest.approx(np.mean([each.confidence for each in results]), abs=1e-5)
     assert last["probe/perplexity"] == pytest.approx(
         np.mean([uncertainty.perplexity(each) for each in results]), rel=1e-4

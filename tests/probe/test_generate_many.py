@@ -59,7 +59,7 @@ def test_a_batch_gives_the_numbers_of_single_calls(name, probe_of):
     assert [each.meta["id"] for each in together] == [each.id for each in requests]
     assert max(each.meta["batch_size"] for each in together) == 3, "they did run together"
     for request, result in zip(requests, together, strict=True):
-        assert_same(result, probe.generate(request.prompt, request.image, **options), LOOSER.get(name, TOLERANCE))
+        assert_same(result, probe.generate(request.question, request.image, **options), LOOSER.get(name, TOLERANCE))
 
 
 @pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl", "mllama", "gemma3"])
@@ -68,31 +68,31 @@ def test_beams_in_a_batch(family, probe_of):
     options = {"max_new_tokens": NEW, "num_beams": 3, "do_sample": False, "keep": "logits"}
     requests = mixed(text_only=False)
     for request, result in zip(requests, probe.generate_many(requests, **options), strict=True):
-        assert_same(result, probe.generate(request.prompt, request.image, **options))
+        assert_same(result, probe.generate(request.question, request.image, **options))
 
 
 def test_rows_that_end_before_the_others_report_no_padding(probe_of):
     probe = probe_of("llava")
     requests = mixed(text_only=False)
-    free = [probe.generate(each.prompt, each.image, max_new_tokens=8, do_sample=False) for each in requests]
+    free = [probe.generate(each.question, each.image, max_new_tokens=8, do_sample=False) for each in requests]
     end = int(free[0].output.ids[1])  # ends the first answer early, the others probably not
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": end}
     results = list(probe.generate_many(requests, **options))
     assert len({len(each.output) for each in results}) > 1
     for request, result in zip(requests, results, strict=True):
-        assert_same(result, probe.generate(request.prompt, request.image, **options))
+        assert_same(result, probe.generate(request.question, request.image, **options))
     assert results[0].finish_reason == "stop"
 
 
 def test_rows_that_end_with_a_stop_string_report_no_padding(probe_of):
     probe = probe_of("cohere2_vision")
     requests = mixed(text_only=False)
-    free = [probe.generate(each.prompt, each.image, max_new_tokens=8, do_sample=False) for each in requests]
+    free = [probe.generate(each.question, each.image, max_new_tokens=8, do_sample=False) for each in requests]
     stop = next(token for token in free[0].output.tokens if token.strip() and "�" not in token)
     options = {"max_new_tokens": 8, "do_sample": False, "stop_strings": [stop]}
     results = list(probe.generate_many(requests, **options))
     for request, result in zip(requests, results, strict=True):
-        alone = probe.generate(request.prompt, request.image, **options)
+        alone = probe.generate(request.question, request.image, **options)
         assert_same(result, alone)
         assert result.finish_reason == alone.finish_reason
 
@@ -103,7 +103,7 @@ def test_options_that_count_the_prompt_do_not_count_padding(options, probe_of):
     requests = mixed(text_only=False)
     options = {"do_sample": False, **({} if "max_length" in options else {"max_new_tokens": 8}), **options}
     for request, result in zip(requests, probe.generate_many(requests, **options), strict=True):
-        assert_same(result, probe.generate(request.prompt, request.image, **options))
+        assert_same(result, probe.generate(request.question, request.image, **options))
 
 
 @pytest.mark.parametrize("by_default", [False, True], ids=["asked for", "the checkpoint's default"])
@@ -116,7 +116,7 @@ def test_sampling_with_a_seed_draws_what_each_would_draw_alone(by_default, check
         options["do_sample"] = True
     requests = mixed(text_only=True)
     for request, result in zip(requests, probe.generate_many(requests, **options), strict=True):
-        assert_same(result, probe.generate(request.prompt, request.image, **options))
+        assert_same(result, probe.generate(request.question, request.image, **options))
 
 
 def test_a_family_that_cannot_be_batched_runs_one_by_one(checkpoint):
@@ -169,7 +169,7 @@ def test_batches_leave_the_tokenizer_as_it_was(checkpoint):
     held = tokenizer.pad_token
     requests = mixed(text_only=False)
     for request, result in zip(requests, probe.generate_many(requests, max_new_tokens=2, do_sample=False), strict=True):
-        assert_same(result, probe.generate(request.prompt, request.image, max_new_tokens=2, do_sample=False))
+        assert_same(result, probe.generate(request.question, request.image, max_new_tokens=2, do_sample=False))
     assert tokenizer.padding_side == "right"
     assert tokenizer.pad_token == held
 
@@ -222,3 +222,17 @@ def test_bad_options_are_told_before_anything_is_read(probe_of):
 def test_what_the_family_cannot_take_is_told(probe_of):
     with pytest.raises(CapabilityError, match="image"):
         list(probe_of("paligemma").generate_many(["What is this?"], max_new_tokens=1))
+
+
+# -- former names, accepted until 1.0 --------------------------------------------------------------
+
+
+def test_the_former_name_of_a_question():
+    with pytest.warns(DeprecationWarning, match=r"Request\(prompt=\) is now Request\(question=\)"):
+        request = Request(prompt="Hi", image="a.png", id=3)
+    assert request == Request("Hi", "a.png", 3) == Request(question="Hi", image="a.png", id=3)
+    with pytest.warns(DeprecationWarning, match=r"Request\.prompt is now Request\.question"):
+        assert request.prompt == "Hi"
+    with pytest.raises(TypeError, match="lacks its question"):
+        Request(image="a.png")
+    assert Request(None).question is None  # refused where it is asked, with the request's id

@@ -123,15 +123,15 @@ def test_a_checkpoint_with_roles_query_and_document(reranker):
             assert ranking.margins[place] == pytest.approx(row[ids[0]] - row[ids[1]], abs=1e-4)
     chat = probe.generate("What is this?", picture(), max_new_tokens=2)  # questions go through the other template
     assert "Judge by the instruct" not in "".join(chat.prompt.tokens)
-    through_prompt = probe.rank("a tiger", documents, prompt=PROMPT, yes="?", no=".")
+    through_prompt = probe.rank("a tiger", documents, template=PROMPT, yes="?", no=".")
     assert through_prompt.meta["asked_through"] == "prompt"
 
 
 def test_a_servers_flat_template_is_refused(reranker):
     probe = vlmprobe.load(reranker("score", FLAT), device="cpu", dtype="float32")
-    with pytest.raises(CapabilityError, match=r"of a server.*prompt="):
+    with pytest.raises(CapabilityError, match=r"of a server.*template="):
         probe.rank("a tiger", ["a cat"], yes="?", no=".")
-    assert len(probe.rank("a tiger", ["a cat"], prompt=PROMPT, yes="?", no=".")) == 1
+    assert len(probe.rank("a tiger", ["a cat"], template=PROMPT, yes="?", no=".")) == 1
 
 
 def test_templates_are_told_by_both_roles():
@@ -175,7 +175,7 @@ def test_the_demo_model_finds_the_digit():
     found = []
     for digit in (1, 6, 7):
         pictures = [scene.picture for scene in scenes]
-        ranking = probe.rank(DIGITS[digit], pictures, prompt="{document}Is there a {query}?")
+        ranking = probe.rank(DIGITS[digit], pictures, template="{document}Is there a {query}?")
         holds = np.array([digit in scene.digits for scene in scenes])
         found.append(holds[ranking.order[: holds.sum()]].mean())  # R-precision
     assert np.mean(found) > 0.7
@@ -210,7 +210,7 @@ def test_an_engine_that_ranks_is_asked(probe_of):
 def test_an_engine_that_only_scores_gives_the_same(probe_of):
     """Log-probabilities of yes and no at one position differ as their logits do."""
     probe = probe_of("llava")
-    expected = probe.rank("a tiger", ["a tiger", picture(2)], yes="?", no=".", prompt=PROMPT)
+    expected = probe.rank("a tiger", ["a tiger", picture(2)], yes="?", no=".", template=PROMPT)
 
     class Scores:
         def check(self, conversations, options):
@@ -224,10 +224,10 @@ def test_an_engine_that_only_scores_gives_the_same(probe_of):
 
     served = replace(probe, engine=Scores())
     for prompt in (PROMPT, None):  # the second time its reranker is asked first
-        found = served.rank("a tiger", ["a tiger", picture(2)], yes="?", no=".", prompt=prompt)
+        found = served.rank("a tiger", ["a tiger", picture(2)], yes="?", no=".", template=prompt)
         np.testing.assert_allclose(found.margins, expected.margins, atol=1e-4)
     with pytest.raises(MessageError, match="tokens after this prompt"):
-        served.rank("a tiger", ["a tiger"], yes="a very long answer", prompt=PROMPT)
+        served.rank("a tiger", ["a tiger"], yes="a very long answer", template=PROMPT)
 
 
 def test_the_ranking_as_a_table_and_as_a_picture(probe_of):
@@ -305,7 +305,7 @@ def test_other_errors(probe_of, tmp_path):
         probe.rank(" ", ["x"])
     for prompt in ("{query}", "{document}", "{query}{query}{document}", ""):
         with pytest.raises(MessageError, match="once"):
-            probe.rank("a tiger", ["x"], prompt=prompt)
+            probe.rank("a tiger", ["x"], template=prompt)
     with pytest.raises(MessageError, match="tokens after this prompt"):
         probe.rank("a tiger", ["x"], yes="a very long answer")
     with pytest.raises(MessageError, match="same token"):
@@ -314,3 +314,11 @@ def test_other_errors(probe_of, tmp_path):
         probe.rank("a tiger", [tmp_path / "missing.png"])
     with pytest.raises(ImageError):
         probe.rank("a tiger", [Image.new("RGB", (0, 0))])
+
+
+def test_the_former_name_of_the_template(probe_of):
+    probe = probe_of("qwen2_vl")
+    now = probe.rank("a tiger", ["a cat", "a tiger"], template=PROMPT, yes="?", no=".")
+    with pytest.warns(DeprecationWarning, match=r"rank\(prompt=\) is now rank\(template=\)"):
+        before = probe.rank("a tiger", ["a cat", "a tiger"], prompt=PROMPT, yes="?", no=".")
+    np.testing.assert_array_equal(before.margins, now.margins)

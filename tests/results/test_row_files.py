@@ -83,12 +83,12 @@ def test_each_result_has_a_file_of_its_own(probe_of, tmp_path):
 def test_rows_after_the_end_token_are_not_stored(probe_of, tmp_path):
     probe = probe_of("llava")
     requests = [vlmprobe.Request(text, picture(seed)) for seed, text in enumerate(("Hi", QUESTION, "Yes or no?"))]
-    free = [probe.generate(each.prompt, each.image, **ANSWER) for each in requests]
+    free = [probe.generate(each.question, each.image, **ANSWER) for each in requests]
     options = {**ANSWER, "eos_token_id": int(free[0].output.ids[1])}
     stored = list(probe.generate_many(requests, keep=tmp_path, batch_size=3, **options))
     assert len({len(each.output) for each in stored}) > 1
     for request, result in zip(requests, stored, strict=True):
-        alone = probe.generate(request.prompt, request.image, keep="logits", **options)
+        alone = probe.generate(request.question, request.image, keep="logits", **options)
         assert_rows(result.output.logits, alone.output.logits, more=1e-4)
 
 

@@ -83,12 +83,12 @@ def draw_rank(probe: Any) -> None:
 
     scenes = list(held_out(100, seed=5))
     prompt = "{document}Is there {query}?"
-    shown = probe.rank("a seven", [scene.picture for scene in scenes[:8]], prompt=prompt, progress=False)
+    shown = probe.rank("a seven", [scene.picture for scene in scenes[:8]], template=prompt, progress=False)
     save("rank", shown.plot, colours=256)
     found = []
     for digit, word in enumerate(DIGITS):
         ranking = probe.rank(
-            f"{article(word)} {word}", [scene.picture for scene in scenes], prompt=prompt, progress=False
+            f"{article(word)} {word}", [scene.picture for scene in scenes], template=prompt, progress=False
         )
         holds = np.array([digit in scene.digits for scene in scenes])
         found.append((average_precision_score(holds, ranking.margins), holds.mean()))

@@ -69,7 +69,7 @@ def draw_sampling(probe: Any, asked: list[vlmprobe.Request], results: list[Resul
     good = [place for place in digits if right[place]][:40]
     entropy: dict[str, list[float]] = {}
     for name, places in (("right", good), ("wrong", bad)):
-        drawn = [probe.sample(asked[place].prompt, asked[place].image, n=10) for place in places]
+        drawn = [probe.sample(asked[place].question, asked[place].image, n=10) for place in places]
         entropy[f"answered {name}"] = [each.semantic_entropy() for each in drawn]
     save("semantic-entropy", lambda: plots.scores(entropy, label="semantic entropy of ten sampled answers (nats)"))
     area = detection.detection(entropy["answered right"], entropy["answered wrong"]).auroc

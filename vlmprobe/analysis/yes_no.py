@@ -60,7 +60,7 @@ def yes_no_many(
     with bar as done, probe.session() if remembers else nullcontext(probe) as asked:
         for raw in requests:
             request = request_of(raw)
-            answer = asked.yes_no(request.prompt, request.image, yes=yes, no=no)
+            answer = asked.yes_no(request.question, request.image, yes=yes, no=no)
             if request.id is not None:
                 answer = replace(answer, meta={**answer.meta, "id": request.id})
             yield answer

@@ -31,7 +31,9 @@ def doctor(
             "--processor", metavar="MODEL", help="The model's folder or hub id, to read its tokens.", show_default=False
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="Time limit of a request.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", "--seconds", metavar="S", help="Seconds for one request.")
+    ] = 60.0,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -45,7 +47,7 @@ def doctor(
             from vlmprobe.engines.serving.health import examine
             from vlmprobe.engines.serving.http import background_loop
 
-            probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, seconds=seconds)
+            probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, timeout=timeout)
             health = background_loop.run(examine(probe.engine))  # type: ignore[arg-type]
         if as_json:
             output.print_json(health.to_dict())

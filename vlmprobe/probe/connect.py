@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from vlmprobe.errors import CapabilityError, GenerationOptionError, UnknownModelError, near
+from vlmprobe.errors import CapabilityError, GenerationOptionError, UnknownModelError, near, renamed
 from vlmprobe.probe import Probe
 
 __all__ = ["connect", "opened"]
@@ -19,10 +19,12 @@ def connect(
     model: str | None = None,
     api_key: str | None = None,
     headers: Mapping[str, str] | None = None,
-    in_flight: int = 64,
-    seconds: float = 600.0,
+    max_concurrency: int = 64,
+    timeout: float = 600.0,
     image_ids: Collection[int] = (),
     value_kind: Literal["raw", "tempered", "filtered"] | None = None,
+    in_flight: int | None = None,
+    seconds: float | None = None,
 ) -> Probe:
     """A probe of a model behind a serving engine.
 
@@ -39,11 +41,12 @@ def connect(
         model: the name under which the server has the model; its first one where None.
         api_key: sent as a bearer token; read from ``VLMPROBE_API_KEY`` where None. It is never logged or saved.
         headers: further headers of every request; their values are kept out of messages like the key.
-        in_flight: how many requests run at once at most.
-        seconds: for one request; of an answer that is streamed, the longest silence.
+        max_concurrency: how many requests run at once at most.
+        timeout: seconds for one request; of an answer that is streamed, the longest silence.
         image_ids: ids of image placeholders, where no processor is given that tells them.
         value_kind: what the server's log-probabilities are under sampling, where that is known; found out by three
             short requests where None.
+        in_flight, seconds: the former names of ``max_concurrency`` and ``timeout``.
 
     Raises:
         EngineConnectionError: where nothing answers.
@@ -56,13 +59,19 @@ def connect(
     from vlmprobe.engines.serving.registry import detect, engines
     from vlmprobe.engines.serving.value_kind import KINDS
 
-    if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
-        raise GenerationOptionError(f"in_flight must be an integer of at least 1, not {in_flight!r}")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
-        raise GenerationOptionError(f"seconds must be a number above 0, not {seconds!r}")
+    if in_flight is not None:
+        renamed("connect(in_flight=)", "connect(max_concurrency=)")
+        max_concurrency = in_flight
+    if seconds is not None:
+        renamed("connect(seconds=)", "connect(timeout=)")
+        timeout = seconds
+    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+        raise GenerationOptionError(f"max_concurrency must be an integer of at least 1, not {max_concurrency!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e9:
+        raise GenerationOptionError(f"timeout must be a number of seconds above 0, not {timeout!r}")
     if value_kind is not None and value_kind not in KINDS:
         raise GenerationOptionError(f"value_kind must be of {', '.join(KINDS)}, not {value_kind!r}")
-    client = Client(url, api_key=api_key, headers=headers, limits=Limits(in_flight=in_flight, request_s=seconds))
+    client = Client(url, api_key=api_key, headers=headers, limits=Limits(in_flight=max_concurrency, request_s=timeout))
     found, server = background.run(detect(Facts(client), engines().values(), engine))
     if model is None and not server.models:
         raise UnknownModelError(f"{client.url} names no model: pass model=.")

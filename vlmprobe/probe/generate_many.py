@@ -84,7 +84,7 @@ def _read(engine: Engine, converse: Converse, raw: Any, options: Options) -> Ask
     request = Request("", id=raw.get("id") if isinstance(raw, Mapping) else getattr(raw, "id", None))
     try:
         request = request_of(raw)
-        conversation = converse(request.prompt, request.image)
+        conversation = converse(request.question, request.image)
         engine.check([conversation], options)
     except VlmprobeError as error:
         return request, error

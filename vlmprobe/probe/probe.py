@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vlmprobe.engines.base import Engine, RemembersImages, Streams, require
+from vlmprobe.errors import renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, shows_images
 from vlmprobe.probe.request import Keep, Request, images_to_remember, options_of, with_meta
 from vlmprobe.results.result import Result, Scores
@@ -142,7 +143,7 @@ class Probe:
         once.
 
         Args:
-            requests: :class:`Request` objects, plain questions, or mappings with ``prompt``, ``image`` and ``id``.
+            requests: :class:`Request` objects, plain questions, or mappings with ``question``, ``image`` and ``id``.
                 They may be endless.
             batch_size: how many requests run together at most; where memory runs out, half as many from there on.
                 ``"auto"`` reads a window of 64 requests ahead (less where their pictures take more than 256 MB) and
@@ -263,11 +264,12 @@ class Probe:
         documents: Sequence[Any],
         *,
         instruction: str | None = None,
-        prompt: str | None = None,
+        template: str | None = None,
         yes: str = "yes",
         no: str = "no",
         batch_size: int | Literal["auto"] = "auto",
         progress: bool | None = None,
+        prompt: str | None = None,
     ) -> Ranking:
         """Order documents by their relevance to a query: ``sigmoid(logit_yes - logit_no)`` where the answer begins.
 
@@ -280,17 +282,25 @@ class Probe:
             documents: likewise.
             instruction: what makes a document relevant; the template's own, or
                 :data:`vlmprobe.probe.rank.INSTRUCTION`, where None.
-            prompt: to ask through instead, with the fields ``{query}``, ``{document}`` and ``{instruction}``.
+            template: to ask through instead, with the fields ``{query}``, ``{document}`` and ``{instruction}``.
             yes, no: the two answers, one token each.
             batch_size, progress: as in :meth:`generate_many`.
+            prompt: the former name of ``template``.
 
         Raises:
-            MessageError: for what is no document, a prompt without its fields, or answers of several tokens.
+            MessageError: for what is no document, a template without its fields, or answers of several tokens.
             ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
         """
         from vlmprobe.probe.rank import rank
 
-        asked: dict[str, Any] = {"instruction": instruction, "prompt": prompt, "yes": yes, "no": no}
+        if prompt is not None:
+            renamed("rank(prompt=)", "rank(template=)")
+        asked: dict[str, Any] = {
+            "instruction": instruction,
+            "template": prompt if template is None else template,
+            "yes": yes,
+            "no": no,
+        }
         return rank(self.engine, self.meta, query, documents, **asked, batch_size=batch_size, progress=progress)
 
     def branch(

@@ -6,7 +6,7 @@ serve under ``/score``. Any model that answers questions can be asked so; a scor
 orders documents, and is a probability only as far as the model is calibrated.
 
 A checkpoint with a chat template of the roles query and document is asked through that; any other through
-:data:`PROMPT`, or a prompt of one's own. Queries and documents are text, pictures, or both.
+:data:`PROMPT`, or a template of one's own. Queries and documents are text, pictures, or both.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def rank(
     documents: Sequence[Any],
     *,
     instruction: str | None = None,
-    prompt: str | None = None,
+    template: str | None = None,
     yes: str = "yes",
     no: str = "no",
     batch_size: int | Literal["auto"] = "auto",
@@ -116,8 +116,8 @@ def rank(
     if isinstance(documents, (str, Mapping)) or not isinstance(documents, Sequence):
         raise MessageError(f"documents is a list of texts and pictures, not {type(documents).__name__}")
     listed = [parts_of(each, f"Document {place}") for place, each in enumerate(documents)]
-    conversations, how = _asked(engine, asked, listed, instruction, prompt)
-    margins = _engines_own(engine, asked, listed, instruction) if prompt is None else None
+    conversations, how = _asked(engine, asked, listed, instruction, template)
+    margins = _engines_own(engine, asked, listed, instruction) if template is None else None
     if margins is None:
         engine.check(conversations, Options(generation=ONE_STEP))
         with tracking(progress, len(listed), "documents", "documents") as done:
@@ -183,15 +183,15 @@ def _asked(
     query: tuple[Part, ...],
     documents: Sequence[tuple[Part, ...]],
     instruction: str | None,
-    prompt: str | None,
+    own: str | None,
 ) -> tuple[list[Conversation], str]:
     """The question about each document, and through what it is asked."""
     adapter = engine.adapter if isinstance(engine, HasAdapter) else None
     template = None
-    if prompt is None and adapter is not None:
+    if own is None and adapter is not None:
         template = pair_template(templates_of(adapter.processor, adapter.tokenizer))
     if adapter is None or template is None:
-        pieces = _pieces(PROMPT if prompt is None else prompt)
+        pieces = _pieces(PROMPT if own is None else own)
         told = (TextPart(INSTRUCTION if instruction is None else instruction),)
         return [
             Conversation((Message("user", _filled(pieces, {"instruction": told, "query": query, "document": each})),))
@@ -202,22 +202,22 @@ def _asked(
     if pairs and "{'type'" in adapter.render(pairs[:1])[0]:
         raise CapabilityError(
             "The chat template of roles query and document is one of a server, which writes contents as they stand. "
-            "Set one that reads lists of parts as processor.chat_template, or give prompt=."
+            "Set one that reads lists of parts as processor.chat_template, or give template=."
         )
     return pairs, "chat template"
 
 
-def _pieces(prompt: str) -> list[str]:
-    """A prompt cut at its fields; every second piece is the name of one.
+def _pieces(template: str) -> list[str]:
+    """A template cut at its fields; every second piece is the name of one.
 
     Raises:
         MessageError: where the query or the document has no place in it.
     """
-    pieces = re.split(rf"\{{({'|'.join(FIELDS)})\}}", prompt)
+    pieces = re.split(rf"\{{({'|'.join(FIELDS)})\}}", template)
     for name in PAIR:
         if pieces[1::2].count(name) != 1:
             raise MessageError(
-                f"prompt must have the field {{{name}}} once; it may have {{query}}, {{document}}, {{instruction}}."
+                f"template must have the field {{{name}}} once; it may have {{query}}, {{document}}, {{instruction}}."
             )
     return pieces
 
@@ -243,7 +243,7 @@ def _engines_own(
     if instruction is not None:
         raise CapabilityError(
             f"{type(engine).__name__} ranks with the instruction of the server's template: leave out "
-            "instruction=, or give prompt= to ask a generating model."
+            "instruction=, or give template= to ask a generating model."
         )
     pairs = [Conversation((Message("user", each),)) for each in (query, *documents)]
     try:

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, TypeAlias
 
 from vlmprobe.engines.base import KEEP, Options
-from vlmprobe.errors import GenerationOptionError, MessageError, near
+from vlmprobe.errors import GenerationOptionError, MessageError, near, renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, TextPart
 from vlmprobe.results.row_files import OnDisk
 
@@ -27,18 +27,35 @@ __all__ = [
 
 ON_DISK = (OnDisk, PathLike)
 ALTERNATIVES = 10  # K, unless the caller says
+UNSET: Any = object()  # an argument that was not given; None is a value
 
 Converse: TypeAlias = Callable[[Prompt, Any], Conversation]  # a question and its image as a conversation
 Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Request:
     """One question of :meth:`Probe.generate_many`; ``id`` comes back in ``result.meta["id"]``."""
 
-    prompt: Prompt
-    image: Any = None
-    id: Any = None
+    question: Prompt
+    image: Any
+    id: Any
+
+    def __init__(self, question: Prompt = UNSET, image: Any = None, id: Any = None, *, prompt: Prompt = UNSET) -> None:
+        """``prompt`` is the former name of ``question``."""
+        if prompt is not UNSET:
+            renamed("Request(prompt=)", "Request(question=)")
+            question = prompt if question is UNSET else question
+        if question is UNSET:
+            raise TypeError("Request() lacks its question")
+        for name, value in (("question", question), ("image", image), ("id", id)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The former name of :attr:`question`."""
+        renamed("Request.prompt", "Request.question")
+        return self.question
 
 
 def options_of(
@@ -96,10 +113,12 @@ def request_of(raw: Any) -> Request:
     if isinstance(raw, Request):
         return raw
     if isinstance(raw, Mapping):
-        unknown = set(raw) - {"prompt", "image", "id"}
-        if unknown or "prompt" not in raw:
-            raise MessageError(f"a request has 'prompt', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
-        return Request(**raw)
+        given = dict(raw)
+        if "prompt" in given and "question" not in given:  # a common name of the column
+            given["question"] = given.pop("prompt")
+        if set(given) - {"question", "image", "id"} or "question" not in given:
+            raise MessageError(f"a request has 'question', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
+        return Request(**given)
     return Request(raw)
 
 

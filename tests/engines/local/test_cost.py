@@ -366,7 +366,7 @@ def test_a_picture_that_requests_share_is_encoded_once(name, checkpoint):
     assert results[0].meta["batch_size"] == 6
     assert count.pictures == once, "each of the two pictures once"
     for request, result in zip(requests, results, strict=True):
-        alone = probe.generate(request.prompt, request.image, keep="logits", **GREEDY)
+        alone = probe.generate(request.question, request.image, keep="logits", **GREEDY)
         assert np.abs(result.output.logits - alone.output.logits).max() < TOLERANCE
         assert np.nanmax(np.abs(result.prompt.logits - alone.prompt.logits)) < TOLERANCE
 
@@ -383,7 +383,7 @@ def test_requests_with_and_without_pictures_share_a_batch_where_the_family_can(n
     together = {result.meta["batch_size"] for result in results}
     assert (together == {5}) is (name in ORIGINAL)
     for request, result in zip(requests, results, strict=True):
-        alone = probe.generate(request.prompt, request.image, **GREEDY)
+        alone = probe.generate(request.question, request.image, **GREEDY)
         assert np.array_equal(result.input_ids, alone.input_ids)
         for one, other in ((result.prompt, alone.prompt), (result.output, alone.output)):
             assert np.array_equal(one.ids, other.ids)
@@ -466,7 +466,7 @@ def test_where_memory_ends_the_batch_is_halved_and_nothing_is_lost(error, batch_
         return generate(self, conversations, options, *more)
 
     requests = [Request("Hi" + "?" * place, id=place) for place in range(14)]
-    wanted = [probe.generate(each.prompt, **GREEDY) for each in requests]
+    wanted = [probe.generate(each.question, **GREEDY) for each in requests]
     monkeypatch.setattr(type(probe.engine), "generate", short_of_memory)
     results = list(probe.generate_many(requests, batch_size=batch_size, **GREEDY))
     assert [each.meta["id"] for each in results] == list(range(14))

@@ -48,7 +48,7 @@ TEXT = "Name any animal, colour, number or town."  # a prompt after which many t
 
 
 class ServedEngine:
-    """A server, behind the protocol of :class:`vlmprobe.engines.Engine`. Safe to call from several threads."""
+    """A server, behind the protocol of :class:`vlmprobe.engines.base.Engine`. Safe to call from several threads."""
 
     name: ClassVar[str] = ""  # under which the entry point publishes it
     title: ClassVar[str] = ""  # as people write it

@@ -324,3 +324,16 @@ def test_a_client_that_nothing_holds_closes_its_connections():
         del client
         gc.collect()
         wait_for(lambda: connections.is_closed)
+
+
+def test_the_former_names_of_the_limits():
+    with WireServer({"/v1/models": {"data": [{"id": "m"}]}}) as server:
+        with pytest.warns(DeprecationWarning) as told:
+            probe = vlmprobe.connect(server.url, value_kind="raw", in_flight=3, seconds=7)
+        assert [str(each.message).partition(";")[0] for each in told] == [
+            "connect(in_flight=) is now connect(max_concurrency=)",
+            "connect(seconds=) is now connect(timeout=)",
+        ]
+        limits = probe.engine.client.limits
+        assert (limits.in_flight, limits.request_s) == (3, 7)
+        assert vlmprobe.connect(server.url, value_kind="raw", max_concurrency=3).engine.client.limits.in_flight == 3

@@ -354,11 +354,11 @@ def test_a_compressed_bomb_is_not_opened(spoilt):
 
 @pytest.mark.parametrize("after", [None, 10])
 def test_a_stalled_reply_ends_in_time(spoilt, after):
-    probe, server = spoilt("openai", seconds=0.5)
+    probe, server = spoilt("openai", timeout=0.5)
     stalled = Reply(b"x" * 100, wait_s=60) if after is None else Reply(b"x" * 100, stall_after=after)
     server.change = lambda _: stalled
     started = time.monotonic()
-    with pytest.raises(EngineTimeoutError, match="seconds="):
+    with pytest.raises(EngineTimeoutError, match="timeout="):
         ask(probe)
     assert time.monotonic() - started < 5
     server.change = None

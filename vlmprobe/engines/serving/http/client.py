@@ -194,7 +194,7 @@ class Client:
         if isinstance(error, (httpx.TimeoutException, asyncio.TimeoutError)):
             return EngineTimeoutError(
                 f"{self.url} did not answer {path} in time ({self.limits.request_s:g} s, "
-                f"{self.limits.connect_s:g} s to connect): raise seconds= of vlmprobe.connect, or ask for less."
+                f"{self.limits.connect_s:g} s to connect): raise timeout= of vlmprobe.connect, or ask for less."
             )
         return EngineConnectionError(f"{self.url}{path}: {self._plain(error)}")
 
@@ -260,8 +260,8 @@ def _remedy(status: int) -> str:
         401: " Pass api_key=, or set VLMPROBE_API_KEY.",
         403: " Pass api_key=, or set VLMPROBE_API_KEY.",
         413: " Send fewer or smaller pictures, or raise the limit of the server or its proxy.",
-        429: " It is busy: lower in_flight= of vlmprobe.connect.",
-        503: " It is busy or starting: try again, or lower in_flight= of vlmprobe.connect.",
+        429: " It is busy: lower max_concurrency= of vlmprobe.connect.",
+        503: " It is busy or starting: try again, or lower max_concurrency= of vlmprobe.connect.",
     }
     return known.get(status, "")
 
