@@ -295,12 +295,8 @@ class Probe:
 
         if prompt is not None:
             renamed("rank(prompt=)", "rank(template=)")
-        asked: dict[str, Any] = {
-            "instruction": instruction,
-            "template": prompt if template is None else template,
-            "yes": yes,
-            "no": no,
-        }
+            template = prompt
+        asked: dict[str, Any] = {"instruction": instruction, "template": template, "yes": yes, "no": no}
         return rank(self.engine, self.meta, query, documents, **asked, batch_size=batch_size, progress=progress)
 
     def branch(

@@ -328,7 +328,7 @@ def test_a_client_that_nothing_holds_closes_its_connections():
 
 def test_the_former_names_of_the_limits():
     with WireServer({"/v1/models": {"data": [{"id": "m"}]}}) as server:
-        with pytest.warns(DeprecationWarning) as told:
+        with pytest.warns(DeprecationWarning, match="connect") as told:
             probe = vlmprobe.connect(server.url, value_kind="raw", in_flight=3, seconds=7)
         assert [str(each.message).partition(";")[0] for each in told] == [
             "connect(in_flight=) is now connect(max_concurrency=)",
