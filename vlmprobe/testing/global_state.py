@@ -12,6 +12,7 @@ from torch import nn
 __all__ = ["changes", "state_of"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 
 
 def state_of(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def state_of(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
         random += [each.cpu().numpy().tobytes() for each in torch.cuda.get_rng_state_all()]
     return {
         "hooks": {f"{name}.{held}": _count(getattr(module, held)) for name, module in modules for held in HOOKS},
-        "global hooks": [_count(getattr(nn.modules.module, f"_global{held}")) for held in HOOKS[:3]],
+        "global hooks": [_count(getattr(nn.modules.module, held)) for held in GLOBAL_HOOKS],
         "patched forwards": {name for name, module in modules if "forward" in vars(module)},
         "modules": [type(module).__name__ for _, module in modules],
         "training modes": {name: module.training for name, module in modules},
