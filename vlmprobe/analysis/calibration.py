@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
 from vlmprobe.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from vlmprobe.display.shown import ShownThreshold
 
 __all__ = [
     "Interval",
@@ -52,6 +55,15 @@ class Reliability:
         """Maximum calibration error: the largest gap of any bin."""
         return float(np.abs(self.accuracy - self.confidence).max())
 
+    def plot(self, ax: Any = None) -> Any:
+        """Accuracy against confidence, bin by bin, with 95% intervals. Returns the axes.
+
+        :func:`vlmprobe.analysis.plots.reliability_diagram` draws several.
+        """
+        from vlmprobe.display.plots.calibration import draw_reliability
+
+        return draw_reliability({"": self}, ax)
+
 
 @dataclass(frozen=True, eq=False)
 class RiskCoverage:
@@ -73,6 +85,19 @@ class RiskCoverage:
         if not 0 < coverage <= 1:
             raise CalibrationError(f"coverage is a share above 0 and up to 1, not {coverage!r}")
         return float(1 - self.risk[np.searchsorted(self.coverage, coverage - 1e-12)])
+
+    def plot(self, ax: Any = None, *, threshold: ShownThreshold | None = None) -> Any:
+        """Share of wrong answers among those kept, against the share kept. Returns the axes.
+
+        :func:`vlmprobe.analysis.plots.risk_coverage` draws several.
+
+        Args:
+            ax: axes to draw on.
+            threshold: of :mod:`vlmprobe.analysis.gating`; where it lies is marked.
+        """
+        from vlmprobe.display.plots.calibration import draw_risk_coverage
+
+        return draw_risk_coverage({"": self}, threshold, ax)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,19 @@ class Compared:
         """The greatest absolute difference of a token, nats; NaN where none is compared."""
         return _largest(self.difference)
 
+    def plot(self, ax: Any = None) -> Any:
+        """Surprisal of each token in bits under A as bars and under B as points. Returns the axes.
+
+        Args:
+            ax: axes to draw on.
+
+        Raises:
+            ResultError: for more tokens than can be read beside each other, or none with a log-probability.
+        """
+        from vlmprobe.display.plots.tokens import draw_pairs
+
+        return draw_pairs(self.rows.tokens, self.rows.a, self.rows.b, ax)
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:

@@ -32,8 +32,23 @@ FEWEST = 20  # answers to fit on
 NEAREST = 1e-12  # confidences are kept so far from 0 and 1, where the logit is infinite
 
 
+class Map:
+    """What the maps of a single confidence have in common."""
+
+    def __call__(self, confidence: Any) -> np.ndarray:
+        """Recalibrated confidences, float64 [N]."""
+        raise NotImplementedError
+
+    def plot(self, ax: Any = None) -> Any:
+        """What each confidence becomes; on the diagonal it stays. Returns the axes."""
+        from vlmprobe.display.plots.calibration import draw_map
+
+        before = np.linspace(0, 1, 401)
+        return draw_map(before, self(before), type(self).__name__, ax)
+
+
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Map):
     """``sigmoid(logit(p) / temperature)``: above 1 the confidences were too extreme, below 1 too timid."""
 
     temperature: float
@@ -44,7 +59,7 @@ class Temperature:
 
 
 @dataclass(frozen=True)
-class Platt:
+class Platt(Map):
     """``sigmoid(slope * logit(p) + intercept)``: as :class:`Temperature`, with a shift that it lacks."""
 
     slope: float
@@ -56,7 +71,7 @@ class Platt:
 
 
 @dataclass(frozen=True, eq=False)
-class Isotonic:
+class Isotonic(Map):
     """A rising piecewise linear map."""
 
     before: np.ndarray  # float64 [P], confidences in ascending order

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["EVENTS", "ProbeCallback"]
 
 EVENTS = ("begin", "step", "epoch", "evaluate", "end")
+SHARES = ("confidence", "accuracy", "auroc", "ece", "brier")  # the logged numbers that lie between 0 and 1
 MEASURES = ("mean_logprob", "perplexity", "mean_entropy", "min_margin")
 
 
@@ -111,6 +112,31 @@ class ProbeCallback(TrainerCallback):
         self._trainer = trainer
         trainer.add_callback(self)
         return trainer
+
+    def plot(self, ax: Any = None, *, names: Sequence[str] = ()) -> Any:
+        """What was logged over the steps of training, as lines. Returns the axes.
+
+        Args:
+            ax: axes to draw on.
+            names: of the numbers, without their prefix; those of confidence and correctness (0 to 1) where empty.
+
+        Raises:
+            ResultError: before anything was logged, or for a name that was not.
+        """
+        from vlmprobe.display.plots.training import draw_history
+
+        if not self.history:
+            raise ResultError("Nothing has been logged yet: train first.")
+        start = len(self.prefix) + 1
+        logged = list(dict.fromkeys(name[start:] for each in self.history for name in each if name != "step"))
+        for name in names:
+            if name not in logged:
+                raise ResultError(f"There is no {name!r} among what was logged.{near(name, logged)}")
+        values = {
+            name: np.array([each.get(f"{self.prefix}/{name}", np.nan) for each in self.history], dtype=np.float64)
+            for name in names or [name for name in SHARES if name in logged]
+        }
+        return draw_history(np.array([each["step"] for each in self.history]), values, ax)
 
     def ask(self, model: Any, processor: Any) -> dict[str, float]:
         """Ask the fixed set now and return the numbers, without their prefix."""

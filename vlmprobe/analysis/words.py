@@ -55,6 +55,25 @@ class Words:
             )
         return -self.logprobs / np.log(2)
 
+    def plot(self, ax: Any = None) -> Any:
+        """Surprisal of each word in bits as bars: corrected where ``logprobs`` is there, else of the summed tokens.
+
+        Args:
+            ax: axes to draw on.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ResultError: for more words than can be read beside each other, or none with a log-probability.
+        """
+        from vlmprobe.display.plots.tokens import draw_words
+
+        corrected = self.logprobs is not None
+        logprobs = self.summed if self.logprobs is None else self.logprobs
+        label = "surprisal of the word (bits)" if corrected else "surprisal of its tokens (bits)"
+        return draw_words(self.texts, logprobs, ax, label=label)
+
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per word."""
         columns = {"word": self.texts, "kind": self.kinds, "summed": self.summed, "logprob": self.logprobs}

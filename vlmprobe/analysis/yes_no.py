@@ -119,6 +119,17 @@ class YesNoReport:
         """Every metric by its name."""
         return {name: float(getattr(self, name)) for name in self.METRICS}
 
+    def plot(self, ax: Any = None) -> Any:
+        """Every metric as a bar; marks are the share of questions whose answer is yes, and an AUROC of chance.
+
+        Returns the axes.
+        """
+        from vlmprobe.display.plots.yes_no import draw_poll
+
+        marks = {"yes_rate": _share(self.true_yes + self.false_no, self.count), "auroc": 0.5}
+        label = f"{self.count:,} questions\n◆ share whose answer is yes; AUROC of chance"
+        return draw_poll(self.metrics(), marks, ax, label=label)
+
     def __str__(self) -> str:
         named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in self.metrics().items())
         return f"{self.count} questions: {named}"

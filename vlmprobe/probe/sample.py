@@ -156,11 +156,7 @@ class Samples:
             return _entropy(np.bincount(labels) / len(self))
         if estimator not in ("normalised", "kuhn"):
             raise ResultError(f"estimator must be 'normalised', 'discrete' or 'kuhn', not {estimator!r}")
-        values = self.means if normalised else self.logprobs
-        different = self._different()
-        logs = np.array(
-            [np.logaddexp.reduce(values[different & (labels == each)], initial=-np.inf) for each in np.unique(labels)]
-        )
+        logs = self._logprobs_of(labels, self.means if normalised else self.logprobs)
         if estimator == "kuhn":
             return float(-logs.mean())
         return _entropy(np.exp(logs - np.logaddexp.reduce(logs)))
@@ -169,9 +165,39 @@ class Samples:
         """Probability of all different answers together: how much of what the model may say the samples have seen."""
         return float(np.exp(np.logaddexp.reduce(self.logprobs[self._different()])))
 
+    def plot(self, ax: Any = None, *, groups: Sequence[int] | np.ndarray | None = None, most: int = 12) -> Any:
+        """How often each meaning was drawn as bars, beside the probability of the answers that have it.
+
+        The probability is of the different answers that were drawn, under the raw distribution: of all answers of a
+        meaning it is a part. Where the samples are pure, the bar estimates the whole.
+
+        Args:
+            ax: axes to draw on.
+            groups: int [n], from :meth:`groups`; answers with the same text are one meaning where None.
+            most: of more meanings the most common are drawn, and one bar of the others together.
+
+        Returns:
+            The axes.
+        """
+        from vlmprobe.display.plots.samples import draw_samples
+
+        labels = self._labels(groups)
+        counts, places = np.bincount(labels), range(int(labels.max()) + 1)
+        likeliest = [max(np.flatnonzero(labels == each).tolist(), key=lambda at: self.logprobs[at]) for each in places]
+        answers = [self.texts[at] for at in likeliest]
+        question = str(self.results[0].meta.get("question") or "")
+        return draw_samples(answers, counts, self._logprobs_of(labels, self.logprobs), ax, most=most, title=question)
+
     def __repr__(self) -> str:
         common = Counter(self.texts).most_common(1)[0]
         return f"Samples({len(self)} answers, {common[1]} of them {common[0][:60]!r})"
+
+    def _logprobs_of(self, labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """float64 [G], nats: of each meaning, its different answers together."""
+        different = self._different()
+        return np.array(
+            [np.logaddexp.reduce(values[different & (labels == each)], initial=-np.inf) for each in np.unique(labels)]
+        )
 
     def _different(self) -> np.ndarray:
         """bool [n]: the first of each answer, told apart by their tokens."""

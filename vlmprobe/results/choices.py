@@ -72,6 +72,19 @@ class Choices:
         """A ``pandas.DataFrame``, one row per choice."""
         return data_frame(self.columns())
 
+    def plot(self, ax: Any = None) -> Any:
+        """A column for each step, its likeliest token on top, the one that was said framed. Returns the axes.
+
+        Args:
+            ax: axes to draw on.
+
+        Raises:
+            ResultError: for more steps than can be read beside each other, or none.
+        """
+        from vlmprobe.display.plots.choices import draw_choices
+
+        return draw_choices(self, ax)
+
     def _repr_html_(self) -> str:
         from vlmprobe.display.choices import choices_html
 

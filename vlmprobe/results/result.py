@@ -109,6 +109,10 @@ class Result(Saved):
         """What else could have been said at each step of the answer; see :meth:`TokenTable.top`."""
         return self.output.top(k)
 
+    def plot(self, ax: Any = None, *, most: int = 40) -> Any:
+        """How surprising each token of the answer was; see :meth:`TokenTable.plot`. Returns the axes."""
+        return self.output.plot(ax, most=most)
+
     def __repr__(self) -> str:
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
         return f"Result({shown!r}, {len(self.output)} tokens, confidence {self.confidence:.3f})"
@@ -187,6 +191,17 @@ class Scores(Saved):
         if np.isnan(self.logprobs).all():
             raise ResultError("no candidate has a log-probability: all hold ids beyond the model's head")
         return self.candidates[int(np.nanargmax(self.logprobs))]
+
+    def plot(self, ax: Any = None, *, most: int = 12) -> Any:
+        """Probabilities among the candidates as bars, the likeliest on top. Returns the axes.
+
+        Args:
+            ax: axes to draw on.
+            most: of more candidates the likeliest are drawn, and one bar of what the others have together.
+        """
+        from vlmprobe.display.plots.scores import draw_scores
+
+        return draw_scores(self, ax, most=most)
 
     def __repr__(self) -> str:
         order = np.argsort(-self.logprobs)[:3]

@@ -155,6 +155,21 @@ class TokenTable:
             raise MissingExtraError("pyarrow", "arrow") from error
         return pyarrow.table(self.columns())
 
+    def plot(self, ax: Any = None, *, most: int = 40) -> Any:
+        """Surprisal of each token in bits as bars, beside the entropy of its distribution. Returns the axes.
+
+        Args:
+            ax: axes to draw on.
+            most: how many tokens stand side by side with their text; more are drawn as a run, of which the most
+                surprising ones are named.
+
+        Raises:
+            ResultError: where no token has a log-probability.
+        """
+        from vlmprobe.display.plots.tokens import draw_table
+
+        return draw_table(self, ax, most=most)
+
     def _repr_html_(self) -> str:
         from vlmprobe.display import table_html
 

@@ -41,8 +41,7 @@ def draw_reliability(several: Mapping[str, ShownReliability], ax: Any = None) ->
         ax.plot([], [], color=colour, marker=marker, linestyle=line, label=label)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", ylabel="share of right answers")
     ax.set_aspect("equal")
-    # Above the axes: within them a bar may reach any corner.
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize="small", handlelength=2.6)
+    legend(ax)  # above the axes: within them a bar may reach any corner
     return ax
 
 
@@ -105,7 +104,7 @@ def draw_map(before: np.ndarray, after: np.ndarray, label: str, ax: Any = None) 
     ax.plot(before, after, color=COLOURS[0], linewidth=2, label=label)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", ylabel="recalibrated confidence")
     ax.set_aspect("equal")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize="small", handlelength=2.6)
+    legend(ax)
     return ax
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.display.plots.style import COLOURS, axes, ink, matplotlib, shown, verbatim
+from vlmprobe.display.plots.style import COLOURS, axes, inches, ink, matplotlib, shown, verbatim
 from vlmprobe.display.shown import ShownChoices
 from vlmprobe.errors import ResultError
 
@@ -15,6 +15,7 @@ __all__ = ["draw_choices"]
 MOST = 24  # steps that can be read beside each other
 LEAST = 0.005  # probability of a token that is named
 LETTERS = 9
+SIZE = 7.5  # points
 DARK = 0.55  # shade from which text is white
 
 
@@ -33,6 +34,7 @@ def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
     if not 0 < len(steps) <= MOST:
         raise ResultError(f"{len(steps)} steps cannot be drawn side by side: cut the table to 1 to {MOST} rows.")
     ax = axes(ax, size=(0.72 * len(steps) + 0.7, 0.42 * (choices.k + 1) + 0.6))
+    letters = max(2, min(LETTERS, int(72 * 0.9 * inches(ax)[0] / len(steps) / (0.62 * SIZE))))
     beyond = False
     for column, step in enumerate(steps):
         rows = np.flatnonzero(choices.steps == step)
@@ -51,7 +53,7 @@ def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
                 )
             )
             if share >= LEAST or said:
-                text = f"{shown(choices.tokens[row], LETTERS)}\n{100 * share:.0f}%"
+                text = f"{shown(choices.tokens[row], letters)}\n{100 * share:.0f}%"
                 colour = "white" if share > DARK else ink(ax)
                 ax.text(
                     column,
@@ -59,7 +61,7 @@ def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
                     text,
                     ha="center",
                     va="center",
-                    fontsize=7.5,
+                    fontsize=SIZE,
                     color=colour,
                     zorder=4,
                     **style,

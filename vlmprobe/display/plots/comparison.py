@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.display.plots.style import COLOURS, MARKERS, axes, ink
+from vlmprobe.display.plots.style import COLOURS, MARKERS, axes, ink, legend
 from vlmprobe.errors import ResultError
 
 __all__ = ["draw_comparison"]
@@ -56,5 +56,5 @@ def draw_comparison(
     ax.set(
         xlabel="log-probability under A (nats)", ylabel="log-probability under B less that under A", ylim=(-half, half)
     )
-    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    legend(ax, columns=3)
     return ax

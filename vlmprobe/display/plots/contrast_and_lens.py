@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from vlmprobe.display.plots.style import COLOURS, MARKERS, axes, columns, ink, matplotlib, shown, verbatim
+from vlmprobe.display.plots.style import (
+    COLOURS,
+    MARKERS,
+    NARROW,
+    axes,
+    columns,
+    heading,
+    inches,
+    ink,
+    matplotlib,
+    shown,
+    verbatim,
+)
 from vlmprobe.errors import ResultError
 
 __all__ = ["draw_gains", "draw_lens", "draw_regions"]
@@ -69,7 +81,7 @@ def draw_gains(
         fontsize="small",
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=3 if ax.figure.get_figwidth() < 8 else 6,
+        ncols=1 if inches(ax)[0] < NARROW else 3 if inches(ax)[0] < 8 else 6,
         columnspacing=1.4,
         borderaxespad=0.2,
     )
@@ -121,7 +133,7 @@ def draw_regions(worth: np.ndarray, image: Image, title: str, ax: Any = None, *,
     ax.grid(color="white", linewidth=0.4, alpha=0.5)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(shown(title, 60), fontsize="medium", **verbatim())
+    heading(ax, shown(title), beside=0.3 * inches(ax)[0], loc="center")
     bar = ax.figure.colorbar(tint, ax=ax, shrink=0.8, pad=0.03)
     bar.set_label("worth of a region (nats)")
     bar.outline.set_visible(False)
@@ -159,13 +171,14 @@ def draw_lens(
     probability = np.exp(logprobs.astype(np.float64))
     shade = ax.imshow(probability, cmap=SHADES, vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="nearest")
     small = max(5.0, min(8.5, 220 / max(height, 12)))
+    letters = max(2, min(9, int(72 * 0.8 * inches(ax)[0] / count / (0.62 * small))))
     for layer in range(height):
         for place in range(count):
             said = ranks[layer, place] == 0
             ax.text(
                 place,
                 layer,
-                shown(says[layer][place], 9),
+                shown(says[layer][place], letters),
                 ha="center",
                 va="center",
                 fontsize=small,

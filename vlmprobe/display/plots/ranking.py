@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from vlmprobe.display.plots.style import axes, bars, matplotlib, short, verbatim
+from vlmprobe.display.plots.style import axes, bars, matplotlib
 from vlmprobe.errors import ResultError
 
 __all__ = ["draw_ranking"]
 
-LETTERS = 40  # of a document's text
 TALL = 0.58  # inches of a line with an image
 
 
@@ -46,12 +45,19 @@ def draw_ranking(
     shown = images[:count]
     pictured = [each for each in shown if each is not None]
     ax = axes(ax, size=(5.4, (TALL if pictured else 0.36) * count + 0.8))
-    names = [
-        "" if image is not None and not text else short(text, LETTERS)
-        for text, image in zip(texts[:count], shown, strict=True)
-    ]
-    bars(ax, names, scores[:count], [f"{score:.3f}" for score in scores[:count].tolist()])
+    names = ["" if image is not None and not text else text for text, image in zip(texts[:count], shown, strict=True)]
     height = TALL * 0.84 * 72  # points
+    wide = max((height * each.width / each.height for each in pictured), default=0.0)
+    more = f"\nthe first {count} of {len(scores)} documents" if count < len(scores) else ""
+    bars(
+        ax,
+        names,
+        scores[:count],
+        [f"{score:.3f}" for score in scores[:count].tolist()],
+        label=f"relevance, sigmoid(yes − no){more}",
+        title=query,
+        beside=wide / 72,
+    )
     for place, image in enumerate(shown):
         if image is not None:
             zoom = height / image.height
@@ -69,10 +75,5 @@ def draw_ranking(
                 )
             )
     if pictured:
-        wide = max(each.width / each.height for each in pictured)
-        ax.tick_params(axis="y", length=0, pad=8 + height * wide + 4)
-    more = f"\nthe first {count} of {len(scores)} documents" if count < len(scores) else ""
-    ax.set(xlim=(0, 1.12), xlabel=f"relevance, sigmoid(yes − no){more}")
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_title(short(query, LETTERS), loc="left", fontsize="medium", **verbatim())
+        ax.tick_params(axis="y", pad=8 + wide + 4)
     return ax

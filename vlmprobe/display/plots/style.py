@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from vlmprobe.display import view
 from vlmprobe.errors import MissingExtraError
@@ -22,9 +22,12 @@ __all__ = [
     "COLOURS",
     "LINES",
     "MARKERS",
+    "NARROW",
     "axes",
     "bars",
     "columns",
+    "heading",
+    "inches",
     "ink",
     "legend",
     "matplotlib",
@@ -33,12 +36,16 @@ __all__ = [
     "short",
     "shown",
     "verbatim",
+    "wrapped",
 ]
 
 # Blue, orange, green and purple of contrast 3 to 6 with both white and black (WCAG 2).
 COLOURS = ("#2f7fd0", "#d9660b", "#2f9460", "#a35bc4")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
+LETTER = 0.078  # inches of a letter of ten points, about
+MOST_LETTERS = 36  # of a name before a bar
+NARROW = 3.6  # inches below which a legend of two columns does not fit
 # Fonts with the letters that matplotlib's own lacks (Chinese, Japanese, Korean), of which a machine may have one.
 FONTS = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei"),
@@ -68,9 +75,19 @@ def axes(ax: Any = None, *, size: tuple[float, float] = (5.0, 4.0)) -> Any:
     return ax
 
 
-def legend(ax: Any, where: str, columns: int = 1) -> None:
-    """A legend without a frame, inside the axes."""
-    ax.legend(loc=where, frameon=False, fontsize="small", ncols=columns, handlelength=2.6)
+def legend(ax: Any, where: str = "above", columns: int = 1) -> None:
+    """A legend without a frame, inside the axes, or above them where it is asked for or they are narrow.
+
+    Args:
+        ax: axes to draw on.
+        where: as in ``Axes.legend``, or ``"above"``.
+        columns: at most so many entries side by side.
+    """
+    narrow = inches(ax)[0] < NARROW
+    style = {"frameon": False, "fontsize": "small", "handlelength": 2.6, "ncols": 1 if narrow else columns}
+    if narrow or where == "above":
+        style |= {"bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    ax.legend(loc="lower left" if "bbox_to_anchor" in style else where, **style)
 
 
 def ink(ax: Any) -> Any:
@@ -108,15 +125,56 @@ def short(text: str, letters: int | None = None) -> str:
     return set_cell_size(line, letters - 1).rstrip() + "…"
 
 
+def inches(ax: Any) -> tuple[float, float]:
+    """Width and height of the part of the figure that the axes, their labels included, may take."""
+    figure, spec = ax.figure, ax.get_subplotspec()
+    whole = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
+    if spec is None:
+        box = ax.get_position()
+        return float(whole[0] * box.width), float(whole[1] * box.height)
+    grid = spec.get_gridspec()
+    wide, high = grid.get_width_ratios(), grid.get_height_ratios()
+    return (
+        float(whole[0] * sum(wide[spec.colspan.start : spec.colspan.stop]) / sum(wide)),
+        float(whole[1] * sum(high[spec.rowspan.start : spec.rowspan.stop]) / sum(high)),
+    )
+
+
+def wrapped(text: str, letters: int, lines: int) -> str:
+    """A text on so many lines of so many letters at most, cut where it is longer."""
+    found = [""]
+    parts = (part for word in short(text, lines * letters).split(" ") for part in chop_cells(word, letters))
+    for part in parts:
+        joined = f"{found[-1]} {part}".strip()
+        if cell_len(joined) <= letters or not found[-1]:
+            found[-1] = joined
+        else:
+            found.append(part)
+    return "\n".join([*found[: lines - 1], short(" ".join(found[lines - 1 :]), letters)]).strip()
+
+
+def heading(ax: Any, text: str, *, beside: float = 0.0, loc: str = "left") -> None:
+    """A text as title, on two lines at most, cut to the width of the axes.
+
+    Args:
+        ax: axes to draw on.
+        text: of any length and any origin.
+        beside: inches that labels and the like take of the width.
+        loc: where it stands, as in ``Axes.set_title``.
+    """
+    letters = max(12, int((inches(ax)[0] - beside - 0.3) / LETTER))
+    ax.set_title(wrapped(text, letters, 2), loc=loc, fontsize="medium", **verbatim())
+
+
 def columns(ax: Any, names: Sequence[str], rotation: int = 55) -> None:
-    """Names of tokens below the axes, at 0, 1, 2, ..."""
+    """Names of tokens below the axes, at 0, 1, 2, ..., the smaller the closer they are."""
     ax.set_xticks(
         range(len(names)),
         [shown(name, 24) for name in names],
         rotation=rotation,
         ha="right",
         rotation_mode="anchor",
-        fontsize="small",
+        fontsize=max(5.0, min(8.3, 72 * 0.85 * inches(ax)[0] / max(len(names), 1))),
         **verbatim(),
     )
 
@@ -124,31 +182,60 @@ def columns(ax: Any, names: Sequence[str], rotation: int = 55) -> None:
 def bars(
     ax: Any,
     names: Sequence[str],
-    lengths: np.ndarray,
+    shares: np.ndarray,
     notes: Sequence[str],
     *,
-    beyond: np.ndarray | None = None,
+    label: str,
+    title: str = "",
+    marks: np.ndarray | None = None,
+    beside: float = 0.0,
 ) -> Any:
-    """Bars to the right, the first on top, each with its name before it and a note behind it.
+    """Bars from 0 to 1, the first on top, each with its name before it and a note behind it.
 
     Args:
         ax: axes to draw on.
-        names: [N].
-        lengths: [N]; a NaN is no bar.
+        names: [N], cut to a part of the width.
+        shares: [N] from 0 to 1; a NaN is no bar.
         notes: [N].
-        beyond: [N] places that the notes must not cover, where there are any.
+        label: below the axes; each of its lines is wrapped.
+        title: above the axes.
+        marks: [N] what each bar is to be compared with, drawn as a diamond; NaN is none.
+        beside: inches that something else takes before the bars.
 
     Returns:
         The bars, a matplotlib container.
     """
-    known = np.nan_to_num(np.asarray(lengths, dtype=np.float64))
-    drawn = ax.barh(np.arange(len(known)), known, height=0.62, color=COLOURS[0])
+    wide, high = inches(ax)
+    size = max(4.5, min(10.0, 0.72 * 72 * (high - 0.8) / len(names)))  # points
+    letters = max(10, min(MOST_LETTERS, int(0.45 * wide / LETTER)))
+    written = [short(name, letters) for name in names]
+    beside += LETTER * max(map(cell_len, written))
+    known = np.nan_to_num(np.asarray(shares, dtype=np.float64))
+    at = np.arange(len(known))
+    drawn = ax.barh(at, known, height=0.62, color=COLOURS[0])
+    ends = known.copy()
+    if marks is not None:
+        ax.plot(
+            marks, at, "D", color=COLOURS[1], markeredgecolor=paper(ax), markersize=min(6.0, 0.7 * size),
+            clip_on=False, zorder=3,
+        )  # fmt: skip
+        hides = marks > known - 0.02  # it stands where the note would
+        ends[hides] = marks[hides] + 0.01
     for place, note in enumerate(notes):
-        at = known[place] if beyond is None else np.nanmax([known[place], beyond[place]])
-        ax.annotate(note, (at, place), (5, 0), textcoords="offset points", va="center", fontsize="small")
-    ax.set_yticks(range(len(names)), names, **verbatim())
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
+        ax.annotate(
+            note, (ends[place], place), (5, 0), textcoords="offset points", va="center", fontsize=min(8.3, size)
+        )
+    ax.set_yticks(at, written, fontsize=size, **verbatim())
+    ax.tick_params(axis="y", length=0, pad=7)
+    # As far to the right as the notes need.
+    room = np.array([(0.15 + LETTER * 0.83 * len(note)) / max(wide - beside - 0.3, 0.5) for note in notes])
+    right = max(1.02, float((ends / (1 - np.minimum(room, 0.6))).max()))
+    ax.set(xlim=(0, right), ylim=(len(names) - 0.5, -0.5))
+    ax.set_xticks([0, 0.5, 1] if wide - beside < 2.2 else [0, 0.25, 0.5, 0.75, 1])
+    line = max(12, int((wide - beside - 0.1) / LETTER))
+    ax.set_xlabel("\n".join(wrapped(part, line, 4) for part in label.split("\n")))
+    if title:
+        heading(ax, title, beside=beside)
     return drawn
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.display.plots.style import COLOURS, axes, columns, legend, paper, shown, verbatim
+from vlmprobe.display.plots.style import COLOURS, axes, columns, inches, legend, paper, shown, verbatim
 from vlmprobe.display.shown import ShownTable
 from vlmprobe.errors import ResultError
 
-__all__ = ["MOST", "draw_columns", "draw_table", "draw_tokens"]
+__all__ = ["MOST", "draw_pairs", "draw_table", "draw_tokens", "draw_words"]
 
 MOST = 40  # tokens that can be read beside each other
 NAMED = 8  # of a longer run, so many of the most surprising tokens are named
@@ -34,38 +34,44 @@ def draw_tokens(table: ShownTable, ax: Any = None, *, most: int = MOST) -> Any:
         raise ResultError(
             f"{len(rows)} tokens cannot be drawn side by side; cut the table to 1 to {most}: table[:{most}]"
         )
-    names = [table.tokens[row] for row in rows.tolist()]
-    return draw_columns(names, _bits(table.logprobs[rows]), table.entropy[rows] / np.log(2), ax)
+    names, bits = [table.tokens[row] for row in rows.tolist()], _bits(table.logprobs[rows])
+    points = table.entropy[rows] / np.log(2)
+    return _columns(names, bits, points, ax, labels=("surprisal of the token", "entropy of its step"))
 
 
-def draw_columns(
-    names: Sequence[str],
-    bits: np.ndarray,
-    points: np.ndarray | None = None,
-    ax: Any = None,
-    *,
-    labels: Sequence[str] = ("surprisal of the token", "entropy of its step"),
-) -> Any:
-    """A bar for each token, its name below it, and a point beside where given. Returns the axes.
+def draw_words(words: Sequence[str], logprobs: np.ndarray, ax: Any = None, *, label: str) -> Any:
+    """Surprisal of each word in bits as bars. Returns the axes.
 
     Args:
-        names: [T].
-        bits: [T].
-        points: [T], bits.
+        words: [W].
+        logprobs: [W], nats; words where it is NaN are left out.
         ax: axes to draw on.
-        labels: of the bars and of the points; without points there is no legend.
+        label: what the bars are.
+
+    Raises:
+        ResultError: for more words than can be read beside each other, or none.
     """
-    ax = axes(ax, size=(max(4.0, 0.36 * len(names) + 1.4), 3.2))
-    at = np.arange(len(names))
-    ax.bar(at, bits, width=0.7, color=COLOURS[0], alpha=0.85, label=labels[0])
-    if points is not None:
-        ax.plot(at, points, "D", color=COLOURS[1], markeredgecolor=paper(ax), markersize=6, label=labels[1])
-    columns(ax, names)
-    ax.set(ylabel="bits" if points is not None else f"{labels[0]} (bits)", xlim=(-0.7, len(names) - 0.3))
-    ax.set_ylim(bottom=0, top=1.18 * ax.get_ylim()[1])
-    if points is not None:
-        legend(ax, "upper right", columns=2)
+    rows = _readable(logprobs, "words")
+    ax = _columns([words[row] for row in rows], _bits(logprobs[rows]), None, ax)
+    ax.set(ylabel=label)
     return ax
+
+
+def draw_pairs(tokens: Sequence[str], first: np.ndarray, second: np.ndarray, ax: Any = None) -> Any:
+    """Surprisal of each token in bits under two models: A as bars, B as points. Returns the axes.
+
+    Args:
+        tokens: [T].
+        first: [T], nats, log-probabilities under A; tokens where it is NaN are left out.
+        second: [T], nats, under B; NaN where unknown.
+        ax: axes to draw on.
+
+    Raises:
+        ResultError: for more tokens than can be read beside each other, or none.
+    """
+    rows = _readable(first, "tokens")
+    names = [tokens[row] for row in rows]
+    return _columns(names, _bits(first[rows]), _bits(second[rows]), ax, labels=("surprisal under A", "under B"))
 
 
 def draw_table(table: ShownTable, ax: Any = None, *, most: int = MOST) -> Any:
@@ -94,7 +100,7 @@ def _draw_run(table: ShownTable, rows: np.ndarray, ax: Any) -> Any:
     ax.stairs(np.nan_to_num(bits), edges, fill=True, color=COLOURS[0], alpha=0.85, label="surprisal of the token")
     entropy = table.entropy / np.log(2)
     ax.plot(np.arange(len(table)), entropy, color=COLOURS[1], linewidth=1, label="entropy of its step")
-    gap = len(table) * ROOM / max(ax.get_position().width * ax.figure.get_figwidth(), ROOM)
+    gap = len(table) * ROOM / max(0.8 * inches(ax)[0], ROOM)
     named: list[int] = []
     for row in rows[np.argsort(-bits[rows], kind="stable")].tolist():
         if len(named) < NAMED and bits[row] > 1 and all(abs(row - other) >= gap for other in named):
@@ -106,6 +112,32 @@ def _draw_run(table: ShownTable, rows: np.ndarray, ax: Any) -> Any:
     ax.set_ylim(bottom=0, top=1.4 * float(np.nanmax(bits)) or 1.0)
     legend(ax, "upper right", columns=2)
     return ax
+
+
+def _columns(
+    names: Sequence[str], bits: np.ndarray, points: np.ndarray | None, ax: Any, labels: tuple[str, str] | None = None
+) -> Any:
+    """A bar for each name, and a point beside it where given; with labels a legend of the two."""
+    ax = axes(ax, size=(max(4.0, 0.36 * len(names) + 1.4), 3.2))
+    at = np.arange(len(names))
+    ax.bar(at, bits, width=0.7, color=COLOURS[0], alpha=0.85, label=labels and labels[0])
+    if points is not None:
+        label = labels and labels[1]
+        ax.plot(at, points, "D", color=COLOURS[1], markeredgecolor=paper(ax), markersize=6, label=label)
+    columns(ax, names)
+    ax.set(ylabel="bits", xlim=(-0.7, len(names) - 0.3))
+    ax.set_ylim(bottom=0, top=1.18 * ax.get_ylim()[1])
+    if labels:
+        legend(ax, "upper right", columns=2)
+    return ax
+
+
+def _readable(logprobs: np.ndarray, what: str) -> list[int]:
+    """The places that have a number, where they can be read beside each other."""
+    rows = np.flatnonzero(~np.isnan(logprobs)).tolist()
+    if not 0 < len(rows) <= MOST:
+        raise ResultError(f"{len(rows)} {what} cannot be drawn side by side, at least 1 and at most {MOST}.")
+    return rows
 
 
 def _bits(logprobs: np.ndarray) -> np.ndarray:

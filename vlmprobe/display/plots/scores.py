@@ -1,0 +1,44 @@
+"""The plot of scored candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.display import view
+from vlmprobe.display.plots.style import axes, bars, ink
+from vlmprobe.display.shown import ShownScores
+from vlmprobe.errors import ResultError
+
+__all__ = ["draw_scores"]
+
+
+def draw_scores(scores: ShownScores, ax: Any = None, *, most: int = 12) -> Any:
+    """Probabilities among the candidates as bars, the likeliest on top. Returns the axes.
+
+    Args:
+        scores: of C candidates.
+        ax: axes to draw on.
+        most: of more candidates the likeliest are drawn, and a hatched bar of what the others have together.
+
+    Raises:
+        ResultError: without a candidate.
+    """
+    order = view.order(scores)
+    if not order:
+        raise ResultError("There is no candidate to draw.")
+    drawn, left = order[:most], order[most:]
+    lengths = [float(scores.probabilities[place]) for place in drawn]
+    names = [view.label(scores.candidates[place]) for place in drawn]
+    notes = ["no log-probability" if np.isnan(each) else view.percent(each) for each in lengths]
+    if left:
+        rest = float(np.nansum(scores.probabilities[left]))
+        lengths, names, notes = [*lengths, rest], [*names, f"{len(left):,} more"], [*notes, view.percent(rest)]
+    ax = axes(ax, size=(5.4, 0.36 * len(names) + 1.2))
+    label = f"probability among the candidates, which hold {view.percent(scores.mass)} of what the model would say"
+    title = str(scores.meta.get("question") or "")
+    found = bars(ax, names, np.array(lengths), notes, label=label, title=title)
+    if left:
+        found[-1].set(fill=False, hatch="//", edgecolor=ink(ax))
+    return ax
