@@ -18,10 +18,10 @@ mpl.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
+from vlmprobe.analysis.alignment import align
 
 import vlmprobe.display
 from vlmprobe.analysis import calibration, gating, plots, recalibration, uncertainty
-from vlmprobe.analysis.alignment import align
 from vlmprobe.analysis.compare import Compared, Comparison
 from vlmprobe.analysis.image_contrast import Contrast
 from vlmprobe.analysis.logit_lens import Lens

@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from common import DOCS
+from common import DOCS, ROOT
 from typer.testing import CliRunner
 
 from vlmprobe.cli import app
@@ -263,7 +263,7 @@ def test_generated_code_is_well_kept(run, tmp_path, options):
     if ruff is None:
         pytest.skip("ruff is not installed")
     own = f"src = {[str(package), str(package / 'tests')]}"
-    rules = ["--config", str(PAGE.parent.parent / "pyproject.toml"), "--config", own, "--no-cache"]
+    rules = ["--config", str(ROOT / "pyproject.toml"), "--config", own, "--no-cache"]
     for command in (["check", "--ignore", "T201"], ["format", "--diff"]):
         done = subprocess.run([ruff, *command, *rules, str(package)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
