@@ -16,12 +16,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -370,13 +369,14 @@ def main(
         records = folder / f"{name}.jsonl"
         packages = installed(python)
         twin = next((other for other, side in sides.items() if side.packages == packages), None)
-        if twin and not (resume and records.is_file()):
+        if twin:
             typer.echo(f"\nThe {name} libraries are the {twin} ones: not run again.")
-            shutil.copyfile(folder / f"{twin}.jsonl", records)
-            sides[name] = sides[twin]
-            continue
-        typer.echo(f"\nThe {name} libraries, with {python}:")
-        sides[name] = examine(python, records, names=names, jobs=jobs, resume=resume)
+            known = {**sides[twin].records, **(_read(records) if resume else {})}
+            records.write_text("".join(f"{json.dumps(each)}\n" for each in known.values()), encoding="utf-8")
+            sides[name] = replace(sides[twin], records={each: known[each] for each in sides[twin].records})
+        else:
+            typer.echo(f"\nThe {name} libraries, with {python}:")
+            sides[name] = examine(python, records, names=names, jobs=jobs, resume=resume)
     text = page(*sides.values(), private=_tables(PRIVATE, "name"), ran=_tables(RAN, "ran"))
     out.write_text(text, encoding="utf-8")
     typer.echo(f"\nWritten: {out}")
