@@ -106,7 +106,7 @@ def environment(side: str, folder: Path, *, anew: bool = True) -> Path:
     Args:
         side: one of ``SIDES``.
         folder: for environments.
-        anew: from nothing; else an environment that is there is used as it is.
+        anew: from nothing; else an environment that is there keeps its libraries.
 
     Raises:
         subprocess.CalledProcessError: where pip fails; it has said why.
@@ -114,12 +114,15 @@ def environment(side: str, folder: Path, *, anew: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     python = folder / side / ("Scripts" if os.name == "nt" else "bin") / "python"
     complete = folder / f"{side}.installed"
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
     if complete.exists() and python.exists() and not anew:
+        subprocess.run(
+            [*install, "--no-deps", "--editable", str(ROOT)], check=True
+        )  # its entry points may be others now
         return python
     complete.unlink(missing_ok=True)
     typer.echo(f"Installing the {side} libraries into {folder / side}; this takes a few minutes.")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / side)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
     if side == "oldest":
         bounds = folder / "oldest.txt"
         bounds.write_text("\n".join(lower_bounds(requirements())) + "\n", encoding="utf-8")
