@@ -16,12 +16,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +106,7 @@ def environment(side: str, folder: Path, *, anew: bool = True) -> Path:
     Args:
         side: one of ``SIDES``.
         folder: for environments.
-        anew: from nothing; else an environment that is there is used as it is.
+        anew: from nothing; else an environment that is there keeps its libraries.
 
     Raises:
         subprocess.CalledProcessError: where pip fails; it has said why.
@@ -115,12 +114,15 @@ def environment(side: str, folder: Path, *, anew: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     python = folder / side / ("Scripts" if os.name == "nt" else "bin") / "python"
     complete = folder / f"{side}.installed"
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
     if complete.exists() and python.exists() and not anew:
+        subprocess.run(
+            [*install, "--no-deps", "--editable", str(ROOT)], check=True
+        )  # its entry points may be others now
         return python
     complete.unlink(missing_ok=True)
     typer.echo(f"Installing the {side} libraries into {folder / side}; this takes a few minutes.")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / side)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
     if side == "oldest":
         bounds = folder / "oldest.txt"
         bounds.write_text("\n".join(lower_bounds(requirements())) + "\n", encoding="utf-8")
@@ -370,13 +372,14 @@ def main(
         records = folder / f"{name}.jsonl"
         packages = installed(python)
         twin = next((other for other, side in sides.items() if side.packages == packages), None)
-        if twin and not (resume and records.is_file()):
+        if twin:
             typer.echo(f"\nThe {name} libraries are the {twin} ones: not run again.")
-            shutil.copyfile(folder / f"{twin}.jsonl", records)
-            sides[name] = sides[twin]
-            continue
-        typer.echo(f"\nThe {name} libraries, with {python}:")
-        sides[name] = examine(python, records, names=names, jobs=jobs, resume=resume)
+            known = {**sides[twin].records, **(_read(records) if resume else {})}
+            records.write_text("".join(f"{json.dumps(each)}\n" for each in known.values()), encoding="utf-8")
+            sides[name] = replace(sides[twin], records={each: known[each] for each in sides[twin].records})
+        else:
+            typer.echo(f"\nThe {name} libraries, with {python}:")
+            sides[name] = examine(python, records, names=names, jobs=jobs, resume=resume)
     text = page(*sides.values(), private=_tables(PRIVATE, "name"), ran=_tables(RAN, "ran"))
     out.write_text(text, encoding="utf-8")
     typer.echo(f"\nWritten: {out}")
