@@ -307,7 +307,7 @@ def test_missing_scikit_learn_names_the_remedy(monkeypatch):
 
     handwriting._bunch.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingExtraError, match=r"vlmprobe\[demo\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'scikit-learn>="):
         handwriting.samples()
 
 
@@ -315,5 +315,5 @@ def test_missing_weights_name_the_remedy(monkeypatch):
     from vlmprobe.errors import CheckpointError
 
     monkeypatch.setattr(demo, "_HERE", Path("nowhere"))
-    with pytest.raises(CheckpointError, match=r"vlmprobe\.demo\.train"):
+    with pytest.raises(CheckpointError, match=r"tools\.demo_model\.train"):
         demo.checkpoint()

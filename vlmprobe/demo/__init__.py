@@ -24,7 +24,7 @@ def checkpoint() -> Path:
     folder = _HERE / "checkpoint"
     if not (folder / "model.safetensors").is_file():
         raise CheckpointError(
-            f"{folder} holds no weights: install vlmprobe anew, or train them with: "
+            f"{folder} holds no weights: install vlmprobe anew, or, in a clone of the repository, train them with: "
             f"python -m tools.demo_model.train --out {folder}"
         )
     return folder
