@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
 import warnings
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 from common import DATA
+from PIL import Image
 
 import vlmprobe
+from vlmprobe._version import TESTED
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local import capture
 from vlmprobe.errors import VlmprobeWarning
 from vlmprobe.model_registry import registry
 from vlmprobe.probe import load_checks, passed_checks
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +240,148 @@ def test_switched_off(checkpoint, given_adapter, runs, monkeypatch):
     monkeypatch.delenv(load_checks.SWITCH)
     findings(checkpoint("llava"))
     assert len(runs) == 1
+
+
+# -- a newer transformers than the tested one --------------------------------------------------
+
+
+ALL = "chat template, end tokens, C5 (image positions), C11 (rows of the head)"
+
+
+@pytest.fixture
+def told(monkeypatch, caplog):
+    """What the log of vlmprobe says, in a process that was told nothing yet."""
+    monkeypatch.setattr(load_checks, "_UNTOLD", threading.Lock())
+    return lambda: [each.getMessage() for each in caplog.records if each.name == "vlmprobe"]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Let this version of transformers be the installed one, as far as packages tell."""
+    real = metadata.version
+
+    def install(version):
+        monkeypatch.setattr(metadata, "version", lambda name: version if name == "transformers" else real(name))
+
+    return install
+
+
+def test_a_newer_transformers_is_told_once_and_checked_again(checkpoint, installed, told, runs):
+    tested = TESTED["transformers"]
+    installed(tested)
+    before = load_quietly(checkpoint("llava"))
+    assert len(runs) == 1
+    assert not told()
+
+    installed("99.1.0")
+    after = load_quietly(checkpoint("llava"))
+    assert len(runs) == 2
+    assert told() == [
+        f"transformers 99.1.0 is newer than {tested}, with which vlmprobe {vlmprobe.__version__} was tested; "
+        f"quick checks of {checkpoint('llava')} that passed: {ALL}"
+    ]
+    load_quietly(checkpoint("llava"))
+    load_quietly(checkpoint("qwen2_vl"))
+    assert len(runs) == 3
+    assert len(told()) == 1
+    answers = [each.generate("Why?", max_new_tokens=2).output for each in (before, after)]
+    assert answers[0].logprobs.tolist() == answers[1].logprobs.tolist()
+
+
+def test_what_was_remembered_is_told_too(checkpoint, installed, told, runs, monkeypatch):
+    """In the next process the checks do not run again, and the line is there."""
+    installed("99.1.0")
+    load_quietly(checkpoint("llava"))
+    monkeypatch.setattr(load_checks, "_UNTOLD", threading.Lock())
+    load_quietly(checkpoint("llava"))
+    assert len(runs) == 1
+    assert len(told()) == 2
+    assert told()[1].endswith(f"passed: {ALL}")
+
+
+def test_only_what_passed_is_named(checkpoint, installed, told, given_adapter):
+    installed("99.1.0")
+    given_adapter(end_ids=frozenset())
+    findings(checkpoint("llava"))
+    assert told()[0].endswith("passed: chat template, C5 (image positions), C11 (rows of the head)")
+
+
+def test_nothing_passed(checkpoint, installed, told, tmp_path):
+    """Without the template no other check runs, so none passed."""
+    installed("99.1.0")
+    folder = shutil.copytree(checkpoint("llava"), tmp_path / "llava")
+    (folder / "chat_template.jinja").write_text("USER: <image>\nASSISTANT:")
+    findings(folder)
+    assert told()[0].endswith("passed: none")
+
+
+@pytest.mark.parametrize(
+    ("version", "newer"),
+    [
+        ("{}", False),
+        ("{}+cpu", False),
+        ("{}.dev0", False),
+        ("{}rc1", False),
+        ("5.17.0", False),
+        ("a fork", False),
+        ("{}.post1", True),
+        ("99.0.0.dev0", True),
+    ],
+)
+def test_what_is_newer(checkpoint, installed, told, version, newer):
+    installed(version.format(TESTED["transformers"]))
+    load_quietly(checkpoint("llava"))
+    assert len(told()) == newer
+
+
+def test_switched_off_nothing_is_told(checkpoint, installed, told, monkeypatch):
+    installed("99.1.0")
+    load_quietly(checkpoint("llava"), check=False)
+    monkeypatch.setenv(load_checks.SWITCH, "0")
+    load_quietly(checkpoint("llava"))
+    assert not told()
+
+
+def test_the_tested_versions_are_those_of_the_constraints():
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {name: pinned[name] for name in TESTED} == TESTED, "write TESTED of vlmprobe/_version.py anew"
+
+
+ASKED = """
+import vlmprobe
+for _ in range(2):
+    probe = vlmprobe.load("demo", device="cpu")
+    result = probe.generate("Why?", max_new_tokens=2)
+print(len(result.output))
+"""
+
+
+@pytest.mark.parametrize("how", ["python", "cli"])
+def test_what_is_on_the_screen(how, tmp_path, cache):
+    """One line on standard error, and an answer; the metadata of a newer transformers stands before the installed."""
+    newer = tmp_path / "site" / "transformers-99.1.0.dist-info"
+    newer.mkdir(parents=True)
+    (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 99.1.0\n")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "scene.png")
+    asked = ["-m", "vlmprobe", "probe", "demo", str(tmp_path / "scene.png"), "What is it?", "--json"]
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *sys.path]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *(asked if how == "cli" else ["-c", ASKED])], env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line and "Loading weights" not in line]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("transformers 99.1.0 is newer than")
+    assert lines[0].endswith(f"quick checks of demo that passed: {ALL}")
+    assert len(list(cache.iterdir())) == 1
+    if how == "cli":
+        assert json.loads(done.stdout)["meta"]["versions"]["transformers"] == "99.1.0"
+    else:
+        assert done.stdout == "2\n"
 
 
 # -- the memory --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -27,6 +28,7 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    logging.getLogger("vlmprobe").addHandler(_Notes())
     if "--debug" in sys.argv:
         return
     for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
@@ -117,6 +119,13 @@ def _report(error: Exception) -> None:
     from rich.text import Text
 
     console(error=True).print(Text.assemble(("Error: ", "bold red"), one_line(told)), soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """What the log of vlmprobe says, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:

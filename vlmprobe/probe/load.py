@@ -48,7 +48,8 @@ def load(
         revision: commit, branch or tag of a hub checkpoint.
         adapter: name of the adapter to use; found from ``config.json`` where None.
         check: whether a few quick checks run the first time that this checkpoint is loaded; what they find off is a
-            :class:`~vlmprobe.errors.VlmprobeWarning`. The environment variable ``VLMPROBE_CHECK=0`` turns them off too.
+            :class:`~vlmprobe.errors.VlmprobeWarning`. With a newer transformers than the tested one, a line of the log
+            says so and which of them passed. The environment variable ``VLMPROBE_CHECK=0`` turns this off too.
         engine: ``"vllm"``, or another engine that runs in this process in place of transformers.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
             ``quantization_config``, ``attn_implementation``, ...), or of the engine.

@@ -6,8 +6,10 @@ carry the names that they have there, of which they are the cheap half.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vlmprobe._version import TESTED, __version__
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local import LocalEngine
@@ -34,8 +37,10 @@ FURTHER = "And what else?"
 GREEDY = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 # Of the largest logit, or of ten where that is less. Wide: a warning at load must not cry wolf over rounding.
 RELATIVE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TEMPLATE = "chat template"
 SWITCH = "VLMPROBE_CHECK"  # environment variable; 0 turns the checks off
 OFF = ("0", "false", "no", "off")
+_UNTOLD = threading.Lock()  # held from when the process was told that its transformers is newer than the tested one
 
 
 def switched_on() -> bool:
@@ -46,7 +51,8 @@ def switched_on() -> bool:
 def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[str, Any], checkpoint: str) -> None:
     """Run the quick checks, unless this very checkpoint passed them before, and warn of what is off.
 
-    What passed is remembered in the user's cache; what failed is not, so it is told at every load.
+    What passed is remembered in the user's cache; what failed is not, so it is told at every load. With a newer
+    transformers than the tested one, a line of the log says so and what passed, once in a process.
 
     Args:
         engine: around the model that was just loaded.
@@ -55,11 +61,13 @@ def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[s
         checkpoint: local folder or hub id.
     """
     known = passed_checks.fingerprint(type(engine.adapter), meta, config, checkpoint)
-    if passed_checks.passed(str(meta["model"]), known):
-        return
-    findings = run(engine)
+    findings: list[Finding] = []
+    if not passed_checks.passed(str(meta["model"]), known):
+        findings = run(engine)
+        if not findings:
+            passed_checks.remember(str(meta["model"]), known)
+    _tell_of_newer(str(meta["versions"]["transformers"]), str(meta["model"]), findings)
     if not findings:
-        passed_checks.remember(str(meta["model"]), known)
         return
     listed = "\n".join(f"- {str(finding).rstrip('.')}." for finding in findings)
     warnings.warn(
@@ -68,6 +76,28 @@ def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[s
         f"Run 'vlmprobe check {meta['model']}' for where and why; check=False or {SWITCH}=0 turns these checks off.",
         VlmprobeWarning,
         stacklevel=3,  # who called load
+    )
+
+
+def _tell_of_newer(installed: str, model: str, findings: Sequence[Finding]) -> None:
+    from packaging.version import InvalidVersion, Version
+
+    try:  # what a build adds to a version (5.24.0+cpu) makes it no newer
+        newer = Version(Version(installed).public) > Version(TESTED["transformers"])
+    except InvalidVersion:
+        return
+    if not newer or not _UNTOLD.acquire(blocking=False):
+        return
+    off = {finding.check for finding in findings}
+    passed = [] if TEMPLATE in off else [name for name in CHECKS if name not in off]  # without it, no other one ran
+    # Logged and not warned of: warnings that are errors must not make a newer transformers fail where it works.
+    logging.getLogger("vlmprobe").warning(
+        "transformers %s is newer than %s, with which vlmprobe %s was tested; quick checks of %s that passed: %s",
+        installed,
+        TESTED["transformers"],
+        __version__,
+        model,
+        ", ".join(passed) or "none",
     )
 
 
@@ -93,7 +123,7 @@ def run(engine: LocalEngine) -> list[Finding]:
             told = f"{type(error).__name__}: {error}"
         if told is not None:
             found.append(Finding(name, told))
-            if check is chat_template:  # nothing that follows can be asked without it
+            if name == TEMPLATE:  # nothing that follows can be asked without it
                 break
     return found
 
@@ -263,7 +293,7 @@ def _short(text: str) -> str:
 
 
 CHECKS: dict[str, Callable[[LocalEngine], str | None]] = {
-    "chat template": chat_template,
+    TEMPLATE: chat_template,
     "end tokens": end_tokens,
     "C5 (image positions)": image_positions,
     "C11 (rows of the head)": selected_rows,
