@@ -20,7 +20,6 @@ from vlmprobe.analysis import calibration, heads, plots, yes_no
 from vlmprobe.analysis.decoding import ImageContrast
 from vlmprobe.demo.handwriting import DIGITS
 from vlmprobe.demo.scenes import Scene, article, held_out
-from vlmprobe.display.plots.choices import draw_choices
 from vlmprobe.results.result import Result
 
 DESCRIBE = "Describe the picture."
@@ -49,7 +48,7 @@ def draw_candidates(probe: Any) -> None:
     """Choices of an unsure answer, its branches, and the poll of yes and no."""
     scenes = list(held_out(400))
     scene, result, step = unsure(probe, scenes[:200])
-    save("choices", lambda: draw_choices(result.top(4)))
+    save("choices", lambda: result.top(4).plot())
     lines = ["| | answer | probability of the answer |", "|---|---|---|", row("as it was said", result)]
     for token in result.output.top_ids[step, 1:3].tolist():
         branch = probe.branch(result, step, token, image=scene.picture, prompt=False)
