@@ -30,7 +30,7 @@ test-all: $(VENV)/.installed-dev  ## the same with every architecture and the lo
 test-newest: $(NEWEST)/bin/python  ## the tests with the newest libraries, in an environment of its own
 	$(call forget,$(NEWEST))
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[all]' --group dev
+	$(NEWEST)/bin/python -m pip install --quiet --no-compile --upgrade --upgrade-strategy eager --editable '.[all]' --group dev
 	$(NEWEST)/bin/python $(PYTEST) $(ARGS)
 
 # The tests of the matrix itself would only run the same checks once more.
