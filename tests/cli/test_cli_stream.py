@@ -131,7 +131,7 @@ def test_in_a_terminal(checkpoint, scene, tmp_path, interrupted):
                 shown += more
         except OSError:
             pass  # the terminal is closed
-        assert process.wait(timeout=60) == (130 if interrupted else 0)
+        assert process.wait(timeout=900) == (130 if interrupted else 0)
     finally:
         limit.cancel()
         if process.poll() is None:

@@ -80,7 +80,7 @@ class Environment:
             "HF_HUB_OFFLINE": "1",
         }
         done = subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=900, check=False
         )
         if ok:
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

@@ -181,8 +181,8 @@ def test_no_request_is_no_result(probe_of):
 @pytest.mark.parametrize(
     ("requests", "says"),
     [
-        ([{"image": None}], "prompt"),
-        ([{"prompt": "Hi", "picture": 1}], "picture"),
+        ([{"image": None}], "question"),
+        ([{"question": "Hi", "picture": 1}], "picture"),
         ([{"role": "user", "content": "Hi"}], "a request has"),
         ([None], "string"),
         ([""], "empty"),

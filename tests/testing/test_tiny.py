@@ -273,7 +273,7 @@ def test_command_line(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=900,
     )
     assert done.stdout.strip() == str(tmp_path / "llava")
     assert (tmp_path / "llava" / "model.safetensors").is_file()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import vlmprobe.engines.local
+import vlmprobe.engines.local.engine
 from broken_adapters.case import Rewriting, broken
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.errors import AdapterError, NonFiniteLogitsError
@@ -174,19 +174,19 @@ def no_turns() -> Iterator[None]:
     """Calls run on the model at the same time, though it keeps the rope deltas of the last one."""
     from transformers import Qwen2VLModel
 
-    whole, forward = vlmprobe.engines.local.alone, Qwen2VLModel.forward
+    whole, forward = vlmprobe.engines.local.engine.alone, Qwen2VLModel.forward
 
     @wraps(forward)
     def slow(*args: Any, **kwargs: Any) -> Any:
         time.sleep(0.005)  # however busy the machine, another thread has its turn between any two steps
         return forward(*args, **kwargs)
 
-    vlmprobe.engines.local.alone = lambda model: torch.no_grad()
+    vlmprobe.engines.local.engine.alone = lambda model: torch.no_grad()
     Qwen2VLModel.forward = slow
     try:
         yield
     finally:
-        vlmprobe.engines.local.alone = whole
+        vlmprobe.engines.local.engine.alone = whole
         Qwen2VLModel.forward = forward
 
 
