@@ -1,4 +1,4 @@
-"""Decoders that carry several residual streams: Gemma 3n, GLM-5 and Qwen4. They become one before the head."""
+"""Decoders that carry several residual streams: Gemma 3n, GLM-5, Hy 4 and Qwen4. They become one before the head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlmprobe.adapter import Adapter
 
-__all__ = ["Gemma3n", "Glm5Next", "Qwen4Exp"]
+__all__ = ["Gemma3n", "Glm5Next", "HyV4VL", "Qwen4Exp"]
 
 
 class Gemma3n(Adapter):
@@ -40,6 +40,15 @@ class Glm5Next(Adapter):
         """From the streams [N, S, streams, H] that leave the last layer to what enters the head [N, S, H]."""
         decoder = self.outer.get_decoder()
         return nn.Sequential(decoder.hc_head, decoder.norm)
+
+
+class HyV4VL(Glm5Next):
+    """Hyper-connections; the streams are added up, each weighted by a gate, before the norm."""
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint is a Hy 4 one with vision."""
+        return config.get("model_type") == "hy_v4_vl"
 
 
 class Qwen4Exp(Adapter):

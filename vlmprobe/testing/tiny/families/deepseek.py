@@ -1,4 +1,4 @@
-"""DeepSeek-VL, Janus, Aria, Emu 3 and Llama 4: other ways from pictures to tokens."""
+"""DeepSeek-VL, Janus, Aria, Emu 3, Apertus 1.5 and Llama 4: other ways from pictures to tokens."""
 
 from __future__ import annotations
 
@@ -252,3 +252,68 @@ def _emu3() -> Parts:
         vocabulary_map={name: tokenizer.convert_tokens_to_ids(name) for name in names},
     )
     return Parts(config, processor, ("<|extra_204|>",))
+
+
+@family(
+    "apertus1p5",
+    notes="Pictures become tokens of a codebook, each at its own size. As in the released checkpoints, the head ends "
+    "before those tokens: they have no logit.",
+)
+def _apertus1p5() -> Parts:
+    named = {
+        "image_token": "<|image|>",
+        "audio_token": "<|audio|>",
+        "boi_token": "<|image start|>",
+        "eoi_token": "<|image end|>",
+        "image_wrapper_token": "<|image token|>",
+        "eol_token": "<|image eol|>",
+        "boa_token": "<|audio start|>",
+        "eoa_token": "<|audio end|>",
+    }
+    roles = {role: (f"<|{role}_start|>", f"<|{role}_end|>") for role in ("system", "user", "assistant")}
+    seen = tuple(f"<|visual token {code}|>" for code in range(16))
+    heard = tuple(f"<|audio token {code}|>" for code in range(8))
+    turns = tuple(mark for pair in roles.values() for mark in pair)
+    tokenizer = byte_level(
+        specials=("<unk>", "<s>", "</s>", "<pad>", *turns, *named.values(), *seen, *heard),
+        bos="<s>",
+        eos="<|assistant_end|>",
+        pad="<pad>",
+        unk="<unk>",
+        add_bos=True,
+        named=named,
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    processor = hf.Apertus1p5Processor(
+        image_processor=hf.Apertus1p5ImageProcessor(
+            size={"min_pixels": 32 * 32, "max_pixels": 64 * 64}, spatial_factor=8
+        ),
+        feature_extractor=hf.WavTokenizerFeatureExtractor(hop_length=16, normalize_audio=True),
+        tokenizer=tokenizer,
+        chat_template=chat(roles, start="<s>", generation="<|assistant_start|>", image="<|image|>"),
+    )
+    config = hf.Apertus1p5Config(
+        vision_config={
+            "codebook_size": len(seen),
+            "embed_dim": 4,
+            "latent_channels": 4,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1, 1, 1],
+            "num_res_blocks": 1,
+            "attn_resolutions": [],
+        },
+        audio_config={
+            "model_type": "wavtokenizer_encoder",
+            "num_filters": 2,
+            "upsampling_ratios": [2, 2, 2, 2],
+            "hidden_size": 8,
+            "codebook_dim": 8,
+            "codebook_size": len(heard),
+        },
+        text_config=decoder(tokenizer, max_position_embeddings=65536, output_vocab_size=ids(seen[0])),
+        image_token_id=ids("<|image|>"),
+        audio_token_id=ids("<|audio|>"),
+        image_token_offset=ids(seen[0]),
+        audio_token_offset=ids(heard[0]),
+    )
+    return Parts(config, processor, ("<|assistant_end|>", "</s>"))

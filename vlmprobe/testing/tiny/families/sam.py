@@ -165,17 +165,16 @@ def _inkling() -> Parts:
     return Parts(config, processor, ("<|im_end|>", "<|endoftext|>"))
 
 
-@family("inkling2")
-def _inkling2() -> Parts:
+def _second_inkling(kind: str, **more: Any) -> Parts:
     tokenizer = qwen_tokenizer("<|content_image|>", cls="PreTrainedTokenizerFast", image_token="<|unused_200054|>")
     processor = hf.Inkling2Processor(
         image_processor=hf.Inkling2ImageProcessor(size=square(40)),
         tokenizer=tokenizer,
         chat_template=chatml_template("<|content_image|><|unused_200054|>"),
     )
-    text = _inkling_text(tokenizer, n_layers_per_attn_res_block=2, final_logit_softcapping=5.0)
+    text = _inkling_text(tokenizer, final_logit_softcapping=5.0, **more)
     del text["intermediate_size"]
-    config = hf.Inkling2Config(
+    config = getattr(hf, f"{kind}Config")(
         text_config=text,
         vision_config={
             "hidden_size": 32,
@@ -189,3 +188,23 @@ def _inkling2() -> Parts:
         image_token_id=tokenizer.image_token_id,
     )
     return Parts(config, processor, ("<|im_end|>", "<|endoftext|>"))
+
+
+@family("inkling2")
+def _inkling2() -> Parts:
+    return _second_inkling("Inkling2", n_layers_per_attn_res_block=2)
+
+
+@family(
+    "inkling2_loop",
+    notes="Layers 1 and 2 of 4 run three times, and each pass after the first takes messages from the one before.",
+)
+def _inkling2_loop() -> Parts:
+    return _second_inkling(
+        "Inkling2Loop",
+        n_layers_per_attn_res_block=1,
+        loop_layer_index_start=1,
+        loop_layer_index_end=3,
+        loop_num_passes=3,
+        loop_gate_rank=8,
+    )
