@@ -1,4 +1,4 @@
-"""Confidences and what became of them: how sure each answer was, and whether it was right.
+"""Confidence and correctness: how sure each answer was, and whether it was right.
 
 The other rooms (calibration, recalibration, gating) take the two as arrays of one length, in the manner of
 scikit-learn; this one makes them from results, and checks them.

@@ -17,7 +17,7 @@ import numpy as np
 
 from vlmprobe.analysis.linear_head import LinearHead, load_head
 from vlmprobe.engines.answer_ids import answer_ids
-from vlmprobe.engines.base import Options, ScoresIds, require
+from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
 __all__ = ["LinearHead", "answer_states", "fit_probe", "fit_values", "load_head", "states"]
-
-ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 
 
 def states(

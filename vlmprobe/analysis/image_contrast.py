@@ -21,9 +21,9 @@ from PIL.Image import Image
 
 from vlmprobe.analysis.pictures import Cover, cells, covered, exchanged, variant
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
-from vlmprobe.engines.base import Options, ScoresIds, require
+from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
-from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Contrast", "contrast"]
 
 BATCH = 8  # variants that run together, where the model's numbers stay those of single calls
-THUMBNAIL = 512
-ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,7 @@ def diffused(picture: Image.Image, step: int = 500, seed: int = 0) -> Image.Imag
 
 
 def covered(picture: Image.Image, box: Box, cover: Cover = "blank") -> Image.Image:
-    """The picture with one rectangle put out: painted in its mean colour or one given, blurred, or noise."""
+    """Mask one rectangle of the image: painted in its mean colour or one given, blurred, or noise."""
     left, upper, right, lower = box
     if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
         raise MessageError(f"The box {box} does not lie in a picture of {picture.width} x {picture.height} pixels.")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ABILITIES",
     "KEEP",
+    "ONE_STEP",
     "AnswersConcurrently",
     "Engine",
     "GivesPromptIds",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 KEEP = ("stats", "logits", "hidden")
+ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}  # where a prompt is read and nothing written
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class RemembersImages(Protocol):
     memory: Any  # of the features; None outside a session
 
     def remembering(self, images: int) -> Engine:
-        """The same engine with a memory of the features of that many images (or sets of images) met last."""
+        """The same engine with a memory of the features of that many images (or sets of images) used last."""
 
     def forget(self) -> None:
         """Let go of all features."""

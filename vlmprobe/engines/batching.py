@@ -1,4 +1,4 @@
-"""Many conversations in batches: alike ones together, the longest first, and smaller batches where memory ends."""
+"""Batches conversations by length, the longest first; halves the batch when memory runs out."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "THUMBNAIL",
     "ImageNotFoundError",
     "ImageSource",
     "Limits",
@@ -39,6 +40,8 @@ __all__ = [
     "load_image",
     "thumbnail",
 ]
+
+THUMBNAIL = 512  # pixels of the longer side of the images that a result carries for display
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"

@@ -115,7 +115,7 @@ def _in_flight(
 def _in_batches(
     engine: Engine, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool
 ) -> Iterator[tuple[Asked, Any]]:
-    """Through an engine that works on one batch at a time; alike ones together where they are grouped."""
+    """Through an engine that works on one batch at a time; by length where they are grouped."""
     from vlmprobe.engines.batching import WINDOW, Batches
 
     # Within one call an image is encoded once, in a session also across calls.

@@ -20,7 +20,7 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmprobe.display.progress import tracking
-from vlmprobe.engines.base import Engine, HasAdapter, Options, Ranks, TokenisesAnswers
+from vlmprobe.engines.base import ONE_STEP, Engine, HasAdapter, Options, Ranks, TokenisesAnswers
 from vlmprobe.errors import CapabilityError, MessageError
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
 from vlmprobe.inputs.images import thumbnail
@@ -37,7 +37,6 @@ INSTRUCTION = "Judge whether the document is relevant to the query."
 PROMPT = "{instruction}\n\nQuery: {query}\n\nDocument: {document}\n\nIs the document relevant? Answer yes or no."
 FIELDS = ("instruction", "query", "document")
 THUMBNAIL = 256
-ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from vlmprobe.engines.local.teacher_forcing import begun, score_ids
 from vlmprobe.engines.stream import Stream
 from vlmprobe.engines.token_tables import PromptRows, prompt_rows
 from vlmprobe.errors import GenerationOptionError, MessageError
-from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.result import Result, Scores
@@ -44,7 +44,6 @@ COUNT_PADDING = {  # option: its neutral value
     "encoder_no_repeat_ngram_size": 0,
     "min_length": 0,
 }
-THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
 
 
 class LocalEngine:
@@ -57,7 +56,7 @@ class LocalEngine:
         self.memory: ImageMemory | None = None  # where image features are looked for, in a session
 
     def remembering(self, images: int) -> LocalEngine:
-        """The same engine with a memory of the features of that many pictures (or sets of pictures) met last."""
+        """The same engine with a memory of the features of that many images (or sets of images) used last."""
         engine = copy.copy(self)
         engine.memory = ImageMemory(images)
         return engine

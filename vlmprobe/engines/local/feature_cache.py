@@ -39,11 +39,11 @@ class _Entry:
 
 @dataclass(eq=False)
 class ImageMemory:
-    """Features of the pictures met last. Used by one call at a time (calls on a model take turns)."""
+    """Features of the images used last. Used by one call at a time (calls on a model take turns)."""
 
     images: int = 8  # the most encoded inputs (all pictures of one conversation) that are held
-    limit: int = 2**30  # bytes; the input met last is held even where it is larger
-    _entries: list[_Entry] = field(default_factory=list)  # the one met last at the end
+    limit: int = 2**30  # bytes; the input used last is held even where it is larger
+    _entries: list[_Entry] = field(default_factory=list)  # the one used last at the end
 
     def find(self, arguments: Mapping[str, Any]) -> Any | None:
         """The output for equal arguments, or None."""
@@ -55,7 +55,7 @@ class ImageMemory:
         return None
 
     def put(self, arguments: Mapping[str, Any], output: Any) -> None:
-        """Hold an output, and let go of those that were not met for longest."""
+        """Keep an output; evict the least recently used."""
         self._entries.append(_Entry(dict(arguments), output, _bytes(arguments) + _bytes(output)))
         while len(self._entries) > 1 and (
             len(self._entries) > self.images or sum(entry.size for entry in self._entries) > self.limit

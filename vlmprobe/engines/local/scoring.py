@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
-from vlmprobe.engines.base import Options
+from vlmprobe.engines.base import ONE_STEP, Options
 from vlmprobe.engines.local.capture import Head, Kept
 from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.row_stats import numpy_columns
@@ -27,7 +27,6 @@ __all__ = ["score"]
 
 Source = tuple[int, Path]  # how many prompt ids stand, and the candidate ids written after them
 CONTEXT = 16  # prompt tokens before a candidate that can have a say in how its text is read
-ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 
 
 def score(

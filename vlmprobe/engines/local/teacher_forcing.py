@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
-from vlmprobe.engines.base import Options
+from vlmprobe.engines.base import ONE_STEP, Options
 from vlmprobe.engines.local.capture import Head
 from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.row_stats import numpy_columns
@@ -21,8 +21,6 @@ from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.table import TokenTable
 
 __all__ = ["begun", "forced_run", "preceded", "score_ids"]
-
-ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
 
 
 def score_ids(

@@ -12,14 +12,12 @@ from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.errors import CapabilityError
-from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.table import TokenTable
 
 __all__ = ["result_of", "scores_of"]
-
-THUMBNAIL = 512  # pixels of the longer side of the pictures that a result carries for display
 
 
 def result_of(
