@@ -2,7 +2,8 @@
 
 ``python tools/write_constraints.py`` (``make lock``) resolves the package with every extra and every dependency group
 in a fresh environment, without installing anything into it. What is given as arguments is asked for too, to hold a
-library back: ``make lock ARGS='torch<2.15'``. It needs nothing but Python.
+library back: ``make lock ARGS='torch<2.15'``. The versions that the package itself names as tested, in
+``vlmprobe/_version.py``, are written too. It needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "constraints.txt"
+TOLD = ROOT / "vlmprobe" / "_version.py"
 PYTHON = (3, 11)
 # What torch brings for a GPU on Linux. It fixes these versions itself, by build.
 CUDA = re.compile(r"nvidia-|cuda-|triton$|pytorch-triton")
@@ -56,6 +58,21 @@ def pins(report: Mapping[str, Any], project: str) -> list[str]:
     return [f"{name}=={versions[name]}" for name in sorted(versions) if name != project and not CUDA.match(name)]
 
 
+def retold(source: str, lines: Iterable[str]) -> str:
+    """The source of ``_version.py`` with the versions of ``TESTED`` as pins have them.
+
+    Raises:
+        ValueError: where there is no ``TESTED``.
+    """
+    versions = dict(line.split("==") for line in lines)
+    before, sign, rest = source.partition("TESTED = {")
+    if not sign:
+        raise ValueError(f"{TOLD} has no TESTED.")
+    stated, sign, after = rest.partition("}")
+    stated = re.sub(r'"([a-z-]+)": "[^"]*"', lambda found: f'"{found[1]}": "{versions[found[1]]}"', stated)
+    return f"{before}TESTED = {{{stated}{sign}{after}"
+
+
 def normalized(name: str) -> str:
     """The name of a distribution as package indexes compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -79,7 +96,7 @@ def resolve(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def main(held: Sequence[str]) -> None:
-    """Write the file.
+    """Write both files.
 
     Args:
         held: further requirements, to hold a library back.
@@ -89,7 +106,9 @@ def main(held: Sequence[str]) -> None:
         sys.exit(f"constraints.txt is resolved with Python {asked}: make lock PYTHON=python{asked}")
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     lines = pins(resolve([*wanted(pyproject), *held]), normalized(pyproject["project"]["name"]))
+    told = retold(TOLD.read_text(encoding="utf-8"), lines)
     OUT.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    TOLD.write_text(told, encoding="utf-8")
     print(f"Written: {OUT}, {len(lines)} libraries. It is the tested set once `make test` has passed.")  # noqa: T201
 
 

@@ -317,6 +317,20 @@ def test_the_tested_set_is_written_from_the_report_of_pip(writer):
     assert writer.pins(report, "own") == ["a==2.1.post1", "b-c-d==1.0"]
 
 
+def test_the_tested_set_is_as_it_was_written(writer):
+    """And the package names the same versions; constraints.txt is not installed with it."""
+    assert (ROOT / "constraints.txt").read_text(encoding="utf-8") == writer.HEAD + "\n".join(PINS) + "\n"
+    source = writer.TOLD.read_text(encoding="utf-8")
+    assert writer.retold(source, PINS) == source
+    newer = [re.sub("^(torch|transformers)==.*", r"\1==9.8.7", line) for line in PINS]
+    old = {line.split("==")[0]: line.split("==")[1] for line in PINS}
+    assert writer.retold(source, newer) == source.replace(
+        f'"transformers": "{old["transformers"]}"', '"transformers": "9.8.7"'
+    ).replace(f'"torch": "{old["torch"]}"', '"torch": "9.8.7"')
+    with pytest.raises(ValueError, match="no TESTED"):
+        writer.retold("", PINS)
+
+
 def test_the_tested_set_is_resolved_from_all_that_pyproject_names(writer):
     asked = writer.wanted(PROJECT)
     assert set(asked[0].strip(".[]").split(",")) == set(PROJECT["project"]["optional-dependencies"])
