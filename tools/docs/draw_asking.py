@@ -223,7 +223,7 @@ def contrasted(probe: Any, scene: Scene, before: list[int], alpha: float) -> np.
 
     conversation = Conversation.build(DESCRIBE, scene.picture)
     prompt = probe.engine.prompt_ids(conversation).tolist()
-    raw = probe.engine.follower(conversation).logits(before)
+    raw = probe.engine.second_prompt(conversation).logits(before)
     scores = ImageContrast(probe, DESCRIBE, scene.picture, alpha=alpha)(torch.tensor([prompt + before]), raw[None])
     return np.asarray(torch.log_softmax(scores[0].double(), dim=-1))
 
