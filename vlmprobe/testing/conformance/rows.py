@@ -177,7 +177,11 @@ def _require_inputs(subject: Subject) -> None:
         return  # a family with a processor of its own: nothing else to compare with
     try:
         returned: Any = processor.apply_chat_template(
-            subject.conversation("main").to_chat(), tokenize=True, return_dict=True, return_tensors="pt"
+            subject.conversation("main").to_chat(),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=dict(subject.adapter.processor_options),  # some choose the names of what is returned
         )
     except (ValueError, TypeError, KeyError):
         return  # it needs arguments that only the adapter knows
