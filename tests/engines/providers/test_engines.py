@@ -238,7 +238,7 @@ def test_sglang_numbers_are_tempered(local, model):
 
 
 def test_llamacpp_pieces_of_characters_are_joined(local):
-    reply = json.loads((wire.DATA / "llamacpp" / "pieces.json").read_text(encoding="utf-8"))
+    reply = json.loads((wire.WIRE / "llamacpp" / "pieces.json").read_text(encoding="utf-8"))
     with WireServer({**wire.facts("llamacpp"), "/v1/chat/completions": reply}) as server:
         table = vlmprobe.connect(server.url).generate("?", alternatives=2, max_new_tokens=4).output
     assert table.tokens == ["", "猫", " ", "🐈"]
