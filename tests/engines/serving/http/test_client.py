@@ -62,7 +62,7 @@ def test_busy_servers_are_asked_again(reply):
 
 def test_a_server_that_stays_busy_is_an_error():
     with WireServer({"/x": busy(429)}) as server:
-        with pytest.raises(EngineError, match=r"429.*in_flight") as caught:
+        with pytest.raises(EngineError, match=r"429.*max_concurrency") as caught:
             post(server)
         assert caught.value.status == 429
         assert len(server.requests) == 3
