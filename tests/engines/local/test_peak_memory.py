@@ -12,8 +12,7 @@ from common import QUESTION, picture
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from vlmprobe.engines.local import capture
-from vlmprobe.engines.local.row_stats import row_stats
+from vlmprobe.engines.local import capture, row_stats
 
 ROWS = 3  # the most rows of logits at a time: one step of one request, and what a processor makes of it
 NEW = 12
@@ -119,7 +118,7 @@ def test_the_numbers_of_many_steps_are_few_tensors(steps):
         recorded.finish(drawn)
     assert tensors() - before <= 6 * (capture.STEPS + steps // capture.STEPS) + 2
     assert recorded.count == steps
-    wanted = row_stats(rows.flatten(0, 1), tokens.flatten(), 3)
+    wanted = row_stats.row_stats(rows.flatten(0, 1), tokens.flatten(), 3)
     for name, values in recorded.columns().items():
         assert np.allclose(values.flatten(0, 1), getattr(wanted, name), atol=1e-6), name
     assert recorded.columns() == {}
