@@ -18,13 +18,13 @@ mpl.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
-from vlmprobe.analysis.alignment import align
 
 import vlmprobe.display
 from vlmprobe.analysis import calibration, gating, plots, recalibration, uncertainty
 from vlmprobe.analysis.compare import Compared, Comparison
 from vlmprobe.analysis.image_contrast import Contrast
 from vlmprobe.analysis.logit_lens import Lens
+from vlmprobe.analysis.token_alignment import align
 from vlmprobe.analysis.training import ProbeCallback
 from vlmprobe.analysis.words import words
 from vlmprobe.analysis.yes_no import YesNoReport
