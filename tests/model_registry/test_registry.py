@@ -23,9 +23,7 @@ from vlmprobe.model_registry import registry
 class Theirs(Adapter):
     """A third party's adapter of a family that nobody else knows."""
 
-    @classmethod
-    def handles(cls, config):
-        return config.get("model_type") == "newcomer"
+    model_types = ("newcomer", "newcomer_moe")
 
 
 class Greedy(Adapter):
@@ -48,6 +46,12 @@ class Unsaid(Adapter):
     """A third party's adapter that does not say what it handles."""
 
 
+class Bare(Adapter):
+    """A third party's adapter that lists its model types as one string, in which ``in`` would find parts of words."""
+
+    model_types = "llava_newcomer"
+
+
 def point(name, value, dist="somebody"):
     made = EntryPoint(name, value, registry.GROUP)
     return made._for(SimpleNamespace(name=dist, metadata={"Name": dist})) if dist else made
@@ -57,7 +61,7 @@ def point(name, value, dist="somebody"):
 def plug_in(monkeypatch):
     """Installs further entry points beside the built-in ones, from a package named ``somebody``."""
     module = ModuleType("somebodys_adapters")
-    for each in (Theirs, Greedy, Failing, Unsaid):
+    for each in (Theirs, Greedy, Failing, Unsaid, Bare):
         setattr(module, each.__name__, each)
     module.Number = 5
     monkeypatch.setitem(sys.modules, "somebodys_adapters", module)
@@ -70,7 +74,7 @@ def plug_in(monkeypatch):
     yield install
     monkeypatch.undo()
     registry.clear()
-    for each in (Theirs, Greedy, Failing, Unsaid):
+    for each in (Theirs, Greedy, Failing, Unsaid, Bare):
         each.name = ""
 
 
@@ -231,7 +235,7 @@ def test_a_broken_plug_in_is_named_and_takes_no_other_along(value, says, plug_in
     assert known["native"].name == "native"
 
 
-@pytest.mark.parametrize("kind", ["Failing", "Unsaid"])
+@pytest.mark.parametrize("kind", ["Failing", "Unsaid", "Bare"])
 def test_a_plug_in_that_fails_when_it_is_asked(kind, plug_in):
     plug_in(point("trips", f"somebodys_adapters:{kind}"))
     name, said = found({"model_type": "llava"})

@@ -82,12 +82,15 @@ class Adapter:
 
     Attributes:
         name: the name under which the entry point publishes it.
+        model_types: each ``model_type`` of config.json that it is for; where that does not say enough, override
+            :meth:`handles`.
         generic: a generic adapter is asked only when no other handles the checkpoint.
         capabilities: what the family can do; an instance may narrow it.
         processor_options: arguments that the processor needs beside the conversation.
     """
 
     name: ClassVar[str] = ""
+    model_types: ClassVar[tuple[str, ...]] = ()
     generic: ClassVar[bool] = False
     capabilities: Capabilities = Capabilities()
     processor_options: Mapping[str, Any] = MappingProxyType({})
@@ -100,8 +103,16 @@ class Adapter:
 
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether this adapter is for a checkpoint with this ``config.json``. Runs no code of the checkpoint."""
-        raise NotImplementedError(f"{cls.__name__} must say which checkpoints it handles")
+        """Whether this adapter is for a checkpoint with this ``config.json``. Runs no code of the checkpoint.
+
+        Raises:
+            NotImplementedError: where the class neither lists ``model_types`` nor overrides this.
+        """
+        if not cls.model_types or isinstance(cls.model_types, str):  # "in" would find "qwen" in a string "qwen2_vl"
+            raise NotImplementedError(
+                f"{cls.__name__} must say which checkpoints it handles: model_types = ('its_model_type',)."
+            )
+        return config.get("model_type") in cls.model_types
 
     @classmethod
     def load(

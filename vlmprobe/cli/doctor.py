@@ -67,12 +67,16 @@ def _print(health: Health) -> None:
     others = f" (of {len(health.models)})" if len(health.models) > 1 else ""
     most = "no limit" if health.max_logprobs is None else f"at most {health.max_logprobs}"
     about = Table.grid(padding=(0, 2, 0, 0))
+    gives = [f"{name[:1].lower()}{name[1:]}" for name, has in health.abilities.items() if has]
+    lacks = [f"{name[:1].lower()}{name[1:]}" for name, has in health.abilities.items() if not has]
     for name, value in (
         ("server", f"{health.engine} {health.version or ''} at {health.url}"),
         ("model", f"{health.model}{others}"),
         ("context", f"{health.context:,} positions" if health.context else "unknown"),
         ("numbers", f"{health.mode}; under sampling {health.value_kind}"),
         ("alternatives", most),
+        ("also gives", "; ".join(gives) or "nothing"),
+        ("does not give", "; ".join(lacks) or "nothing"),
     ):
         about.add_row(Text(name, style="dim"), Text(one_line(value)))
     screen.print(about)

@@ -39,6 +39,7 @@ __all__ = [
     "ScoresIds",
     "Streams",
     "TokenisesAnswers",
+    "abilities",
     "require",
 ]
 
@@ -187,20 +188,32 @@ class HasAdapter(Protocol):
     adapter: Adapter
 
 
-ABILITIES: tuple[type, ...] = (
+ABILITIES: tuple[type, ...] = (  # those that a user would ask for
     Streams,
     AnswersConcurrently,
     RemembersImages,
-    MixesImages,
     GivesPromptIds,
     TokenisesAnswers,
     ScoresIds,
     ReadsLayers,
     ReadsSecondPrompt,
     Ranks,
-    HasAdapter,
 )
 Ability = TypeVar("Ability")
+
+
+def abilities(engine: type) -> dict[str, bool]:
+    """Whether the engines of a class have each ability; the keys are the first lines of :data:`ABILITIES`."""
+    attributes = {*dir(engine), *(name for each in engine.__mro__ for name in getattr(each, "__annotations__", ()))}
+    return {_first_line(each): attributes >= _members(each) for each in ABILITIES}
+
+
+def _members(protocol: type) -> set[str]:
+    return {name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")}
+
+
+def _first_line(protocol: type) -> str:
+    return (protocol.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
 def require(engine: Engine, ability: type[Ability]) -> Ability:
@@ -210,7 +223,7 @@ def require(engine: Engine, ability: type[Ability]) -> Ability:
         CapabilityError: where the engine lacks it.
     """
     if not isinstance(engine, ability):
-        need = (ability.__doc__ or "").partition("\n")[0].rstrip(".")
+        need = _first_line(ability)
         raise CapabilityError(
             f"This needs {need[:1].lower()}{need[1:]}, which {type(engine).__name__} does not give: open the "
             "checkpoint with vlmprobe.load."

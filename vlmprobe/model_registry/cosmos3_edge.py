@@ -13,9 +13,6 @@ __all__ = ["Cosmos3Edge"]
 class Cosmos3Edge(Adapter):
     """Positions of pictures are counted from type ids, which the processor leaves out by default."""
 
-    processor_options: Mapping[str, Any] = {"return_mm_token_type_ids": True}
+    model_types = ("cosmos3_edge",)
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a Cosmos 3 Edge one."""
-        return config.get("model_type") == "cosmos3_edge"
+    processor_options: Mapping[str, Any] = {"return_mm_token_type_ids": True}

@@ -13,10 +13,7 @@ __all__ = ["GotOcr2"]
 class GotOcr2(Adapter):
     """The processor takes pictures that come in a chat for pages of one document, and must be told so."""
 
+    model_types = ("got_ocr2",)
+
     capabilities = Capabilities(several_images=False, text_only=False)
     processor_options: Mapping[str, Any] = {"multi_page": True}
-
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a GOT-OCR 2.0 one."""
-        return config.get("model_type") == "got_ocr2"

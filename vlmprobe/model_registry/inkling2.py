@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +16,7 @@ __all__ = ["Inkling2", "Inkling2Loop"]
 class Inkling2(Adapter):
     """Attention over the block boundaries' states, after the last decoder layer, counts as one more layer."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is an Inkling 2 one."""
-        return config.get("model_type") == "inkling2"
+    model_types = ("inkling2",)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -37,10 +34,7 @@ class Inkling2(Adapter):
 class Inkling2Loop(Inkling2):
     """Some of the layers run several times over: each run counts as a layer."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is an Inkling 2 one with a loop."""
-        return config.get("model_type") == "inkling2_loop"
+    model_types = ("inkling2_loop",)
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from vlmprobe.adapter import Adapter
@@ -17,10 +14,7 @@ __all__ = ["InternVL"]
 class InternVL(Adapter):
     """The tiles of a picture stand one after the other with no token between them, so a run is cut into tiles here."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a native InternVL one (the original format says ``internvl_chat``)."""
-        return config.get("model_type") == "internvl"
+    model_types = ("internvl",)
 
     def spans(self, ids: np.ndarray, conversation: Conversation) -> tuple[ImageSpan, ...]:
         """One span for each tile, the thumbnail last."""

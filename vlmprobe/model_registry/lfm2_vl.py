@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
 from vlmprobe.adapter import Adapter
@@ -15,10 +12,7 @@ __all__ = ["Lfm2VL"]
 class Lfm2VL(Adapter):
     """The decoder calls its last norm ``embedding_norm``."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is an LFM2-VL or LFM3-VL one."""
-        return config.get("model_type") in ("lfm2_vl", "lfm3_vl")
+    model_types = ("lfm2_vl", "lfm3_vl")
 
     @property
     def final_norm(self) -> nn.Module:

@@ -16,10 +16,7 @@ __all__ = ["Mllama"]
 class Mllama(Adapter):
     """An image is a single position here, whatever its size; the text attends to its tiles through a mask."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is an Mllama one."""
-        return config.get("model_type") == "mllama"
+    model_types = ("mllama",)
 
     @property
     def image_encoder(self) -> tuple[nn.Module, str] | None:

@@ -18,14 +18,11 @@ __all__ = ["Nested"]
 class Nested(Adapter):
     """The whole puts image features into the embeddings and hands them on to a causal language model."""
 
+    model_types = ("llama4", "nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
+
     def __init__(self, model: Any, processor: Any) -> None:
         _refuse_broken(model.config.model_type)
         super().__init__(model, processor)
-
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the model type is one of those."""
-        return config.get("model_type") in ("llama4", "nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
 
     @classmethod
     def load(cls, checkpoint: str | Path, *, config: Mapping[str, Any], **options: Any) -> Adapter:

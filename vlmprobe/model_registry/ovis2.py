@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from vlmprobe.adapter import Adapter
 
 __all__ = ["Ovis2"]
@@ -13,10 +10,7 @@ __all__ = ["Ovis2"]
 class Ovis2(Adapter):
     """Indicators mark where a picture, its columns and its rows begin and end; none of them is text."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is an Ovis2 one."""
-        return config.get("model_type") == "ovis2"
+    model_types = ("ovis2",)
 
     @property
     def image_ids(self) -> frozenset[int]:

@@ -15,10 +15,7 @@ __all__ = ["PaliGemma"]
 class PaliGemma(Adapter):
     """Tokens after the prompt must be marked as answer, or the prompt would attend to them."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a PaliGemma or PaliGemma 2 one."""
-        return config.get("model_type") == "paligemma"
+    model_types = ("paligemma",)
 
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
         """As the base class, the new positions being answer (type 1) rather than prompt (type 0)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from vlmprobe.adapter import Adapter
@@ -11,8 +11,6 @@ from vlmprobe.inputs.messages import Conversation, ImagePart
 
 __all__ = ["QwenVL"]
 
-FAMILY = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-
 
 class QwenVL(Adapter):
     """An image part may say ``min_pixels``, ``max_pixels``, or ``resized_height`` and ``resized_width``.
@@ -20,10 +18,7 @@ class QwenVL(Adapter):
     Where it does not, the limits of the checkpoint's own image processor hold.
     """
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is of the Qwen-VL family."""
-        return config.get("model_type") in FAMILY
+    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
     @property
     def image_options(self) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,10 +15,7 @@ __all__ = ["Gemma3n", "Glm5Next", "HyV4VL", "Qwen4Exp"]
 class Gemma3n(Adapter):
     """Four streams (AltUp); the last three are projected, brought to the size of the first, and averaged with it."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a Gemma 3n one."""
-        return config.get("model_type") == "gemma3n"
+    model_types = ("gemma3n",)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -30,10 +26,7 @@ class Gemma3n(Adapter):
 class Glm5Next(Adapter):
     """Hyper-connections; the streams are averaged before the norm."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a GLM-5 one with vision."""
-        return config.get("model_type") == "glm5_next"
+    model_types = ("glm5_next",)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -45,19 +38,13 @@ class Glm5Next(Adapter):
 class HyV4VL(Glm5Next):
     """Hyper-connections; the streams are added up, each weighted by a gate, before the norm."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a Hy 4 one with vision."""
-        return config.get("model_type") == "hy_v4_vl"
+    model_types = ("hy_v4_vl",)
 
 
 class Qwen4Exp(Adapter):
     """Hyper-connections; a gated mixer, which holds the norm, makes one stream of them."""
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a Qwen4 one with vision."""
-        return config.get("model_type") == "qwen4_exp"
+    model_types = ("qwen4_exp",)
 
     @property
     def final_norm(self) -> nn.Module:

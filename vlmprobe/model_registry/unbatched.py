@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from vlmprobe.adapter import Adapter, Capabilities
 
 __all__ = ["REASONS", "OneByOne"]
@@ -20,9 +17,6 @@ REASONS = {  # model_type -> why, with the largest change of a logit on a tiny c
 class OneByOne(Adapter):
     """The conventions of transformers, without batches."""
 
-    capabilities = Capabilities(batching=False)
+    model_types = tuple(REASONS)
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the model type is one of those."""
-        return config.get("model_type") in REASONS
+    capabilities = Capabilities(batching=False)

@@ -249,5 +249,5 @@ def test_what_cannot_be_streamed_is_said_first():
             probe.stream("Was?", prompt=True)
         assert server.of("/v1/chat/completions") == []
     ollama = {"/api/version": {"version": "0.12"}, "/api/tags": {"models": [{"name": "m", "model": "m"}]}}
-    with WireServer(ollama) as server, pytest.raises(CapabilityError, match="generate gives"):
+    with WireServer(ollama) as server, pytest.raises(CapabilityError, match="tokens as they are generated, which Ollama does not give"):
         vlmprobe.connect(server.url, engine="ollama").stream("Was?")

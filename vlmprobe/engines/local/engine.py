@@ -49,11 +49,14 @@ COUNT_PADDING = {  # option: its neutral value
 class LocalEngine:
     """Runs an adapter's model. Safe to call from several threads; calls on one model take turns."""
 
+    adapter: Adapter
+    memory: ImageMemory | None  # where image features are looked for, in a session
+
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.head = Head(adapter.outer, adapter.backbone)
         self.detokenizer = Detokenizer(adapter.tokenizer)
-        self.memory: ImageMemory | None = None  # where image features are looked for, in a session
+        self.memory = None
 
     def remembering(self, images: int) -> LocalEngine:
         """The same engine with a memory of the features of that many images (or sets of images) used last."""

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
-from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.inputs.messages import Conversation
 
@@ -21,7 +21,7 @@ MOST = 20  # alternatives, by OpenAI's protocol
 WOULD = "vLLM does: start one for the model"
 
 
-class OpenAI(ServedEngine):
+class OpenAI(StreamedEngine):
     """The protocol as OpenAI documents it, and nothing beyond."""
 
     title = "OpenAI-compatible chat"
@@ -31,7 +31,6 @@ class OpenAI(ServedEngine):
         no_alternatives="the protocol allows no more; vLLM with --max-logprobs does",
         no_prompt=f"the protocol has no prompt log-probabilities; {WOULD}",
         no_score=f"the protocol cannot score given text; {WOULD}",
-        no_stream="",
         takes=BASIC | {"stop_strings"},
     )
 

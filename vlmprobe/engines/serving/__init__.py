@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
-from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.base import ServedEngine, StreamedEngine
 from vlmprobe.engines.serving.facts import Facts, Server
 from vlmprobe.engines.serving.generation_options import BASIC, Decoding
 from vlmprobe.engines.serving.http.client import Client, Limits
@@ -27,5 +27,6 @@ __all__ = [
     "Scored",
     "ServedEngine",
     "Server",
+    "StreamedEngine",
     "Tokens",
 ]

@@ -24,7 +24,6 @@ class Abilities:
     no_prompt: str = ""  # why there is no prompt side
     no_score: str = ""  # why candidates cannot be scored
     no_logits: str = "serving engines send log-probabilities, not logits"  # why there is no keep="logits"
-    no_stream: str = "its stream is not read here, generate gives the answer when it is whole"
     takes: frozenset[str] = frozenset()  # generation options, by the names of Decoding
     images: bool = True
 

@@ -8,7 +8,8 @@ To add an engine, write a subclass that says
   of the tokens, values as the engine gave them. Read the reply through
   :class:`~vlmprobe.engines.serving.http.reply.Node`, so that a hostile or broken server is a typed error. Mask nothing
   and compute nothing: sentinels, bounds, image positions, texts and tables are the base class's work;
-- where the engine can, :meth:`~ServedEngine.pieces`, :meth:`~ServedEngine.candidates`, ``rank``;
+- where the engine can, :meth:`~ServedEngine.candidates`, ``rank``, and :meth:`~StreamedEngine.pieces`, on a subclass of
+  :class:`StreamedEngine`;
 
 and publish it as an entry point of the group ``vlmprobe.engines``. In ``vlmprobe/engines/providers``, ``vllm/`` is the
 fullest example, ``openai.py`` the smallest; ``chat.py`` there is what speakers of OpenAI's chat protocol share.
@@ -38,7 +39,7 @@ from vlmprobe.errors import CapabilityError, EngineError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
 from vlmprobe.results.result import Result, Scores
 
-__all__ = ["ServedEngine"]
+__all__ = ["ServedEngine", "StreamedEngine"]
 
 AHEAD = 2  # results that may wait for the one that is due, for each request in flight
 LARGE = 10_000  # tokens and alternatives whose table takes more than 5 ms
@@ -80,12 +81,6 @@ class ServedEngine:
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Ask the server one question."""
         raise NotImplementedError(f"{type(self).__name__} must ask its server")
-
-    def pieces(self, conversation: Conversation, decoding: Decoding, options: Options) -> AsyncGenerator[Answer, None]:
-        """The answer while it is written: the rows that came since the last piece, their text, and of the prompt its
-        ids with the first piece; the ``finish_reason`` is empty until the last.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not read a stream")
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
@@ -142,14 +137,6 @@ class ServedEngine:
         work = (each if isinstance(each, VlmprobeError) else self.result(each, options) for each in conversations)
         ahead = together or AHEAD * self.client.limits.in_flight
         return background_loop.in_order(work, ahead=ahead, keep_errors=keep_errors)
-
-    def stream(self, conversation: Conversation, options: Options) -> Stream:
-        """The answer token by token, without the prompt side."""
-        if self.abilities.no_stream:
-            raise CapabilityError(f"{self.title} cannot be streamed: {self.abilities.no_stream}.")
-        if "prompt" in options.demanded and options.prompt:
-            raise CapabilityError(f"{self.title} streams no prompt side: leave out prompt=True, or use generate.")
-        return Stream(lambda listen: background_loop.run(streamed(self, conversation, options, listen)))
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
@@ -256,6 +243,26 @@ class ServedEngine:
             for answer in answers
         ]
         return judge(*values)
+
+
+class StreamedEngine(ServedEngine):
+    """A server that sends an answer while it writes it."""
+
+    def pieces(self, conversation: Conversation, decoding: Decoding, options: Options) -> AsyncGenerator[Answer, None]:
+        """The answer while it is written: the rows that came since the last piece, their text, and of the prompt its
+        ids with the first piece; the ``finish_reason`` is empty until the last.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must read its stream")
+
+    def stream(self, conversation: Conversation, options: Options) -> Stream:
+        """The answer token by token, without the prompt side.
+
+        Raises:
+            CapabilityError: where the prompt side is asked for by name.
+        """
+        if "prompt" in options.demanded and options.prompt:
+            raise CapabilityError(f"{self.title} streams no prompt side: leave out prompt=True, or use generate.")
+        return Stream(lambda listen: background_loop.run(streamed(self, conversation, options, listen)))
 
 
 def _stands(finding: asyncio.Task[None]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmprobe.engines.base import Options
+from vlmprobe.engines.base import Options, abilities
 from vlmprobe.engines.serving.answer import Answer
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.findings import Finding
@@ -36,6 +36,7 @@ class Health:
     value_kind: str  # what they are where a call samples with temperature and filters
     max_logprobs: int | None  # alternatives at most; None for no limit
     findings: tuple[Finding, ...]
+    abilities: dict[str, bool]  # of vlmprobe.engines.base, whether engines of this kind have each
 
     @property
     def usable(self) -> bool:
@@ -74,6 +75,7 @@ async def examine(engine: ServedEngine) -> Health:
         value_kind=meaning.kind if meaning is not None else "unknown",
         max_logprobs=engine.abilities.alternatives,
         findings=tuple(findings),
+        abilities=abilities(type(engine)),
     )
 
 

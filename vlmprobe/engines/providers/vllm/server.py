@@ -21,7 +21,7 @@ from vlmprobe.engines.providers.vllm.prompt import vllm_prompt, vllm_row
 from vlmprobe.engines.providers.vllm.rank import rank_documents
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.answer import Scored
-from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.findings import Finding
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
@@ -36,7 +36,7 @@ TOO_MANY = re.compile(r"(?:max(?:imum)? allowed|at most|vocab(?:ulary)?[ _]size)
 RAW_LOGITS = "start the server with --logprobs-mode raw_logits --max-logprobs -1"
 
 
-class VLLM(ServedEngine):
+class VLLM(StreamedEngine):
     """A vLLM server of a generating model, or of a reranker (``--runner pooling``), which can only rank."""
 
     title = "vLLM"
@@ -44,7 +44,6 @@ class VLLM(ServedEngine):
         alternatives=DEFAULT_MOST,
         no_alternatives="start the server with a greater --max-logprobs",
         no_logits=RAW_LOGITS,
-        no_stream="",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
     )
     tokens_in: bool | None = None  # whether the server takes ids (--enable-scale-out); None until it was asked

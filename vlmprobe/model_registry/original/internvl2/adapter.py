@@ -25,12 +25,9 @@ RUN_OF_CONTEXTS = re.compile(f"(?:{re.escape(IMAGE_CONTEXT)})+")
 class InternVL2(Adapter):
     """InternVL2 1B to 76B and InternVL2.5 1B to 78B: Qwen2, InternLM2, Phi-3 and Llama language models."""
 
-    capabilities = Capabilities(mixed_images=True)
+    model_types = ("internvl_chat",)
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether config.json is that of an ``InternVLChatModel``."""
-        return config.get("model_type") == "internvl_chat"
+    capabilities = Capabilities(mixed_images=True)
 
     @classmethod
     def load(

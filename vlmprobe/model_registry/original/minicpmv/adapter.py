@@ -33,6 +33,8 @@ class MiniCPMV(Adapter):
     An image part may carry ``max_slice_nums``, the most slices that its image is cut into.
     """
 
+    model_types = ("minicpmv",)
+
     def __init__(self, model: Any, processor: Any) -> None:
         from vlmprobe.model_registry.original.language_config import stretches
 
@@ -43,11 +45,6 @@ class MiniCPMV(Adapter):
             several_images=self.release.version != "2.0",
             batching=not stretches(model.config.text_config),
         )
-
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is a MiniCPM-V one in its original format (4.6 and later are native)."""
-        return config.get("model_type") == "minicpmv"
 
     @classmethod
     def load(

@@ -26,12 +26,9 @@ RENAMED = {r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
 class OmniLMM(Adapter):
     """OmniLMM-12B: one image a conversation, in the first message."""
 
-    capabilities = Capabilities(several_images=False, mixed_images=True)
+    model_types = ("omnilmm",)
 
-    @classmethod
-    def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is an OmniLMM one."""
-        return config.get("model_type") == "omnilmm"
+    capabilities = Capabilities(several_images=False, mixed_images=True)
 
     @classmethod
     def load(
