@@ -1,1 +1,1 @@
-"""What vlmprobe costs, side by side with what people use today: ``python -m benchmarks --help``."""
+"""Benchmarks of vlmprobe against common alternatives: ``python -m benchmarks --help``."""

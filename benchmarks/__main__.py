@@ -1,11 +1,11 @@
-"""Measure what vlmprobe costs, side by side with what people use today, and tell which goals are met.
+"""Benchmark vlmprobe against common alternatives, and report which goals are met.
 
     make bench                                                  # all of it; about an hour on two cores
     python -m benchmarks --size 1b --dtype bfloat16 --only generate candidates_16
-    python -m benchmarks --only none                            # nothing anew: the table of what was measured before
+    python -m benchmarks --only none                            # no new measurements: print the table of stored results
 
-Every measurement runs in a process of its own and is put into the JSON file at once, in place of what that held for
-it, so a run can be broken off and its parts repeated at a quieter time.
+Every measurement runs in a separate process and is written to the JSON file immediately, replacing the previous result,
+so a run can be interrupted and parts of it repeated when the machine is less busy.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from benchmarks.memory import EXACT
 from benchmarks.page import write
 from benchmarks.startup import startup
 from benchmarks.timing import load
+from vlmprobe._version import DISTRIBUTION
 
 RESULTS = Path(__file__).with_name("results.json")
-TOKENS = (32, 544)  # of the answers whose peaks tell what one token more takes
+TOKENS = (32, 544)  # answer lengths whose peaks give the memory per token
 MEMORY: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "memory_prompt": ("prompt", dict.fromkeys(("prefill", "vlmprobe", "forward + log_softmax"), (2000,))),
     "memory_answer": (
@@ -62,8 +63,8 @@ def measure(name: str, wanted: dict[str, Any], rounds: int | None, skip: list[st
 
 
 def work(wanted: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run ``benchmarks.worker`` in a process of its own."""
-    # Threads that wait for others do so asleep: awake they would take the cores from them where these are shared.
+    """Run ``benchmarks.worker`` in a separate process."""
+    # Waiting threads sleep: spinning, they would take cores from the others on a shared machine.
     given = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(wanted["threads"]), **os.environ}
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.worker", json.dumps(wanted)],
@@ -77,7 +78,7 @@ def work(wanted: dict[str, Any], environment: dict[str, str] | None = None) -> d
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where and with what was measured."""
+    """Hardware and library versions of the measurement."""
     import torch
 
     processor = platform.processor()
@@ -88,7 +89,8 @@ def machine(device: str) -> dict[str, Any]:
         "processor": processor,
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
-        "versions": {name: version(name) for name in ("vlmprobe", "torch", "transformers", "minicons")}
+        "versions": {"vlmprobe": version(DISTRIBUTION)}
+        | {name: version(name) for name in ("torch", "transformers", "minicons")}
         | {"python": platform.python_version()},
     }
 
@@ -128,7 +130,7 @@ def planned(given: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 
 
 def main() -> None:
-    """Measure, keep, and tell."""
+    """Measure, store, and report."""
     given = arguments()
     held = json.loads(given.json.read_text()) if given.json.exists() else {"machine": {}, "measured": {}}
     for name, size, dtype in planned(given):

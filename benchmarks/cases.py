@@ -1,4 +1,4 @@
-"""The tasks that are timed: for each the variants that do it, on one model."""
+"""The timed tasks, and for each its variants, on one model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Bench:
     size: str
     dtype: str
     device: str = "cpu"
-    vocabulary: int | None = None  # where it is not that of the size
+    vocabulary: int | None = None  # overrides that of the size
 
     @cached_property
     def model(self) -> Any:
@@ -39,7 +39,7 @@ class Bench:
 
     @cached_property
     def runs(self) -> list[None]:
-        """One entry for every run of the vision tower from here on."""
+        """Gets one entry per forward pass of the vision tower from here on."""
         found: list[None] = []
         self.model.model.vision_tower.register_forward_pre_hook(lambda *_: found.append(None))
         return found
@@ -63,7 +63,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """One task: its variants on a model, how many rounds they run, and which take so long that they run once."""
+    """One task: its variants on a model, the number of rounds, and the slow variants that run only once."""
 
     what: str
     variants: Callable[[Bench], Variants]
@@ -72,7 +72,7 @@ class Case:
 
 
 def answer(bench: Bench, image: Any, new: int = NEW, prompt: bool = True) -> Variants:
-    """Greedy answers of ``new`` tokens, with the default columns on the answer and, unless told, on the prompt."""
+    """Greedy answers of ``new`` tokens, with the default columns on the answer and, by default, on the prompt."""
     text = words(QUESTION)
     inputs = bench.inputs(text, image)
     head = bench.model.get_output_embeddings()
@@ -89,7 +89,7 @@ def answer(bench: Bench, image: Any, new: int = NEW, prompt: bool = True) -> Var
 
 @torch.no_grad()
 def _head(head: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """Logits of text rows [R, H] and nothing else: what no numbers on a prompt can be had without."""
+    """Logits of text rows [R, H] only: the minimum cost of any numbers on a prompt."""
     return head(rows)
 
 
@@ -105,7 +105,7 @@ def prompt(bench: Bench, tokens: int) -> Variants:
 
 
 def candidates(bench: Bench, count: int, peer: bool, tokens: int = 3) -> Variants:
-    """Candidates of so many tokens as the answer to a question about a picture."""
+    """Candidates of ``tokens`` tokens as the answer to a question about an image."""
     text, image = words(QUESTION), bench.picture()
     texts = list(dict.fromkeys(words(tokens, seed) for seed in range(2 * count)))[:count]
     found: dict[str, Callable[[], Any]] = {
@@ -122,7 +122,7 @@ def candidates(bench: Bench, count: int, peer: bool, tokens: int = 3) -> Variant
 
 
 def questions(bench: Bench, count: int = 8, new: int = 2) -> Variants:
-    """Short questions on one picture, each with an answer of two tokens."""
+    """Short questions about one image, each with an answer of two tokens."""
     image = bench.picture()
     asked = [words(8, seed) for seed in range(count)]
     options = {"max_new_tokens": new, "do_sample": False}
@@ -141,7 +141,7 @@ def questions(bench: Bench, count: int = 8, new: int = 2) -> Variants:
 
 
 def requests(bench: Bench, count: int = 32, new: int = 16) -> Variants:
-    """Questions of 6 to 37 tokens without a picture, each with an answer of 16 tokens."""
+    """Questions of 6 to 37 tokens without an image, each with an answer of 16 tokens."""
     asked = [words(6 + place, place) for place in range(count)]
     options = {"max_new_tokens": new, "do_sample": False}
     return {
@@ -182,7 +182,7 @@ CASES: dict[str, Case] = {
 
 
 def agreement(bench: Bench, count: int = 4) -> Iterator[tuple[str, float]]:
-    """Greatest difference in nats between vlmprobe and each peer, so that what is timed is the same numbers."""
+    """Greatest difference in nats between vlmprobe and each peer, to verify that all compute the same numbers."""
     import numpy as np
 
     text, image = words(QUESTION), bench.picture()

@@ -1,4 +1,4 @@
-"""The model's own arithmetic, counted from its sizes: what a task cannot be had for less."""
+"""The model's own operation counts, from its sizes: a lower bound on the cost of a task."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["Counts", "counts"]
 
 @dataclass(frozen=True)
 class Counts:
-    """Operations (two for each multiplication with its addition) of the parts of a model."""
+    """Operations (two per multiply-add) of the parts of a model."""
 
     tower: float  # for one tile
-    position: float  # of the language model, for one position, attention to others aside
-    row: float  # of the head
+    position: float  # of the language model, for one position, excluding attention scores
+    row: float  # of the head, for one row
     image: int  # positions that a tile takes in the language model
 
     def prefill(self, text: int, tiles: int = 0) -> float:
-        """A prompt, with the head at its last position."""
+        """Operations of a prompt, with the head at its last position only."""
         return tiles * self.tower + (text + tiles * self.image) * self.position + self.row
 
 
 def counts(size: str) -> Counts:
-    """Those of a size of :data:`benchmarks.model.SIZES`."""
+    """Counts for a size of :data:`benchmarks.model.SIZES`."""
     wanted = SIZES[size]
     vision, text = wanted["vision"], wanted["text"]
     patches = (wanted["side"] // vision["patch_size"][0]) ** 2 + 1

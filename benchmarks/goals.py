@@ -1,4 +1,4 @@
-"""The goals, each judged by what was measured."""
+"""The performance goals, each evaluated against the measurements."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.timing import ratio
 
 __all__ = ["Row", "clock", "goals", "ratios", "table"]
 
-CORES_WANTED = 2.0  # with no more processes than this at the start, wall time is that of the task
-TEXT = 62  # positions of a question of 40 tokens and the template around it and around a picture
+CORES_WANTED = 2.0  # up to this load, wall time is attributed to the task
+TEXT = 62  # positions of a question of 40 tokens plus the template around it and around an image
 MEGABYTE = 1e6
 
 
@@ -24,16 +24,16 @@ class Row:
     goal: str
     measured: str
     met: bool
-    floor: str  # what it cannot be had for less, and why
+    floor: str  # lower bound on the cost, and why
 
 
 def clock(measured: Mapping[str, Any]) -> str:
-    """Which of the two clocks judges a measurement: CPU time where others wanted the cores at the same time."""
+    """The clock that decides: CPU time if other processes competed for the cores, else wall time."""
     return "wall" if max(measured["load"]) <= CORES_WANTED else "cpu"
 
 
 def ratios(measured: Mapping[str, Any], variant: str, over: str) -> tuple[float, str]:
-    """The ratio that judges, and both as text: median (least to greatest)."""
+    """The deciding ratio, and both ratios as text: median (min to max)."""
     seconds = measured["seconds"]
     told = []
     for name in ("wall", "cpu"):
@@ -43,14 +43,14 @@ def ratios(measured: Mapping[str, Any], variant: str, over: str) -> tuple[float,
 
 
 def goals(held: Mapping[str, Any], size: str, dtype: str) -> list[Row]:
-    """Every goal that there are measurements for."""
+    """Every goal with measurements."""
     found = held["measured"]
     at = {key.split("/")[0]: each for key, each in found.items() if key.endswith(f"/{size}/{dtype}")}
     return [*_generate(at), *_memory(at, size), *_candidates(at, size), *_together(at, size)]
 
 
 def startup(held: Mapping[str, Any]) -> list[Row]:
-    """The goals that concern no model."""
+    """The goals that do not involve a model."""
     measured = held["measured"].get("startup")
     return list(_startup(measured)) if measured else []
 
@@ -176,7 +176,7 @@ def _slope(sizes: Mapping[str, int]) -> float:
 
 
 def table(held: Mapping[str, Any]) -> str:
-    """All goals as plain text. They are goals for a model of true size; those of a tiny one show what Python costs."""
+    """All goals as plain text. They apply to a model of realistic size; a tiny one shows the Python overhead."""
     models = sorted({tuple(key.split("/")[1:]) for key in held["measured"] if key.count("/") == 2})
     parts = [("", startup(held)), *((f"{size}, {dtype}", goals(held, size, dtype)) for size, dtype in models)]
     lines = []

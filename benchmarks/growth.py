@@ -1,4 +1,4 @@
-"""How cost grows: with the picture, the prompt, the candidates, the vocabulary and the batch."""
+"""How cost scales with image tiles, prompt length, candidates, vocabulary and batch size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Sweep:
-    """One thing that grows: its name and values, and what is timed at each."""
+    """One swept quantity: its name and values, and the variants timed at each."""
 
     along: str
     values: tuple[int, ...]
@@ -66,7 +66,7 @@ SWEEPS = {
 
 
 def sweep(bench: cases.Bench, name: str) -> dict[str, Any]:
-    """Seconds of every variant at every value, after runs at the least of them that are not counted."""
+    """Seconds of every variant at every value, after warm-up runs at the smallest value."""
     wanted = SWEEPS[name]
     for call in wanted.variants(bench, wanted.values[0]).values():
         call()

@@ -1,10 +1,10 @@
-"""Peak memory of loading a sharded checkpoint in its original format, over the size of its weights.
+"""Peak memory of loading a sharded checkpoint in original format, relative to the size of its weights.
 
     python benchmarks/loading.py                     # the sizes of InternVL2-2B: 4.4 GB of random bfloat16 weights
     python benchmarks/loading.py --dtype float32 --shards 8
 
-The loading runs in a process of its own. Counted is memory that belongs to the process (RssAnon): pages of the mapped
-files are the system's cache, which it takes back when something needs the room.
+Loading runs in a separate process. Only anonymous memory (RssAnon) is counted: pages of mapped files are page cache,
+which the system reclaims under memory pressure.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CONFIG = {
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of an original checkpoint of this configuration."""
+    """Name and shape of every weight of an original checkpoint with this configuration."""
     width, inner, heads, groups = (
         LANGUAGE[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     )
@@ -105,7 +105,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def write(folder: Path, shards: int) -> int:
-    """Write the checkpoint with random weights; the number of bytes of its weights."""
+    """Write the checkpoint with random weights; returns the size of the weights in bytes."""
     import torch
     from safetensors.torch import save_file
 
@@ -126,14 +126,14 @@ def write(folder: Path, shards: int) -> int:
 
 
 def measure(folder: Path, dtype: str) -> dict[str, float]:
-    """Load the checkpoint in this process and watch its memory."""
+    """Load the checkpoint in this process and track its memory."""
     import vlmprobe
 
     def own() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
-    import torch  # noqa: F401 - what the libraries take is not the checkpoint's
+    import torch  # noqa: F401 - imported first: memory of the libraries is not counted
     import transformers  # noqa: F401
 
     before, peak, done = own(), 0, threading.Event()
@@ -157,7 +157,7 @@ def measure(folder: Path, dtype: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Write, load and tell."""
+    """Write, load and report."""
     parser = argparse.ArgumentParser(description="Peak memory of loading a sharded original checkpoint")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--dtype", default="auto")

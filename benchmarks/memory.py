@@ -1,4 +1,4 @@
-"""Peak memory of one call in this process: of the process itself, or of the accelerator that the model is on."""
+"""Peak memory of one call in this process: on the CPU, or on the accelerator that holds the model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 __all__ = ["EXACT", "peak"]
 
-# With these a process gives what it frees back to the system at once, so that its size says what it holds.
+# With these settings freed memory is returned to the system immediately, so that RSS equals what is in use.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 STATUS = Path("/proc/self/status")
 
 
 def peak(call: Callable[[], Any], device: str = "cpu") -> int:
-    """Bytes by which the highest point of memory during the call is above what was held before it."""
+    """Peak memory during the call, in bytes above the memory held before it."""
     import torch
 
     gc.collect()
@@ -29,7 +29,7 @@ def peak(call: Callable[[], Any], device: str = "cpu") -> int:
     if not STATUS.exists():
         raise SystemExit("Peak memory of a process is read from /proc, which this system does not have.")
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the highest point since now
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak RSS
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before

@@ -1,4 +1,4 @@
-"""What costs are measured on: a model of InternVL2-1B's sizes with random weights, and smaller ones of its kind."""
+"""The benchmarked models: one with the dimensions of InternVL2-1B and random weights, and smaller ones."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @cache
 def build(size: str, dtype: str, vocabulary: int | None = None) -> tuple[Any, Any]:
-    """A model with random weights and its processor, both transformers' own InternVL. Weights come from the folder
-    ``CACHE`` (``VLMPROBE_BENCH_CACHE``), where they are put the first time.
+    """A model with random weights and its processor, both transformers' own InternVL. Weights are created on first use
+    and then loaded from the folder ``CACHE`` (``VLMPROBE_BENCH_CACHE``).
 
     Args:
         size: ``"1b"``, ``"small"`` or ``"tiny"``.
         dtype: ``"float32"`` or ``"bfloat16"``.
-        vocabulary: another number of tokens than the size has.
+        vocabulary: overrides the vocabulary size.
     """
     import torch
     import transformers as hf
@@ -150,8 +150,8 @@ SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<v
 
 
 def _tokenizer(size: int) -> Any:
-    """A byte-level BPE tokenizer of ``size`` tokens: every word of :func:`words` is a token of its own, and so is its
-    space before it; the rest of the vocabulary never occurs in a prompt and only makes it as large as a real one."""
+    """A byte-level BPE tokenizer of ``size`` tokens: every word of :func:`words`, with its leading space, is one token;
+    the rest of the vocabulary never occurs in a prompt and only makes it as large as a real one."""
     import transformers as hf
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -193,6 +193,6 @@ def words(count: int, seed: int = 0) -> str:
 
 
 def picture(tiles: int, side: int, seed: int = 0) -> Image.Image:
-    """A picture that is cut into ``tiles`` tiles in a row (and a thumbnail where there are several)."""
+    """An image that is split into ``tiles`` tiles in a row (plus a thumbnail if there are several)."""
     patches = np.random.default_rng(seed).integers(0, 256, (16, 16 * tiles, 3), dtype=np.uint8)
     return Image.fromarray(patches).resize((side * tiles, side), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Write docs/reference/performance.md, every number of it from the JSON file, and draw its plots."""
+"""Write docs/reference/performance.md from the JSON file, and draw its plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODELS = {
     ("1b", "float32"): "1B parameters, float32",
     ("tiny", "float32"): "tiny, float32",
 }
-TABLES = {  # case: its title, and the variant that the others are measured by
+TABLES = {  # case: its title, and the baseline variant
     "generate": ("64 new tokens after 40 tokens of text", "model.generate"),
     "generate_picture": ("64 new tokens after a picture and 40 tokens of text", "model.generate"),
     "prompt": ("the columns of 2,000 tokens of text", "prefill"),

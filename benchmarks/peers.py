@@ -1,4 +1,4 @@
-"""What people use today for the same numbers, written as they write it: transformers alone, and minicons."""
+"""Common alternatives for the same numbers, as users write them: transformers alone, and minicons."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def inputs_of(model: Any, processor: Any, text: str, image: Image | None) -> Inp
 
 @torch.no_grad()
 def bare_generate(model: Any, inputs: Inputs, new: int) -> Tensor:
-    """Tokens and not a single number: what the model itself costs."""
+    """Tokens only, without any statistics: the cost of the model itself."""
     return model.generate(**inputs, max_new_tokens=new, do_sample=False)
 
 
@@ -76,13 +76,13 @@ def each_candidate(
 
 
 def scorer(model: Any, processor: Any) -> Any:
-    """minicons' scorer of a loaded model, made once: it goes through the whole vocabulary when it is made."""
+    """minicons' scorer for a loaded model, created once: its constructor iterates over the whole vocabulary."""
     from minicons.scorer import VLMScorer
 
     side = processor.tokenizer.padding_side
-    processor.vocab_size = 0  # it asks the processor for this; the table of words that it fills is not used in scoring
+    processor.vocab_size = 0  # minicons reads this; the token table built from it is not used in scoring
     made = VLMScorer(model, device=str(model.device), tokenizer=processor)
-    processor.tokenizer.padding_side = side  # which it turned to the right, for the processor that others use as well
+    processor.tokenizer.padding_side = side  # minicons set it to right, on the shared processor
     return made
 
 

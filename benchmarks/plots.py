@@ -1,4 +1,4 @@
-"""Draw how cost grows, for a light and for a dark page."""
+"""Plot how cost scales, in a light and a dark version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.growth import SWEEPS
 
 __all__ = ["draw"]
 
-STYLES = {  # marker and line, and a colour, of vlmprobe, of the same work without it, and of two peers
+STYLES = {  # marker with line style, and colour, of vlmprobe, the same work without it, and two peers
     "vlmprobe": ("o-", "#0072b2"),
     "model.generate": ("s--", "#e69f00"),
     "prefill": ("s--", "#e69f00"),
@@ -24,7 +24,7 @@ STYLES = {  # marker and line, and a colour, of vlmprobe, of the same work witho
 
 
 def draw(held: Mapping[str, Any], folder: Path) -> None:
-    """Write ``growth.png`` and ``growth-dark.png``, with a panel for every sweep that there is."""
+    """Write ``growth.png`` and ``growth-dark.png``, with a panel for every measured sweep."""
     from matplotlib import pyplot
 
     found = {name: measured for name in SWEEPS if (measured := _of(held, name))}

@@ -1,9 +1,9 @@
-"""What the client of serving engines costs: ``python -m benchmarks.serving``.
+"""Overhead of the client for serving engines: ``python -m benchmarks.serving``.
 
-Beside bare ``httpx`` calls with the very same bodies and the same number in flight, against a server in a process of
-its own that answers as vLLM does, after the time that a model would take. The bare client reads the JSON and makes
-nothing of it. Both run in turns, and the median of the ratios is told. The pictures are JPEG files. Memory is that of
-this process, over a thousand requests whose results are not kept.
+Compared with bare ``httpx`` calls with identical bodies and concurrency, against a mock server in a separate process
+that responds as vLLM does, after the latency of a model. The bare client parses the JSON and discards it. Both clients
+alternate, and the median of the ratios is reported. The images are JPEG files. Memory is that of this process, over a
+thousand requests whose results are discarded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REFUSAL = {"error": {"message": "Requested sample logprobs of 21, which is great
 
 
 def reply() -> bytes:
-    """An answer of 64 tokens with 11 entries each, and the ids of a prompt of 1,000 positions, in vLLM's form."""
+    """An answer of 64 tokens with 11 entries each, and the ids of a prompt of 1,000 positions, in vLLM's format."""
     random = np.random.default_rng(0)
     content = []
     for _ in range(TOKENS):
@@ -55,7 +55,7 @@ def reply() -> bytes:
 
 
 def serve(port: Any, wait_s: float) -> None:
-    """JSON in, the same answer out after a while. More than 20 alternatives are refused, as vLLM does."""
+    """Answer every POST alike after ``wait_s`` seconds; more than 20 alternatives are refused, as by vLLM."""
     answer, models, refusal = reply(), json.dumps(MODELS).encode(), json.dumps(REFUSAL).encode()
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,7 +86,7 @@ def serve(port: Any, wait_s: float) -> None:
 
 @contextmanager
 def server(wait_s: float) -> Iterator[str]:
-    """The address of a server that lives as long as this."""
+    """The address of a server that runs while the context is open."""
     context = multiprocessing.get_context("spawn")
     port = context.Queue()
     process = context.Process(target=serve, args=(port, wait_s), daemon=True)
@@ -111,7 +111,7 @@ def connect(url: str) -> vlmprobe.Probe:
 
 
 def consume(probe: vlmprobe.Probe, requests: list[vlmprobe.Request]) -> float:
-    """Seconds that the probe takes for all requests; results are let go."""
+    """Seconds that the probe takes for all requests; results are discarded."""
     started = time.perf_counter()
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "alternatives": TOP, "progress": False, "prompt": False}
     count = sum(1 for _ in probe.generate_many(requests, **options))
@@ -120,7 +120,7 @@ def consume(probe: vlmprobe.Probe, requests: list[vlmprobe.Request]) -> float:
 
 
 def bodies(url: str, requests: list[vlmprobe.Request]) -> list[bytes]:
-    """What vlmprobe sends for the requests, recorded on its way out."""
+    """The request bodies that vlmprobe sends, recorded."""
     probe = connect(url)
     client: Any = probe.engine.client  # type: ignore[attr-defined]
     sent: list[bytes] = []
@@ -137,7 +137,7 @@ def bodies(url: str, requests: list[vlmprobe.Request]) -> list[bytes]:
 
 
 async def bare(url: str, sent: list[bytes]) -> float:
-    """Seconds that bare httpx takes for the same bodies, as many at once."""
+    """Seconds that bare httpx takes for the same bodies at the same concurrency."""
     gate = asyncio.Semaphore(IN_FLIGHT)
     limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
@@ -153,12 +153,12 @@ async def bare(url: str, sent: list[bytes]) -> float:
 
 
 def compare(wait_s: float, count: int, rounds: int) -> dict[str, Any]:
-    """Times of both clients in turns, on one server."""
+    """Alternating timings of both clients on one server."""
     requests = [vlmprobe.Request(QUESTION, photograph()) for _ in range(count)]
     with server(wait_s) as url:
         sent = bodies(url, requests)
         probe = connect(url)
-        consume(probe, requests[:IN_FLIGHT])  # connections are open, and the server's limits known
+        consume(probe, requests[:IN_FLIGHT])  # opens connections and discovers the server's limits
         found = []
         for _ in range(rounds):
             clock = [time.process_time()]
@@ -174,7 +174,7 @@ def compare(wait_s: float, count: int, rounds: int) -> dict[str, Any]:
 
 
 def growth(count: int) -> dict[str, Any]:
-    """Memory of this process in MB after every tenth of so many requests."""
+    """Memory of this process in MB after every tenth of ``count`` requests."""
     picture, process, seen = photograph(), psutil.Process(), []
     with server(0.0) as url:
         probe = connect(url)

@@ -1,4 +1,4 @@
-"""How long a fresh process takes to import vlmprobe, and to show its help."""
+"""Time for a fresh process to import vlmprobe, and to show its help."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def startup(runs: int = 15) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every run, wall and CPU, the commands taken in turns; the first run of each is not counted."""
+    """Seconds of every run, wall and CPU, with the commands interleaved; the first run of each is a warm-up."""
     found: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in COMMANDS}
     for turn in range(runs + 1):
         for name, command in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""Times of several variants of one task, taken in turns, so that whatever else the machine does hits all of them."""
+"""Interleaved timings of several variants of one task, so that background load affects all of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def alternate(
     """Seconds of every round of every variant: A B C, A B C, ...
 
     Returns:
-        For each variant ``wall`` and ``cpu``, the latter of all threads. Where other processes want the same cores,
-        wall time counts their turns too and CPU time does not. Variants in ``once`` run in the first round only.
+        For each variant ``wall`` and ``cpu``, the latter over all threads. If other processes compete for the cores,
+        wall time includes theirs and CPU time does not. Variants in ``once`` run in the first round only.
     """
     seconds: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in variants}
     for turn in range(rounds):
@@ -35,7 +35,7 @@ def alternate(
 
 
 def synchronise() -> None:
-    """Wait for an accelerator, where there is one."""
+    """Synchronise the accelerator, if there is one."""
     import torch
 
     if torch.accelerator.is_available():
@@ -43,12 +43,12 @@ def synchronise() -> None:
 
 
 def ratio(seconds: Mapping[str, Mapping[str, list[float]]], variant: str, over: str, clock: str) -> tuple[float, ...]:
-    """Median, least and greatest ratio of two variants, each round with itself; one that ran once, over all rounds."""
+    """Median, min and max ratio of two variants, round by round; one that ran once is compared with all rounds."""
     one, other = np.array(seconds[variant][clock]), np.array(seconds[over][clock])
     each = one / other if len(one) == len(other) else (one[:, None] / other[None, :]).ravel()
     return float(np.median(each)), float(each.min()), float(each.max())
 
 
 def load() -> float:
-    """How many processes wanted a core during the last minute."""
+    """Load average of the last minute."""
     return os.getloadavg()[0]

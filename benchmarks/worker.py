@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: ``python -m benchmarks.worker '{"kind": "time", ...}'`` prints JSON."""
+"""One measurement in a separate process: ``python -m benchmarks.worker '{"kind": "time", ...}'`` prints JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TASKS: dict[str, Callable[[cases.Bench, int], cases.Variants]] = {
 
 
 def time_case(bench: cases.Bench, name: str, rounds: int | None, skip: Sequence[str]) -> dict[str, Any]:
-    """Seconds of every variant of a case, after runs that bring weights and libraries into memory."""
+    """Seconds of every variant of a case, after warm-up runs."""
     case = cases.CASES[name]
     variants = {variant: call for variant, call in case.variants(bench).items() if variant not in skip}
     next(iter(variants.values()))()
@@ -40,14 +40,14 @@ def time_case(bench: cases.Bench, name: str, rounds: int | None, skip: Sequence[
 
 
 def memory_of(bench: cases.Bench, name: str, variant: str, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Peak bytes of one variant for every size, after a small run that brings weights and libraries into memory."""
+    """Peak bytes of one variant for every size, after a small warm-up run."""
     TASKS[name](bench, 4)[variant]()
     calls = [TASKS[name](bench, size)[variant] for size in sizes]
     return {"peak": {size: peak(call, bench.device) for size, call in zip(sizes, calls, strict=True)}}
 
 
 def main(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured, and how many processes wanted a core before and after."""
+    """The measurement, with the load average before and after."""
     import torch
     import transformers
 

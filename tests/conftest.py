@@ -17,11 +17,16 @@ def pytest_configure():
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
+    """Here and in what tests start, such as kernels of notebooks: several that spin for two cores take four times as
+    long, and tiny models gain nothing by a second thread.
+    """
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny models are slower on several, and tests may run beside each other
-    yield
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(threads)
 
 

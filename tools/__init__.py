@@ -1,1 +1,1 @@
-"""What makes and documents the package and is no part of it: training of the embedded model, pages that are written."""
+"""Development tools outside the package: training of the embedded model, and generators of documentation pages."""

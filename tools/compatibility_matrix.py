@@ -1,7 +1,7 @@
-"""The compatibility matrix: the conformance suite on every architecture, written as a page.
+"""Runs the conformance suite on every architecture and writes the compatibility matrix.
 
 ``python -m tools.compatibility_matrix`` builds a tiny random checkpoint of each architecture, runs every check on it
-and writes ``docs/reference/compatibility.md``. Nothing in that page is written by hand.
+and writes ``docs/reference/compatibility.md``. That page is not edited by hand.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from vlmprobe.testing.report import FORMAT
 __all__ = ["check_architecture", "run"]
 
 Record = Mapping[str, Any]
-NOT_YET = "new in this transformers: there is no tiny checkpoint of it yet"
+NOT_YET = "new in this version of transformers: no tiny checkpoint yet"
 
 
 def check_architecture(name: str, folder: str | None = None) -> dict[str, Any]:
-    """The record of one architecture: the suite's report, or the error that kept it from running.
+    """The record of one architecture: the suite's report, or the error that prevented the run.
 
-    Beside the report, ``quick`` lists what the quick checks at load find. On a checkpoint that passes the suite they
-    must find nothing, so it passes only where they do not.
+    ``quick`` adds the findings of the quick checks at load. On a checkpoint that passes the suite there must be none,
+    so any finding counts as a failure.
 
     Args:
-        name: of a tiny checkpoint, or of what is in ``folder``.
-        folder: a checkpoint that is there already.
+        name: of a tiny checkpoint, or of the checkpoint in ``folder``.
+        folder: an existing checkpoint.
     """
     import vlmprobe
     from vlmprobe.probe.load_checks import run as quick
@@ -48,7 +48,7 @@ def check_architecture(name: str, folder: str | None = None) -> dict[str, Any]:
             found = [str(finding) for finding in quick(probe.engine)]  # type: ignore[arg-type]
             record = check_adapter(probe).to_dict()
             record = {**record, "passed": record["passed"] and not found, "quick": found}
-        except Exception as error:  # noqa: BLE001 - one architecture that fails must not end the matrix
+        except Exception as error:  # noqa: BLE001 - one failing architecture must not abort the matrix
             record = {"passed": False, "error": f"{type(error).__name__}: {error}"}
     return {**record, **_told(name, folder)}
 
@@ -64,13 +64,13 @@ def run(
     jobs: int = 2,
     told: Callable[[Record], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Check architectures in several processes of one thread each; records in the order of the names.
+    """Check architectures in parallel single-threaded processes; records in the order of the names.
 
     Args:
         names: of tiny checkpoints.
-        folders: name -> checkpoint folder, of further ones.
-        jobs: processes.
-        told: called with each record as it comes.
+        folders: name -> folder of further checkpoints.
+        jobs: number of processes.
+        told: called with each record as it completes.
     """
     asked: dict[str, str | None] = {**dict.fromkeys(names), **(folders or {})}
     found: dict[str, dict[str, Any]] = {}
@@ -88,7 +88,7 @@ def run(
 
 
 def _prepare() -> None:
-    """A worker's own set-up: one thread, since tiny models only wait for more, and quiet libraries."""
+    """Initialise a worker: one thread, since more only slow tiny models down, and quiet libraries."""
     import warnings
 
     import torch
@@ -110,10 +110,10 @@ def _checkpoints(folders: Iterable[Path]) -> Iterator[tuple[str, str]]:
 
 def main(
     out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
-    records: Annotated[Path | None, typer.Option(help="File to append the records to, a line of JSON each.")] = None,
-    names: Annotated[str | None, typer.Option(help="Architectures, separated by commas; all by default.")] = None,
+    records: Annotated[Path | None, typer.Option(help="JSON Lines file to append the records to.")] = None,
+    names: Annotated[str | None, typer.Option(help="Comma-separated architectures; all by default.")] = None,
     also: Annotated[list[Path] | None, typer.Option(help="Further checkpoint, or folder of them. Repeatable.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
+    jobs: Annotated[int, typer.Option(help="Number of processes.", min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Run the conformance suite on every architecture and write the compatibility matrix."""
     from rich.console import Console

@@ -1,9 +1,9 @@
-"""Write constraints.txt: the newest libraries that pyproject.toml allows today, which the tests are then run with.
+"""Write constraints.txt: pin the newest libraries that pyproject.toml allows today as the tested set.
 
 ``python tools/write_constraints.py`` (``make lock``) resolves the package with every extra and every dependency group
-in a fresh environment, without installing anything into it. What is given as arguments is asked for too, to hold a
-library back: ``make lock ARGS='torch<2.15'``. The versions that the package itself names as tested, in
-``vlmprobe/_version.py``, are written too. It needs nothing but Python.
+in a fresh environment, without installing anything into it. Arguments are additional requirements, to hold a library
+back: ``make lock ARGS='torch<2.15'``. The versions that the package itself declares as tested, in
+``vlmprobe/_version.py``, are updated too. It needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "constraints.txt"
 TOLD = ROOT / "vlmprobe" / "_version.py"
 PYTHON = (3, 11)
-# What torch brings for a GPU on Linux. It fixes these versions itself, by build.
+# CUDA dependencies of torch on Linux. Each torch build pins their versions itself.
 CUDA = re.compile(r"nvidia-|cuda-|triton$|pytorch-triton")
 HEAD = f"""\
 # The tested set: what `make demo`, `make test`, lint, types and CI install, so that a fresh clone is the environment
@@ -36,9 +36,9 @@ HEAD = f"""\
 
 
 def wanted(pyproject: Mapping[str, Any]) -> list[str]:
-    """Arguments of ``pip install`` for everything that ``pyproject.toml`` names.
+    """Arguments of ``pip install`` for everything in ``pyproject.toml``.
 
-    Every extra and group, and the build backend; and pip, which is part of what was tested.
+    Every extra and group, the build backend, and pip, which is part of the tested set.
     """
     extras = ",".join(pyproject["project"]["optional-dependencies"])
     groups = [each for name in pyproject["dependency-groups"] for each in ("--group", name)]
@@ -50,19 +50,19 @@ def pins(report: Mapping[str, Any], project: str) -> list[str]:
 
     Args:
         report: of ``pip install --report``.
-        project: the distribution that the pins are for, which is left out.
+        project: the distribution that the pins are for, which is excluded.
     """
     found = (each["metadata"] for each in report["install"])
-    # Of 2.14.1+cpu, the part after the sign names a build of that version for one kind of machine.
+    # A local version suffix (2.14.1+cpu) names a platform-specific build of that version.
     versions = {normalized(each["name"]): each["version"].partition("+")[0] for each in found}
     return [f"{name}=={versions[name]}" for name in sorted(versions) if name != project and not CUDA.match(name)]
 
 
 def retold(source: str, lines: Iterable[str]) -> str:
-    """The source of ``_version.py`` with the versions of ``TESTED`` as pins have them.
+    """The source of ``_version.py`` with the versions in ``TESTED`` replaced by the pinned ones.
 
     Raises:
-        ValueError: where there is no ``TESTED``.
+        ValueError: if there is no ``TESTED``.
     """
     versions = dict(line.split("==") for line in lines)
     before, sign, rest = source.partition("TESTED = {")
@@ -74,7 +74,7 @@ def retold(source: str, lines: Iterable[str]) -> str:
 
 
 def normalized(name: str) -> str:
-    """The name of a distribution as package indexes compare names."""
+    """The normalised name of a distribution, as package indexes compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -82,14 +82,14 @@ def resolve(arguments: Iterable[str]) -> dict[str, Any]:
     """Pip's report of what it would install into a fresh environment.
 
     Raises:
-        subprocess.CalledProcessError: where pip fails; it has said why.
+        subprocess.CalledProcessError: if pip fails; it has printed why.
     """
     with TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = Path(folder) / ("Scripts" if os.name == "nt" else "bin") / "python"
         report = Path(folder) / "report.json"
         pip = [str(python), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "--upgrade", "pip"], check=True)  # the pip of a fresh Python knows no groups
+        subprocess.run([*pip, "--upgrade", "pip"], check=True)  # the bundled pip may lack dependency groups
         options = ["--dry-run", "--ignore-installed", "--report", str(report)]
         subprocess.run([*pip, *options, *arguments], cwd=ROOT, check=True)
         return json.loads(report.read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def main(held: Sequence[str]) -> None:
     """Write both files.
 
     Args:
-        held: further requirements, to hold a library back.
+        held: additional requirements, to hold a library back.
     """
     if sys.version_info[:2] != PYTHON:
         asked = ".".join(map(str, PYTHON))

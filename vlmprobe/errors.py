@@ -41,7 +41,7 @@ class VlmprobeError(Exception):
 
 
 class VlmprobeWarning(UserWarning):
-    """Something is off, though a call can go on; the message names what, and what to do."""
+    """Something is wrong, but the call can continue; the message says what, and what to do."""
 
 
 class ImageError(VlmprobeError, ValueError):
@@ -53,15 +53,15 @@ class MessageError(VlmprobeError, ValueError):
 
 
 class GenerationOptionError(VlmprobeError, ValueError):
-    """A generation option is unknown, impossible, or not one that a probe can honour."""
+    """A generation option is unknown, invalid, or not supported by a probe."""
 
 
 class UnknownModelError(VlmprobeError, LookupError):
-    """No adapter handles the checkpoint, or no checkpoint is at the given place."""
+    """No adapter handles the checkpoint, or there is no checkpoint at the given place."""
 
 
 class RemoteCodeError(UnknownModelError):
-    """The checkpoint asks to run code of its own, which vlmprobe never does."""
+    """The checkpoint requires running its own code, which vlmprobe never does."""
 
 
 class CheckpointError(VlmprobeError, ValueError):
@@ -73,11 +73,11 @@ class AdapterError(VlmprobeError, RuntimeError):
 
 
 class CapabilityError(VlmprobeError, ValueError):
-    """The model or engine cannot do what was asked; the message names what can."""
+    """The model or engine cannot do what was requested; the message names what can."""
 
 
 class NonFiniteLogitsError(VlmprobeError, ArithmeticError):
-    """The model returned NaN or infinite logits where a distribution was due."""
+    """The model returned NaN or infinite logits where a distribution was expected."""
 
 
 class ResultError(VlmprobeError, ValueError):
@@ -85,10 +85,10 @@ class ResultError(VlmprobeError, ValueError):
 
 
 class EngineError(VlmprobeError, RuntimeError):
-    """A serving engine refused a request, or failed at it.
+    """A serving engine refused a request, or failed on it.
 
     Attributes:
-        status: the HTTP status that it answered with, where it answered.
+        status: the HTTP status of its reply, if there was one.
     """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
@@ -97,7 +97,7 @@ class EngineError(VlmprobeError, RuntimeError):
 
 
 class EngineConnectionError(EngineError, ConnectionError):
-    """A serving engine cannot be reached, or the connection to it broke off."""
+    """A serving engine cannot be reached, or dropped the connection."""
 
 
 class EngineTimeoutError(EngineError, TimeoutError):
@@ -105,7 +105,7 @@ class EngineTimeoutError(EngineError, TimeoutError):
 
 
 class EngineResponseError(EngineError, ValueError):
-    """A serving engine answered what cannot be right: no JSON, wrong lengths, impossible ids or numbers."""
+    """A serving engine returned an invalid reply: no JSON, wrong lengths, impossible ids or numbers."""
 
 
 class MissingExtraError(VlmprobeError, ImportError):
@@ -117,10 +117,10 @@ class MissingExtraError(VlmprobeError, ImportError):
 
 
 def _packages(extra: str) -> list[str]:
-    """What an extra of the installed distribution asks for, such as ``scikit-learn>=1.5``; none without metadata."""
+    """Requirements of an extra of the installed distribution, such as ``scikit-learn>=1.5``; none without metadata."""
     try:
         declared = requires(DISTRIBUTION) or []
-    except PackageNotFoundError:  # run from a folder
+    except PackageNotFoundError:  # run from a source folder
         return []
     halves = (each.partition(";") for each in declared)
     return [package.strip() for package, _, marker in halves if marker.strip() == f'extra == "{extra}"']
@@ -134,4 +134,4 @@ def near(word: str, known: Iterable[str], *, most: int = 3) -> str:
 
 def renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Warn that a name is accepted until 1.0 in place of its new one; ``stacklevel`` as in :func:`warnings.warn`."""
-    warnings.warn(f"{old} is now {new}; the old name goes in vlmprobe 1.0.", DeprecationWarning, stacklevel=stacklevel)
+    warnings.warn(f"{old} is now {new}; vlmprobe 1.0 removes the old name.", DeprecationWarning, stacklevel=stacklevel)

@@ -1,4 +1,4 @@
-"""Entry points of adapters and of engines, loaded by one set of rules: ours first, and nobody takes another along."""
+"""Loads the entry points of adapters and engines by one set of rules: ours first; a broken one affects no other."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Base = TypeVar("Base")
 
 
 def load(points: Iterable[EntryPoint], base: type[Base], noun: str) -> dict[str, type[Base]]:
-    """The classes that entry points name, by the names under which they are published.
+    """The classes of entry points, by the names under which they are published.
 
-    What a third party publishes is left out, with a warning that names it, where it cannot be imported, is no subclass
-    of ``base``, is a class that is there already, or takes a name that is taken; ours come first.
+    A third party's class is left out, with a warning that names it, if it cannot be imported, is not a subclass of
+    ``base``, is already there under another name, or its name is taken; ours come first.
 
     Args:
         points: of one group.
@@ -40,13 +40,13 @@ def load(points: Iterable[EntryPoint], base: type[Base], noun: str) -> dict[str,
             continue
         try:
             loaded = point.load()
-        except Exception as error:  # a plug-in may fail in any way and must not take the others along
+        except Exception as error:  # a plug-in may fail in any way and must not affect the others
             if is_ours(point):
                 raise
             _warn(f"{noun} {point.name!r} of {origin} is broken and left out: {error!r}")
             continue
         if not (isinstance(loaded, type) and issubclass(loaded, base)):
-            _warn(f"{point.value} of {origin} is no subclass of {base.__module__}.{base.__name__}: left out")
+            _warn(f"{point.value} of {origin} is not a subclass of {base.__module__}.{base.__name__}: left out")
         elif loaded in found.values():
             known = next(name for name, each in found.items() if each is loaded)
             _warn(f"{point.name!r} of {origin} is the {noun} {known!r} again: left out")

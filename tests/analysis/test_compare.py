@@ -195,7 +195,7 @@ def test_another_template_is_an_objection(a):
     assert own.processor.chat_template != demo().processor.chat_template
     found = compare(a, vlmprobe.wrap(own.model, own.processor), CASES[:2])
     assert found.same_prompts is False
-    assert "other token ids" in found.objections(100.0)[0]
+    assert "different token ids" in found.objections(100.0)[0]
     assert all(each.how in ("same", "prefix") for each in found.requests)
 
 
@@ -353,12 +353,12 @@ def test_requests_of_a_file(tmp_path):
     ("line", "words"),
     [
         ('{"question": ', "line 2 is not JSON"),
-        ("[1]", "line 2 is no JSON object"),
+        ("[1]", "line 2 is not a JSON object"),
         ('{"image": "a.png"}', "line 2 must have either"),
         ('{"question": "a", "pictures": []}', "line 2 has 'pictures'"),
         ('{"question": "a", "imag": "b"}', "Did you mean image"),
         ('{"question": "a", "candidates": "yes"}', "list of strings"),
-        ('{"question": "a", "options": 3}', "'options' is an object"),
+        ('{"question": "a", "options": 3}', "'options' must be an object"),
         ('{"question": "a", "candidates": ["b"], "options": {"max_new_tokens": 3}}', "leave 'options' out"),
         ('{"question": "a", "image": "b", "images": ["c"]}', "one of them"),
     ],

@@ -194,7 +194,7 @@ def test_errors(probe_of):
         ImageContrast(probe, QUESTION, image, alpha=-1)
     with pytest.raises(GenerationOptionError, match="beta"):
         ImageContrast(probe, QUESTION, image, beta=0)
-    with pytest.raises(CapabilityError, match="no picture"):
+    with pytest.raises(CapabilityError, match="no image"):
         ImageContrast(probe, QUESTION)
     strategy = ImageContrast(probe, QUESTION, image)
     with pytest.raises(CapabilityError, match="another question"):

@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         distillation.kl_divergence(targets, student_rows(12), reduction="batchmean")
     with pytest.raises(ResultError, match="no results"):
         export.write_parquet([], tmp_path / "a.parquet")
-    with pytest.raises(ResultError, match="sides are of"):
+    with pytest.raises(ResultError, match="sides must be among"):
         export.write_parquet([random_result(1)], tmp_path / "a.parquet", sides=("answer",))
     with pytest.raises(ResultError, match="Result 1 has no prompt side"):
         export.write_parquet(
@@ -213,8 +213,8 @@ def test_files_of_others_are_refused(tmp_path):
         (table.replace_schema_metadata({}), "was not written by"),
         (table.replace_schema_metadata({b"vlmprobe": b"{"}), "was not written by"),
         (table.replace_schema_metadata({b"vlmprobe": json.dumps({"format": 2}).encode()}), "layout 2"),
-        (table.drop_columns(["logprob"]), "other columns"),
-        (ragged(table), "one K"),
+        (table.drop_columns(["logprob"]), "does not have the columns"),
+        (ragged(table), "single K"),
     ):
         with pytest.raises(ResultError, match=said):
             list(distillation.read_parquet(rewritten(changed)))

@@ -160,7 +160,7 @@ def test_too_few_answers_promise_nothing():
 def test_the_number_that_the_error_names_is_enough():
     with pytest.raises(CalibrationError) as error:
         gating.accept_for_accuracy(np.full(50, 0.9999), np.ones(50, bool), 0.9, grid=GRID)
-    need = int(str(error.value).split("Without a wrong one, ")[1].split()[0])
+    need = int(str(error.value).split("With no wrong one, ")[1].split()[0])
     assert gating.accept_for_accuracy(np.full(need, 0.9999), np.ones(need, bool), 0.9, grid=GRID).kept == need
     with pytest.raises(CalibrationError):
         gating.accept_for_accuracy(np.full(need - 1, 0.9999), np.ones(need - 1, bool), 0.9, grid=(GRID[-1], *GRID[:-1]))
@@ -175,14 +175,14 @@ def test_the_gate_says_what_to_do_and_why():
     assert yes
     assert yes.action == "accept"
     assert "at least 0.95 of future answers that reach it are right" in yes.why
-    assert "as long as questions come from where these came from" in yes.why
+    assert "as long as questions come from the same distribution" in yes.why
     middle = gating.gate((accept.value + reject.value) / 2, accept, reject=reject)
     assert middle.action == "ask"
     assert not middle
     assert gating.gate(reject.value / 2, accept, reject=reject).action == "reject"
     by_hand = gating.gate(0.8, 0.7)
     assert by_hand.action == "accept"
-    assert "promises nothing" in by_hand.why
+    assert "guarantees nothing" in by_hand.why
     assert gating.gate(0.7, 0.7).action == "accept"  # reaching it is enough
     assert gating.gate(0.2, 0.7).action == "ask"
     assert "2000 answers" in str(accept)

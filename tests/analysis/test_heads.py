@@ -162,11 +162,11 @@ def test_what_is_no_saved_head_is_refused(tmp_path):
     for place, (tensors, text) in enumerate(bad):
         path = tmp_path / f"{place}.safetensors"
         save_file(tensors, path, metadata=None if text is None else {"vlmprobe_head": text})
-        with pytest.raises(ResultError, match="no head that vlmprobe saved"):
+        with pytest.raises(ResultError, match="not a head that vlmprobe saved"):
             LinearHead.load(path)
     (tmp_path / "text.safetensors").write_text("hello")
     for path in (tmp_path / "text.safetensors", tmp_path / "missing.safetensors"):
-        with pytest.raises(ResultError, match="no head that vlmprobe saved"):
+        with pytest.raises(ResultError, match="not a head that vlmprobe saved"):
             LinearHead.load(path)
     save_file(arrays, tmp_path / "later.safetensors", metadata={"vlmprobe_head": json.dumps({**good, "format": 2})})
     with pytest.raises(ResultError, match=r"layout 2, .*a later vlmprobe saved it"):
@@ -234,9 +234,9 @@ def test_checkpoints_without_a_head_one_can_read(tmp_path):
     with pytest.raises(CheckpointError, match="weights"):
         heads.load_head(checkpoint("shape", {"v_head.weight": np.ones((1, 2, 3), np.float32)}))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="no file of weights"):
+    with pytest.raises(CheckpointError, match="not a weight file"):
         heads.load_head(tmp_path / "empty")
-    with pytest.raises(CheckpointError, match="no file of weights"):
+    with pytest.raises(CheckpointError, match="not a weight file"):
         heads.load_head(tmp_path / "missing.safetensors")
 
 
@@ -248,10 +248,10 @@ def test_a_hostile_pickle_is_not_run(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     (tmp_path / "model.bin").write_bytes(pickle.dumps({"v_head.weight": Hostile()}))
-    with pytest.raises(CheckpointError, match="no file of weights"):
+    with pytest.raises(CheckpointError, match="not a weight file"):
         heads.load_head(tmp_path / "model.bin")
     torch.save({"v_head.weight": Hostile()}, tmp_path / "zip.bin")
-    with pytest.raises(CheckpointError, match="no file of weights"):
+    with pytest.raises(CheckpointError, match="not a weight file"):
         heads.load_head(tmp_path / "zip.bin")
     assert not (tmp_path / "ran").exists()
 
@@ -264,7 +264,7 @@ def test_wrong_states(probe_of, asked):
     result = probe_of("llava").generate(QUESTION, picture(), **OPTIONS)
     with pytest.raises(ResultError, match="keep='hidden'"):
         head(result.output.hidden)
-    with pytest.raises(ResultError, match="Result 0 has no states of its output: ask with keep='hidden'"):
+    with pytest.raises(ResultError, match="Result 0 has no states of its output: pass keep='hidden'"):
         heads.states([result])
     with pytest.raises(ResultError, match="no states of its prompt"):
         heads.states(asked, side="prompt")
@@ -288,9 +288,9 @@ def test_wrong_fits():
     states = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     with pytest.raises(ResultError, match="one class"):
         heads.fit_probe(states, [1] * 6)
-    with pytest.raises(ResultError, match="one length"):
+    with pytest.raises(ResultError, match="the same length"):
         heads.fit_probe(states, [1, 2])
-    with pytest.raises(ResultError, match="one length"):
+    with pytest.raises(ResultError, match="the same length"):
         heads.fit_values(states, [1.0, 2.0])
     with pytest.raises(ResultError, match="finite numbers"):
         heads.fit_values(states, [np.nan] * 6)

@@ -112,7 +112,7 @@ def test_one_of_several_pictures(probe_of, own):
     real = own_columns(own("qwen2_vl"), ids, first, second)
     other = own_columns(own("qwen2_vl"), ids, first, pictures.blank(second))
     np.testing.assert_allclose(found.gain[0], real["logprobs"] - other["logprobs"], atol=1e-4)
-    with pytest.raises(CapabilityError, match="no picture 2"):
+    with pytest.raises(CapabilityError, match="no image 2"):
         contrast(probe, QUESTION, [first, second], which=2)
     with pytest.raises(CapabilityError, match="which="):
         contrast(probe, QUESTION, [first, second], regions=2)
@@ -156,7 +156,7 @@ def test_a_token_without_a_number_enters_nothing():
 
 def test_errors_name_the_remedy(probe_of):
     probe, image = probe_of("llava"), picture()
-    with pytest.raises(CapabilityError, match="no picture"):
+    with pytest.raises(CapabilityError, match="no image"):
         contrast(probe, QUESTION)
     with pytest.raises(MessageError, match="Did you mean blur"):
         contrast(probe, QUESTION, image, against="blurr")

@@ -139,7 +139,7 @@ def test_asking_puts_every_module_back(model, processor):
 def test_what_cannot_be_asked_is_said_before_training():
     cases = [
         ({"questions": []}, "questions is empty"),
-        ({"questions": ["a"], "answers": ["b", "c"]}, "2 answers do not belong to 1"),
+        ({"questions": ["a"], "answers": ["b", "c"]}, "2 answers do not match 1"),
         ({"questions": ["a"], "on": ("epochs",)}, "Did you mean epoch"),
         ({"questions": ["a"], "every": 0}, "at least 1"),
         ({"questions": ["a"], "measures": ("entropy_mean",)}, "There is no measure"),

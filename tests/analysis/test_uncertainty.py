@@ -67,7 +67,7 @@ def test_kinds_choose_rows():
     assert uncertainty.sequence_logprob(table) == pytest.approx(table.logprobs.sum(), rel=1e-6)
     assert uncertainty.sequence_logprob(table, kinds=("text",)) == pytest.approx(table.logprobs[:4].sum(), rel=1e-6)
     assert uncertainty.sequence_logprob(table, kinds="special") == pytest.approx(table.logprobs[4])
-    with pytest.raises(ResultError, match="kinds are of"):
+    with pytest.raises(ResultError, match="kinds must be among"):
         uncertainty.sequence_logprob(table, kinds=("words",))
 
 

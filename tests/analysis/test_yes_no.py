@@ -151,13 +151,13 @@ def test_groups_and_frame():
 
 def test_errors():
     for wrong in ("maybe", 1, None):
-        with pytest.raises(ResultError, match="no label"):
+        with pytest.raises(ResultError, match="not a label"):
             yes_no.report([True], [wrong])
-    with pytest.raises(ResultError, match="no answer"):
+    with pytest.raises(ResultError, match="not an answer"):
         yes_no.report([3], [True])
-    with pytest.raises(ResultError, match="one length"):
+    with pytest.raises(ResultError, match="the same length"):
         yes_no.report([True], [])
-    with pytest.raises(ResultError, match="one length"):
+    with pytest.raises(ResultError, match="the same length"):
         yes_no.reports([True], [True], [])
 
 

@@ -36,3 +36,20 @@ def test_figures_were_written_and_pictures_drawn(page):
     assert shown
     assert all((DOCS / "use" / name).is_file() for name in shown)
     assert all(alt.strip() for alt in re.findall(r'alt="([^"]*)"', text))
+
+
+def test_scripts_find_the_parts_that_they_write(tmp_path):
+    """Every part of a page that a script writes names that script, and is found by it."""
+    shutil.copytree(DOCS / "use", tmp_path / "use")
+    write = runpy.run_path(str(DOCS.parent / "tools" / "docs" / "draw_confidence.py"))["write"]
+    write.__globals__["DOCS"] = tmp_path
+    parts = [
+        (path.stem, part, script)
+        for path in sorted((tmp_path / "use").glob("*.md"))
+        for part, script in re.findall(r"<!-- ([^,>]+), written by (\S+) -->", path.read_text(encoding="utf-8"))
+    ]
+    assert len(parts) > 5
+    for page, part, script in parts:
+        assert (DOCS.parent / script).is_file(), f"{page}: {script}"
+        write(page, part, ["written anew"], script=script.removeprefix("tools/docs/").removesuffix(".py"))
+        assert "written anew" in (tmp_path / "use" / f"{page}.md").read_text(encoding="utf-8")

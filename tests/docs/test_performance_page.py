@@ -28,6 +28,14 @@ def test_the_page_is_what_the_results_say(held):
     assert (ROOT / "docs" / "reference" / "performance.md").read_text(encoding="utf-8") == page(held)
 
 
+def test_a_measurement_names_this_distribution_not_that_of_another_project(monkeypatch):
+    from benchmarks import __main__ as main
+
+    installed = {"vlm-logit-probe": "ours", "vlmprobe": "theirs", "torch": "2", "transformers": "5", "minicons": "0.3"}
+    monkeypatch.setattr(main, "version", installed.__getitem__)
+    assert main.machine("cpu")["versions"]["vlmprobe"] == "ours"
+
+
 def test_every_goal_of_the_large_model_has_a_row(held):
     from benchmarks.goals import goals, startup
 

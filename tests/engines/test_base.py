@@ -14,7 +14,7 @@ from vlmprobe.engines.providers.openai import OpenAI
 from vlmprobe.engines.providers.vllm.server import VLLM
 from vlmprobe.errors import CapabilityError
 
-TOKENS, MANY, RANKS = "Tokens as they are generated", "Many requests in flight at once", "Relevance of documents"
+TOKENS, MANY, RANKS = "Token-by-token streaming", "Concurrent requests", "Relevance scores"
 
 
 def test_abilities_of_a_class_are_those_of_its_engines(probe_of):
@@ -34,7 +34,7 @@ def test_an_engine_without_an_ability_is_told_by_its_words(ability):
     class Bare:
         """An engine that has nothing but what all must."""
 
-    with pytest.raises(CapabilityError, match=r"^This needs [a-z].*, which Bare does not give: "):
+    with pytest.raises(CapabilityError, match=r"^This needs [a-z].*, which Bare does not provide: "):
         require(Bare(), ability)
 
 

@@ -152,8 +152,8 @@ def test_good_urls(site, path):
     ("path", "message"),
     [
         ("missing", "answers HTTP 404 Not Found: check the address"),
-        ("private", "HTTP 403.*login.*download the picture yourself"),
-        ("page", "web page; use the address of the picture itself"),
+        ("private", "HTTP 403.*login.*download the image yourself"),
+        ("page", "web page; use the address of the image itself"),
         ("empty", "0 bytes"),
         ("nowhere", "HTTP 302"),
         ("round", "redirects more than 5 times"),

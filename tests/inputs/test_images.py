@@ -353,13 +353,13 @@ def test_anything_with_an_array_interface():
         (np.full((2, 2, 3), np.nan), r"12 values that are NaN or infinite, the first at \[0, 0, 0\].*nan_to_num"),
         (np.float32([[0, np.inf]]), r"1 values .* \[0, 1\]"),
         (np.float32([[0, 255]]), "from 0 to 255; floats must be from 0 to 1: divide"),
-        (np.float32([[-2.1, 2.6]]), "before its normalisation"),
+        (np.float32([[-2.1, 2.6]]), "before normalisation"),
         (np.int32([[-1, 5]]), r"from -1 to 5: scale them to 0\.\.255"),
         (np.int32([[0, 4095]]), "from 0 to 4095"),
         (np.zeros((2, 2), complex), "type complex128: pass uint8"),
         (np.array([["a", "b"]]), "type <U1"),
         (np.array([[object()]]), "type object"),
-        (torch.zeros(3, 4, 4, device="meta"), "cannot become a NumPy array"),
+        (torch.zeros(3, 4, 4, device="meta"), "cannot be converted to a NumPy array"),
     ],
 )
 def test_wrong_arrays(array, message):
@@ -372,7 +372,9 @@ def test_wrong_arrays(array, message):
 
 def test_missing_file(tmp_path):
     (tmp_path / "tiger.jpeg").write_bytes(b"")
-    with pytest.raises(ImageNotFoundError, match=r"No file is at .*tiger\.jpg.*Did you mean tiger\.jpeg\?") as caught:
+    with pytest.raises(
+        ImageNotFoundError, match=r"There is no file .*tiger\.jpg.*Did you mean tiger\.jpeg\?"
+    ) as caught:
         load_image(tmp_path / "tiger.jpg")
     assert isinstance(caught.value, (ImageError, FileNotFoundError))
     with pytest.raises(FileNotFoundError, match=r"folder .*nowhere' does not exist"):
@@ -384,9 +386,9 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"nothing in it \(0 bytes\)"),
-        (b"just some text", "not a picture.*save it as PNG"),
-        (b"<!DOCTYPE html><html></html>", "web page; use the address of the picture"),
+        (b"", r"it is empty \(0 bytes\)"),
+        (b"just some text", "not an image.*save it as PNG"),
+        (b"<!DOCTYPE html><html></html>", "web page; use the address of the image"),
         (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG.*render it to PNG"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"%PDF-1.7", "PDF or PostScript.*render"),
@@ -507,7 +509,7 @@ def test_pillow_s_warning_of_bombs_as_an_error(monkeypatch):
 
 
 def test_folders_and_devices(tmp_path):
-    with pytest.raises(ImageError, match="is a folder: pass the path of one picture"):
+    with pytest.raises(ImageError, match="is a folder: pass the path of one image"):
         load_image(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="not a regular file"):  # reading it would wait for ever
@@ -531,16 +533,16 @@ def test_folders_and_devices(tmp_path):
         ("data:image/png,rawdata", "not base64"),
         ("data:image/png;base64", "not base64"),
         ("data:image/png;base64,", "0 bytes"),
-        ("data:image/png;base64,@@@@", "broken base64"),
-        ("data:image/png;base64,iVBOR", "broken base64"),
-        ("data:image/png;base64,é", "broken base64"),
+        ("data:image/png;base64,@@@@", "not valid base64"),
+        ("data:image/png;base64,iVBOR", "not valid base64"),
+        ("data:image/png;base64,é", "not valid base64"),
         ("data:text/html;base64," + base64.b64encode(b"<html></html>").decode(), "web page"),
         (None, "cannot be None: .* leave the image out"),
         (3, "type int"),
         ({"path": "x"}, "type dict"),
         ([PICTURE], "one image at a time"),
         (io.BytesIO(encoded(PICTURE)), r"read\(\)"),
-        (Image.new("RGB", (0, 4)), "has none"),
+        (Image.new("RGB", (0, 4)), "image is empty"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
 )
@@ -557,11 +559,11 @@ def test_a_url_as_a_path():
 
 def test_a_pillow_image_whose_file_is_broken_or_closed():
     data = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    with pytest.raises(ImageError, match="whole and open"):
+    with pytest.raises(ImageError, match="intact and open"):
         load_image(Image.open(io.BytesIO(data[: len(data) // 2])))
     closed = Image.open(io.BytesIO(data))
     closed.close()
-    with pytest.raises(ImageError, match="whole and open"):
+    with pytest.raises(ImageError, match="intact and open"):
         load_image(closed)
 
 

@@ -212,7 +212,7 @@ def test_images_are_loaded_once_upright_in_rgb():
         ([{"role": "user", "content": None}], "Message 0 has content of type NoneType; use a string or a list"),
         ([{"role": "user", "content": b"a"}], "content of type bytes"),
         ([{"role": "user", "content": []}], "Message 0 has an empty content list"),
-        ([{"role": "user", "content": " "}], "The last message (role 'user') is empty: ask something"),
+        ([{"role": "user", "content": " "}], "The last message (role 'user') is empty: add a question"),
         (user(text("")), "The last message (role 'user') is empty"),
         ([*user(text("a")), {"role": "assistant", "content": ""}], "(role 'assistant') is empty: leave it out"),
         ([{"role": "system", "content": "a"}], "ends with a system message"),
@@ -249,7 +249,7 @@ def test_an_image_without_a_user_message():
     [
         ({RED.tobytes()}, "image= is a set: pass one image, or a list, which has an order"),
         ({"image": RED}, "image= is a dict"),
-        (iter([]), "an iterator with nothing left in it: pass a list"),
+        (iter([]), "an exhausted iterator: pass a list"),
     ],
 )
 def test_wrong_collections_of_images(images, message):
@@ -274,9 +274,9 @@ def test_the_bad_image_is_named(images, message):
 
 def test_the_place_of_a_bad_image_is_named(tmp_path):
     chat = [*user(text("a")), *user(text("b"), {"type": "image", "path": tmp_path / "no.png"})]
-    with pytest.raises(ImageNotFoundError, match=r"^Message 1, part 1: No file is at .*no\.png"):
+    with pytest.raises(ImageNotFoundError, match=r"^Message 1, part 1: There is no file .*no\.png"):
         Conversation.build(chat)
-    with pytest.raises(ImageError, match=r"^Message 0, part 0: .*broken base64"):
+    with pytest.raises(ImageError, match=r"^Message 0, part 0: .*not valid base64"):
         Conversation.build(user({"type": "image", "base64": "@@@"}, text("a")))
     with pytest.raises(ImageError, match=r"^Message 0, part 0: .*only http"):
         Conversation.build(user({"type": "image_url", "image_url": "ftp://host/a.png"}, text("a")))

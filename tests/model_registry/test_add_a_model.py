@@ -151,7 +151,7 @@ def the_record_says_with_what(page, told):
     record = json.loads(printed)
     assert record["passed"]
     assert record["adapter"] == record["model_type"] == "my_model"
-    named = page.partition("the line of JSON says with what:")[2].partition("A check that")[0]
+    named = page.partition("the line of JSON records the setup:")[2].partition("A check that")[0]
     keys = ("model", "adapter", "revision", "dtype", "device", "tolerances", "date")
     for key in keys:
         assert key in named
@@ -289,10 +289,10 @@ def test_a_model_type_that_is_none(run, tmp_path, kind):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["mllama"], "An adapter is named 'mllama' already"),
-        (["qwen-vl"], "An adapter is named 'qwen_vl' already"),
+        (["mllama"], "An adapter named 'mllama' already exists"),
+        (["qwen-vl"], "An adapter named 'qwen_vl' already exists"),
         (["llama-vision", "--model-type", "mllama"], "The adapter 'mllama' (vlmprobe.model_registry.mllama) handles"),
-        (["cham", "--model-type", "chameleon"], "no tiny checkpoint of it to begin with (its processor takes no chat"),
+        (["cham", "--model-type", "chameleon"], "no tiny checkpoint of it to start from (its processor takes no chat"),
     ],
 )
 def test_what_is_there_already(run, tmp_path, arguments, told):
@@ -310,6 +310,6 @@ def test_nothing_is_overwritten(run, tmp_path):
     for arguments in (["my-model"], ["other", "--folder", "vlmprobe-my-model"], ["other", "--folder", "file"]):
         result = run(*arguments)
         assert result.exit_code == 2
-        assert "is there already" in " ".join(result.output.split())
+        assert "already exists" in " ".join(result.output.split())
     assert [file.read_text() for file in (mine, tmp_path / "file")] == ["mine", "mine"]
     assert list(mine.parent.iterdir()) == [mine]

@@ -219,8 +219,8 @@ def test_two_plug_ins_for_one_checkpoint(plug_in):
     [
         ("no_such_module:Adapter", "ModuleNotFoundError"),
         ("somebodys_adapters:Missing", "AttributeError"),
-        ("somebodys_adapters:Number", "no subclass"),
-        ("json:dumps", "no subclass"),
+        ("somebodys_adapters:Number", "not a subclass"),
+        ("json:dumps", "not a subclass"),
         ("vlmprobe.model_registry.native:Native", "again"),
     ],
 )

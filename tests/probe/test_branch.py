@@ -114,11 +114,11 @@ def test_a_picture_that_the_result_holds_only_reduced(probe_of):
     probe, large = probe_of("llava"), picture(width=700, height=600)
     result = probe.generate(QUESTION, large, **OPTIONS)
     choice = int(result.output.top_ids[1, 1])
-    with pytest.raises(MessageError, match=r"only reduced.*image="):
+    with pytest.raises(MessageError, match=r"only downscaled.*image="):
         probe.branch(result, 1, choice, **OPTIONS)
     branch = probe.branch(result, 1, choice, image=large, **OPTIONS)
     np.testing.assert_allclose(branch.output.logprobs[0], result.output.logprobs[0], atol=1e-5)
-    with pytest.raises(MessageError, match=r"pictures of .*700, 600"):
+    with pytest.raises(MessageError, match=r"images of .*700, 600"):
         probe.branch(result, 1, choice, image=result.images[0], **OPTIONS)
     with probe.session(large) as session:
         assert session.branch(session.generate(QUESTION, **OPTIONS), 1, choice, **OPTIONS).output.ids[1] == choice

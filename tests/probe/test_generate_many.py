@@ -233,6 +233,6 @@ def test_the_former_name_of_a_question():
     assert request == Request("Hi", "a.png", 3) == Request(question="Hi", image="a.png", id=3)
     with pytest.warns(DeprecationWarning, match=r"Request\.prompt is now Request\.question"):
         assert request.prompt == "Hi"
-    with pytest.raises(TypeError, match="lacks its question"):
+    with pytest.raises(TypeError, match="needs a question"):
         Request(image="a.png")
     assert Request(None).question is None  # refused where it is asked, with the request's id

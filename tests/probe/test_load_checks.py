@@ -99,7 +99,7 @@ def findings(folder, **options) -> str:
 def test_a_wrong_image_id(checkpoint, given_adapter):
     given_adapter(image_ids=property(lambda self: frozenset({self.tokenizer.convert_tokens_to_ids("<unk>")})))
     told = findings(checkpoint("llava"))
-    assert "- C5 (image positions): AdapterError: native: the prompt has no position for the image" in told
+    assert "- C5 (image positions): AdapterError: native: the prompt has no image placeholder" in told
     assert f"vlmprobe check {checkpoint('llava')}" in told
     assert told.count("\n- ") == 1
 
@@ -107,7 +107,7 @@ def test_a_wrong_image_id(checkpoint, given_adapter):
 def test_no_spans(checkpoint, given_adapter):
     given_adapter(spans=lambda self, ids, conversation: ())
     told = findings(checkpoint("llava"))
-    assert "- C5 (image positions): no position of the prompt is told to be the picture's" in told
+    assert "- C5 (image positions): no position of the prompt is marked as the image's" in told
     assert "the model fills 16" in told
 
 
@@ -144,7 +144,7 @@ def test_no_end_token(checkpoint, given_adapter):
 def test_a_template_that_drops_the_question(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint("llava"), tmp_path / "llava")
     (folder / "chat_template.jinja").write_text("USER: <image>\nASSISTANT:")
-    assert "- chat template: the prompt holds the user's text 0 times" in findings(folder)
+    assert "- chat template: the prompt contains the user's text 0 times" in findings(folder)
 
 
 def test_no_template(checkpoint, tmp_path):

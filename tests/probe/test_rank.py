@@ -129,7 +129,7 @@ def test_a_checkpoint_with_roles_query_and_document(reranker):
 
 def test_a_servers_flat_template_is_refused(reranker):
     probe = vlmprobe.load(reranker("score", FLAT), device="cpu", dtype="float32")
-    with pytest.raises(CapabilityError, match=r"of a server.*template="):
+    with pytest.raises(CapabilityError, match=r"for a server.*template="):
         probe.rank("a tiger", ["a cat"], yes="?", no=".")
     assert len(probe.rank("a tiger", ["a cat"], template=PROMPT, yes="?", no=".")) == 1
 

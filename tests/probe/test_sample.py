@@ -149,7 +149,7 @@ def test_statistics_fill_only_what_is_there():
     result = random_result(13)
     with pytest.raises(ResultError, match="samples has 2 entries for 1"):
         lm_polygraph.statistics([result], samples=[None, None])
-    with pytest.raises(ResultError, match="give samples="):
+    with pytest.raises(ResultError, match="pass samples="):
         lm_polygraph.statistics([result], groups=[np.array([0, 1])])
     other = replace(result.output, ids=result.output.ids[::-1].copy())
     with pytest.raises(ResultError, match="other tokens"):

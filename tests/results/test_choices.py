@@ -85,7 +85,7 @@ def test_many_steps_are_cut_and_said_so():
 def test_more_than_is_kept_is_an_error(k):
     with pytest.raises(ResultError, match=r"from 1 to 5.*alternatives="):
         random_table(0, 3).top(k)
-    with pytest.raises(ResultError, match="no step"):
+    with pytest.raises(ResultError, match="not a step"):
         random_result(0).prompt.top(1).at(0)
 
 

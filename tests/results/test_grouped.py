@@ -95,7 +95,7 @@ def test_collision_through_a_spelling_that_is_left_out():
 
 def test_an_unknown_token_is_no_spelling():
     scores = scores_of({"yes": (5,), "Yes": (1,), "no": (6,)}, special="Yes")
-    with pytest.raises(MessageError, match=r"'Yes' cannot be written.*'<unk>'"):
+    with pytest.raises(MessageError, match=r"'Yes' cannot be encoded.*'<unk>'"):
         grouped({"yes": ["yes", "Yes"], "no": ["no"]}, scores)
     found = grouped({"yes": ["yes", "Yes"], "no": ["no"]}, scores, strict=False)
     assert found.members == [[0], [2]]
@@ -112,7 +112,7 @@ def test_spellings_are_compared_at_one_place():
     assert found.members == [[0], [2]]
     assert "merges" in found.left_out[" yes"]
     apart = scores_of({"yes": (5,), "no": (7,)}, {"yes": 19, "no": 20})
-    with pytest.raises(MessageError, match="different places"):
+    with pytest.raises(MessageError, match="different positions"):
         grouped({"yes": ["yes"], "no": ["no"]}, apart)
 
 

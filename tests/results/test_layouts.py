@@ -249,16 +249,16 @@ def test_what_is_no_file_of_rows(tmp_path):
         )
     ):
         save_file(tensors, tmp_path / f"{number}.safetensors")
-        with pytest.raises(ResultError, match="no file of rows"):
+        with pytest.raises(ResultError, match="not a file of rows"):
             load_rows(tmp_path / f"{number}.safetensors")
     whole = (OLD / ROWS[0]).read_bytes()
     for content in (b"", b"\xff" * 40, whole[:60], whole[:-4]):
         (tmp_path / "damaged").write_bytes(content)
-        with pytest.raises(ResultError, match="no file of rows"):
+        with pytest.raises(ResultError, match="not a file of rows"):
             load_rows(tmp_path / "damaged")
     for described in ("[]", "3", "{"):
         save_file({"a": np.zeros((1, 3), np.float32)}, tmp_path / "odd", metadata={"vlmprobe_rows": described})
-        with pytest.raises(ResultError, match="no file of rows"):
+        with pytest.raises(ResultError, match="not a file of rows"):
             load_rows(tmp_path / "odd")
-    with pytest.raises(ResultError, match="no file of rows"):
+    with pytest.raises(ResultError, match="not a file of rows"):
         load_rows(tmp_path / "missing")

@@ -50,7 +50,7 @@ def test_broken(case, fresh):
     assert [result.id for result in report.failures] == [case.check], report
     failure = report[case.check]
     assert "expected: " in failure.failure
-    assert "came: " in failure.failure
+    assert "got: " in failure.failure
     assert failure.causes
 
 
@@ -153,7 +153,7 @@ def test_the_record_is_complete_and_plain_json(fresh):
 
 def test_a_report_in_a_terminal():
     results = (
-        CheckResult("C1", "[bold]rows[/bold]", "failed", 0.5, failure="expected: [red]1\ncame: 2", causes=("a cause",)),
+        CheckResult("C1", "[bold]rows[/bold]", "failed", 0.5, failure="expected: [red]1\ngot: 2", causes=("a cause",)),
         CheckResult("C2", "steps", "skipped", 0.0, reason="no reason"),
         CheckResult("C3", "sums", "passed", 0.25, notes=("a note",)),
     )
@@ -174,7 +174,7 @@ def test_a_report_in_a_terminal():
 def test_what_a_model_cannot_be_asked_is_noted(fresh):
     report = check_adapter(fresh("paligemma"), only=["C4"])
     assert report["C4"].status == "passed"
-    assert "without a picture: not checked" in report["C4"].notes[0]
+    assert "without an image: not checked" in report["C4"].notes[0]
 
 
 def test_an_error_in_every_check_is_told_once(fresh):

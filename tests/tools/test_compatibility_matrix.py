@@ -108,7 +108,7 @@ def test_the_page_tells_failures_errors_and_what_is_left_out():
         "statement": "a",
         "status": "failed",
         "reason": "",
-        "failure": "expected: 1\ncame: 2",
+        "failure": "expected: 1\ngot: 2",
         "notes": (),
     }
     noted = {"id": "C1", "statement": "a", "status": "passed", "reason": "", "failure": ""}
@@ -127,7 +127,7 @@ def test_the_page_tells_failures_errors_and_what_is_left_out():
     assert "**Original checkpoint formats: 1 of 1 pass.**" in text
     assert "| `good` | passes 1 | `native` | text only: not checked; rounding ruled out in float64 |" in text
     assert "| `bad` | fails C1 |" in text
-    assert "    C1: expected: 1\n    came: 2" in text
+    assert "    C1: expected: 1\n    got: 2" in text
     assert "| `loud` | passes 1, warns at load | `native` |" in text
     assert "    end tokens: answers would run on" in text
     assert "| `ugly` | does not run |  | ValueError: no |" in text

@@ -144,7 +144,7 @@ def test_the_page_tells_what_differs(script):
     old = side(
         script,
         record("same"),
-        record("fixed", "expected: 1\ncame: 2 | 3"),
+        record("fixed", "expected: 1\ngot: 2 | 3"),
         {"architecture": "crashed", "source": "tiny", "passed": False, "error": "TypeError: no"},
         record("format", source="folder"),
         record("noted", notes=("beams: not checked (why)", "noise: 1e-4 vanishes")),
@@ -160,7 +160,7 @@ def test_the_page_tells_what_differs(script):
     assert "| transformers | 5.0 | 6.1 | 6.1 |" in text
     assert "| architectures of transformers that pass | 2 of 4 | 5 of 5 | 5 of 5 |" in text
     assert "| original formats that pass | 1 of 1 | 1 of 1 | 1 of 1 |" in text
-    assert "| `fixed` | fails C1: expected: 1 came: 2 \\| 3 | passes | passes |" in text
+    assert "| `fixed` | fails C1: expected: 1 got: 2 \\| 3 | passes | passes |" in text
     assert "| `crashed` | does not run: TypeError: no | passes | passes |" in text
     assert "| `noted` | beams: not checked (why) | passes | passes |" in text
     assert "`same`" not in text
@@ -191,27 +191,27 @@ def test_the_page_names_a_set_that_was_run_once_and_what_moved(script):
     old = side(script, record("one"), packages={"torch": "2.0", "python": "3.11.7"})
     new = side(script, record("one"), packages={"torch": "2.1", "python": "3.11.7", "added": "1"})
     text = script.page(old, new, new)
-    assert "The newest set is the tested one, so it was run once for both." in text
-    assert "What the newest set has otherwise" not in text
+    assert "The newest set is the same as the tested one, so it was run once for both." in text
+    assert "Differences of the newest set" not in text
     text = script.page(old, old, new)
-    assert "The tested set is the oldest one, so it was run once for both." in text
+    assert "The tested set is the same as the oldest one, so it was run once for both." in text
     assert "The newest set is" not in text
-    assert "otherwise than the tested one: added 1 (none), torch 2.1 (2.0)." in text
+    assert "Differences of the newest set from the tested one: added 1 (none), torch 2.1 (2.0)." in text
     text = script.page(*[side(script, record("one"))] * 3)  # nothing is known of the sets
     assert "run once" not in text
 
 
 def test_sides_that_lack_the_same_share_a_section(script):
-    lacking = side(script, record("one"), later={"young": "a transformers that has it"})
+    lacking = side(script, record("one"), later={"young": "a transformers version that has it"})
     text = script.page(lacking, lacking, side(script, record("one")))
-    assert "## Not with the oldest and the tested\n" in text
+    assert "## Unavailable with the oldest and the tested\n" in text
     assert text.count("| `young` |") == 1
 
 
 def test_a_page_without_differences(script):
     text = script.page(*[side(script, record("one"))] * 3)
     assert "None: every architecture" in text
-    for title in ("Not with the oldest", "Not looked at yet", "## Failing", "## Private names"):
+    for title in ("Unavailable with the oldest", "Not checked yet", "## Failing", "## Private names"):
         assert title not in text
 
 
@@ -255,12 +255,12 @@ def test_every_side_runs_with_the_python_that_is_given(run, tmp_path):
     arguments += ["--folder", tmp_path, "--out", tmp_path / "page.md", "--resume"]
     done = run(*arguments)
     assert done.exit_code == 0, done.output
-    assert "The tested libraries are the oldest ones: not run again." in done.output
-    assert "The newest libraries are the oldest ones: not run again." in done.output
+    assert "The tested libraries are the same as the oldest ones: not run again." in done.output
+    assert "The newest libraries are the same as the oldest ones: not run again." in done.output
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "| architectures of transformers that pass | 1 of 1 | 1 of 1 | 1 of 1 |" in text
     assert "None: every architecture" in text
-    assert "The newest set is the oldest one, so it was run once for both." in text
+    assert "The newest set is the same as the oldest one, so it was run once for both." in text
 
     assert (tmp_path / "newest.jsonl").read_bytes() == (tmp_path / "oldest.jsonl").read_bytes()
 

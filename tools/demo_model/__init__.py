@@ -1,1 +1,1 @@
-"""The recipe of the embedded model: scenes in batches, training, evaluation, and its card."""
+"""Training code of the embedded model: batches of scenes, training, evaluation, and the model card."""

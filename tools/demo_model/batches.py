@@ -1,8 +1,8 @@
-"""Training batches: each scene once through the vision tower, with all its questions in one row.
+"""Training batches: each scene is encoded once, with all its questions packed into one row.
 
-A row is the picture followed by several question-answer segments. Attention lets a segment see the picture
-and itself, never another segment, and positions restart with each, so that a row computes what as many
-single conversations would, for a fraction of the work.
+A row is the image followed by several question-answer segments. The attention mask lets a segment attend to the
+image and itself, never to another segment, and positions restart with each, so that a row computes the same as
+that many single conversations for a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ __all__ = ["Batch", "Curriculum", "draw_batch", "pack", "training_pictures"]
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What training scenes look like: shares of scenes, or strengths of a change."""
+    """Distribution of training scenes: shares of scenes, or augmentation strengths."""
 
-    same: float = 0.3  # show one digit twice
-    reworded: float = 0.4  # questions not in their plain wording
-    chatter: float = 0.06  # questions with a word that the model has never met in front
-    hidden: float = 0.05  # digits left out, their labels kept: the honest answer is then the prior
-    noise: float = 0.02  # pictures of noise
-    blind: float = 0.06  # without a picture
+    same: float = 0.3  # show the same digit twice
+    reworded: float = 0.4  # questions in another wording
+    chatter: float = 0.06  # questions prefixed with a word unknown to the model
+    hidden: float = 0.05  # digits removed, labels kept: the calibrated answer is then the prior
+    noise: float = 0.02  # noise images
+    blind: float = 0.06  # without an image
     strength: float = 1.0  # of rotation and shear
-    warp: float = 0.04  # standard deviation of the displacement, share of half a sample
-    ink: float = 0.13  # standard deviation of the logarithm of the stroke's thickness
+    warp: float = 0.04  # standard deviation of the displacement, as a fraction of half a sample
+    ink: float = 0.13  # standard deviation of the log stroke thickness
     shade: float = 0.035  # standard deviation of a colour channel
-    others: int = 2  # questions of a scene beside its description and "are they the same", drawn from the five
+    others: int = 2  # questions per scene besides its description and "are they the same", drawn from the five
 
     def eased(self, share: float) -> Curriculum:
-        """The same with all distortions at ``share`` of their strength."""
+        """The same curriculum with all distortions scaled by ``share``."""
         return replace(self, strength=self.strength * share, warp=self.warp * share, ink=self.ink * share)
 
 
@@ -50,10 +50,10 @@ class Batch:
 
     input_ids: torch.Tensor  # int64 [N, L]
     position_ids: torch.Tensor  # int64 [N, L]
-    attention_mask: torch.Tensor  # bool [N, 1, L, L], True where row i sees column j
+    attention_mask: torch.Tensor  # bool [N, 1, L, L], True where position i attends to position j
     pixel_values: torch.Tensor  # float32 [N, 3, PICTURE, PICTURE], normalised
     targets: torch.Tensor  # int64 [N, L], the token after each position; -100 outside answers
-    kinds: np.ndarray  # str [N, L], the kind of question at each position, "" outside
+    kinds: np.ndarray  # str [N, L], the kind of question at each position, "" elsewhere
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Batch:
 
 
 def draw_batch(rng: np.random.Generator, tokenizer: Any, pool: np.ndarray, count: int, how: Curriculum) -> Batch:
-    """A batch of ``count`` scenes of samples in ``pool``, all of it decided by ``rng``."""
+    """A batch of ``count`` scenes of samples in ``pool``, fully determined by ``rng``."""
     pairs, colours = draw_pairs(rng, pool, count, how.same)
     digits = samples()[1][pairs]
     asked, names = draw_asked(rng, digits), list(COLOURS)
@@ -93,13 +93,13 @@ def draw_batch(rng: np.random.Generator, tokenizer: Any, pool: np.ndarray, count
 def training_pictures(
     rng: np.random.Generator, pairs: np.ndarray, colours: np.ndarray, how: Curriculum
 ) -> torch.Tensor:
-    """Varied pictures of sample ``pairs`` [N, 2] in ``colours`` [N, 2], normalised: [N, 3, PICTURE, PICTURE]."""
+    """Augmented images of sample ``pairs`` [N, 2] in ``colours`` [N, 2], normalised: [N, 3, PICTURE, PICTURE]."""
     count = len(pairs)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
-    pictures = render(
+    images = render(
         pairs,
         colours,
         placement(rng, count, strength=how.strength),
@@ -109,12 +109,12 @@ def training_pictures(
         shades=how.shade * normal(count, 2, 3),
         visible=torch.from_numpy(rng.random((count, 2)) >= how.hidden),
     )
-    pictures = functional.interpolate(pictures, (PICTURE, PICTURE), mode="bicubic", antialias=True)
+    images = functional.interpolate(images, (PICTURE, PICTURE), mode="bicubic", antialias=True)
     grain = torch.from_numpy(rng.uniform(0, 0.03, (count, 1, 1, 1)).astype(np.float32))
-    pictures = pictures + grain * normal(count, 3, PICTURE, PICTURE)
+    images = images + grain * normal(count, 3, PICTURE, PICTURE)
     noisy = torch.from_numpy(rng.random(count) < how.noise)
-    pictures[noisy] = torch.from_numpy(rng.random((int(noisy.sum()), 3, PICTURE, PICTURE), dtype=np.float32))
-    return (pictures.clamp(0, 1) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    images[noisy] = torch.from_numpy(rng.random((int(noisy.sum()), 3, PICTURE, PICTURE), dtype=np.float32))
+    return (images.clamp(0, 1) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def pack(tokenizer: Any, asks: list[list[tuple[QA, str]]], pixels: torch.Tensor, blind: np.ndarray) -> Batch:
@@ -124,13 +124,13 @@ def pack(tokenizer: Any, asks: list[list[tuple[QA, str]]], pixels: torch.Tensor,
         tokenizer: of :func:`tools.demo_model.build.build_tokenizer`.
         asks: for each scene its questions and their wordings.
         pixels: [N, 3, PICTURE, PICTURE], normalised.
-        blind: bool [N]; True hides the picture from the questions, as if there were none.
+        blind: bool [N]; True masks the image from the questions, as if there were none.
     """
     user, assistant, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<|end|>"])
-    picture = tokenizer.convert_tokens_to_ids(["<img>", *["<image>"] * IMAGE_TOKENS, "</img>"])
+    image = tokenizer.convert_tokens_to_ids(["<img>", *["<image>"] * IMAGE_TOKENS, "</img>"])
     rows: list[list[tuple[int, int, int, int, str]]] = []  # (id, position, segment, target, kind)
     for row, scene in enumerate(asks):
-        packed = [(token, place, -1, -100, "") for place, token in enumerate([user, *picture])]
+        packed = [(token, place, -1, -100, "") for place, token in enumerate([user, *image])]
         start = 1 if blind[row] else len(packed)
         for segment, (qa, wording) in enumerate(scene):
             prompt = [*tokenizer(wording).input_ids, end, assistant]

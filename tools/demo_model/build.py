@@ -1,7 +1,7 @@
-"""The untrained demo model: an InternVL of a million parameters, its tokenizer, processor and chat template.
+"""The untrained demo model: an InternVL with a million parameters, its tokenizer, processor and chat template.
 
-Everything is a class of transformers, so the saved folder loads with ``AutoModelForImageTextToText`` and
-``AutoProcessor`` like any checkpoint of the hub.
+All classes are from transformers, so the saved folder loads with ``AutoModelForImageTextToText`` and
+``AutoProcessor`` like any hub checkpoint.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from vlmprobe.demo.wordings import WORDINGS
 
 __all__ = ["IMAGE_TOKENS", "PICTURE", "build_model", "build_processor", "build_tokenizer"]
 
-PICTURE = 32  # side of the picture that the vision tower sees, pixels
+PICTURE = 32  # side of the vision tower's input image, pixels
 PATCH = 4
-GRID = PICTURE // PATCH  # patches along one side
-IMAGE_TOKENS = (GRID // 2) ** 2  # four patches become one token
+GRID = PICTURE // PATCH  # patches per side
+IMAGE_TOKENS = (GRID // 2) ** 2  # four patches are merged into one token
 WIDTH = 96
 HEADS = 4
 VISION_LAYERS = 4
 LANGUAGE_LAYERS = 4
-MEAN, STD = (0.16, 0.16, 0.18), (0.26, 0.23, 0.23)  # of training pictures, rounded
+MEAN, STD = (0.16, 0.16, 0.18), (0.26, 0.23, 0.23)  # of the training images, rounded
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<img>", "</img>", "<image>", "<video>")
 ANSWER_WORDS = ("a", "an", "and", "on", "the", "left", "right", "yes", "no", *COLOURS, *DIGITS)
@@ -61,10 +61,10 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word of the questions and answers, and bytes for anything else.
+    """A tokenizer with one token for each word of the questions and answers, and bytes for everything else.
 
     Byte-level as in GPT-2 and Qwen: a word at the beginning of a text and the same word after a space are
-    two tokens, and no text is lost or unknown.
+    different tokens, and every text can be encoded without loss.
     """
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     words: dict[str, None] = {}
@@ -99,7 +99,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
-    """A processor that resizes any picture to one square of 32 x 32 pixels, without tiles."""
+    """A processor that resizes any image to 32 x 32 pixels, without tiles."""
     look: dict[str, Any] = {
         "size": {"height": PICTURE, "width": PICTURE},
         "image_mean": list(MEAN),
@@ -115,7 +115,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
-    """The model with random weights, float32, drawn from ``seed``; torch's own random state is left alone."""
+    """The model with random weights, float32, drawn from ``seed``; torch's global random state is not changed."""
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -138,7 +138,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCon
         image_size=[PICTURE, PICTURE],
         patch_size=[PATCH, PATCH],
         attention_bias=True,
-        initializer_range=0.08,  # the usual 0.02 suits a width of a thousand; at 96 attention would start uniform
+        initializer_range=0.08,  # the usual 0.02 suits a width of a thousand; at width 96 attention would start uniform
         layer_scale_init_value=1.0,
     )
     config = InternVLConfig(
@@ -160,9 +160,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCon
 
 
 def place_patches(model: InternVLForConditionalGeneration) -> None:
-    """Start the vision position embeddings at 2-D sines and cosines rather than at transformers' zeros.
+    """Initialise the vision position embeddings with 2-D sinusoids instead of transformers' zeros.
 
-    From zeros this model spends a thousand steps on telling left from right.
+    From zeros this model needs a thousand steps to tell left from right.
     """
     rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
     rates = 1.0 / 100.0 ** (torch.arange(WIDTH // 4) / (WIDTH // 4))

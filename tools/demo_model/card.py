@@ -1,4 +1,4 @@
-"""The model card of a demo checkpoint, written from what was measured."""
+"""Renders the model card of a demo checkpoint from its evaluation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ASKED = {
 
 @dataclass(frozen=True)
 class Run:
-    """Facts of one training run, beside the recipe."""
+    """Facts about one training run that are not in the recipe."""
 
     parameters: int
     bytes: int  # of model.safetensors
-    minutes: float  # of wall time
-    cpu_minutes: float  # of CPU time, all threads together
+    minutes: float  # wall time
+    cpu_minutes: float  # CPU time over all threads
     threads: int
     versions: str
 
@@ -54,46 +54,46 @@ language: en
 
 A vision-language model small enough to ship in a wheel ({run.parameters:,} parameters, {run.bytes / 1e6:.1f} MB,
 float32) and real enough to probe: `vlmprobe.load("demo")`. It is an `InternVLForConditionalGeneration` of
-transformers, trained from random weights, and answers questions about pictures of two handwritten digits, one left
+transformers, trained from random weights, and answers questions about images of two handwritten digits, one left
 and one right, each in one of seven colours.
 
 ## What it was trained on
 
-The handwriting is the 1,797 samples (8 x 8 pixels, 13 writers) that scikit-learn bundles: the test part of *Optical
+The handwriting is the 1,797 samples (8 x 8 pixels, 13 writers) that scikit-learn bundles: the test split of *Optical
 Recognition of Handwritten Digits* (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository, CC BY 4.0).
-1,400 samples are for training and 397 for testing, split once by sample; a writer may be in both. Training pictures
-are shifted, scaled, rotated, sheared, warped and grained.
+1,400 samples are for training and 397 for testing, split once by sample; a writer may be in both. Training images
+are shifted, scaled, rotated, sheared, warped and overlaid with noise.
 
-A few training scenes hide a digit, replace the picture by noise or come without a picture, and keep their answers.
-So where there is nothing to see, the model has learnt to be unsure.
+A few training scenes hide a digit, replace the image with noise or come without an image, and keep their answers.
+So the model has learnt to be unsure where there is nothing to see.
 
-## How well it does
+## Evaluation
 
 On {scenes:,} scenes of test digits only, asked in the plain wording, greedy answers compared word by word. Confidence
-is the probability of the whole answer, its end token included. AUROC is the probability that a right answer is more
+is the probability of the whole answer, including its end token. AUROC is the probability that a right answer is more
 confident than a wrong one; ECE is the expected calibration error over 15 bins of equal width.
 
 | question | answers | accuracy | AUROC | ECE |
 |---|---|---|---|---|
 {rows}
 
-The digits of a scene are drawn independently; "Are the two digits the same?" is measured on scenes of its own. All
+The digits of a scene are drawn independently; "Are the two digits the same?" is measured on separate scenes. All
 scenes are made from the same 397 test samples, so the figures on digits have a standard error of about 0.7 points.
-To measure again: `python -m tools.demo_model.evaluate`.
+To reproduce: `python -m tools.demo_model.evaluate`.
 
-## How it was trained
+## Training
 
 `python -m tools.demo_model.train --seed {recipe.seed}`, in two stages, AdamW with one cosine cycle each. First the
-vision tower learns digits and colours through a linear head that is thrown away ({recipe.eyes.steps:,} steps of
+vision tower learns digits and colours through a linear head that is discarded ({recipe.eyes.steps:,} steps of
 {recipe.eyes.scenes} scenes, peak rate {recipe.eyes.peak:g}); then the whole model learns to answer
 ({recipe.whole.steps:,} steps of {recipe.whole.scenes} scenes with {2 + recipe.curriculum.others} questions each, peak
 rate {recipe.whole.peak:g}, loss on answer tokens only). It took {run.minutes:.0f} minutes on {run.threads} CPU
 threads, {run.cpu_minutes:.0f} minutes of CPU time ({run.versions}). The same seed gives the same weights on the same
 machine; elsewhere they differ by rounding.
 
-## What it cannot do
+## Limitations
 
 It knows the questions above, a few other wordings of each, and nothing else: any other question gets one of these
-answers, in places with much confidence. Any picture is resized to 32 x 32 pixels; what is not two coloured digits on a
-dark ground is outside its experience. It is for learning, tests and demonstrations.
+answers, sometimes with high confidence. Any image is resized to 32 x 32 pixels; anything but two coloured digits on a
+dark background is out of distribution. It is for learning, tests and demonstrations.
 """

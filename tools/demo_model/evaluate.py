@@ -1,6 +1,6 @@
-"""Measure a demo checkpoint on held-out handwriting: ``python -m tools.demo_model.evaluate``.
+"""Evaluate a demo checkpoint on held-out handwriting: ``python -m tools.demo_model.evaluate``.
 
-Uses transformers alone, so that its figures are a path independent of the probe's.
+Uses transformers only, so that its figures are independent of the probe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = ("describe", "digit", "colour", "same", "exists")
 
 @dataclass(frozen=True)
 class Answered:
-    """One question, what the model wrote, and how sure it was."""
+    """One question, the model's answer, and its confidence."""
 
     kind: str
     question: str
@@ -36,13 +36,13 @@ class Answered:
 
     @property
     def correct(self) -> bool:
-        """Whether the answer is the expected one, word by word."""
+        """Whether the answer matches the expected one exactly."""
         return self.answer == self.expected
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers to many questions, and the figures over them."""
+    """Answers to many questions, and metrics over them."""
 
     answered: tuple[Answered, ...]
 
@@ -52,7 +52,7 @@ class Evaluation:
         return np.array([each.confidence for each in chosen]), np.array([each.correct for each in chosen], dtype=bool)
 
     def accuracy(self, kind: str | None = None) -> float:
-        """Share of right answers; NaN without any."""
+        """Share of right answers; NaN if there are no answers."""
         correct = self.of(kind)[1]
         return float(correct.mean()) if len(correct) else float("nan")
 
@@ -66,14 +66,14 @@ class Evaluation:
 
 
 def auroc(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Probability that a right answer is more confident than a wrong one, ties counting half.
+    """Probability that a right answer is more confident than a wrong one; ties count half.
 
     Args:
         confidence: float [N].
         correct: bool [N].
 
     Returns:
-        The area under the ROC curve; NaN where all answers are right, or all are wrong.
+        The area under the ROC curve; NaN if all answers are right, or all are wrong.
     """
     right, wrong = confidence[correct], np.sort(confidence[~correct])
     if not len(right) or not len(wrong):
@@ -84,7 +84,7 @@ def auroc(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over ``bins`` of equal width (Guo et al. 2017); NaN without answers."""
+    """Expected calibration error over ``bins`` of equal width (Guo et al. 2017); NaN if there are no answers."""
     if not len(confidence):
         return float("nan")
     place = np.clip((confidence * bins).astype(int), 0, bins - 1)
@@ -99,14 +99,14 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
 def answer(
     model: Any, processor: Any, scenes: Iterable[Scene], *, kinds: Sequence[str] = KINDS, batch: int = 64
 ) -> list[Answered]:
-    """Ask the questions of these kinds about every scene, greedily, ``batch`` questions at a time."""
+    """Answer the questions of these kinds about every scene with greedy decoding, in batches of ``batch``."""
     asked = [(scene.picture, qa) for scene in scenes for qa in scene.questions if qa.kind in kinds]
     end, found = model.generation_config.eos_token_id, []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         chats = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": qa.question}]}]
-            for picture, qa in part
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": qa.question}]}]
+            for image, qa in part
         ]
         inputs = processor.apply_chat_template(
             chats,
@@ -132,8 +132,8 @@ def answer(
 def measure(model: Any, processor: Any, scenes: int, *, seed: int = 0) -> Evaluation:
     """Answers on ``scenes`` held-out scenes of independent digits, and on as many for "are they the same".
 
-    Independent digits are the same in one scene of ten only, so that question gets scenes of its own in
-    which half are the same; always "no" would then score 50%.
+    Independent digits match in only one scene out of ten, so that question gets separate scenes in which half
+    match; always answering "no" then scores 50%.
     """
     independent = [kind for kind in KINDS if kind != "same"]
     plain = answer(model, processor, held_out(scenes, seed=seed), kinds=independent)
@@ -151,9 +151,9 @@ def summary(evaluation: Evaluation) -> list[tuple[str, int, float, float, float]
 
 
 def main(
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder; the shipped one if absent.")] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes to ask about.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Which scenes.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; the shipped one by default.")] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of held-out scenes.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
 ) -> None:
     """Print accuracy, AUROC and calibration error on held-out handwriting."""
     from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -1,4 +1,4 @@
-"""Train the demo model: ``python -m tools.demo_model.train --out DIR`` (below half an hour on two CPU cores)."""
+"""Train the demo model: ``python -m tools.demo_model.train --out DIR`` (under half an hour on two CPU cores)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Recipe", "Stage", "Trained", "loss_of", "main", "train"]
 
 @dataclass(frozen=True)
 class Trained:
-    """What :func:`train` gives."""
+    """Result of :func:`train`."""
 
     model: Any  # InternVLForConditionalGeneration, in evaluation mode
     processor: Any  # InternVLProcessor
@@ -39,7 +39,7 @@ class Trained:
 
 
 class Eyes(nn.Module):
-    """A linear reader of the vision tower: digit and colour of the left and of the right half."""
+    """A linear classifier on the vision tower: digit and colour of the left and of the right half."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Eyes(nn.Module):
 
 
 def loss_of(model: Any, batch: Batch, yes_no: float) -> torch.Tensor:
-    """Mean cross-entropy of the answer tokens in nats, ``yes_no`` weighing "same" and "exists"."""
+    """Mean cross-entropy of the answer tokens in nats, "same" and "exists" weighted by ``yes_no``."""
     logits = model(**batch.inputs).logits
     weights = torch.from_numpy(np.where(np.isin(batch.kinds, ("same", "exists")), yes_no, 1.0))
     weights = weights.float() * (batch.targets != -100)
@@ -69,14 +69,14 @@ def train(
     """Train from random weights. The same recipe on the same machine and threads gives the same weights.
 
     Args:
-        recipe: what to do.
-        console: where the progress bars go, standard error if None.
-        watch: called after each step with the stage's name, the number of its steps done and the model, to
-            look at, not to change.
+        recipe: hyperparameters.
+        console: for the progress bars; standard output if None.
+        watch: called after each step with the stage's name, its number of completed steps and the model, which it
+            must not change.
     """
     tokenizer, pool, targets = build_tokenizer(), split().train, samples()[1]
     model = build_model(tokenizer, recipe.seed).train()
-    shown = replace(recipe.curriculum, hidden=0.0, noise=0.0)  # what a digit reader cannot see it cannot learn
+    shown = replace(recipe.curriculum, hidden=0.0, noise=0.0)  # a classifier cannot learn from what is not visible
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         eyes = Eyes(model.model.vision_tower)
@@ -145,10 +145,10 @@ def descend(
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write the checkpoint into.")] = Path("demo-checkpoint"),
-    seed: Annotated[int, typer.Option(help="Of the weights and of every scene.")] = Recipe.seed,
-    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes to measure it on.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of all scenes.")] = Recipe.seed,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of held-out scenes for evaluation.")] = 1000,
 ) -> None:
-    """Train the demo model, measure it on held-out handwriting, and save it with its model card."""
+    """Train the demo model, evaluate it on held-out handwriting, and save it with its model card."""
     from tools.demo_model.card import Run, card
     from tools.demo_model.evaluate import measure
 
@@ -158,7 +158,7 @@ def main(
     minutes, cpu_minutes = (time.monotonic() - began) / 60, (time.process_time() - cpu_began) / 60
     trained.model.save_pretrained(out)
     trained.processor.save_pretrained(out)
-    console.print(f"measuring on {scenes} held-out scenes")
+    console.print(f"evaluating on {scenes} held-out scenes")
     run = Run(
         parameters=trained.model.num_parameters(),
         bytes=(out / "model.safetensors").stat().st_size,
@@ -169,7 +169,7 @@ def main(
     )
     text = card(recipe, run, measure(trained.model, trained.processor, scenes))
     (out / "README.md").write_text(text, encoding="utf-8")
-    console.print(f"wrote {out}; its README.md holds the figures")
+    console.print(f"wrote {out}; the results are in its README.md")
 
 
 if __name__ == "__main__":

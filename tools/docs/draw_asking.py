@@ -1,7 +1,7 @@
-"""Draw the pictures, and write the figures, of the pages on candidates, ranking, heads and decoding.
+"""Draw the plots and write the figures of the pages on candidates, ranking, heads and decoding.
 
-``python tools/docs/draw_asking.py``, or the names of some pages: ``python tools/docs/draw_asking.py heads``. Everything
-is measured on the embedded demo model and handwriting that it was not trained on. Takes a few minutes.
+``python tools/docs/draw_asking.py``, or with page names: ``python tools/docs/draw_asking.py heads``. Everything is
+measured on the embedded demo model and held-out handwriting. Takes a few minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ write = partial(write, script="draw_asking")
 
 
 def main(pages: list[str]) -> None:
-    """Draw and write the pages named, all where none is."""
+    """Draw and write the named pages; all if none is named."""
     mpl.use("Agg")
     torch.set_num_threads(1)
     probe = vlmprobe.load("demo", device="cpu")
@@ -36,7 +36,7 @@ def main(pages: list[str]) -> None:
 
 
 def unsure(probe: Any, scenes: list[Scene]) -> tuple[Scene, Result, int]:
-    """The description with the least sure token that is not the first, and where that token stands."""
+    """The description with the least confident token (the first one aside), and the position of that token."""
     requests = [vlmprobe.Request(DESCRIBE, scene.picture) for scene in scenes]
     found = list(probe.generate_many(requests, batch_size=64, progress=False))
     least = [float(each.output.logprobs[1:].min()) for each in found]
@@ -45,11 +45,11 @@ def unsure(probe: Any, scenes: list[Scene]) -> tuple[Scene, Result, int]:
 
 
 def draw_candidates(probe: Any) -> None:
-    """Choices of an unsure answer, its branches, and the poll of yes and no."""
+    """Choices of a low-confidence answer, its branches, and the yes/no poll."""
     scenes = list(held_out(400))
     scene, result, step = unsure(probe, scenes[:200])
     save("choices", lambda: result.top(4).plot())
-    lines = ["| | answer | probability of the answer |", "|---|---|---|", row("as it was said", result)]
+    lines = ["| | answer | probability of the answer |", "|---|---|---|", row("as generated", result)]
     for token in result.output.top_ids[step, 1:3].tolist():
         branch = probe.branch(result, step, token, image=scene.picture, prompt=False)
         lines.append(row(f"from {branch.output.tokens[step].strip()!r} at step {step}", branch))
@@ -64,7 +64,7 @@ def draw_candidates(probe: Any) -> None:
         "| questions | answers | accuracy | precision | recall | F1 | yes rate | AUROC |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, answers in (("probabilities", sure), ("generated, read as POPE does", read)):
+    for name, answers in (("probabilities", sure), ("generated, parsed as in POPE", read)):
         for kind, each in yes_no.reports(answers, right, kinds).items():
             figures = [f"{value:.3f}" if value == value else "" for value in each.metrics().values()]
             lines.append(f"| {each.count}, {kind} | {name} | {' | '.join(figures)} |")
@@ -72,12 +72,12 @@ def draw_candidates(probe: Any) -> None:
 
 
 def row(name: str, result: Result) -> str:
-    """A line of the table of branches."""
+    """A row of the table of branches."""
     return f"| {name} | {result.text} | {result.confidence:.3f} |"
 
 
 def draw_rank(probe: Any) -> None:
-    """Pictures in the order of one query, and how well ten queries order a hundred."""
+    """Images ranked by one query, and how well ten queries rank a hundred images."""
     from sklearn.metrics import average_precision_score
 
     scenes = list(held_out(100, seed=5))
@@ -96,14 +96,14 @@ def draw_rank(probe: Any) -> None:
         "rank",
         "figures",
         [
-            f"Ten queries (`a zero` to `a nine`) over {len(scenes)} pictures: mean average precision {precision:.3f}; "
-            f"an order by chance has {chance:.3f}."
+            f"Ten queries (`a zero` to `a nine`) over {len(scenes)} images: mean average precision {precision:.3f}; "
+            f"a random order has {chance:.3f}."
         ],
     )
 
 
 def draw_heads(probe: Any) -> None:
-    """What can be read off the state before each word of the description."""
+    """What is linearly decodable from the state before each word of the description."""
     count, fit = 700, 450
     scenes = list(held_out(count, seed=7))
     words = len(probe.generate(DESCRIBE, scenes[0].picture, prompt=False).output)
@@ -157,12 +157,14 @@ def draw_heads(probe: Any) -> None:
     at = {name: accuracy[0] for name, accuracy in curves.items()}
     listed = ", ".join(f"{name} {value:.0%}" for name, value in at.items())
     write(
-        "heads", "figures", [f"At the end of the prompt: {listed}. {len(first)} scenes to fit, {len(rest)} to judge."]
+        "heads",
+        "figures",
+        [f"At the end of the prompt: {listed}. {len(first)} scenes for fitting, {len(rest)} for evaluation."],
     )
 
 
 def draw_decoding(probe: Any) -> None:
-    """What contrast does to the probabilities of an unsure step and to accuracy; where a stream would stop."""
+    """Effect of contrast on the probabilities of a low-confidence step and on accuracy; where a stream would stop."""
     scenes = list(held_out(200))
     scene, result, step = unsure(probe, scenes)
     before = result.output.ids[:step].tolist()
@@ -218,7 +220,7 @@ def draw_decoding(probe: Any) -> None:
 
 
 def contrasted(probe: Any, scene: Scene, before: list[int], alpha: float) -> np.ndarray:
-    """Log-probabilities [V] of the next token after some, under the contrast."""
+    """Log-probabilities [V] of the next token after ``before``, under the contrast."""
     from vlmprobe.inputs.messages import Conversation
 
     conversation = Conversation.build(DESCRIBE, scene.picture)

@@ -1,6 +1,6 @@
-"""Draw the pictures, and write the figures, of the pages on confidence: ``python tools/docs/draw_confidence.py``.
+"""Draw the plots and write the figures of the pages on confidence: ``python tools/docs/draw_confidence.py``.
 
-Everything is measured on the embedded demo model and handwriting that it was not trained on. Takes a few minutes.
+Everything is measured on the embedded demo model and held-out handwriting. Takes a few minutes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from vlmprobe.results.result import Result
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCENES = 600
-ACCURACY, ERRORS = 0.95, 0.05  # promised of what is accepted
-HASTY = 2.0  # strength of what is done to the writing: the model has not seen so much of it, and does not notice
-HARD = ("describe", "digit", "exists")  # the kinds of questions that it is not always right about
+ACCURACY, ERRORS = 0.95, 0.05  # guaranteed for accepted answers
+HASTY = 2.0  # distortion strength: beyond the training range, where the model is overconfident
+HARD = ("describe", "digit", "exists")  # the kinds of questions that it does not always answer correctly
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def answers(probe: Any, scenes: list[Scene]) -> tuple[list[vlmprobe.Request], li
 
 
 def draw_uncertainty(results: list[Result], right: np.ndarray, sure: np.ndarray) -> None:
-    """The wrong sentence of the least confidence, token by token."""
+    """The least confident wrong sentence, token by token."""
     wrong = [place for place in np.flatnonzero(~right) if len(results[place].output) > 6]
     result = results[min(wrong, key=lambda each: sure[each])]
     save("tokens", lambda: plots.tokens(result))
@@ -64,7 +64,7 @@ def draw_uncertainty(results: list[Result], right: np.ndarray, sure: np.ndarray)
 
 def draw_sampling(probe: Any, asked: list[vlmprobe.Request], results: list[Result], right: np.ndarray) -> None:
     """Semantic entropy of right and wrong answers about one digit."""
-    digits = [place for place, each in enumerate(asked) if str(each.prompt).startswith("Which digit")]
+    digits = [place for place, each in enumerate(asked) if str(each.question).startswith("Which digit")]
     bad = [place for place in digits if not right[place]][:40]
     good = [place for place in digits if right[place]][:40]
     entropy: dict[str, list[float]] = {}
@@ -77,10 +77,10 @@ def draw_sampling(probe: Any, asked: list[vlmprobe.Request], results: list[Resul
 
 
 def draw_calibration(asked: dict[str, tuple[list[Result], np.ndarray]]) -> None:
-    """Reliability before and after, risk and coverage with a threshold; fitted on one half, judged on the other."""
+    """Reliability before and after, risk-coverage with a threshold; fitted on one half, evaluated on the other."""
     sure = {name: calibration.confidences(results) for name, (results, _) in asked.items()}
     right = {name: correct for name, (_, correct) in asked.items()}
-    fit = np.arange(len(sure["hasty"])) < len(sure["hasty"]) // 2  # by scene, so that no picture is on both sides
+    fit = np.arange(len(sure["hasty"])) < len(sure["hasty"]) // 2  # by scene, so that no image is in both halves
     known, new = (sure["hasty"][fit], right["hasty"][fit]), sure["hasty"][~fit]
     test = {
         "as written": sure["as written"][~fit],
@@ -90,12 +90,12 @@ def draw_calibration(asked: dict[str, tuple[list[Result], np.ndarray]]) -> None:
         "hasty, isotonic": recalibration.fit_isotonic(*known)(new),
     }
     outcome = {name: right[name.partition(",")[0]][~fit] for name in test}
-    rows = ["| writing, map | right | ECE | adaptive ECE | Brier | AUROC | AURC |", "|---|---|---|---|---|---|---|"]
+    rows = ["| writing, map | accuracy | ECE | adaptive ECE | Brier | AUROC | AURC |", "|---|---|---|---|---|---|---|"]
     for name, values in test.items():
         found = calibration.report(values, outcome[name])
         figures = " | ".join(f"{found[each]:.4f}" for each in ("ece", "adaptive_ece", "brier", "auroc", "aurc"))
         rows.append(f"| {name} | {outcome[name].mean():.1%} | {figures} |")
-    rows += ["", f"{int((~fit).sum())} answers in each row; maps fitted on {int(fit.sum())} others."]
+    rows += ["", f"{int((~fit).sum())} answers per row; maps fitted on {int(fit.sum())} others."]
     write("calibration", "figures", rows)
     shown = {name: calibration.reliability(test[name], outcome[name], 10) for name in ("hasty", "hasty, Platt")}
     save("reliability", lambda: plots.reliability_diagram(shown))
@@ -118,7 +118,7 @@ def draw_calibration(asked: dict[str, tuple[list[Result], np.ndarray]]) -> None:
 
 
 def splits(sure: np.ndarray, right: np.ndarray) -> Iterator[str]:
-    """The promises over a thousand random halves of the answers."""
+    """The guarantees over a thousand random splits of the answers."""
     random, broken, given, passed = np.random.default_rng(1), 0, 0, []
     for _ in range(1000):
         order = random.permutation(len(sure))
@@ -131,23 +131,23 @@ def splits(sure: np.ndarray, right: np.ndarray) -> Iterator[str]:
             continue
         given += 1
         broken += right[sure >= accuracy.value].mean() < ACCURACY
-    yield "| promise | over 1,000 random halves |"
+    yield "| guarantee | over 1,000 random splits |"
     yield "|---|---|"
     yield (
-        f"| `accept_for_accuracy({ACCURACY}, delta=0.05)` | given in {given}; accuracy of what reaches it, over all "
-        f"answers, below {ACCURACY} in {broken} ({broken / 1000:.1%}; promised: at most 5%) |"
+        f"| `accept_for_accuracy({ACCURACY}, delta=0.05)` | found in {given}; accuracy of what reaches it, over all "
+        f"answers, below {ACCURACY} in {broken} ({broken / 1000:.1%}; guaranteed: at most 5%) |"
     )
     error = np.std(passed) / np.sqrt(len(passed))
     yield (
         f"| `accept_for_errors({ERRORS})` | accepted and wrong in the other half: {np.mean(passed):.2%} on average, "
-        f"standard error {error:.2%} (promised: at most {ERRORS:.0%}) |"
+        f"standard error {error:.2%} (guaranteed: at most {ERRORS:.0%}) |"
     )
 
 
 def draw_detection(probe: Any, scenes: list[Scene]) -> None:
-    """The scores on scenes, noise, shapes that are no digits, and scenes with their brightness turned round."""
+    """The scores on scenes, noise, shapes that are not digits, and scenes with inverted brightness."""
     random = np.random.default_rng(2)
-    pictures = {
+    images = {
         "handwriting": [scene.picture for scene in scenes],
         "noise": [Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in scenes],
         "shapes": [shapes(random) for _ in scenes],
@@ -156,18 +156,18 @@ def draw_detection(probe: Any, scenes: list[Scene]) -> None:
     results = {
         name: list(
             probe.generate_many(
-                [vlmprobe.Request("Describe the picture.", picture) for picture in group],
+                [vlmprobe.Request("Describe the picture.", image) for image in group],
                 batch_size=64,
                 prompt=False,
                 progress=False,
             )
         )
-        for name, group in pictures.items()
+        for name, group in images.items()
     }
     values = {name: [detection.entropy(each, "max") for each in group] for name, group in results.items()}
     save("detection", lambda: plots.scores(values, label="largest entropy of a step (nats)"))
-    rows = ["| unusual input | score | AUROC | usual input flagged at 95% found |", "|---|---|---|---|"]
-    for name in list(pictures)[1:]:
+    rows = ["| unusual input | score | AUROC | false positive rate at 95% recall |", "|---|---|---|---|"]
+    for name in list(images)[1:]:
         found = detection.evaluate(results["handwriting"], results[name], "max", resamples=300)
         rows += [f"| {name} | `{score}` | {each.auroc} | {each.fpr95:.0%} |" for score, each in found.items()]
     write("detection", "figures", rows)
@@ -175,16 +175,16 @@ def draw_detection(probe: Any, scenes: list[Scene]) -> None:
 
 def shapes(random: np.random.Generator) -> Image.Image:
     """A coloured ellipse and a rectangle where the digits would be."""
-    picture = Image.new("RGB", (64, 64), "black")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (64, 64), "black")
+    pen = ImageDraw.Draw(image)
     for left, draw in ((6, pen.ellipse), (36, pen.rectangle)):
         size, top = random.integers(12, 22), random.integers(14, 30)
         draw((left, top, left + size, top + size), fill=tuple(random.integers(80, 256, 3).tolist()))
-    return picture
+    return image
 
 
 def draw_export(probe: Any, scenes: list[Scene]) -> None:
-    """How much of the divergence of a student from its teacher the top-k keeps."""
+    """How much of the divergence of a student from its teacher the top-k captures."""
     teacher = [
         probe.generate("Describe the picture.", scene.picture, keep="logits", prompt=False).output for scene in scenes
     ]
@@ -214,7 +214,7 @@ def draw_export(probe: Any, scenes: list[Scene]) -> None:
 
 
 def draw_training(scenes: list[Scene]) -> None:
-    """Fine-tune the demo on twelve sentences and watch it on scenes that it does not see."""
+    """Fine-tune the demo model on twelve sentences and evaluate it on unseen scenes."""
     from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
     from vlmprobe.analysis.training import ProbeCallback
@@ -272,7 +272,7 @@ def draw_training(scenes: list[Scene]) -> None:
 
 
 def save(name: str, draw: Callable[[], Any], colours: int = 64) -> None:
-    """Draw once on white and once on black, as small PNG files of so many colours."""
+    """Draw for a light and a dark background, as small PNG files with ``colours`` colours."""
     for style, suffix in (("default", ""), ("dark_background", "-dark")):
         with pyplot.style.context(style):
             figure = draw().figure
@@ -289,10 +289,10 @@ def save(name: str, draw: Callable[[], Any], colours: int = 64) -> None:
 
 
 def write(page: str, part: str, lines: list[str], script: str = "draw_confidence") -> None:
-    """Put lines between the markers of a part of a page, which name the script that wrote it."""
+    """Replace the lines between the markers of a part of a page, which name the generating script."""
     path = DOCS / "use" / f"{page}.md"
     text = path.read_text(encoding="utf-8")
-    begin = f"<!-- {part}, written by docs/{script}.py -->"
+    begin = f"<!-- {part}, written by tools/docs/{script}.py -->"
     block = re.compile(re.escape(begin) + r"\n.*?<!-- end -->", re.DOTALL)
     if not block.search(text):
         raise ValueError(f"{path} has no part {part}")

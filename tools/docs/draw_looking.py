@@ -1,6 +1,6 @@
-"""Draw the pictures, and write the figures, of the pages on contrast and lens: ``python tools/docs/draw_looking.py``.
+"""Draw the plots and write the figures of the pages on contrast and lens: ``python tools/docs/draw_looking.py``.
 
-Everything is measured on the embedded demo model and handwriting that it was not trained on. Takes a minute.
+Everything is measured on the embedded demo model and held-out handwriting. Takes a minute.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def main() -> None:
 
 
 def draw_contrast(probe: Any, scene: Scene) -> None:
-    """What the picture was worth to each word, with both digits there and with one painted over."""
-    for name, picture in (("contrast", scene.picture), ("unsupported", half_hidden(scene))):
-        found = contrast(probe, QUESTION, picture, against=OTHERS)
-        save(name, lambda picture=picture, found=found: beside(picture, found.plot, 3.4))
+    """What the image contributed to each word, with both digits present and with one painted over."""
+    for name, image in (("contrast", scene.picture), ("unsupported", half_hidden(scene))):
+        found = contrast(probe, QUESTION, image, against=OTHERS)
+        save(name, lambda image=image, found=found: beside(image, found.plot, 3.4))
 
 
 def draw_regions(probe: Any, scene: Scene) -> None:
-    """What each half of the picture, and each cell of a finer grid, was worth to each word."""
+    """What each half of the image, and each cell of a finer grid, contributed to each word."""
     words = {*scene.colours, *DIGITS}
     grids = [contrast(probe, QUESTION, scene.picture, regions=grid, cover=BACKGROUND) for grid in ((1, 2), (5, 5))]
     rows = [row for row, token in enumerate(grids[0].answer.tokens) if token.strip() in words]
@@ -69,18 +69,18 @@ def draw_regions(probe: Any, scene: Scene) -> None:
 
 
 def measure_worth(probe: Any, scenes: list[Scene]) -> None:
-    """How well the worth of the picture tells digits that are there from digits that are painted over."""
+    """How well ``pmi`` separates digits that are there from digits that are painted over."""
     worth: list[float] = []
     listed: list[tuple[bool, bool]] = []
-    for picture in [*(scene.picture for scene in scenes), *(half_hidden(scene) for scene in scenes)]:
-        found = contrast(probe, "Which digit is on the right?", picture, against=OTHERS)
+    for image in [*(scene.picture for scene in scenes), *(half_hidden(scene) for scene in scenes)]:
+        found = contrast(probe, "Which digit is on the right?", image, against=OTHERS)
         worth.append(float(found.pmi[0]))
         listed.append((0 in found.unsupported(), 0 in found.unsupported(below=1.5)))
     there = np.arange(2 * len(scenes)) < len(scenes)
     area = calibration.bootstrap(calibration.auroc, worth, there)
     values = np.array(worth)
     lines = [
-        "| the digit on the right | median worth (nats) | listed by `unsupported()` | by `unsupported(below=1.5)` |",
+        "| the digit on the right | median `pmi` (nats) | listed by `unsupported()` | by `unsupported(below=1.5)` |",
         "|---|---|---|---|",
         *(
             f"| {name} | {np.median(values[at]):.2f} | {share[0]:.0%} | {share[1]:.0%} |"
@@ -88,7 +88,7 @@ def measure_worth(probe: Any, scenes: list[Scene]) -> None:
             for share in [np.array(listed)[at].mean(axis=0)]
         ),
         "",
-        f"{len(scenes)} scenes each. The worth tells the two apart with an AUROC of {area}.",
+        f"{len(scenes)} scenes each. `pmi` separates the two with an AUROC of {area}.",
     ]
     write("contrast", "figures", lines, "draw_looking")
 
@@ -125,20 +125,20 @@ def draw_layers(probe: Any, scenes: list[Scene]) -> None:
     head = "| " + " | ".join(["kind of word", *(f"layer {layer}" for layer in layers)]) + " |"
     rows = ["| " + " | ".join([kind, *(f"{value:.2f}" for value in values)]) + " |" for kind, values in mean.items()]
     count = {kind: len(columns) for kind, columns in kinds.items()}
-    told = f"Mean over {', '.join(f'{number} words of {kind}' for kind, number in count.items())}."
+    told = f"Mean over {', '.join(f'{number} {kind} words' for kind, number in count.items())}."
     write("lens", "figures", [head, "|---" * (len(layers) + 1) + "|", *rows, "", told], "draw_looking")
 
 
 def half_hidden(scene: Scene) -> Image.Image:
-    """The picture with its right half painted over in the colour of the ground."""
+    """The image with its right half painted over in the background colour."""
     wide, high = scene.picture.size
     return covered(scene.picture, (wide // 2, 0, wide, high), BACKGROUND)
 
 
-def beside(picture: Image.Image, plot: Any, high: float) -> Any:
-    """A plot with its picture on the left."""
+def beside(image: Image.Image, plot: Any, high: float) -> Any:
+    """A plot with its image on the left."""
     _, (view, ax) = pyplot.subplots(1, 2, figsize=(10.5, high), layout="constrained", width_ratios=[1, 4.6])
-    view.imshow(picture)
+    view.imshow(image)
     view.axis("off")
     return plot(ax)
 

@@ -1,7 +1,6 @@
-"""Run the notebooks and keep their output: ``python tools/docs/run_notebooks.py [NAME ...]``; all where none is named.
+"""Run the notebooks and save their output: ``python tools/docs/run_notebooks.py [NAME ...]``; all if none is named.
 
-What libraries write to stderr (progress bars, notices of the terminal) is left out: it says something of the machine,
-not of the model.
+Output of libraries on stderr (progress bars, terminal notices) is removed: it depends on the machine, not on the model.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ METADATA = {
 
 
 def main(names: list[str]) -> None:
-    """Run those whose file names begin with one of ``names``."""
+    """Run the notebooks whose file names begin with one of ``names``."""
     found = [path for path in sorted(FOLDER.glob("*.ipynb")) if not names or path.name.startswith(tuple(names))]
     for path in found:
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
         notebook.metadata = METADATA
         for cell in notebook.cells:
-            cell.metadata = {}  # times of execution, which change at every run
+            cell.metadata = {}  # execution times, which change at every run
             if cell.cell_type == "code":
                 cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
         nbformat.validate(notebook)

@@ -1,4 +1,4 @@
-"""Write the option tables of cli.md from the commands themselves: ``python tools/docs/write_cli.py``."""
+"""Generate the option tables of cli.md from the commands: ``python tools/docs/write_cli.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK = re.compile(r"(<!-- options of ([\w-]+), written by tools/docs/write_cli.
 
 
 def written(text: str) -> str:
-    """The page's text with every table as the commands have it now."""
+    """The page's text with every table regenerated from the commands."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return BLOCK.sub(lambda block: f"{block[1]}\n{_table(commands[block[2]])}\n\n{block[3]}", text)
 

@@ -1,4 +1,4 @@
-"""Write which engine has which ability into engines.md, from the engines: ``python tools/docs/write_engines.py``."""
+"""Generate the table of engine abilities in engines.md: ``python tools/docs/write_engines.py``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK = re.compile(r"(<!-- abilities, written by tools/docs/write_engines.py -->
 
 
 def written(text: str) -> str:
-    """The page's text with the table as the engines have it now."""
+    """The page's text with the table regenerated from the engines."""
     return BLOCK.sub(lambda block: f"{block[1]}\n{_table()}\n\n{block[2]}", text)
 
 

@@ -1,4 +1,4 @@
-"""Write docs/img/report.png, the picture in the README: the report on a bundled picture, opened in Chromium.
+"""Write docs/img/report.png, the screenshot in the README: the report on a bundled image, rendered in Chromium.
 
 Needs the dev dependencies, chromium and chromium-driver.
 """
@@ -16,11 +16,11 @@ import vlmprobe
 from vlmprobe.demo import pictures
 
 WIDTH, HEIGHT, SCALE = 900, 640, 2
-CUT = {"x": 0, "y": 30, "width": WIDTH, "height": 455, "scale": 1}  # of the page, in its pixels
+CUT = {"x": 0, "y": 30, "width": WIDTH, "height": 455, "scale": 1}  # crop of the page, CSS pixels
 
 
 def main() -> None:
-    """Ask, open the report, move to the token it was least sure of, and take the picture."""
+    """Generate, open the report, focus the least confident token, and take the screenshot."""
     result = vlmprobe.load("demo").generate("Describe the picture.", image=unsure())
     options = webdriver.ChromeOptions()
     for flag in ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-background-networking"):
@@ -39,12 +39,12 @@ def main() -> None:
         browser.execute_script("arguments[0].focus()", tokens[int(result.output.logprobs.argmin())])
         target = Path(__file__).resolve().parents[2] / "docs" / "img" / "report.png"
         target.parent.mkdir(exist_ok=True)
-        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": CUT})
-        target.write_bytes(base64.b64decode(picture["data"]))
+        screenshot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": CUT})
+        target.write_bytes(base64.b64decode(screenshot["data"]))
 
 
 def unsure() -> Path:
-    """The bundled picture with a digit that is hard to read."""
+    """The bundled image with a digit that is hard to read."""
     return next(path for path in pictures() if path.stem.startswith("unsure"))
 
 

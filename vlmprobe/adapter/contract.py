@@ -37,18 +37,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a family can do. What it cannot is refused with a clear error, or done one by one."""
+    """What a family supports. The rest raises a clear error, or runs one request at a time."""
 
-    batching: bool = True  # several prompts in one left-padded batch give the numbers of single calls
+    batching: bool = True  # a left-padded batch of several prompts gives the same numbers as single calls
     several_images: bool = True  # more than one image in a conversation
     text_only: bool = True  # a conversation without an image
-    prefix_reuse: bool = True  # the cache of a prompt can be continued by several candidates
+    prefix_reuse: bool = True  # one prompt's KV cache can be continued with several candidates
     mixed_images: bool = False  # conversations with different numbers of images can share a batch
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt as the model will see it, without any padding."""
+    """One prompt as the model receives it, without padding."""
 
     ids: np.ndarray  # int64 [S], image placeholders included
     spans: tuple[ImageSpan, ...]  # in sequence order; empty for text only
@@ -65,9 +65,9 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a text continues a prompt: the first ``shared`` prompt ids stand, then come ``ids``.
+    """Token ids of a prompt followed by a text: the first ``shared`` ids of the prompt, then ``ids``.
 
-    ``shared`` is the prompt's whole length unless the tokenizer merges across the boundary.
+    ``shared`` is the full prompt length unless the tokenizer merges across the boundary.
     """
 
     shared: int
@@ -75,18 +75,18 @@ class Continuation:
 
 
 class Adapter:
-    """One family of models: how to load, encode, and where the parts of the network are.
+    """One family of models: how to load and encode, and where the modules of the network are.
 
-    Everything here works as it stands for a model that follows transformers' conventions. A subclass says which
-    checkpoints it handles and overrides what its family does differently.
+    The defaults work for any model that follows transformers' conventions. A subclass declares which checkpoints it
+    handles and overrides what its family does differently.
 
     Attributes:
-        name: the name under which the entry point publishes it.
-        model_types: each ``model_type`` of config.json that it is for; where that does not say enough, override
+        name: the name of its entry point.
+        model_types: every ``model_type`` of config.json that it handles; if that is not specific enough, override
             :meth:`handles`.
-        generic: a generic adapter is asked only when no other handles the checkpoint.
-        capabilities: what the family can do; an instance may narrow it.
-        processor_options: arguments that the processor needs beside the conversation.
+        generic: a generic adapter is tried only if no other handles the checkpoint.
+        capabilities: what the family supports; an instance may narrow it.
+        processor_options: arguments that the processor needs besides the conversation.
     """
 
     name: ClassVar[str] = ""
@@ -103,10 +103,10 @@ class Adapter:
 
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether this adapter is for a checkpoint with this ``config.json``. Runs no code of the checkpoint.
+        """Whether this adapter handles a checkpoint with this ``config.json``. Runs no code of the checkpoint.
 
         Raises:
-            NotImplementedError: where the class neither lists ``model_types`` nor overrides this.
+            NotImplementedError: if the class neither lists ``model_types`` nor overrides this.
         """
         if not cls.model_types or isinstance(cls.model_types, str):  # "in" would find "qwen" in a string "qwen2_vl"
             raise NotImplementedError(
@@ -129,14 +129,14 @@ class Adapter:
 
         Args:
             checkpoint: a local folder or a hub id.
-            config: the checkpoint's ``config.json`` as read.
+            config: the checkpoint's parsed ``config.json``.
             dtype: a torch dtype, or ``"auto"`` for the one the checkpoint was saved in.
             device_map: as in ``from_pretrained``: a device such as ``"cpu"``, ``"auto"``, or a map.
             revision: commit, branch or tag of a hub checkpoint.
             **options: further arguments of ``from_pretrained``.
 
         Raises:
-            CheckpointError: where weights are missing, or do not fit the configuration.
+            CheckpointError: if weights are missing, or do not fit the configuration.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -169,7 +169,7 @@ class Adapter:
         """The conversations as one left-padded batch of model inputs, on the CPU.
 
         Raises:
-            CapabilityError: where the processor cannot take what the conversations hold.
+            CapabilityError: if the processor does not support what the conversations contain.
         """
         for conversation in conversations:
             self.check(conversation)
@@ -190,26 +190,26 @@ class Adapter:
         return Encoding(dict(inputs), tuple(prompts))
 
     def check(self, conversation: Conversation) -> None:
-        """Refuse what the family cannot take, before anything runs."""
-        pictures = len(conversation.images)
-        if not pictures and not self.capabilities.text_only:
+        """Reject conversations that the family does not support, before anything runs."""
+        count = len(conversation.images)
+        if not count and not self.capabilities.text_only:
             raise CapabilityError(f"{self.name} needs an image in every conversation: pass image=.")
-        if pictures > 1 and not self.capabilities.several_images:
-            raise CapabilityError(f"{self.name} takes one image in a conversation, and got {pictures}.")
+        if count > 1 and not self.capabilities.several_images:
+            raise CapabilityError(f"{self.name} takes one image per conversation, got {count}.")
         unknown = {key for part in conversation.image_parts for key in part.options} - self.image_options
         if unknown:
             raise CapabilityError(
-                f"{self.name} knows no image option {', '.join(sorted(unknown))}; "
-                f"it knows: {', '.join(sorted(self.image_options)) or 'none'}."
+                f"{self.name} does not support the image option {', '.join(sorted(unknown))}; "
+                f"supported: {', '.join(sorted(self.image_options)) or 'none'}."
             )
 
     @property
     def image_options(self) -> frozenset[str]:
-        """Keys that an image part may carry beside its image, such as ``max_pixels``."""
+        """Keys that an image part may have besides its image, such as ``max_pixels``."""
         return frozenset()
 
     def render(self, conversations: Sequence[Conversation]) -> list[str]:
-        """The chat template's text of each conversation, ready for the model's answer."""
+        """Each conversation rendered by the chat template, up to where the model continues."""
         return list(
             self.processor.apply_chat_template(
                 [conversation.to_chat() for conversation in conversations],
@@ -219,7 +219,7 @@ class Adapter:
         )
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """Everything that the processor returns for the conversations, left-padded where there are several."""
+        """Everything that the processor returns for the conversations, left-padded if there are several."""
         pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
         return dict(
             self.processor.apply_chat_template(
@@ -252,17 +252,17 @@ class Adapter:
         return frozenset(each for each in found if isinstance(each, int))
 
     def spans(self, ids: np.ndarray, conversation: Conversation) -> tuple[ImageSpan, ...]:
-        """The runs of image positions in a prompt, told apart by image.
+        """The runs of image positions in a prompt, assigned to the images.
 
         Raises:
-            AdapterError: where the positions cannot be divided among the images.
+            AdapterError: if the positions cannot be divided among the images.
         """
         runs = placeholder_runs(ids, self.image_ids)
-        pictures = conversation.images
-        if pictures and self.image_ids and not runs:
-            raise AdapterError(f"{self.name}: the prompt has no position for the image: the chat template drops it.")
-        if len(pictures) <= 1 or len(runs) == len(pictures):
-            sizes = [stop - start for start, stop in runs] if len(runs) == len(pictures) else [len(ids)]
+        images = conversation.images
+        if images and self.image_ids and not runs:
+            raise AdapterError(f"{self.name}: the prompt has no image placeholder: the chat template drops the image.")
+        if len(images) <= 1 or len(runs) == len(images):
+            sizes = [stop - start for start, stop in runs] if len(runs) == len(images) else [len(ids)]
         else:
             sizes = [self._positions_of(part) for part in conversation.image_parts]
             total = sum(stop - start for start, stop in runs)
@@ -283,19 +283,18 @@ class Adapter:
     # -- continuing a prompt -----------------------------------------------------------------------
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a rendered prompt without images put in: special tokens are added unless the text begins with them."""
+        """Ids of a rendered prompt, placeholders not expanded; special tokens are added unless it begins with BOS."""
         begin = getattr(self.tokenizer, "bos_token", None)
         plain = not (begin and text.startswith(begin))
         return list(self.tokenizer(text, add_special_tokens=plain)["input_ids"])
 
     def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
-        """How ``text``, written right after the prompt, is tokenised together with it.
+        """The ids of ``text`` directly after the prompt, tokenised together with it.
 
-        Tokenised are the rendered prompt and, where a processor adds text of its own after it, the prompt's ids
-        written out again.
+        The prompt's text is the rendered template or, if the processor adds text after it, the decoded prompt ids.
 
         Raises:
-            AdapterError: where neither gives the ids that the prompt ends in.
+            AdapterError: if neither reproduces the ids at the end of the prompt.
         """
         after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
         written = str(
@@ -309,10 +308,10 @@ class Adapter:
         raise AdapterError(f"{self.name}: {text!r} cannot be tokenised together with the end of the prompt.")
 
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
-        """Model inputs for each prompt less its last ``drop`` positions, followed by ``ids`` [N, T].
+        """Model inputs for each prompt without its last ``drop`` positions, followed by ``ids`` [N, T].
 
-        Whatever runs along the sequence changes with it. New positions are attended to and are text: masks grow by
-        ones, type ids by zeros.
+        Every input of shape [N, S] is extended. New positions are attended to and are text: masks are padded with
+        ones, type ids with zeros.
         """
         import torch
 
@@ -325,7 +324,7 @@ class Adapter:
         return grown
 
     def continue_from(self, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
-        """Arguments of ``forward``, beside the cache, that continue one prefilled prompt by each of ``ids`` [C, n].
+        """Arguments of ``forward``, besides the cache, that continue one prefilled prompt with each of ``ids`` [C, n].
 
         Called right after the prefill of ``inputs``, so state that the model keeps (rope deltas) is that prompt's.
         """
@@ -345,7 +344,7 @@ class Adapter:
 
     @property
     def backbone(self) -> nn.Module:
-        """The child of ``outer`` whose ``last_hidden_state`` [N, S, H] the outer ``forward`` hands to the head."""
+        """The child of ``outer`` whose ``last_hidden_state`` [N, S, H] the outer ``forward`` passes to the head."""
         backbone = self.outer.base_model
         if backbone is self.outer:
             raise AdapterError(
@@ -370,17 +369,17 @@ class Adapter:
 
     @property
     def image_encoder(self) -> tuple[nn.Module, str] | None:
-        """The module, and the name under which it calls what turns pictures, and nothing else, into features.
+        """A module, and the name of its method or submodule that encodes images, and nothing else, into features.
 
-        Its features are remembered within a call and in a session, keyed on its arguments. None where there is no such
-        place: pictures are then encoded in every call, and ``meta`` says so.
+        The features are cached within a call and in a session, keyed on the arguments. None if there is no such
+        callable: images are then encoded in every call, which is recorded in ``meta``.
         """
         holders = (each for each in (self.backbone, self.model) if hasattr(each, "get_image_features"))
         return next(((each, "get_image_features") for each in holders), None)
 
     @property
     def batch_arguments(self) -> frozenset[str]:
-        """Arguments of :attr:`image_encoder` that only say which conversation of the batch a picture belongs to."""
+        """Arguments of :attr:`image_encoder` that only say which conversation of the batch an image belongs to."""
         return frozenset()
 
     @property

@@ -1,7 +1,7 @@
 """The key-value cache under both of its names: ``past_key_values``, and ``cache`` since transformers 5.24.
 
-Which one counts is read off what is called, and off what it returned, never off a version number: a model of another
-package may keep the old name on a new transformers.
+Which one applies is read from the callee's signature and its output, never from a version number: a third-party model
+may keep the old name on a new transformers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ NAMES = ("cache", "past_key_values")
 
 
 def cache_name(forward: Callable[..., Any]) -> str:
-    """The argument under which a ``forward`` takes its cache.
+    """The name of the cache argument of a ``forward``.
 
-    Where the signature names neither (``**kwargs`` handed on), it is the name that transformers' own outputs use.
+    If the signature has neither (``**kwargs`` passed through), it is the name that transformers' own outputs use.
     """
     taken = inspect.signature(forward).parameters
     known = taken if any(name in taken for name in NAMES) else {each.name for each in fields(BaseModelOutputWithPast)}
@@ -29,6 +29,6 @@ def cache_name(forward: Callable[..., Any]) -> str:
 
 
 def cache_of(output: Mapping[str, Any]) -> Any:
-    """The cache that a model, or ``generate``, returned; None where it returned none."""
-    held = dict(output.items())  # an output of transformers 5.24 answers to the old name too, with a complaint
+    """The cache that a model, or ``generate``, returned; None if it returned none."""
+    held = dict(output.items())  # an output of transformers 5.24 also accepts the old name, with a warning
     return next((held[name] for name in NAMES if name in held), None)

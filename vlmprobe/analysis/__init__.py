@@ -1,11 +1,11 @@
-"""What a probe makes possible: one module per question, imported when first used.
+"""Analyses on top of a probe: one module per topic, imported on first use.
 
 >>> from vlmprobe.analysis import calibration, contrast, uncertainty
 >>> uncertainty.mean_entropy(result)
 >>> contrast(probe, "Describe the picture.", image)
 
-Every module is a room of its own; ``dir(vlmprobe.analysis)`` lists them, and the functions ``contrast`` and ``lens``,
-which are the one door of theirs.
+``dir(vlmprobe.analysis)`` lists the modules, and the functions ``contrast`` and ``lens``, the only entry points of
+theirs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Can a 0.9 be trusted: calibration, discrimination and selective risk of confidences.
 
 Every function takes ``confidence``, numbers [N], and ``correct``, booleans [N], of N answers to questions with known
-answers (:mod:`vlmprobe.analysis.confidences` makes both from results). What they say holds for questions like these.
+answers (:mod:`vlmprobe.analysis.confidences` makes both from results). The results hold for questions like these.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ __all__ = [
 class Reliability:
     """Answers grouped into B bins of confidence; bins without answers are left out."""
 
-    edges: np.ndarray  # float64 [B, 2], between which confidences the answers of a bin lie
+    edges: np.ndarray  # float64 [B, 2], confidence range of each bin
     confidence: np.ndarray  # float64 [B], mean confidence of the answers in the bin
-    accuracy: np.ndarray  # float64 [B], share of them that are right
+    accuracy: np.ndarray  # float64 [B], share of right answers in the bin
     count: np.ndarray  # int64 [B]
 
     @property
@@ -67,23 +67,23 @@ class Reliability:
 
 @dataclass(frozen=True, eq=False)
 class RiskCoverage:
-    """What is wrong among the answers kept, when only the most confident are kept (Geifman & El-Yaniv 2017)."""
+    """Share of wrong answers among those kept, when only the most confident are kept (Geifman & El-Yaniv 2017)."""
 
-    thresholds: np.ndarray  # float64 [M], the different confidences, greatest first: kept is what reaches it
+    thresholds: np.ndarray  # float64 [M], distinct confidences, descending: answers at or above are kept
     coverage: np.ndarray  # float64 [M], share of the answers kept
     risk: np.ndarray  # float64 [M], share of those that are wrong
-    area: float  # AURC: mean risk over all numbers of answers kept; ties are kept in random order
-    best_area: float  # the area of a confidence that puts every right answer before every wrong one
+    area: float  # AURC: mean risk over all numbers of answers kept, ties in random order
+    best_area: float  # AURC of a perfect ranking, every right answer before every wrong one
 
     @property
     def excess_area(self) -> float:
-        """E-AURC: the area above that of a perfect order (Geifman et al. 2019)."""
+        """E-AURC: AURC minus that of a perfect ranking (Geifman et al. 2019)."""
         return self.area - self.best_area
 
     def accuracy_at(self, coverage: float) -> float:
         """Accuracy of the answers kept at the smallest coverage of at least ``coverage``."""
         if not 0 < coverage <= 1:
-            raise CalibrationError(f"coverage is a share above 0 and up to 1, not {coverage!r}")
+            raise CalibrationError(f"coverage must be above 0 and at most 1, not {coverage!r}")
         return float(1 - self.risk[np.searchsorted(self.coverage, coverage - 1e-12)])
 
     def plot(self, ax: Any = None, *, threshold: ShownThreshold | None = None) -> Any:
@@ -93,7 +93,7 @@ class RiskCoverage:
 
         Args:
             ax: axes to draw on.
-            threshold: of :mod:`vlmprobe.analysis.gating`; where it lies is marked.
+            threshold: of :mod:`vlmprobe.analysis.gating`, to be marked.
         """
         from vlmprobe.display.plots.calibration import draw_risk_coverage
 
@@ -102,15 +102,15 @@ class RiskCoverage:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with the range that resampling gives it."""
+    """A value with its resampling interval."""
 
     value: float
     low: float
     high: float
-    level: float  # share of the resamples that lie between
+    level: float  # share of the resamples inside
 
     def __format__(self, spec: str) -> str:
-        """Each number as ``spec`` says, three decimals where it says nothing."""
+        """Each number formatted with ``spec``, by default three decimals."""
         spec = spec or ".3f"
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
@@ -126,9 +126,9 @@ def reliability(
     Args:
         confidence: [N] from 0 to 1.
         correct: [N].
-        bins: how many bins at most.
-        strategy: ``"uniform"`` makes bins of equal width (Guo et al. 2017), a confidence on an edge in the lower bin;
-            ``"quantile"`` bins of equal count, answers of equal confidence in the same bin.
+        bins: maximum number of bins.
+        strategy: ``"uniform"`` makes bins of equal width (Guo et al. 2017), edge values in the lower bin;
+            ``"quantile"`` bins of equal count, equal confidences in the same bin.
     """
     sure, right = checked(confidence, correct)
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
@@ -167,7 +167,7 @@ def brier(confidence: Any, correct: Any) -> float:
 
 
 def log_loss(confidence: Any, correct: Any) -> float:
-    """Mean negative log-likelihood of the outcomes under the confidences, nats; a certain wrong answer is limited."""
+    """Mean negative log-likelihood of the outcomes under the confidences, nats, clipped for certain wrong answers."""
     sure, right = checked(confidence, correct, least=1)
     return float(_sklearn().log_loss(right, sure, labels=[False, True]))
 
@@ -175,14 +175,14 @@ def log_loss(confidence: Any, correct: Any) -> float:
 def auroc(confidence: Any, correct: Any) -> float:
     """Probability that a right answer is more confident than a wrong one, ties counting half; 0.5 is chance.
 
-    Any score will do for confidence, not only probabilities.
+    ``confidence`` may be any score, not only a probability.
     """
     sure, right = checked(confidence, correct, both=True, scale=False)
     return float(_sklearn().roc_auc_score(right, sure))
 
 
 def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:
-    """The trade between answering more and being wrong more often. Any score will do for confidence."""
+    """Trade-off between coverage and error rate. ``confidence`` may be any score."""
     sure, right = checked(confidence, correct, scale=False)
     if not len(sure):
         raise CalibrationError("0 answers are too few here; at least 1 is needed")
@@ -190,7 +190,7 @@ def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:
     sure, wrong = sure[order], ~right[order]
     last = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))  # of each run of equal confidences
     kept, errors = last + 1, np.cumsum(wrong)[last]
-    # Within a run of ties the expected number of errors grows evenly.
+    # Within a run of ties the expected number of errors grows linearly.
     expected = np.interp(np.arange(1, len(sure) + 1), np.append(0, kept), np.append(0, errors))
     counts = np.arange(1, len(sure) + 1)
     perfect = np.maximum(counts - int(right.sum()), 0)
@@ -214,21 +214,19 @@ def bootstrap(
 ) -> Interval:
     """A metric with its percentile bootstrap interval (Efron 1979), over resampled answers.
 
-    Resamples on which the metric is not defined (:func:`auroc` without a wrong answer) are drawn again. Note that
+    Resamples on which the metric is undefined (:func:`auroc` without a wrong answer) are redrawn. Note that
     calibration errors over bins are biased upwards for few answers, and more so in resamples.
 
     Args:
         metric: a function of confidence and correct, such as :func:`auroc`.
         confidence, correct: [N], at least 2.
-        resamples: how many.
+        resamples: number of resamples.
         level: share of them inside the interval.
         seed: of the resampling.
     """
     sure, right = checked(confidence, correct, least=2, scale=False)
     if not 0 < level < 1 or resamples < 1:
-        raise CalibrationError(
-            f"level is a share between 0 and 1 and resamples at least 1, not {level!r}, {resamples!r}"
-        )
+        raise CalibrationError(f"level must be between 0 and 1 and resamples at least 1, not {level!r}, {resamples!r}")
     value = metric(sure, right)
     random = np.random.default_rng(seed)
     found: list[float] = []

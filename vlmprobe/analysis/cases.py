@@ -1,4 +1,4 @@
-"""Requests that are put to two probes, from Python and from files of JSON lines."""
+"""Requests of a comparison, from Python and from JSON Lines files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Case", "case_of", "read_cases"]
 
 KEYS = ("id", "question", "messages", "image", "images", "candidates", "options")
 REMOTE = ("http://", "https://", "data:")
-LINE_BYTES = 64 * 2**20  # a longer line is no request, and is not read to its end
+LINE_BYTES = 64 * 2**20  # a longer line is rejected without being read to its end
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Case:
     question: Prompt
     image: Any = None
     id: Any = None
-    candidates: tuple[str, ...] = ()  # scored instead of generating, where there are any
+    candidates: tuple[str, ...] = ()  # if given, scored instead of generating
     options: Mapping[str, Any] = field(default_factory=dict)  # generation options of this request alone
 
 
 def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request") -> Case:
-    """A case from what people write.
+    """Parses a case from user input.
 
     Args:
-        raw: a :class:`Case`, a question, or a mapping with ``question`` (or ``messages``) and, where wanted, ``image``
+        raw: a :class:`Case`, a question, or a mapping with ``question`` (or ``messages``) and, optionally, ``image``
             or ``images``, ``id``, ``candidates`` and ``options``.
-        folder: that relative paths of pictures start from.
+        folder: base of relative image paths.
         where: the request's name in messages.
 
     Raises:
@@ -53,26 +53,26 @@ def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request")
     if ("question" in raw) == ("messages" in raw):
         raise MessageError(f"{where} must have either 'question' or 'messages'")
     if "image" in raw and "images" in raw:
-        raise MessageError(f"{where} has 'image' and 'images': one of them holds all its pictures")
-    pictures = raw.get("images", raw.get("image"))
-    listed = list(pictures) if isinstance(pictures, (list, tuple)) else [] if pictures is None else [pictures]
+        raise MessageError(f"{where} has 'image' and 'images': put all its images into one of them")
+    images = raw.get("images", raw.get("image"))
+    listed = list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
     candidates, options = raw.get("candidates") or (), raw.get("options") or {}
     if isinstance(candidates, str) or not isinstance(candidates, Sequence):
-        raise MessageError(f"{where}: 'candidates' is a list of strings, such as ['yes', 'no']")
+        raise MessageError(f"{where}: 'candidates' must be a list of strings, such as ['yes', 'no']")
     if not isinstance(options, Mapping):
-        raise MessageError(f"{where}: 'options' is an object, such as {{'max_new_tokens': 32}}")
+        raise MessageError(f"{where}: 'options' must be an object, such as {{'max_new_tokens': 32}}")
     if candidates and options:
-        raise MessageError(f"{where}: nothing is generated where candidates are scored, so leave 'options' out")
+        raise MessageError(f"{where}: candidates are scored and nothing is generated, so leave 'options' out")
     found = [_placed(each, folder) for each in listed]
     question = raw["question"] if "question" in raw else raw["messages"]
     return Case(question, found or None, raw.get("id"), tuple(candidates), dict(options))
 
 
 def read_cases(path: str | Path) -> Iterator[Case]:
-    """The requests of a file, one JSON object a line; relative paths of pictures start from the file's folder.
+    """The requests of a file, one JSON object per line; relative image paths start from the file's folder.
 
     Raises:
-        MessageError: for a file that cannot be read, or a line that is no request; it names the line.
+        MessageError: for a file that cannot be read, or an invalid line, which it names.
     """
     path = Path(path)
     try:
@@ -88,7 +88,7 @@ def read_cases(path: str | Path) -> Iterator[Case]:
                 except (ValueError, RecursionError) as error:
                     raise MessageError(f"{where} is not JSON: {error}") from error
                 if not isinstance(raw, Mapping):
-                    raise MessageError(f"{where} is no JSON object with a question")
+                    raise MessageError(f"{where} is not a JSON object with a question")
                 yield case_of(raw, folder=path.parent, where=where)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

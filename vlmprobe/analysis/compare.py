@@ -30,33 +30,33 @@ if TYPE_CHECKING:
 
 __all__ = ["Compared", "Comparison", "compare"]
 
-GENERATION = {"max_new_tokens": 64, "do_sample": False}  # unless said otherwise: drawn answers differ anyway
-WINDOW = 64  # requests whose answers are in memory together
+GENERATION = {"max_new_tokens": 64, "do_sample": False}  # by default: sampled answers differ anyway
+WINDOW = 64  # requests whose answers are in memory at once
 TOLD = ("model", "revision", "engine", "adapter", "dtype", "device", "value_kind", "versions")
 ONE_STEP = {"max_new_tokens": 1}
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One request on two probes: the T tokens of A's answer (of all candidates, where there are any) under both.
+    """One request on two probes: the T tokens of A's answer (of all candidates, if given) under both.
 
-    ``how`` says where the numbers of B are from. ``"same"``: B's own answer, which is A's. ``"forced"``: B answered
-    otherwise and scored A's tokens. ``"prefix"``: B answered otherwise and cannot score tokens, so only those up to
+    ``how`` says where B's numbers come from. ``"same"``: B's own answer, identical to A's. ``"forced"``: B answered
+    differently and scored A's tokens. ``"prefix"``: B answered differently and cannot score tokens, so only those up to
     the first difference are compared. ``"candidates"``: both scored the candidates.
     """
 
     id: Any
     question: str
-    answers: tuple[str, str]  # of A and B; the best candidates, where there are any
+    answers: tuple[str, str]  # of A and B; the best candidates, if given
     how: str
     rows: Aligned
-    diverged: int | None  # the row at which B's own answer is another; None where it is not, and for candidates
-    prompt: np.ndarray  # float64 [P], logprob of B less that of A, for each text token of an equal prompt; nats
-    same_prompt: bool | None  # whether both models read the same token ids; None where one does not tell
+    diverged: int | None  # the row at which B's own answer diverges; None if it does not, and for candidates
+    prompt: np.ndarray  # float64 [P], logprob of B minus that of A, for each text token of an equal prompt; nats
+    same_prompt: bool | None  # whether both models read the same token ids; None if unknown
 
     @property
     def difference(self) -> np.ndarray:
-        """float64 [T], nats: log-probability under B less that under A; NaN where not compared."""
+        """float64 [T], nats: log-probability under B minus that under A; NaN where not compared."""
         return self.rows.b.astype(np.float64) - self.rows.a.astype(np.float64)
 
     @property
@@ -66,7 +66,7 @@ class Compared:
 
     @property
     def max_abs(self) -> float:
-        """The greatest absolute difference of a token, nats; NaN where none is compared."""
+        """The largest absolute difference of a token, nats; NaN if none is compared."""
         return _largest(self.difference)
 
     def plot(self, ax: Any = None) -> Any:
@@ -76,7 +76,7 @@ class Compared:
             ax: axes to draw on.
 
         Raises:
-            ResultError: for more tokens than can be read beside each other, or none with a log-probability.
+            ResultError: for more tokens than fit side by side, or none with a log-probability.
         """
         from vlmprobe.display.plots.tokens import draw_pairs
 
@@ -85,7 +85,7 @@ class Compared:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """N requests on two probes, A (evaluated) and B (deployed). Differences are B less A, nats."""
+    """N requests on two probes, A (evaluated) and B (deployed). Differences are B minus A, nats."""
 
     requests: tuple[Compared, ...]  # [N]
     a: Mapping[str, Any] = field(default_factory=dict)  # model, engine, dtype, device, value_kind, versions of A
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def differences(self) -> np.ndarray:
-        """float64 [M]: of every answer token that both gave a number."""
+        """float64 [M]: of every answer token with a number from both."""
         return _finite([each.difference for each in self.requests])
 
     @property
@@ -103,12 +103,12 @@ class Comparison:
 
     @property
     def max_abs(self) -> float:
-        """The greatest absolute difference of an answer token; NaN where none was compared."""
+        """The largest absolute difference of an answer token; NaN if none was compared."""
         return _largest(self.differences)
 
     @property
     def mean_abs(self) -> float:
-        """The mean absolute difference of answer tokens; NaN where none was compared."""
+        """The mean absolute difference of answer tokens; NaN if none was compared."""
         return float(np.abs(self.differences).mean()) if len(self.differences) else float("nan")
 
     @property
@@ -119,18 +119,18 @@ class Comparison:
 
     @property
     def equal_answers(self) -> float:
-        """Share of requests that both answered alike."""
+        """Share of requests with the same answer from both."""
         return float(np.mean([each.equal for each in self.requests]))
 
     @property
     def top1_agreement(self) -> float:
-        """Share of compared positions at which the likeliest token is the same; NaN where a side tells none."""
+        """Share of compared positions with the same top-1 token; NaN if a side reports none."""
         known = _finite([each.rows.same_top for each in self.requests])
         return float(known.mean()) if len(known) else float("nan")
 
     @property
     def same_prompts(self) -> bool | None:
-        """Whether both read the same token ids for every prompt that was answered; None where one does not tell."""
+        """Whether both read the same token ids for every prompt that was answered; None if unknown."""
         told = [each.same_prompt for each in self.requests if each.how != "candidates"] or [None]
         return False if False in told else None if None in told else True
 
@@ -140,18 +140,18 @@ class Comparison:
         return self.a.get("value_kind") == self.b.get("value_kind") != "unknown"
 
     def objections(self, tolerance: float) -> list[str]:
-        """Why the two are not the same model within a tolerance, one sentence each; empty where they are.
+        """Why the two are not the same model within a tolerance, one sentence each; empty if they are.
 
         Args:
-            tolerance: the greatest absolute difference of a token's log-probability that passes, nats.
+            tolerance: largest allowed absolute difference of a token's log-probability, nats.
         """
         if not tolerance >= 0:
-            raise ResultError(f"tolerance is a number of nats of at least 0, not {tolerance!r}")
+            raise ResultError(f"tolerance must be a number of nats of at least 0, not {tolerance!r}")
         found = []
         if self.same_prompts is False:
             count = sum(each.same_prompt is False for each in self.requests)
             found.append(
-                f"{count} of {len(self.requests)} prompts have other token ids: another template or picture size"
+                f"{count} of {len(self.requests)} prompts have different token ids: another template or image size"
             )
         if not len(self.differences):
             found.append("no token has a number from both")
@@ -185,10 +185,10 @@ class Comparison:
 
         Args:
             ax: axes to draw on.
-            tolerance: nats; drawn as a band where given.
+            tolerance: nats; drawn as a band if given.
 
         Raises:
-            ResultError: where no token was compared.
+            ResultError: if no token was compared.
         """
         from vlmprobe.display.plots.comparison import draw_comparison
 
@@ -215,24 +215,24 @@ def compare(
     progress: bool | None = None,
     **generation: Any,
 ) -> Comparison:
-    """Put the same requests to two probes, and compare what they say of the same tokens.
+    """Run the same requests on two probes, and compare their numbers for the same tokens.
 
-    A answers, and so does B. Where the answers are the same, so are their tokens. Where they are not, B scores the
-    tokens of A's answer after the same prompt, if it can; else the comparison ends at the first different token.
+    Both answer. If the answers are identical, their tokens are compared. If not, B scores the tokens of A's answer
+    after the same prompt, if it can; otherwise the comparison ends at the first different token.
 
     Args:
         a: the model that was evaluated.
         b: the model that is deployed: another engine, dtype or checkpoint.
         requests: questions, or what :func:`~vlmprobe.analysis.cases.case_of` and
-            :func:`~vlmprobe.analysis.cases.read_cases` make.
-        prompt: whether the prompt's tokens are compared too, where both tell them.
-        alternatives: how many of the likeliest tokens to ask for.
+            :func:`~vlmprobe.analysis.cases.read_cases` return.
+        prompt: whether to compare the prompt's tokens too, if both report them.
+        alternatives: how many top tokens to request.
         progress: whether to show a progress bar; None shows one in a terminal.
         **generation: as in :meth:`Probe.generate`; greedy and 64 tokens unless given here or by a request.
 
     Raises:
-        MessageError: without any request, or for one that is malformed.
-        CapabilityError: for what one of the probes cannot do.
+        MessageError: for no requests, or a malformed one.
+        CapabilityError: for what one of the probes does not support.
     """
     wanted = {"prompt": prompt, "alternatives": alternatives}
     asked = [_given(a, wanted), _given(b, wanted)]
@@ -300,7 +300,7 @@ def _scored(
 
 
 def _forced(probe: Probe, case: Case, answer: Result, what: Mapping[str, Any]) -> TokenTable | None:
-    """The table of the same answer tokens under another probe; None where that cannot score them."""
+    """The same answer tokens teacher-forced on another probe; None if it cannot score them."""
     ids = answer.output.ids
     if ids is None or not len(ids):
         return None
@@ -311,15 +311,15 @@ def _forced(probe: Probe, case: Case, answer: Result, what: Mapping[str, Any]) -
             table = probe.engine.score_ids([conversation], ids.tolist(), options)[0]
         else:
             table = probe.score(case.question, [answer.text], case.image, **_scoring(what)).tables[0]
-    except (CapabilityError, MessageError):  # it has no such way, or the text merges with the prompt
+    except (CapabilityError, MessageError):  # not supported, or the text merges with the prompt
         return None
-    # A text may be written in other tokens than it was generated in; those say nothing of the generated ones.
+    # A text may be tokenised differently than it was generated; then it says nothing of the generated tokens.
     same = table.ids is not None and np.array_equal(table.ids, ids[: len(table)])
     return table if same and len(table) else None
 
 
 def _given(probe: Probe, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the wanted things the engine of a probe can give; the rest is left out of the comparison."""
+    """The requested options that a probe's engine supports; the rest is left out of the comparison."""
     given = {}
     for name, value in wanted.items():
         options = Options(generation=dict(GENERATION), demanded=frozenset({name}), **{"prompt": False, name: value})
@@ -342,7 +342,7 @@ def _same_prompt(a: Result, b: Result) -> bool | None:
         return bool(np.array_equal(a.input_ids, b.input_ids))
     if a.prompt.kinds != b.prompt.kinds:
         return False
-    # Engines put ids of their own where the pictures are.
+    # Engines use ids of their own at image positions.
     text = np.array(a.prompt.kinds) != "image"
     return bool(np.array_equal(a.prompt.ids[text], b.prompt.ids[text]))
 
@@ -359,7 +359,7 @@ def _windows(cases: Iterator[Case]) -> Iterator[list[Case]]:
 
 
 def _alike(window: Iterable[Case], generation: Mapping[str, Any]) -> Iterator[tuple[bool, dict[str, Any], list[Case]]]:
-    """Runs of requests that are asked for the same, in order."""
+    """Runs of requests with the same options, in order."""
     for (scored, options), group in groupby(window, lambda case: (bool(case.candidates), dict(case.options))):
         yield scored, {**GENERATION, **generation, **options}, list(group)
 
@@ -370,7 +370,7 @@ def _finite(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _joined(columns: Sequence[np.ndarray], kind: type[np.generic] = np.float64) -> np.ndarray:
-    """Columns one after the other, as one of that type; empty where there are none."""
+    """Columns concatenated and cast to that dtype; empty if there are none."""
     return np.concatenate([np.zeros(0, kind), *columns]).astype(kind)
 
 

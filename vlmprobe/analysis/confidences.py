@@ -1,7 +1,7 @@
 """Confidence and correctness: how sure each answer was, and whether it was right.
 
-The other rooms (calibration, recalibration, gating) take the two as arrays of one length, in the manner of
-scikit-learn; this one makes them from results, and checks them.
+Calibration, recalibration and gating take the two as arrays of one length, as scikit-learn does; this module makes them
+from results, and validates them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["CONFIDENCES", "CalibrationError", "checked", "confidences", "correct
 
 
 class CalibrationError(VlmprobeError, ValueError):
-    """Confidences and outcomes that cannot answer the question: too few, one class only, or not probabilities."""
+    """Unusable confidences or outcomes: too few, one class only, or not probabilities."""
 
 
 def _mean_probability(result: Result) -> float:
@@ -32,7 +32,7 @@ def _min_probability(result: Result) -> float:
 
 CONFIDENCES: dict[str, Callable[[Result], float]] = {
     "sequence": uncertainty.sequence_probability,  # of exactly this answer
-    "mean": _mean_probability,  # geometric mean over its tokens: length does not count
+    "mean": _mean_probability,  # geometric mean over its tokens: length-normalised
     "min": _min_probability,  # of its least likely token
 }
 
@@ -59,7 +59,7 @@ def confidences(results: Iterable[Result | Scores], by: str | Callable[[Any], fl
 
 
 def normal_text(text: str) -> str:
-    """A text without case, white space around, a leading article and a closing full stop."""
+    """A text without case, surrounding white space, a leading article, and a final ``.`` or ``!``."""
     words = text.casefold().strip().rstrip(".!").strip().split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
@@ -69,12 +69,12 @@ def correctness(
     answers: Iterable[str | Iterable[str]],
     normal: Callable[[str], str] = normal_text,
 ) -> np.ndarray:
-    """Whether each answer is the expected one, or one of those that are right.
+    """Whether each answer matches the expected one, or one of several.
 
     Args:
         results: answers, or scored candidates, whose answer is the best one.
-        answers: [N] the right text, or several.
-        normal: what two texts have in common when they are the same answer; ``str`` compares them as they stand.
+        answers: [N] the expected text, or several.
+        normal: normalises texts before comparison; ``str`` compares them verbatim.
 
     Returns:
         bool [N].
@@ -90,13 +90,13 @@ def correctness(
 def checked(
     confidence: Any, correct: Any, *, least: int = 1, both: bool = False, scale: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence as float64 [N] and correctness as bool [N], or an error that says what is wrong with them.
+    """Validates confidence and correctness, and returns them as float64 [N] and bool [N].
 
     Args:
         confidence: numbers, one per answer.
         correct: booleans, or 0 and 1, one per answer.
-        least: how few are too few to be of use.
-        both: whether right and wrong answers must both be there.
+        least: minimum number of answers.
+        both: whether both right and wrong answers are required.
         scale: whether confidences must be probabilities.
     """
     sure = np.asarray(confidence)
@@ -106,7 +106,7 @@ def checked(
     sure = sure.astype(np.float64)
     if sure.ndim != 1 or right.shape != sure.shape:
         raise CalibrationError(
-            f"confidence and correct are two lists of one length, not {sure.shape} and {right.shape}"
+            f"confidence and correct must be two lists of the same length, not {sure.shape} and {right.shape}"
         )
     if not np.isin(right, (0, 1)).all():
         raise CalibrationError("correct must be booleans, or 0 and 1")

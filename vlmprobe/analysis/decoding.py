@@ -1,14 +1,14 @@
 """A decoding strategy built on the probe: visual contrastive decoding, as a transformers ``LogitsProcessor``.
 
 Leng et al. 2024, "Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive
-Decoding" (CVPR): what the model would say anyway, with a distorted picture, is taken off what it says with the real
-one, among the tokens that the real picture makes plausible (equations 3 and 4):
+Decoding" (CVPR): the logits with a distorted image are subtracted from those with the real one, among the tokens that
+the real image makes plausible (equations 3 and 4):
 
     (1 + alpha) logits(real) - alpha logits(distorted),  where p(real) >= beta max p(real), else -infinity
 
-The class below is also the example of how to write a strategy of one's own: a processor gets the ids so far and the
-scores of the next token, and may ask the model anything meanwhile. Raw numbers of the result stay raw; its column
-``scores`` holds the log-probabilities under what the processor made of them.
+The class below is also an example of a custom strategy: a processor gets the ids so far and the scores of the next
+token, and may query the model in between. Raw numbers of the result stay raw; its column ``scores`` holds the
+log-probabilities after the processor.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class ImageContrast(LogitsProcessor):
         strategy = ImageContrast(probe, question, image)
         result = probe.generate(question, image=image, logits_processor=[strategy])
 
-    The distorted picture is encoded once and its prompt prefilled once per answer; then every token costs one step
-    more. An object may serve several answers one after the other; each thread needs its own.
+    The distorted image is encoded once and its prompt prefilled once per answer; every token then costs one extra step.
+    An instance may serve several answers in sequence; each thread needs its own.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class ImageContrast(LogitsProcessor):
 
         Args:
             probe: that will generate.
-            question, image: the very question that will be asked.
-            against: what to put in the pictures' place: ``"diffused"`` (the paper's noise), another variant of
+            question, image: the same as in the call of ``generate``.
+            against: what replaces the images: ``"diffused"`` (the paper's noise), another variant of
                 :mod:`vlmprobe.analysis.pictures`, ``"none"``, or an image.
-            alpha: weight of the contrast; 0 changes nothing.
+            alpha: weight of the contrast; 0 leaves only the cut-off by ``beta``.
             beta: tokens below this share of the likeliest token's probability are ruled out; above 0, at most 1.
             step: of the diffusion, 0 to 999.
             seed: of the noise.
 
         Raises:
-            GenerationOptionError: for an impossible ``alpha`` or ``beta``.
-            CapabilityError: without a picture, or for an engine that runs no processors.
+            GenerationOptionError: for an invalid ``alpha`` or ``beta``.
+            CapabilityError: without an image, or for an engine without logits processors.
         """
         if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha >= 0):
             raise GenerationOptionError(f"alpha must be a number of at least 0, not {alpha!r}")
@@ -77,14 +77,14 @@ class ImageContrast(LogitsProcessor):
             raise GenerationOptionError(f"beta must be a number above 0 and at most 1, not {beta!r}")
         conversation = Conversation.build(question, image)
         if not conversation.images:
-            raise CapabilityError("There is no picture to contrast: pass image=, or messages with a picture in them.")
-        pictures = {
+            raise CapabilityError("There is no image to contrast: pass image=, or messages with an image in them.")
+        images = {
             place: diffused(each, step, seed) if against == "diffused" else variant(each, against)
             for place, each in enumerate(conversation.images)
         }
         self.alpha, self.beta = float(alpha), float(beta)
         self._second: SecondPrompt = require(probe.engine, ReadsSecondPrompt).second_prompt(
-            exchanged(conversation, pictures)
+            exchanged(conversation, images)
         )
         self._prompt = torch.tensor(require(probe.engine, GivesPromptIds).prompt_ids(conversation))  # [S]
 

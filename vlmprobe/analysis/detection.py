@@ -1,9 +1,9 @@
-"""Does this input look unlike what the model knows: scores of unusual or manipulated input, from logits alone.
+"""Out-of-distribution scores: unusual or manipulated input, detected from logits alone.
 
-Each score is larger for the more unusual. They see only how the model reacts: input that is wrong in a way that leaves
-the model sure (an attack made to raise its confidence, a picture of the wrong thing that it names fluently) looks
-usual, and a hard but ordinary question looks unusual. Whether a score tells anything must be measured on examples of
-the very input that it is to find: :func:`evaluate`.
+Each score is larger for more unusual input. They see only how the model reacts: wrong input that leaves the model
+confident (an attack that raises its confidence, an image of the wrong thing that it names fluently) looks usual, and a
+hard but ordinary question looks unusual. Whether a score works must be measured on examples of the input that it should
+detect: :func:`evaluate`.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ Over = Literal["mean", "max", "first"]
 
 
 def max_probability(source: Source, over: Over = "mean") -> float:
-    """1 less the probability of the likeliest token (maximum softmax probability: Hendrycks & Gimpel 2017).
+    """1 minus the top token's probability (maximum softmax probability: Hendrycks & Gimpel 2017).
 
     Args:
         source: table or result; for the next word after a prompt, ``over="first"``.
-        over: how the tokens' scores become one: their mean, the most unusual one, or the first token's.
+        over: how token scores are pooled: mean, the most unusual one, or the first token's.
     """
     table = table_of(source)
     if not table.top_logprobs.shape[1]:
-        raise ResultError("the table holds no alternatives: ask with alternatives=1 or more")
+        raise ResultError("the table holds no alternatives: pass alternatives=1 or more")
     return _pooled(1 - np.exp(table.top_logprobs[:, 0].astype(np.float64)), over)
 
 
 def energy(source: Source, over: Over = "mean", *, temperature: float = 1.0) -> float:
     """Free energy ``-T logsumexp(logits / T)`` (Liu et al. 2020).
 
-    Unlike the others it sees the size of the logits and not only their differences. Logits are known up to a constant
-    per row only by convention, so compare it within one model.
+    Unlike the others it depends on the size of the logits, not only on their differences. Softmax leaves a constant per
+    row undetermined, so compare it within one model only.
 
     Args:
         source, over: as in :func:`max_probability`.
@@ -64,7 +64,7 @@ def energy(source: Source, over: Over = "mean", *, temperature: float = 1.0) -> 
     if temperature == 1:
         return _pooled(-table.logsumexp.astype(np.float64), over)
     if table.logits is None:
-        raise ResultError('The energy at another temperature than 1 needs full rows: ask with keep="logits".')
+        raise ResultError('The energy at a temperature other than 1 needs full rows: pass keep="logits".')
     values = np.full(len(table), np.nan)
     for row in np.flatnonzero(table.scored):
         values[row] = -temperature * np.logaddexp.reduce(table.logits[row].astype(np.float64) / temperature)
@@ -96,17 +96,17 @@ def scores(source: Source, over: Over = "mean") -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Detection:
-    """How well one score parts unusual input from usual input."""
+    """How well one score separates unusual input from usual input."""
 
     auroc: calibration.Interval  # probability that an unusual input scores higher than a usual one; 0.5 is chance
     fpr95: float  # share of usual input that is flagged when 95% of the unusual is (lower is better)
 
 
 def detection(usual: Any, unusual: Any, *, resamples: int = 1000, seed: int = 0) -> Detection:
-    """Judge a score by its values on usual [N] and on unusual [M] input."""
+    """Evaluate a score from its values on usual [N] and on unusual [M] input."""
     values = [np.asarray(each, dtype=np.float64) for each in (usual, unusual)]
     if not all(each.ndim == 1 and len(each) for each in values):
-        raise CalibrationError("usual and unusual are lists of numbers, neither of them empty")
+        raise CalibrationError("usual and unusual must be lists of numbers, neither of them empty")
     joined = np.concatenate(values)
     labels = np.repeat([False, True], [len(each) for each in values])
     area = calibration.bootstrap(calibration.auroc, joined, labels, resamples=resamples, seed=seed)
@@ -117,10 +117,10 @@ def detection(usual: Any, unusual: Any, *, resamples: int = 1000, seed: int = 0)
 def evaluate(
     usual: Iterable[Source], unusual: Iterable[Source], over: Over = "mean", *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Detection]:
-    """Judge every score on results for usual input and for unusual input.
+    """Evaluate every score on results for usual input and for unusual input.
 
     Args:
-        usual, unusual: results or tables; the same questions in both, so that the input alone differs.
+        usual, unusual: results or tables; the same questions in both, so that only the input differs.
         over: as in :func:`max_probability`.
         resamples, seed: of the bootstrap interval.
     """

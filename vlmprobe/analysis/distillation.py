@@ -1,7 +1,7 @@
-"""Targets to learn from: what a teacher gave each token, read from Parquet, and the divergence of a student from it.
+"""Distillation: a teacher's top-k targets, read from Parquet, and the KL divergence of a student from them.
 
 >>> for targets in distillation.read_parquet("teacher.parquet"):
-...     student = model(...).logits[0, targets.positions - 1]      # [T, V]: row t - 1 says what follows
+...     student = model(...).logits[0, targets.positions - 1]      # [T, V]: row t - 1 predicts token t
 ...     loss = distillation.kl_divergence(targets, student)
 """
 
@@ -27,9 +27,9 @@ __all__ = ["Targets", "describe_parquet", "kl_divergence", "read_parquet", "targ
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the teacher gave T tokens of one side of one result. Tokens without a distribution are left out."""
+    """Teacher targets for T tokens of one side of one result. Tokens without a distribution are left out."""
 
-    result: int  # which result of the file
+    result: int  # index of the result in the file
     id: str | None  # of the request
     side: str  # "prompt" or "output"
     positions: Tensor  # int64 [T], in the teacher's own sequence
@@ -45,12 +45,12 @@ class Targets:
     def dense(self, vocabulary: int, tail: Literal["spread", "drop"] = "spread") -> Tensor:
         """Log-probabilities of the whole vocabulary, as ``torch.nn.functional.kl_div(..., log_target=True)`` takes.
 
-        Beyond the top-k this is an assumption, not what the teacher gave.
+        Beyond the top-k this is an assumption, not the teacher's output.
 
         Args:
             vocabulary: V.
-            tail: ``"spread"`` shares the rest equally among the other tokens; ``"drop"`` gives them none and brings the
-                top-k to sum 1.
+            tail: ``"spread"`` shares the remaining mass equally among the other tokens; ``"drop"`` gives them none and
+                renormalises the top-k.
 
         Returns:
             float32 [T, V], nats.
@@ -71,10 +71,10 @@ class Targets:
 
 
 def kl_divergence(targets: Targets, logits: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
-    """Kullback-Leibler divergence of a student from the teacher, with all tokens beyond the top-k taken as one.
+    """Kullback-Leibler divergence of a student from the teacher, with all tokens beyond the top-k merged into one.
 
     ``sum_k p_k log(p_k / q_k) + tail_p log(tail_p / tail_q)``. Merging tokens never raises a divergence, so this is at
-    most that over the full vocabulary, and equal to it where the top-k is the whole vocabulary. It has gradients.
+    most that over the full vocabulary, and equal to it if the top-k is the whole vocabulary. It is differentiable.
 
     Args:
         targets: of T tokens.
@@ -93,12 +93,12 @@ def kl_divergence(targets: Targets, logits: Tensor, *, reduction: Literal["mean"
     rows = logits.float()
     normal = rows.logsumexp(-1, keepdim=True)
     student = rows.gather(-1, targets.top_ids.to(logits.device)) - normal
-    # A token that the teacher rules out (-inf) costs nothing, where 0 * inf would be NaN.
+    # A token with teacher probability 0 (-inf) contributes 0, where 0 * inf would be NaN.
     terms = torch.where(teacher.isneginf(), 0.0, teacher.exp() * (teacher.clamp_min(-1e30) - student))
     divergence = terms.sum(-1)
     tail = targets.tail.to(logits.device)
     if targets.top_ids.shape[-1] < logits.shape[-1]:
-        # The student's tail is summed, not taken as 1 less the top-k, which would cancel where the student is sure.
+        # The student's tail is summed, not computed as 1 minus the top-k, which would cancel for a confident student.
         rest = rows.scatter(-1, targets.top_ids.to(logits.device), -torch.inf).logsumexp(-1) - normal[:, 0]
         divergence = divergence + torch.special.xlogy(tail, tail) - tail * rest
     if reduction == "none":
@@ -113,8 +113,8 @@ def targets_of(source: Source, top: int | None = None, *, side: str = "output") 
 
     Args:
         source: table or result.
-        top: K; as many as the table holds where None.
-        side: what the targets say of themselves.
+        top: K; as many as the table holds if None.
+        side: label of the targets.
     """
     import torch
 
@@ -133,11 +133,11 @@ def targets_of(source: Source, top: int | None = None, *, side: str = "output") 
 
 
 def read_parquet(path: str | Path) -> Iterator[Targets]:
-    """Targets of every side of every result of a file, in its order, one row group of the file in memory at a time.
+    """Targets of every side of every result of a file, in file order, with one row group in memory at a time.
 
     Raises:
-        ResultError: where the file is not one that :func:`~vlmprobe.analysis.export.write_parquet` wrote, a later
-            vlmprobe wrote it, or its rows are not what its schema says.
+        ResultError: if the file was not written by :func:`~vlmprobe.analysis.export.write_parquet`, was written by a
+            later vlmprobe, or has rows that do not match its schema.
     """
     file = _opened(path)
     rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
@@ -159,7 +159,7 @@ def _opened(path: str | Path) -> Any:
     _described(file, path)
     wanted = arrow_schema({})
     if not file.schema_arrow.equals(wanted, check_metadata=False):
-        raise ResultError(f"{path} has other columns than layout {FORMAT}: {', '.join(file.schema_arrow.names)}.")
+        raise ResultError(f"{path} does not have the columns of layout {FORMAT}: {', '.join(file.schema_arrow.names)}.")
     return file
 
 
@@ -180,7 +180,7 @@ def _targets(result: int, side: str, rows: list[dict[str, Any]], path: str | Pat
     rows = [row for row in rows if row["top_logprobs"] is not None]
     known = {len(row["top_ids"] or ()) for row in rows} | {len(row["top_logprobs"]) for row in rows}
     if side not in SIDES or len(known) > 1 or any(row["position"] is None or row["token_id"] is None for row in rows):
-        raise ResultError(f"{path}: the rows of result {result} do not hold a table of one K.")
+        raise ResultError(f"{path}: the rows of result {result} do not form a table with a single K.")
     width = known.pop() if known else 0
     return Targets(
         result=result,

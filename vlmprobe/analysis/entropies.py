@@ -1,7 +1,7 @@
-"""Entropies beyond Shannon's, exact from full rows, and bounded from the top-k where the rows are not there.
+"""Entropies beyond Shannon's: exact from full rows, and bounded from the top-k without them.
 
 A table holds Shannon's entropy of every row, computed over the whole vocabulary. Rényi's entropy of order a,
-``log(sum p**a) / (1 - a)`` in nats (Rényi 1961), weighs the head (a > 1) or the tail (a < 1) of the distribution:
+``log(sum p**a) / (1 - a)`` in nats (Rényi 1961), emphasises the head (a > 1) or the tail (a < 1) of the distribution:
 order 0 counts the possible tokens, 1 is Shannon's, 2 is the collision entropy, infinity the min-entropy ``-log max p``.
 """
 
@@ -22,14 +22,14 @@ ROUNDING = 1e-6  # of the sum of float32 probabilities: a tail mass below it is 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """What a number lies between. The bounds are tight: some distribution with the same top-k attains each."""
+    """Lower and upper bounds. They are tight: some distribution with the same top-k attains each."""
 
     lower: np.ndarray  # float64 [T], nats
-    upper: np.ndarray  # float64 [T], nats; infinite where it depends on a vocabulary that is not given
+    upper: np.ndarray  # float64 [T], nats; infinite if it depends on a vocabulary that is not given
 
     @property
     def width(self) -> np.ndarray:
-        """float64 [T], nats: how much the top-k leaves open."""
+        """float64 [T], nats: how much the top-k leaves undetermined."""
         return self.upper - self.lower
 
 
@@ -37,14 +37,14 @@ def renyi_entropy(source: Source, order: float) -> np.ndarray:
     """Rényi's entropy of each row, exactly.
 
     Args:
-        source: table or result. Orders 1 and infinity need the columns only, all others full rows.
+        source: table or result. Orders 1 and infinity need only the columns, all others full rows.
         order: from 0 to infinity.
 
     Returns:
         float64 [T], nats; NaN where a row has no distribution.
 
     Raises:
-        ResultError: where full rows are needed and not kept.
+        ResultError: if full rows are needed and not kept.
     """
     table, order = table_of(source), _order(order)
     if order == 1:
@@ -53,11 +53,11 @@ def renyi_entropy(source: Source, order: float) -> np.ndarray:
         return -_top(table)[:, 0]
     if table.logits is None:
         raise ResultError(
-            f'The Rényi entropy of order {order:g} needs full rows: ask with keep="logits", or take renyi_bounds, '
+            f'The Rényi entropy of order {order:g} needs full rows: pass keep="logits", or use renyi_bounds, '
             "which bounds it from the likeliest tokens."
         )
     entropy = np.full(len(table), np.nan)
-    for row in np.flatnonzero(table.scored):  # one row at a time, for [T, V] in float64 may not fit
+    for row in np.flatnonzero(table.scored):  # one row at a time: [T, V] in float64 may not fit
         logits = table.logits[row].astype(np.float64)
         logprobs = logits - np.logaddexp.reduce(logits)
         power = np.log((np.exp(logprobs) > 0).sum()) if order == 0 else np.logaddexp.reduce(order * logprobs)
@@ -66,26 +66,24 @@ def renyi_entropy(source: Source, order: float) -> np.ndarray:
 
 
 def renyi_bounds(source: Source, order: float = 1.0, *, vocabulary: int | None = None) -> Bounds:
-    """Bounds of Rényi's (order 1: Shannon's) entropy of each row that follow from its K likeliest tokens.
+    """Bounds of Rényi's (order 1: Shannon's) entropy of each row, given its K likeliest tokens.
 
-    The mass left by the top-k lies on tokens none of which is likelier than the K-th. The entropy is largest where
-    they share it equally and smallest where as few as possible hold it.
+    The mass left by the top-k lies on tokens none of which is likelier than the K-th. The entropy is largest if they
+    share it equally and smallest if as few as possible hold it.
 
     Args:
         source: table or result.
         order: above 0.
-        vocabulary: V, how many tokens there are; that of the full rows where they are kept. Without it the upper bound
-            of orders up to 1 is infinite, unless the top-k leaves nothing, and that of orders above 1 is the limit of
-            a large vocabulary.
+        vocabulary: V, the vocabulary size; that of the full rows if they are kept. Without it the upper bound of orders
+            up to 1 is infinite, unless the top-k holds all mass, and that of orders above 1 is the limit of a large
+            vocabulary.
 
     Returns:
         :class:`Bounds` [T]; NaN where a row has no distribution.
     """
     table, order = table_of(source), _order(order)
     if order == 0:
-        raise ResultError(
-            "Order 0 counts the possible tokens, of which the likeliest say nothing; ask an order above 0."
-        )
+        raise ResultError("Order 0 counts the possible tokens, which the top-k does not bound; use an order above 0.")
     logprobs = _top(table)
     if np.isinf(order):
         return Bounds(-logprobs[:, 0], -logprobs[:, 0])
@@ -99,7 +97,7 @@ def renyi_bounds(source: Source, order: float = 1.0, *, vocabulary: int | None =
     if rest == 0:
         tail = np.where(np.isnan(tail), np.nan, 0.0)
     head = _spent(np.exp(logprobs), order).sum(axis=1)
-    held = np.maximum(tail - ROUNDING, 0.0) if order <= 1 else tail  # what rounding may have made is not counted on
+    held = np.maximum(tail - ROUNDING, 0.0) if order <= 1 else tail  # mass that may be rounding is not counted
     whole = np.floor(np.divide(held, least, out=np.zeros_like(held), where=least != 0))
     packed = head + whole * _spent(least, order) + _spent(np.maximum(held - whole * least, 0.0), order)
     spread = head + _spread(tail, rest, order)
@@ -108,14 +106,14 @@ def renyi_bounds(source: Source, order: float = 1.0, *, vocabulary: int | None =
 
 
 def top_k_entropy(source: Source, k: int | None = None) -> np.ndarray:
-    """Shannon's entropy of the K likeliest tokens alone, their probabilities brought to sum 1.
+    """Shannon's entropy of the K likeliest tokens alone, renormalised.
 
-    A number that servers which give only a top-k allow. It is the entropy of another distribution than the model's, and
-    at most ``log k``; :func:`renyi_bounds` says where the model's own lies.
+    It can be computed for servers that give only a top-k. It is the entropy of another distribution than the model's,
+    and at most ``log k``; :func:`renyi_bounds` bounds the model's own.
 
     Args:
         source: table or result.
-        k: how many tokens; as many as the table holds where None.
+        k: how many tokens; as many as the table holds if None.
 
     Returns:
         float64 [T], nats; NaN where a row has no distribution.
@@ -132,31 +130,31 @@ def top_k_entropy(source: Source, k: int | None = None) -> np.ndarray:
 
 def tail_mass(source: Source) -> np.ndarray:
     """float64 [T]: probability of all tokens beyond the K likeliest; NaN where a row has no distribution."""
-    # Rounding of float32 logprobs can bring the sum of a certain row just above 1.
+    # Rounding of float32 logprobs can push the sum of a near-certain row just above 1.
     return np.clip(1.0 - np.exp(_top(table_of(source))).sum(axis=1), 0.0, 1.0)
 
 
 def _order(order: float) -> float:
     if isinstance(order, bool) or not isinstance(order, (int, float, np.floating, np.integer)) or not order >= 0:
-        raise ResultError(f"the order of an entropy is a number from 0 to infinity, not {order!r}")
+        raise ResultError(f"the order of an entropy must be a number from 0 to infinity, not {order!r}")
     return float(order)
 
 
 def _top(table: TokenTable) -> np.ndarray:
     if not table.top_logprobs.shape[1]:
-        raise ResultError("the table holds no alternatives: ask with alternatives=1 or more")
+        raise ResultError("the table holds no alternatives: pass alternatives=1 or more")
     return table.top_logprobs.astype(np.float64)
 
 
 def _spent(probabilities: np.ndarray, order: float) -> np.ndarray:
-    """What each probability adds to the sum inside the entropy: ``-p log p``, or ``p**order``."""
+    """Each probability's term in the sum inside the entropy: ``-p log p``, or ``p**order``."""
     if order != 1:
         return probabilities**order
     return -probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))
 
 
 def _spread(tail: np.ndarray, rest: float, order: float) -> np.ndarray:
-    """What a tail shared equally by ``rest`` tokens adds; the limit where they are infinitely many."""
+    """The term of a tail shared equally by ``rest`` tokens; the limit if they are infinitely many."""
     if np.isfinite(rest) and rest > 0:
         return rest * _spent(tail / rest, order)
     beyond = 0.0 if order > 1 else np.inf

@@ -1,14 +1,14 @@
-"""The likeliest tokens at every position as Parquet, for distillation and for analysis in other tools.
+"""The top-k tokens at every position as Parquet, for distillation and for analysis in other tools.
 
 Layout, version 1. One row per token, in order of results, sides and positions:
 
 ===============  =============  =======================================================================================
 column           type           meaning
 ===============  =============  =======================================================================================
-``result``       int32          which result of the file, from 0
+``result``       int32          index of the result in the file, from 0
 ``id``           string         ``id`` of the request, null where it had none
 ``side``         string         ``prompt`` or ``output``
-``position``     int32          place of the token in the model's own sequence
+``position``     int32          position of the token in the model's own sequence
 ``token_id``     int32          the token
 ``token``        string         its text
 ``kind``         string         ``text``, ``special`` or ``image``
@@ -18,7 +18,7 @@ column           type           meaning
 ``top_logprobs`` list<float32>  their log-probabilities, nats, raw
 ===============  =============  =======================================================================================
 
-The mass of all other tokens is what the K leave of 1. The schema's metadata holds, under ``vlmprobe``, a JSON object
+The mass of all other tokens is 1 minus that of the K. The schema's metadata holds, under ``vlmprobe``, a JSON object
 with ``format`` (the version), ``top`` (K), ``vocabulary`` (V, null where no full rows were kept), ``model``,
 ``adapter``, ``dtype`` and the library versions of the first result. :mod:`vlmprobe.analysis.distillation` reads the
 file back.
@@ -42,7 +42,7 @@ __all__ = ["FORMAT", "METADATA", "SIDES", "arrow", "arrow_schema", "top_columns"
 FORMAT = 1  # version of the layout
 METADATA = b"vlmprobe"  # key of the schema's metadata
 SIDES = ("prompt", "output")
-GROUP_ROWS = 16384  # rows of one row group, which is what is held in memory
+GROUP_ROWS = 16384  # rows per row group, as many as are held in memory
 
 
 def write_parquet(
@@ -55,14 +55,14 @@ def write_parquet(
 ) -> Path:
     """Write the top-k of every token of every result to one Parquet file.
 
-    Results are written as they come, so a generator (:meth:`Probe.generate_many`) is never held whole.
+    Results are written as they arrive, so a generator (:meth:`Probe.generate_many`) is never held whole in memory.
 
     Args:
         results: at least one.
         path: of the file; it appears only when it is complete.
-        top: K; as many as the first table holds where None. More than a table holds are taken from its full rows.
+        top: K; as many as the first table holds if None. More than a table holds are taken from its full rows.
         sides: ``"output"``, ``"prompt"`` or both.
-        vocabulary: V, put into the metadata; that of the full rows where they are kept.
+        vocabulary: V, recorded in the metadata; that of the full rows if they are kept.
 
     Raises:
         ResultError: for no results, a side that a result lacks, or fewer likeliest tokens than ``top``.
@@ -71,7 +71,7 @@ def write_parquet(
     _, parquet = arrow()
     path = Path(path)
     if not sides or not set(sides) <= set(SIDES):
-        raise ResultError(f"sides are of {', '.join(SIDES)}, not {tuple(sides)!r}")
+        raise ResultError(f"sides must be among {', '.join(SIDES)}, not {tuple(sides)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     writer: Any = None
@@ -104,7 +104,7 @@ def top_columns(table: TokenTable, top: int) -> tuple[np.ndarray, np.ndarray]:
     """The K likeliest tokens of each row, int64 [T, K] and float32 [T, K], from the columns, else from full rows.
 
     Raises:
-        ResultError: where the table holds fewer.
+        ResultError: if the table holds fewer.
     """
     held = table.top_ids.shape[1]
     if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
@@ -113,7 +113,7 @@ def top_columns(table: TokenTable, top: int) -> tuple[np.ndarray, np.ndarray]:
         return table.top_ids[:, :top], table.top_logprobs[:, :top]
     if table.logits is None:
         raise ResultError(
-            f"The table holds {held} likeliest tokens, not {top}: ask with alternatives={top}, or keep='logits'."
+            f"The table holds {held} likeliest tokens, not {top}: pass alternatives={top}, or keep='logits'."
         )
     if top > table.logits.shape[1]:
         raise ResultError(f"top={top} is more than the {table.logits.shape[1]} tokens of the vocabulary")
@@ -123,7 +123,7 @@ def top_columns(table: TokenTable, top: int) -> tuple[np.ndarray, np.ndarray]:
         logits = table.logits[row].astype(np.float64)
         best = np.argpartition(-logits, top - 1)[:top]
         ids[row] = best[np.lexsort((best, -logits[best]))]
-        # By the row's own sum: rows kept on disk may be rounded, and their probabilities must still sum to 1.
+        # Normalised by the row's own sum: rows on disk may be rounded, and their probabilities must still sum to 1.
         logprobs[row] = logits[ids[row]] - np.logaddexp.reduce(logits)
     return ids, logprobs
 
@@ -148,7 +148,7 @@ def arrow_schema(described: dict[str, Any]) -> Any:
 
 
 def arrow() -> tuple[Any, Any]:
-    """``pyarrow`` and ``pyarrow.parquet``, or the error that says how to get them."""
+    """``pyarrow`` and ``pyarrow.parquet``, or an error that says how to install them."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -162,7 +162,7 @@ def _tables(result: Result, index: int, sides: Sequence[str]) -> Iterator[tuple[
         if side in sides:
             table = getattr(result, side)
             if table is None:
-                raise ResultError(f"Result {index} has no {side} side: it was asked with prompt=False.")
+                raise ResultError(f"Result {index} has no {side} side: it was generated with prompt=False.")
             yield side, table
 
 

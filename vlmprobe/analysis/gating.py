@@ -1,9 +1,9 @@
-"""Which answers to accept, which to show a person: thresholds that promise something, and the gate that applies them.
+"""Which answers to accept and which to show a person: thresholds with guarantees, and the gate that applies them.
 
-A threshold picked by eye (0.7 is common) promises nothing. The three here are computed from N answers to questions with
-known answers, and their promise holds for every N, every model and every confidence score, under one assumption: new
-questions come from where those came from (exchangeability). It is off when the pictures, the wording, the prompt or the
-model change, and it is about all accepted answers together, not about any kind of question among them.
+A hand-picked threshold (0.7 is common) guarantees nothing. The three here are computed from N answers to questions with
+known answers, and their guarantee holds for every N, every model and every confidence score, under one assumption: new
+questions come from the same distribution (exchangeability). It is void when the images, the wording, the prompt or the
+model change, and it is about all accepted answers together, not about any subgroup of questions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from vlmprobe.results.result import Result, Scores
 
 __all__ = ["GRID", "Decision", "Threshold", "accept_for_accuracy", "accept_for_errors", "gate", "reject_for_losses"]
 
-# Fixed before any data is seen, as the guarantee asks, and finer towards 1, where confidences of good models lie.
+# Fixed before any data is seen, as the guarantee requires, and finer towards 1, where confidences of good models lie.
 GRID: tuple[float, ...] = tuple(float(each) for each in 1 - np.logspace(0, -4, 17))
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A confidence, and what it promises about the answers on one side of it."""
+    """A confidence threshold, and its guarantee for the answers on one side of it."""
 
-    value: float  # compared with the confidence of an answer, which must be computed as it was for the threshold
-    promise: str  # what holds, with its probability
-    answers: int  # N, what it was computed from
+    value: float  # compared with an answer's confidence, which must be computed as for the threshold
+    promise: str  # the guarantee, with its probability
+    answers: int  # N, the answers that it was computed from
     kept: int  # how many of them reach it
     wrong: int  # how many of those are wrong
 
@@ -64,27 +64,27 @@ def accept_for_accuracy(
     delta: float = 0.05,
     grid: Sequence[float] = GRID,
 ) -> Threshold:
-    """The lowest threshold above which the accuracy is known to be high enough.
+    """The lowest threshold above which the accuracy is guaranteed.
 
-    The promise: with probability at least ``1 - delta`` over the N answers that it is computed from, at least
+    The guarantee: with probability at least ``1 - delta`` over the N answers that it is computed from, at least
     ``accuracy`` of all future answers that reach the threshold are right.
 
     Learn then Test (Angelopoulos, Bates, Candès, Jordan & Lei 2021): each threshold of a grid fixed beforehand is a
     hypothesis, "the accuracy above it is too low". Among the n answers that reach it, the wrong ones are binomial, so
-    the exact tail of the binomial is its p-value. The family is tested from the highest threshold down by the fallback
-    procedure (Wiens 2003), which spends delta evenly and hands on what a rejection did not need; it assumes nothing
-    about how accuracy depends on confidence.
+    the exact binomial tail is its p-value. The hypotheses are tested from the highest threshold down by the fallback
+    procedure (Wiens 2003), which splits delta evenly and passes on the level of a rejection; it assumes nothing about
+    how accuracy depends on confidence.
 
     Args:
         confidence: [N] any score.
         correct: [N].
-        accuracy: to be promised.
-        delta: how often the promise may fail.
-        grid: thresholds to choose from, fixed without looking at these answers. For scores that are no probabilities
-            give one that fits.
+        accuracy: to guarantee.
+        delta: allowed probability that the guarantee fails.
+        grid: thresholds to choose from, fixed without looking at these answers. For scores that are not
+            probabilities pass a suitable one.
 
     Raises:
-        CalibrationError: where no threshold of the grid can be promised; it says what was closest.
+        CalibrationError: if no threshold of the grid meets the guarantee; it names the closest.
     """
     sure, right = checked(confidence, correct, scale=False)
     error = 1 - _share("accuracy", accuracy)
@@ -107,23 +107,23 @@ def accept_for_accuracy(
         nearest = int(np.argmin(p_values))
         need = int(np.ceil(np.log(share) / np.log(accuracy)))
         raise CalibrationError(
-            f"No threshold can promise {accuracy:.3g} accuracy with these {len(sure)} answers: nearest is "
-            f"{thresholds[nearest]:.4g} with {wrong[nearest]} of {kept[nearest]} wrong. Without a wrong one, {need} "
-            "confident answers are enough: collect more, promise less, or give a shorter grid."
+            f"No threshold can promise {accuracy:.3g} accuracy with these {len(sure)} answers: closest is "
+            f"{thresholds[nearest]:.4g} with {wrong[nearest]} of {kept[nearest]} wrong. With no wrong one, {need} "
+            "confident answers are enough: collect more, promise less, or pass a shorter grid."
         )
     promise = (
         f"With probability at least {1 - delta:.3g}, at least {accuracy:.3g} of future answers that reach it are "
-        "right, as long as questions come from where these came from."
+        "right, as long as questions come from the same distribution."
     )
     return Threshold(float(thresholds[best]), promise, len(sure), int(kept[best]), int(wrong[best]))
 
 
 def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05) -> Threshold:
-    """The lowest threshold that lets few wrong answers through, counted among all answers.
+    """The lowest threshold that bounds the share of wrong answers accepted, counted among all answers.
 
-    The promise: a future answer is accepted and wrong with probability at most ``errors``, on average over the N
+    The guarantee: a future answer is accepted and wrong with probability at most ``errors``, on average over the N
     answers that it is computed from (conformal risk control: Angelopoulos, Bates, Fisch, Lei & Schuster 2022). It says
-    nothing of the accuracy among the accepted: where few are accepted, most of those may be wrong.
+    nothing about the accuracy among the accepted: if few are accepted, most of those may be wrong.
 
     Args:
         confidence: [N] any score.
@@ -131,25 +131,25 @@ def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05) -> Th
         errors: share of all answers that may be accepted and wrong.
 
     Raises:
-        CalibrationError: for fewer than ``1 / errors - 1`` answers, with which nothing can be promised.
+        CalibrationError: for fewer than ``1 / errors - 1`` answers, with which nothing can be guaranteed.
     """
     sure, right = checked(confidence, correct, scale=False)
     allowed = _allowed(len(sure), _share("errors", errors))
     bad = np.sort(sure[~right])[::-1]
-    # As many wrong answers as allowed may lie strictly above the threshold, so the next one is the first refused.
+    # As many wrong answers as allowed may lie strictly above the threshold, so the next one is the first rejected.
     value = -np.inf if allowed >= len(bad) else float(np.nextafter(bad[allowed], np.inf))
     kept = sure >= value
     promise = (
         f"On average at most {errors:.3g} of future answers reach it and are wrong (counted among all answers), "
-        "as long as questions come from where these came from."
+        "as long as questions come from the same distribution."
     )
     return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()))
 
 
 def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05) -> Threshold:
-    """The highest threshold below which answers can be rejected unseen at the loss of few right ones.
+    """The highest threshold below which answers can be rejected unseen while losing few right ones.
 
-    The promise: a future answer is below it and right with probability at most ``losses``, on average over the N
+    The guarantee: a future answer is below it and right with probability at most ``losses``, on average over the N
     answers that it is computed from (conformal risk control, as :func:`accept_for_errors`).
 
     Args and errors as there.
@@ -161,7 +161,7 @@ def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05) -> Th
     kept = sure >= value
     promise = (
         f"On average at most {losses:.3g} of future answers are below it and right (counted among all answers), "
-        "as long as questions come from where these came from."
+        "as long as questions come from the same distribution."
     )
     return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()))
 
@@ -177,13 +177,12 @@ def gate(
 
     Args:
         result: an answer, scored candidates, or a confidence.
-        threshold: from where on an answer is accepted.
-        reject: below which it is rejected; between the two a person is asked. None rejects nothing.
-        by: how confident an answer is, as in :func:`~vlmprobe.analysis.confidences.confidences`; the same as for the
-            threshold.
+        threshold: answers at or above it are accepted.
+        reject: answers below it are rejected; between the two a person is asked. None rejects nothing.
+        by: confidence measure, as in :func:`~vlmprobe.analysis.confidences.confidences`; the same as for the threshold.
 
     Raises:
-        CalibrationError: where ``reject`` lies above ``threshold``, or the answer has no confidence.
+        CalibrationError: if ``reject`` lies above ``threshold``, or the answer has no confidence.
     """
     accepts, rejects = _value(threshold), -np.inf if reject is None else _value(reject)
     if rejects > accepts:
@@ -196,12 +195,12 @@ def gate(
         return Decision("accept", sure, f"Confidence {sure:.4g} reaches {accepts:.4g}. {_promise(threshold)}")
     if sure < rejects:
         return Decision("reject", sure, f"Confidence {sure:.4g} is below {rejects:.4g}. {_promise(reject)}")
-    return Decision("ask", sure, f"Confidence {sure:.4g} is below {accepts:.4g}: nothing is promised, ask a person.")
+    return Decision("ask", sure, f"Confidence {sure:.4g} is below {accepts:.4g}: nothing is guaranteed, ask a person.")
 
 
 def _share(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 < value < 1:
-        raise CalibrationError(f"{name} is a share between 0 and 1, not {value!r}")
+        raise CalibrationError(f"{name} must be a share between 0 and 1, not {value!r}")
     return float(value)
 
 
@@ -215,7 +214,7 @@ def _allowed(count: int, share: float) -> int:
 
 
 def _binomial_tail(wrong: np.ndarray, kept: np.ndarray, error: float) -> np.ndarray:
-    """Probability of so few wrong ones or fewer if each were wrong with probability ``error``; 1 where none is kept."""
+    """Binomial probability of at most ``wrong`` of ``kept`` at error rate ``error``; 1 where none is kept."""
     try:
         from scipy.stats import binom
     except ImportError as missing:
@@ -231,4 +230,4 @@ def _value(threshold: Threshold | float) -> float:
 def _promise(threshold: Threshold | float | None) -> str:
     if isinstance(threshold, Threshold):
         return threshold.promise
-    return "This threshold was chosen by hand and promises nothing."
+    return "This threshold was set by hand and guarantees nothing."

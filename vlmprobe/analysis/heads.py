@@ -1,11 +1,11 @@
-"""Heads of one's own on the model's states: linear probes, value heads, and the head of a reward model.
+"""Heads on the model's hidden states: linear probes, value heads, and the head of a reward model.
 
-The states are those of ``keep="hidden"``: what enters the LM head, after the final norm. Row t of a table belongs to
+The states are those of ``keep="hidden"``: the input of the LM head, after the final norm. Row t of a table belongs to
 the position that token t was drawn from, one before the token itself; so ``output.hidden[0]`` is the state at the end
-of the prompt, and :func:`answer_states` has the one after the last token too, which reward models read.
+of the prompt, and :func:`answer_states` also has the one after the last token, which reward models read.
 
-A linear probe (Alain & Bengio 2016) says what can be read off a state by a linear map, not that the model uses it
-(Belinkov 2022): compare with states that cannot know, such as those of another layer, prompt or picture.
+A linear probe (Alain & Bengio 2016) shows what is linearly decodable from a state, not that the model uses it
+(Belinkov 2022): compare with control states, such as those of another layer, prompt or image.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ def states(
     row: int | Callable[[Result], int] = 0,
     side: Literal["output", "prompt"] = "output",
 ) -> np.ndarray:
-    """One state of each result, to fit a head on or to apply one to.
+    """One state per result, to fit a head on or to apply one to.
 
     Args:
-        results: N, asked with ``keep="hidden"``.
-        row: of the table, from the end where negative; a function of the result where rows differ.
+        results: N, generated with ``keep="hidden"``.
+        row: of the table, from the end if negative; a function of the result if rows differ.
         side: which table.
 
     Returns:
         float32 [N, H].
 
     Raises:
-        ResultError: where a result has no states, no such row, or no state in it (an image, the first token).
+        ResultError: if a result has no states, no such row, or no state in it (an image, the first token).
     """
     found = []
     for place, result in enumerate(results):
         table: TokenTable | None = getattr(result, side)
         if table is None or table.hidden is None:
-            raise ResultError(f"Result {place} has no states of its {side}: ask with keep='hidden'.")
+            raise ResultError(f"Result {place} has no states of its {side}: pass keep='hidden'.")
         at = row(result) if callable(row) else row
         if not -len(table) <= at < len(table):
             raise ResultError(f"Result {place} has no row {at} in its {side}, which has {len(table)}.")
@@ -75,7 +75,7 @@ def answer_states(
     Args:
         probe: whose model is read.
         question, image: as in :meth:`Probe.generate`.
-        answer: a text, a result of this very question, or token ids; T tokens.
+        answer: a text, a result of this question, or token ids; T tokens.
 
     Returns:
         float32 [T + 1, H]: row t is the state after t tokens of the answer; the last is that of the whole answer.
@@ -89,7 +89,7 @@ def answer_states(
     probe.engine.check([conversation], options)
     score_ids = require(probe.engine, ScoresIds).score_ids
     ids = answer_ids(probe.engine, conversation, answer)
-    # A table has the state that each token is drawn from: one more token brings the state after the last.
+    # A table has the state that each token is drawn from: one extra token yields the state after the last.
     table = score_ids([conversation], [*ids, ids[-1]], options)[0]
     return np.asarray(table.hidden)
 
@@ -97,7 +97,7 @@ def answer_states(
 def fit_probe(states: Any, labels: Iterable[Hashable], *, strength: float = 1.0) -> LinearHead:
     """A linear probe: multinomial logistic regression from states to labels (scikit-learn).
 
-    States are standardised for the fit, and the head that is returned takes them as they are.
+    States are standardised for the fit; the returned head takes raw states.
 
     Args:
         states: [N, H].
@@ -108,13 +108,13 @@ def fit_probe(states: Any, labels: Iterable[Hashable], *, strength: float = 1.0)
         A head with one output, a logit, per class, in sorted order; its ``probabilities`` are those of the regression.
 
     Raises:
-        ResultError: for labels of one class, another number of them, or states that are NaN.
+        ResultError: for labels of a single class, labels of another length, or NaN states.
     """
     inputs, named = _rows(states), [str(each) for each in labels]
     if len(named) != len(inputs):
-        raise ResultError(f"states and labels are of one length, not {len(inputs)} and {len(named)}")
+        raise ResultError(f"states and labels must have the same length, not {len(inputs)} and {len(named)}")
     if len(set(named)) < 2:
-        raise ResultError("All labels are one class; a probe tells at least two apart.")
+        raise ResultError("All labels are one class; a probe needs at least two.")
     linear_model, scaler = _sklearn()
     scaled = scaler.fit_transform(inputs)
     model = linear_model.LogisticRegression(C=1 / _positive(strength), max_iter=5000).fit(scaled, named)
@@ -136,13 +136,13 @@ def fit_values(states: Any, values: Any, *, strength: float = 1.0) -> LinearHead
         A head of K outputs.
 
     Raises:
-        ResultError: for values that are no finite numbers, another number of them, or states that are NaN.
+        ResultError: for non-finite values, values of another length, or NaN states.
     """
     inputs, wanted = _rows(states), np.asarray(values)
     if wanted.dtype.kind not in "fiub" or wanted.ndim not in (1, 2) or not np.isfinite(wanted.astype(float)).all():
         raise ResultError("values must be finite numbers [N] or [N, K]")
     if len(wanted) != len(inputs):
-        raise ResultError(f"states and values are of one length, not {len(inputs)} and {len(wanted)}")
+        raise ResultError(f"states and values must have the same length, not {len(inputs)} and {len(wanted)}")
     linear_model, scaler = _sklearn()
     targets = wanted.astype(np.float64).reshape(len(wanted), -1)
     model = linear_model.Ridge(alpha=_positive(strength)).fit(scaler.fit_transform(inputs), targets)
@@ -153,7 +153,7 @@ def fit_values(states: Any, values: Any, *, strength: float = 1.0) -> LinearHead
 def _unscaled(
     weight: np.ndarray, bias: np.ndarray, scaler: Any, classes: tuple[str, ...], kind: str, count: int
 ) -> LinearHead:
-    """The head on raw states that a head on standardised ones amounts to."""
+    """Convert a head on standardised states to one on raw states."""
     inward = weight / scaler.scale_
     return LinearHead(inward, bias - inward @ scaler.mean_, classes, {"kind": kind, "fitted_on": count})
 

@@ -1,12 +1,12 @@
-"""Did it look? The same answer with another picture: what the picture was worth to every token.
+"""Image contrast: how much the image contributed to every token of an answer.
 
-The tokens of one answer are scored after the real prompt and after prompts whose picture is blank, blurred, another
-one, covered in one place, or left out. What a token loses is what the picture told the model about it. Each variant
-encodes its picture once and runs its prompt once.
+The tokens of one answer are scored after the real prompt and after prompts whose image is blank, blurred, another one,
+masked in one place, or removed. What a token loses is what the image told the model about it. Each variant encodes its
+image once and prefills its prompt once.
 
-What this cannot show: a token that loses nothing was not necessarily invented. The words before it may decide it
-already, the picture may say what the model expected anyway, and a variant may keep what matters (a blurred picture
-keeps its colours). A token that loses much was drawn from the picture, and may still be wrong.
+What this cannot show: a token that loses nothing is not necessarily hallucinated. The preceding text may already
+determine it, the image may show what the model expected anyway, and a variant may keep what matters (a blurred image
+keeps its colours). A token that loses much depends on the image, and may still be wrong.
 """
 
 from __future__ import annotations
@@ -34,43 +34,42 @@ if TYPE_CHECKING:
 
 __all__ = ["Contrast", "contrast"]
 
-BATCH = 8  # variants that run together, where the model's numbers stay those of single calls
+BATCH = 8  # variants in one batch, if batching leaves the model's numbers unchanged
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """One answer of T tokens with its picture and with V others in its place. Numbers in nats."""
+    """One answer of T tokens with its image and with V variants in its place. Numbers in nats."""
 
-    answer: TokenTable  # T rows, with the real picture
-    names: list[str]  # [V], what was asked about in its place
+    answer: TokenTable  # T rows, with the real image
+    names: list[str]  # [V], of the variants
     tables: list[TokenTable]  # [V] of T rows
-    regions: np.ndarray | None = None  # float64 [rows, columns, T], what covering each cell costs each token
-    picture: Image | None = None  # the real one, reduced for display
+    regions: np.ndarray | None = None  # float64 [rows, columns, T], what each token loses by masking each cell
+    picture: Image | None = None  # the real image, downscaled for display
     pictures: list[Image | None] = field(default_factory=list)  # [V], likewise; None where there was none
     meta: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def gain(self) -> np.ndarray:
-        """float64 [V, T]: log-probability of each token with the picture, less that with each variant."""
+        """float64 [V, T]: log-probability of each token with the image, minus that with each variant."""
         return self.answer.logprobs.astype(np.float64) - self._others
 
     @cached_property
     def entropy_drop(self) -> np.ndarray:
-        """float64 [V, T]: entropy with each variant, less that with the picture: how far the picture settled it."""
+        """float64 [V, T]: entropy with each variant minus that with the image: uncertainty that the image removed."""
         others = np.array([table.entropy for table in self.tables], dtype=np.float64).reshape(len(self.tables), -1)
         return others - self.answer.entropy
 
     @cached_property
     def pmi(self) -> np.ndarray:
-        """float64 [T]: pointwise mutual information of each token and the picture, given the prompt and what was said.
+        """float64 [T]: pointwise mutual information of each token and the image, given the prompt and preceding tokens.
 
-        ``log p(token | picture, text) - log p(token | text)``, where the second is the mixture of the variants: they
-        stand for the pictures that might have been there, equally likely before anything was said, and weighed by how
-        well each explains the words so far. So the column sums to the information of the whole answer. With one
-        variant it is ``gain``.
+        ``log p(token | image, text) - log p(token | text)``, where the second is the mixture of the variants: they
+        stand for the possible images, with a uniform prior, weighted by how well each explains the tokens so far. So
+        the column sums to the information of the whole answer. With one variant it is ``gain``.
         """
         if not self.tables:
-            raise ResultError("There is no variant to compare with: give against=.")
+            raise ResultError("There is no variant to compare with: pass against=.")
         others = self._others
         before = np.cumsum(np.nan_to_num(others), axis=1)
         before = np.concatenate([np.zeros((len(others), 1)), before[:, :-1]], axis=1)
@@ -79,13 +78,13 @@ class Contrast:
         return self.answer.logprobs.astype(np.float64) - mixture
 
     def unsupported(self, below: float = 0.1, *, decided: float = 0.9) -> np.ndarray:
-        """The rows of text tokens that the picture did not support: a hint at what may be made up, no proof.
+        """The rows of text tokens that the image did not support: possible hallucinations, not proof.
 
         Args:
-            below: nats; listed are tokens whose ``pmi`` is smaller (0.1: the picture made it at most a tenth likelier).
-            decided: tokens at least so probable without the picture are left out: the words before them leave no room
-                for a picture to add anything (function words, ends of words). So is an invention that the model takes
-                for granted; 1 lists those too.
+            below: nats; tokens with a smaller ``pmi`` are listed (0.1: the image made them at most a tenth likelier).
+            decided: tokens at least this probable without the image are left out: the preceding text leaves nothing
+                for an image to add (function words, word endings). So is a hallucination that the model takes for
+                granted; 1 lists those too.
 
         Returns:
             int64 [U], ascending.
@@ -107,7 +106,7 @@ class Contrast:
         return data_frame(columns)
 
     def plot(self, ax: Any = None) -> Any:
-        """What the image was worth to each token, as bars; unsupported tokens are marked. Returns the axes."""
+        """Contribution of the image to each token, as bars; unsupported tokens are marked. Returns the axes."""
         from vlmprobe.display.plots.contrast_and_lens import draw_gains
 
         rows = np.flatnonzero(~np.isnan(self.pmi))
@@ -116,12 +115,12 @@ class Contrast:
         return draw_gains(tokens, self.pmi[rows], np.isin(rows, self.unsupported()), several, ax)
 
     def plot_regions(self, row: int | slice | None = None, ax: Any = None, *, limit: float | None = None) -> Any:
-        """What each region was worth, drawn over the image. Returns the axes.
+        """Contribution of each region, drawn over the image. Returns the axes.
 
         Args:
-            row: of the answer: one token, or several whose worth is added; all where None.
+            row: of the answer: one token, or several whose contributions are summed; all if None.
             ax: axes to draw on.
-            limit: nats of the brightest shade, for plots that are to be compared; the highest worth where None.
+            limit: nats of the brightest shade, for plots to be compared; the highest contribution if None.
 
         Raises:
             ResultError: for a contrast without regions, or a token that does not exist.
@@ -163,30 +162,30 @@ def contrast(
     alternatives: int = 10,
     **generation: Any,
 ) -> Contrast:
-    """Compare an answer's tokens with the picture and with others in its place.
+    """Compare the probabilities of an answer's tokens with the image and with variants in its place.
 
     Args:
-        probe: whose model is asked.
+        probe: whose model is run.
         question, image: as in :meth:`Probe.generate`.
-        answer: to look at: a text, a result of this very question, or token ids; generated where None.
-        against: what to put in the picture's place: ``"blank"`` (its mean colour), ``"blur"``, ``"noise"``,
-            ``"diffused"``, ``"none"`` (no picture at all), an image, a list of these, or a mapping of names to them.
-        regions: rows and columns of a grid (or one number for both); each cell is covered once.
-        cover: how: ``"blank"``, ``"blur"``, ``"noise"``, or a colour (r, g, b).
-        which: number of the picture to exchange where there are several; all where None.
+        answer: to analyse: a text, a result of this question, or token ids; generated if None.
+        against: what replaces the image: ``"blank"`` (its mean colour), ``"blur"``, ``"noise"``, ``"diffused"``,
+            ``"none"`` (no image at all), an image, a list of these, or a mapping of names to them.
+        regions: rows and columns of a grid (or one number for both); each cell is masked once.
+        cover: fill of a masked cell: ``"blank"``, ``"blur"``, ``"noise"``, or a colour (r, g, b).
+        which: index of the image to replace if there are several; all if None.
         alternatives: K of the tables.
-        **generation: as in :meth:`Probe.generate`, where the answer is generated.
+        **generation: as in :meth:`Probe.generate`, if the answer is generated.
 
     Raises:
-        CapabilityError: without a picture; for a model that needs one and ``"none"``; where the engine cannot score a
+        CapabilityError: without an image; for ``"none"`` with a model that needs one; if the engine cannot score a
             given answer.
         MessageError: for an unknown variant, or an answer that merges with the end of the prompt.
     """
     conversation = Conversation.build(question, image)
     if not conversation.images:
-        raise CapabilityError("There is no picture to contrast: pass image=, or messages with a picture in them.")
+        raise CapabilityError("There is no image to contrast: pass image=, or messages with an image in them.")
     places = list(range(len(conversation.images))) if which is None else [which]
-    exchanged(conversation, dict.fromkeys(places))  # refuses a picture that does not exist
+    exchanged(conversation, dict.fromkeys(places))  # rejects an image that does not exist
     changed = {
         name: {place: variant(conversation.images[place], each) for place in places}
         for name, each in _named(against).items()
@@ -195,7 +194,7 @@ def contrast(
     boxes = []
     if grid is not None:
         if len(places) > 1:
-            raise CapabilityError(f"regions are of one picture, and there are {len(places)}: say which=0, 1, ...")
+            raise CapabilityError(f"regions are of one image, and there are {len(places)}: pass which=0, 1, ...")
         picture = conversation.images[places[0]]
         boxes = [(row, column, covered(picture, box, cover)) for row, column, box in cells(picture.size, grid)]
     asked = [exchanged(conversation, pictures) for pictures in changed.values()]
@@ -238,7 +237,7 @@ def _answer(
 
 
 def _scored(probe: Probe, asked: Sequence[Conversation], ids: list[int], options: Options) -> list[TokenTable]:
-    """The tables of the answer after each prompt, those with equally many pictures in batches."""
+    """The tables of the answer after each prompt, batched over prompts with equally many images."""
     size = probe.engine.batch_size(BATCH, options)
     tables: list[TokenTable] = []
     batch: list[Conversation] = []

@@ -1,4 +1,4 @@
-"""``LinearHead``: a linear map on states, kept in safetensors, and read out of the checkpoint of a reward model."""
+"""``LinearHead``: a linear map on states, saved as safetensors or loaded from a reward model's checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlmprobe.results.table import read_only
 __all__ = ["LinearHead", "load_head"]
 
 FORMAT = 1  # version of the saved layout
-TRL = "summary"  # trl keeps the layer of its value head under this name
+TRL = "summary"  # trl's name for the layer of its value head
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class LinearHead:
 
     weight: np.ndarray  # float64 [K, H]
     bias: np.ndarray  # float64 [K]
-    classes: tuple[str, ...] = ()  # [K] names of the outputs of a classifier; empty where they are values
+    classes: tuple[str, ...] = ()  # [K] names of the outputs of a classifier; empty if they are values
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class LinearHead:
             ResultError: for states of another width.
         """
         if states is None:
-            raise ResultError("There are no states here: ask with keep='hidden'.")
+            raise ResultError("There are no states here: pass keep='hidden'.")
         inputs = np.asarray(states)
         if not inputs.ndim or inputs.shape[-1] != self.width:
             raise ResultError(f"The head takes states of width {self.width}, and these have shape {inputs.shape}.")
@@ -85,11 +85,11 @@ class LinearHead:
 
         path = Path(path)
         if path.suffix != ".safetensors":
-            raise ResultError(f"A head is kept in a file that ends in .safetensors, not {path.name!r}.")
+            raise ResultError(f"A head is saved to a file that ends in .safetensors, not {path.name!r}.")
         try:
             text = json.dumps({"format": FORMAT, "classes": self.classes, "meta": self.meta}, ensure_ascii=False)
         except (TypeError, ValueError) as error:
-            raise ResultError(f"meta holds what JSON cannot: {error}") from error
+            raise ResultError(f"meta cannot be written as JSON: {error}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
         save_file(arrays, path, metadata={"vlmprobe_head": text})
@@ -97,17 +97,17 @@ class LinearHead:
 
     @classmethod
     def load(cls, path: str | Path) -> LinearHead:
-        """Read what :meth:`save` wrote.
+        """Load what :meth:`save` wrote.
 
         Raises:
-            ResultError: for a file that is missing, or was not written so, or by a later vlmprobe.
+            ResultError: for a file that is missing, or was not written by :meth:`save`, or by a later vlmprobe.
         """
         from safetensors import SafetensorError, safe_open
 
         def damaged(error: Exception) -> ResultError:
             return ResultError(
-                f"{path} is no head that vlmprobe saved ({type(error).__name__}: {error}). Of a model's checkpoint, "
-                "load_head reads one."
+                f"{path} is not a head that vlmprobe saved ({type(error).__name__}: {error}). For a model's checkpoint "
+                "use load_head."
             )
 
         damages = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -135,20 +135,20 @@ class LinearHead:
 
 
 def load_head(checkpoint: str | Path, name: str = "v_head") -> LinearHead:
-    """The linear head of a reward or value model, out of its checkpoint; nothing else of it is read.
+    """The linear head of a reward or value model, loaded from its checkpoint; nothing else of it is read.
 
     Args:
-        checkpoint: a folder, or a file of weights: safetensors, else tensors in ``.bin`` (no code in them is run).
+        checkpoint: a folder, or a weight file: safetensors, else tensors in ``.bin`` (no code in them is run).
         name: of the module, such as ``"v_head"`` (InternLM2 reward models, trl) or ``"score"`` (sequence classifiers of
             transformers).
 
     Raises:
-        CheckpointError: where no such head is there, several are, or it is more than one linear layer.
+        CheckpointError: if there is no such head, or several, or it is more than one linear layer.
     """
     path = Path(checkpoint)
     groups = _weight_files(path)
     if not groups:
-        raise CheckpointError(f"{path} is no file of weights, and no folder that holds one.")
+        raise CheckpointError(f"{path} is not a weight file, nor a folder with one.")
     found: dict[str, np.ndarray] = {}
     heads: set[str] = set()
     for files in groups:
@@ -176,7 +176,7 @@ def load_head(checkpoint: str | Path, name: str = "v_head") -> LinearHead:
 
 
 def _weight_files(path: Path) -> list[list[Path]]:
-    """The files to look into, those first that should hold everything. What trainers leave beside is not read."""
+    """The weight files, those first that should hold everything. Other files of trainers are not read."""
     if not path.is_dir():
         return [[path]] if path.is_file() else []
     patterns = (("*.safetensors",), ("pytorch_model*.bin", "*head*.bin"))
@@ -185,20 +185,20 @@ def _weight_files(path: Path) -> list[list[Path]]:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
-    """The name of each tensor of a file, and what reads it as float64."""
+    """The name of each tensor of a file, and a function that reads it as float64."""
     from safetensors import SafetensorError, safe_open
 
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 - the file is no mapping
+                for key in opened.keys():  # noqa: SIM118 - the file is not a mapping
                     yield key, lambda key=key: opened.get_tensor(key).double().numpy()
             return
         import torch
 
         for key, value in torch.load(file, map_location="cpu", weights_only=True, mmap=True).items():
             yield key, lambda value=value: value.double().numpy()
-    except UnpicklingError as error:  # torch's own message advises to run the file
-        raise CheckpointError(f"{file} is no file of weights: it holds more than tensors, which is not run.") from error
+    except UnpicklingError as error:  # torch's own message suggests running the file's code
+        raise CheckpointError(f"{file} is not a weight file: it holds more than tensors, which is not run.") from error
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no file of weights ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(f"{file} is not a weight file ({type(error).__name__}: {error}).") from error

@@ -1,16 +1,16 @@
-"""Results in the form that lm-polygraph's estimators read, for those who want its sixty methods.
+"""Results as lm-polygraph statistics, for use with its sixty estimators.
 
 lm-polygraph (Fadeeva et al. 2023) computes an uncertainty from a mapping of named statistics:
-``Perplexity()(stats)``. :func:`statistics` fills those that a probe knows; vlmprobe does not need the package. Names
+``Perplexity()(stats)``. :func:`statistics` fills those that a probe provides; vlmprobe does not need the package. Names
 and layouts are those of lm-polygraph 0.5 and its development version of August 2026.
 
 Filled always: ``greedy_texts``, ``greedy_tokens``, ``greedy_log_likelihoods``, ``greedy_tokens_alternatives``,
 ``entropy``, ``input_texts``, ``input_tokens``. With full rows (``keep="logits"``): ``greedy_log_probs``. With samples:
 ``sample_texts``, ``sample_tokens``, ``sample_log_probs``, ``sample_log_likelihoods``; with their groups too:
-``semantic_classes_entail``. With the same answers scored without what they are about: ``greedy_lm_log_likelihoods``.
+``semantic_classes_entail``. With the same answers scored without their condition: ``greedy_lm_log_likelihoods``.
 
 Not filled: what other models compute (``semantic_matrix_*``, ``*_similarity``, claims), ``embeddings``, attention maps,
-training statistics, and ensembles. An estimator that wants them raises ``KeyError``.
+training statistics, and ensembles. An estimator that needs them raises ``KeyError``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def statistics(
     groups: Sequence[np.ndarray] | None = None,
     without: Sequence[TokenTable] | None = None,
 ) -> dict[str, Any]:
-    """Statistics of N answers by the names of lm-polygraph.
+    """Statistics of N answers under lm-polygraph's names.
 
     Args:
         results: [N] greedy answers.
@@ -44,7 +44,7 @@ def statistics(
             estimators of pointwise mutual information.
 
     Raises:
-        ResultError: where the lists do not belong together.
+        ResultError: if the lists do not match.
     """
     results = list(results)
     _same_length("samples", samples, results)
@@ -70,7 +70,7 @@ def statistics(
         }
     if groups is not None:
         if samples is None:
-            raise ResultError("groups are meanings of samples: give samples= too")
+            raise ResultError("groups are meanings of samples: pass samples= too")
         stats["semantic_classes_entail"] = {
             "sample_to_class": {at: dict(enumerate(map(int, labels))) for at, labels in enumerate(groups)},
             "class_to_sample": {
@@ -81,7 +81,7 @@ def statistics(
     if without is not None:
         for at, (table, result) in enumerate(zip(without, results, strict=True)):
             if not np.array_equal(table.ids, result.output.ids):
-                raise ResultError(f"without[{at}] is of other tokens than the answer of result {at}")
+                raise ResultError(f"without[{at}] has other tokens than the answer of result {at}")
         stats["greedy_lm_log_likelihoods"] = [table.logprobs.tolist() for table in without]
     return stats
 

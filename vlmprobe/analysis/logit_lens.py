@@ -1,10 +1,10 @@
-"""The logit lens: what every decoder layer would say, were it the last (nostalgebraist 2020).
+"""The logit lens: decodes every layer through the final norm and head (nostalgebraist 2020).
 
-Each layer's output goes through the model's own final norm and head, soft-capping and scaling included; the last
-layer's numbers are the model's own, which is checked at every call. One run of the model gives all layers.
+Norm and head are the model's own, soft-capping and scaling included; the last layer's numbers are those of the model,
+which is checked at every call. One run of the model gives all layers.
 
-What this cannot show: early layers write in a basis that the head was not trained to read, so that an answer which
-appears late may have been settled before (Belrose et al. 2023 train a translator per layer for this reason).
+What this cannot show: early layers use a basis that the head was not trained to read, so an answer that appears late
+may have been settled before (Belrose et al. 2023 train a translator per layer for this reason).
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ class Lens:
     """R tokens at L decoder layers. Logarithms in nats; a layer that did not run has NaN and rank -1."""
 
     table: TokenTable  # of the whole answer, or prompt
-    rows: np.ndarray  # int64 [R], which of its rows are looked at
+    rows: np.ndarray  # int64 [R], which of its rows are analysed
     layers: np.ndarray  # int64 [L], from 0, in order
-    logprobs: np.ndarray  # float32 [L, R], of the token that was said
+    logprobs: np.ndarray  # float32 [L, R], of the actual token
     ranks: np.ndarray  # int64 [L, R]; 0 = the layer's likeliest token
     entropy: np.ndarray  # float32 [L, R]
     logsumexp: np.ndarray  # float32 [L, R]
     top_ids: np.ndarray  # int64 [L, R, K], each layer's likeliest tokens, best first
     top_logprobs: np.ndarray  # float32 [L, R, K]
     top_tokens: list[list[list[str]]]  # [L][R][K]
-    result: Result | None = None  # where the answer was generated
+    result: Result | None = None  # if the answer was generated
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> list[str]:
-        """[R] text of the tokens looked at."""
+        """[R] text of the tokens analysed."""
         return [self.table.tokens[row] for row in self.rows.tolist()]
 
     @cached_property
     def leads(self) -> np.ndarray:
-        """int64 [R]: the first layer whose likeliest token is the one that was said; -1 where none is."""
+        """int64 [R]: the first layer whose likeliest token is the actual one; -1 if none is."""
         return self._first(self.ranks == 0)
 
     @cached_property
     def settles(self) -> np.ndarray:
-        """int64 [R]: the first layer from which on every layer says the token; -1 where the last does not."""
+        """int64 [R]: the first layer from which on the actual token is the likeliest; -1 if not at the last."""
         ran = self.ranks >= 0
         after = np.flip(np.logical_and.accumulate(np.flip((self.ranks == 0) | ~ran, axis=0), axis=0), axis=0)
         return self._first(after & ran)
@@ -84,9 +84,9 @@ class Lens:
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Layers by tokens: what each layer says, shaded by the probability of the token that was said.
+        """Layers by tokens: each layer's likeliest token, shaded by the probability of the actual token.
 
-        Returns the axes. The layer from which a token leads is framed.
+        Returns the axes. The first layer at which the actual token leads is framed.
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_lens
 
@@ -113,30 +113,30 @@ def lens(
     alternatives: int = 5,
     **generation: Any,
 ) -> Lens:
-    """Every decoder layer's distribution over the tokens of an answer, or of the prompt.
+    """Every decoder layer's distribution at the tokens of an answer, or of the prompt.
 
     Args:
         probe: of a model in this process.
         question, image: as in :meth:`Probe.generate`.
-        answer: to look at: a text, a result of this question, or token ids; generated where None.
+        answer: to analyse: a text, a result of this question, or token ids; generated if None.
         of: ``"answer"``, or ``"prompt"`` for the prompt's own tokens.
-        rows: which rows of that table: a slice, or numbers from 0 (negative ones from the end); all where None. Images
-            and the first token of a prompt have no distribution and are left out.
-        layers: numbers of decoder layers from 0, negative ones from the last; all where None.
+        rows: which rows of that table: a slice, or indices from 0 (negative ones from the end); all if None. Images and
+            the first token of a prompt have no distribution and are left out.
+        layers: indices of decoder layers from 0, negative ones from the last; all if None.
         alternatives: K of ``top_ids``.
-        **generation: as in :meth:`Probe.generate`, where the answer is generated.
+        **generation: as in :meth:`Probe.generate`, if the answer is generated.
 
     Raises:
-        CapabilityError: for a layer that does not exist, an engine without layers, beams, or a model whose layers do
-            not lead to its logits by norm and head.
+        CapabilityError: for a layer that does not exist, an engine without layers, beams, or a model whose logits
+            are not norm and head of its last layer.
         MessageError: for rows that do not exist.
     """
     if of not in ("answer", "prompt"):
         raise MessageError(f"of must be 'answer' or 'prompt', not {of!r}")
     if of == "prompt":
         if answer is not None:
-            raise MessageError("The prompt is looked at, so an answer would do nothing: leave it out.")
-        require_no_options(generation, "The prompt is looked at")
+            raise MessageError("The prompt is analysed, so an answer would do nothing: leave it out.")
+        require_no_options(generation, "The prompt is analysed")
     elif answer is not None:
         require_no_options(generation, "The answer is given")
     conversation = Conversation.build(question, image)
@@ -163,7 +163,7 @@ def _wanted(rows: Rows, count: int, has_row: np.ndarray) -> np.ndarray:
             raise MessageError(f"There is no row {each!r}: the table has {count}, 0 to {count - 1}.")
     listed = np.array([int(each) % count for each in rows], dtype=np.int64)
     if len(missing := listed[~np.isin(listed, has_row)]):
-        raise MessageError(f"Row {missing[0]} is an image or the first token, which has no distribution to look at.")
+        raise MessageError(f"Row {missing[0]} is an image or the first token, which has no distribution.")
     return listed
 
 

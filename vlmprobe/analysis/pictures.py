@@ -1,6 +1,6 @@
-"""Pictures to ask about in place of the real one: blank, blurred, noise, a part covered; and none.
+"""Variants that replace an image: blank, blurred, noise, partly masked; or none.
 
-Every variant has the size of its picture, so that a model gives it equally many positions.
+Every variant keeps the size of its image, so that a model gives it equally many positions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["VARIANTS", "Box", "Cover", "blank", "blur", "cells", "covered", "dif
 Box: TypeAlias = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; right and lower are outside
 Cover: TypeAlias = Literal["blank", "blur", "noise"] | tuple[int, int, int]
 
-BLUR = 0.1  # standard deviation of the blur, of the shorter side
+BLUR = 0.1  # standard deviation of the blur, as a share of the shorter side
 
 
 def blank(picture: Image.Image, colour: tuple[int, int, int] | None = None) -> Image.Image:
-    """One colour all over: that given, else the picture's mean, which keeps its brightness and tells no shape."""
+    """A uniform colour: the given one, else the image's mean, which keeps the brightness but no shapes."""
     mean = tuple(np.asarray(picture.convert("RGB"), dtype=np.float64).mean(axis=(0, 1)).round().astype(int).tolist())
     return Image.new("RGB", picture.size, colour or mean)
 
 
 def blur(picture: Image.Image, radius: float | None = None) -> Image.Image:
-    """Blurred by a Gaussian of ``radius`` pixels (standard deviation), a tenth of the shorter side where None."""
+    """Blurred by a Gaussian of ``radius`` pixels (standard deviation), a tenth of the shorter side if None."""
     sigma = BLUR * min(picture.size) if radius is None else radius
     return picture.convert("RGB").filter(ImageFilter.GaussianBlur(sigma))
 
@@ -43,10 +43,10 @@ def noise(picture: Image.Image, seed: int = 0) -> Image.Image:
 
 
 def diffused(picture: Image.Image, step: int = 500, seed: int = 0) -> Image.Image:
-    """The picture after ``step`` of 1,000 steps of diffusion, as in visual contrastive decoding (Leng et al. 2024).
+    """The image after ``step`` of 1,000 diffusion steps, as in visual contrastive decoding (Leng et al. 2024).
 
-    The same schedule (sigmoid from -6 to 6, betas of 1e-5 to 5e-3) on colours scaled to -1 .. 1, cut to what a picture
-    can show. The authors add the noise to the normalised input of the vision tower, whose scale differs by model.
+    The same schedule (sigmoid from -6 to 6, betas of 1e-5 to 5e-3) on colours scaled to -1 .. 1, clipped to the valid
+    range. The authors add the noise to the normalised input of the vision tower, whose scale differs by model.
     """
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 1000:
         raise MessageError(f"step must be an integer from 0 to 999, not {step!r}")
@@ -62,7 +62,7 @@ def covered(picture: Image.Image, box: Box, cover: Cover = "blank") -> Image.Ima
     """Mask one rectangle of the image: painted in its mean colour or one given, blurred, or noise."""
     left, upper, right, lower = box
     if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
-        raise MessageError(f"The box {box} does not lie in a picture of {picture.width} x {picture.height} pixels.")
+        raise MessageError(f"The box {box} does not lie in an image of {picture.width} x {picture.height} pixels.")
     picture = picture.convert("RGB")
     if isinstance(cover, tuple):
         put = blank(picture, cover)
@@ -76,10 +76,10 @@ def covered(picture: Image.Image, box: Box, cover: Cover = "blank") -> Image.Ima
 
 
 def cells(size: tuple[int, int], grid: tuple[int, int]) -> Iterator[tuple[int, int, Box]]:
-    """The cells of a grid of (rows, columns) over a picture of (width, height): row, column and box of each."""
+    """The cells of a grid of (rows, columns) over an image of (width, height): row, column and box of each."""
     rows, columns = grid
     if min(grid) < 1 or rows > size[1] or columns > size[0]:
-        raise MessageError(f"A grid of {rows} x {columns} does not fit a picture of {size[0]} x {size[1]} pixels.")
+        raise MessageError(f"A grid of {rows} x {columns} does not fit an image of {size[0]} x {size[1]} pixels.")
     across = np.linspace(0, size[0], columns + 1).round().astype(int).tolist()
     down = np.linspace(0, size[1], rows + 1).round().astype(int).tolist()
     for row in range(rows):
@@ -96,7 +96,7 @@ VARIANTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def variant(picture: Image.Image, wanted: Any) -> Image.Image | None:
-    """The picture to ask about in place of ``picture``; None where there is to be none.
+    """The image that replaces ``picture``; None for no image.
 
     Args:
         picture: the real one.
@@ -114,11 +114,11 @@ def variant(picture: Image.Image, wanted: Any) -> Image.Image | None:
 
 
 def exchanged(conversation: Conversation, pictures: Mapping[int, Image.Image | None]) -> Conversation:
-    """The conversation with some of its pictures, by their number, exchanged for others, or taken out where None."""
+    """The conversation with some of its images, by index, replaced, or removed if None."""
     missing = [place for place in pictures if not 0 <= place < len(conversation.images)]
     if missing:
         raise CapabilityError(
-            f"The conversation has {len(conversation.images)} picture(s), so there is no picture {missing[0]}."
+            f"The conversation has {len(conversation.images)} image(s), so there is no image {missing[0]}."
         )
     place = -1
     messages = []
@@ -134,4 +134,4 @@ def exchanged(conversation: Conversation, pictures: Mapping[int, Image.Image | N
                     part = replace(part, image=put)
             parts.append(part)
         messages.append(Message(message.role, tuple(parts)))
-    return Conversation.build(Conversation(tuple(messages)))  # a message may be left with nothing in it
+    return Conversation.build(Conversation(tuple(messages)))  # a message may be left empty

@@ -1,7 +1,7 @@
 """Plots of confidence: each draws on matplotlib axes (new ones unless given) and returns them.
 
-A single result or figure has ``plot()``; the functions here also put several beside each other. Their look is that of
-:mod:`vlmprobe.display.plots.style`, of which the colours, lines and markers stand here too, for plots of one's own.
+A single result or metric has ``plot()``; the functions here also draw several side by side. They use the style of
+:mod:`vlmprobe.display.plots.style`, whose colours, lines and markers are also available here, for custom plots.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["COLOURS", "LINES", "MARKERS", "axes", "reliability_diagram", "risk_c
 
 
 def reliability_diagram(reliability: Reliability | Mapping[str, Reliability], ax: Any = None) -> Any:
-    """Accuracy against confidence, bin by bin; on the diagonal a confidence means what it says.
+    """Accuracy against confidence, bin by bin; the diagonal is perfect calibration.
 
-    The area of a point grows with the number of its answers; its bar is the 95% interval of the bin's accuracy that so
-    many answers leave (Wilson 1927).
+    The area of a point grows with the number of its answers; its bar is the 95% interval of the bin's accuracy for that
+    number (Wilson 1927).
 
     Args:
         reliability: one, or several by name (before and after recalibration).
@@ -44,7 +44,7 @@ def risk_coverage(
 
     Args:
         curve: one, or several by name (different confidences).
-        threshold: where it lies is marked.
+        threshold: to be marked.
         ax: axes to draw on.
 
     Returns:
@@ -56,13 +56,13 @@ def risk_coverage(
 def tokens(source: Source, ax: Any = None, *, most: int = MOST) -> Any:
     """Surprisal of each token in bits as bars, with the entropy of its distribution as points.
 
-    A bar above its point is a token that was less likely than the model expected of what would come.
+    A bar above its point is a token that was less likely than the model expected.
 
     Args:
         source: table or result.
         ax: axes to draw on.
-        most: how many tokens can be read beside each other; more are an error, for a cut would hide it. The ``plot()``
-            of a table or result draws a longer one as a run, its most surprising tokens named.
+        most: how many tokens fit side by side; more are an error, since truncation would hide them. The ``plot()`` of a
+            table or result draws a longer one as a curve, its most surprising tokens labelled.
 
     Returns:
         The axes.

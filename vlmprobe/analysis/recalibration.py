@@ -1,7 +1,7 @@
-"""Confidences made trustworthy: maps fitted on held-out answers, applied to new ones.
+"""Recalibration of confidences: maps fitted on held-out answers, applied to new ones.
 
-Fit on answers that the map is not judged by. All keep the order of confidences, so AUROC and risk-coverage stay as they
-are (isotonic regression adds ties); only what the numbers mean changes.
+Do not evaluate a map on the answers it was fitted on. All maps are monotone, so AUROC and risk-coverage stay the same
+(isotonic regression adds ties); only the values change.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ __all__ = [
     "fit_temperature",
 ]
 
-FEWEST = 20  # answers to fit on
-NEAREST = 1e-12  # confidences are kept so far from 0 and 1, where the logit is infinite
+FEWEST = 20  # minimum number of answers to fit on
+NEAREST = 1e-12  # confidences are clipped this far from 0 and 1, where the logit is infinite
 
 
 class Map:
-    """What the maps of a single confidence have in common."""
+    """Base class of the maps of a single confidence."""
 
     def __call__(self, confidence: Any) -> np.ndarray:
         """Recalibrated confidences, float64 [N]."""
         raise NotImplementedError
 
     def plot(self, ax: Any = None) -> Any:
-        """What each confidence becomes; on the diagonal it stays. Returns the axes."""
+        """Recalibrated against original confidence; the diagonal is no change. Returns the axes."""
         from vlmprobe.display.plots.calibration import draw_map
 
         before = np.linspace(0, 1, 401)
@@ -49,7 +49,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Temperature(Map):
-    """``sigmoid(logit(p) / temperature)``: above 1 the confidences were too extreme, below 1 too timid."""
+    """``sigmoid(logit(p) / temperature)``: above 1 the confidences were too extreme, below 1 not extreme enough."""
 
     temperature: float
 
@@ -60,7 +60,7 @@ class Temperature(Map):
 
 @dataclass(frozen=True)
 class Platt(Map):
-    """``sigmoid(slope * logit(p) + intercept)``: as :class:`Temperature`, with a shift that it lacks."""
+    """``sigmoid(slope * logit(p) + intercept)``: as :class:`Temperature`, plus a shift."""
 
     slope: float
     intercept: float
@@ -72,10 +72,10 @@ class Platt(Map):
 
 @dataclass(frozen=True, eq=False)
 class Isotonic(Map):
-    """A rising piecewise linear map."""
+    """A monotone piecewise linear map."""
 
     before: np.ndarray  # float64 [P], confidences in ascending order
-    after: np.ndarray  # float64 [P], what each becomes; between them linearly, beyond them as the nearest
+    after: np.ndarray  # float64 [P], what each is mapped to; linear in between, constant beyond
 
     def __call__(self, confidence: Any) -> np.ndarray:
         """Recalibrated confidences, float64 [N]."""
@@ -97,17 +97,17 @@ class CandidateTemperature:
 
 
 def fit_temperature(confidence: Any, correct: Any) -> Temperature:
-    """The temperature under which the outcomes are likeliest (temperature scaling of a single probability).
+    """The maximum-likelihood temperature (temperature scaling of a single probability).
 
-    A confidence of 0.5 stays 0.5 at every temperature. Where right answers are often below it, as with probabilities of
-    long sentences, :func:`fit_platt` or :func:`fit_isotonic` fits what a temperature cannot.
+    A confidence of 0.5 stays 0.5 at every temperature. If right answers are often below it, as with probabilities of
+    long sentences, use :func:`fit_platt` or :func:`fit_isotonic`.
 
     Args:
         confidence: [N] from 0 to 1, of held-out answers.
         correct: [N], with right and wrong ones.
 
     Raises:
-        CalibrationError: for fewer than :data:`FEWEST` answers, one class only, or confidences that carry nothing.
+        CalibrationError: for fewer than :data:`FEWEST` answers, one class only, or uninformative confidences.
     """
     sure, right = checked(confidence, correct, least=FEWEST, both=True)
     logit, sign = _logit(sure), np.where(right, 1.0, -1.0)
@@ -115,7 +115,7 @@ def fit_temperature(confidence: Any, correct: Any) -> Temperature:
 
 
 def fit_platt(confidence: Any, correct: Any) -> Platt:
-    """Logistic regression of the outcome on the logit of the confidence (Platt 1999), without a penalty.
+    """Logistic regression of the outcome on the logit of the confidence (Platt 1999), without regularisation.
 
     Args and errors as in :func:`fit_temperature`.
     """
@@ -134,7 +134,7 @@ def fit_platt(confidence: Any, correct: Any) -> Platt:
 def fit_isotonic(confidence: Any, correct: Any) -> Isotonic:
     """Isotonic regression of the outcome on the confidence (Zadrozny & Elkan 2002), with scikit-learn.
 
-    It assumes nothing but order, and needs more answers for it: some hundreds. Args and errors as in
+    It assumes only monotonicity, and so needs more answers: a few hundred. Args and errors as in
     :func:`fit_temperature`.
     """
     sure, right = checked(confidence, correct, least=FEWEST, both=True)
@@ -147,7 +147,7 @@ def fit_isotonic(confidence: Any, correct: Any) -> Isotonic:
 
 
 def fit_candidate_temperature(scores: Sequence[Scores | Any], right: Sequence[int]) -> CandidateTemperature:
-    """The temperature of a softmax over candidates under which the right ones are likeliest.
+    """The maximum-likelihood temperature of a softmax over candidates.
 
     Args:
         scores: [N] of :meth:`Probe.score`, or log-probabilities [C] each, nats; C may differ.
@@ -157,10 +157,10 @@ def fit_candidate_temperature(scores: Sequence[Scores | Any], right: Sequence[in
         CalibrationError: for fewer than :data:`FEWEST` questions, or an index without a candidate.
     """
     if len(scores) != len(right):
-        raise CalibrationError(f"{len(scores)} scores and {len(right)} right candidates do not belong together")
+        raise CalibrationError(f"{len(scores)} scores and {len(right)} right candidates do not match")
     if len(scores) < FEWEST:
         raise CalibrationError(f"{len(scores)} questions are too few here; at least {FEWEST} are needed")
-    leads = []  # log-probabilities less that of the right candidate
+    leads = []  # log-probabilities minus that of the right candidate
     for place, (each, index) in enumerate(zip(scores, right, strict=True)):
         logprobs = np.asarray(each.logprobs if isinstance(each, Scores) else each, dtype=np.float64)
         if not 0 <= index < len(logprobs) or np.isnan(logprobs[index]):
@@ -182,8 +182,8 @@ def _best_temperature(loss: Any) -> float:
     found = minimize_scalar(lambda log: loss(np.exp(log)), bounds=(least, most), method="bounded")
     if min(loss(np.exp(least)), loss(np.exp(most))) <= found.fun + 1e-12:
         raise CalibrationError(
-            "No temperature fits: these confidences part right from wrong completely, or not at all. "
-            "Take more answers, or a map without a temperature (fit_isotonic)."
+            "No temperature fits: these confidences separate right from wrong completely, or not at all. "
+            "Use more answers, or a map without a temperature (fit_isotonic)."
         )
     return float(np.exp(-found.x))
 

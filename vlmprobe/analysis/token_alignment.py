@@ -1,4 +1,4 @@
-"""Two tables of what should be the same tokens, brought together row by row."""
+"""Aligns two tables of what should be the same tokens, row by row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Aligned", "align", "first_difference", "joined_rows", "same_token"]
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """The T tokens of one table, and what each of two models said of them."""
+    """The T tokens of one table, with the numbers of two models."""
 
     tokens: list[str]  # [T]
     a: np.ndarray  # float32 [T], nats
-    b: np.ndarray  # float32 [T], nats; NaN where the second says nothing of that token after the same ones
+    b: np.ndarray  # float32 [T], nats; NaN where the second has no number for that token after the same prefix
     top_a: list[str | None]  # [T], the likeliest token; None where unknown
     top_b: list[str | None]  # [T]
     same_top: np.ndarray  # float32 [T]: 1 where the likeliest token is the same, 0 where not, NaN where unknown
@@ -33,9 +33,9 @@ def same_token(a: TokenTable, row: int, b: TokenTable, other: int) -> bool:
 
 
 def first_difference(a: TokenTable, b: TokenTable) -> int | None:
-    """The first row at which two answers differ, one past the shorter where one begins the other; None where equal.
+    """The first row at which two answers differ, one past the shorter if it is a prefix of the other; None if equal.
 
-    A server that sends no ids sends no end token either: that the other side has one is no difference.
+    A server that sends no ids sends no end token either: one on the other side is not a difference.
     """
     short, long = sorted((a, b), key=len)
     for row in range(len(short)):
@@ -47,10 +47,10 @@ def first_difference(a: TokenTable, b: TokenTable) -> int | None:
 
 
 def align(a: TokenTable, b: TokenTable) -> Aligned:
-    """The rows of ``a`` beside those of ``b``, as far as both follow the same tokens.
+    """The rows of ``a`` beside those of ``b``, as far as both follow the same prefix.
 
-    Where the answers part, both distributions still follow the same beginning: there, what ``b`` says of the token of
-    ``a`` is read from its alternatives. What comes after that cannot be compared.
+    At the row where the answers diverge, both distributions still follow the same prefix: there, the number of ``b``
+    for the token of ``a`` is taken from its alternatives. Later rows cannot be compared.
     """
     apart = first_difference(a, b)
     shared = min(len(a), len(b)) if apart is None else apart
@@ -68,7 +68,7 @@ def align(a: TokenTable, b: TokenTable) -> Aligned:
 
 
 def joined_rows(parts: Sequence[Aligned]) -> Aligned:
-    """The rows of several alignments, one after the other."""
+    """The rows of several alignments, concatenated."""
     return Aligned(
         list(chain.from_iterable(each.tokens for each in parts)),
         np.concatenate([each.a for each in parts]),
@@ -92,7 +92,7 @@ def _same_top(a: TokenTable, b: TokenTable, row: int) -> bool:
 
 
 def _alternative(table: TokenTable, row: int, wanted: TokenTable) -> float:
-    """Log-probability of the token of ``wanted`` among the alternatives of ``table``; NaN where it is none of them."""
+    """Log-probability of the token of ``wanted`` among the alternatives of ``table``; NaN if it is not among them."""
     for k in range(table.top_logprobs.shape[1]):
         if wanted.ids is None or table.top_ids[row, k] < 0:
             same = table.top_tokens[row][k] == wanted.tokens[row] != ""

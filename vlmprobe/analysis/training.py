@@ -1,4 +1,4 @@
-"""Watch confidence while a model is fine-tuned: a callback for ``transformers.Trainer``.
+"""Track confidence during fine-tuning: a callback for ``transformers.Trainer``.
 
 >>> callback = ProbeCallback([Request("What colour is the ball?", image, id="ball")], answers=["red"])
 >>> trainer = callback.attach(Trainer(model, arguments, ..., processing_class=processor))
@@ -32,15 +32,15 @@ MEASURES = ("mean_logprob", "perplexity", "mean_entropy", "min_margin")
 
 
 class ProbeCallback(TrainerCallback):
-    """Asks a fixed set of questions while training, greedily, and logs how sure the answers are and how right.
+    """Runs a fixed set of questions during training, greedily, and logs confidence and correctness.
 
-    Logged under ``probe/``, always: ``confidence`` (mean over the answers) and the chosen measures (means likewise).
-    With known answers: ``accuracy``, ``brier``, ``ece`` (in ten bins; unsteady below some hundred questions), and
-    ``auroc`` where right and wrong answers are both there. And whatever the probes of one's own return.
+    Always logged, under ``probe/``: ``confidence`` (mean over the answers) and the chosen measures (means likewise).
+    With known answers: ``accuracy``, ``brier``, ``ece`` (in ten bins; noisy below a few hundred questions), and
+    ``auroc`` if there are both right and wrong answers. Further, the results of custom ``probes``.
 
-    The model is asked in evaluation mode, without gradients, and every module is put back into the mode that it was in;
-    greedy answers draw no random numbers. In distributed training only the first process asks; a model whose
-    parameters are sharded over processes (FSDP, ZeRO-3) cannot be asked in this way.
+    The model runs in evaluation mode, without gradients, and every module's mode is restored; greedy decoding draws no
+    random numbers. In distributed training only the first process runs the questions; a model whose parameters are
+    sharded over processes (FSDP, ZeRO-3) is not supported.
     """
 
     def __init__(
@@ -59,38 +59,38 @@ class ProbeCallback(TrainerCallback):
         prefix: str = "probe",
         **generation: Any,
     ) -> None:
-        """Set up what to ask and when.
+        """Configure what to run and when.
 
         Args:
-            questions: the fixed set, as :meth:`Probe.generate_many` takes it.
-            answers: the right text of each, or several; None logs no correctness.
-            on: when to ask: ``"begin"`` and ``"end"`` of training, each ``"epoch"``, whenever the trainer evaluates.
-            every: also after every so many steps.
+            questions: the fixed set, as for :meth:`Probe.generate_many`.
+            answers: the expected text of each, or several; None logs no correctness.
+            on: when to run: ``"begin"`` and ``"end"`` of training, each ``"epoch"``, whenever the trainer evaluates.
+            every: also run after each such number of steps.
             measures: names of :data:`vlmprobe.analysis.uncertainty.MEASURES` to log the mean of.
-            probes: further numbers by name: functions that ask the probe, such as
+            probes: further metrics by name: functions of the probe, such as
                 ``{"says_yes": lambda probe: float(probe.score(question, ["yes", "no"]).probabilities[0])}``.
-            by: what confidence is, as in :func:`vlmprobe.analysis.confidences.confidences`.
-            normal: when two texts are the same answer, as in :func:`vlmprobe.analysis.confidences.correctness`.
-            processor: of the model; the trainer's ``processing_class`` where None.
+            by: confidence measure, as in :func:`vlmprobe.analysis.confidences.confidences`.
+            normal: text normalisation, as in :func:`vlmprobe.analysis.confidences.correctness`.
+            processor: of the model; the trainer's ``processing_class`` if None.
             adapter: name of the adapter, as in :func:`vlmprobe.wrap`.
-            prefix: what the names of the logged numbers begin with.
+            prefix: of the names of the logged numbers.
             **generation: as in :meth:`Probe.generate`; greedy unless told otherwise.
         """
         questions = list(questions)
         if not questions:
-            raise ResultError("questions is empty: give at least one to ask while training")
+            raise ResultError("questions is empty: give at least one to run during training")
         if answers is not None and len(answers) != len(questions):
-            raise ResultError(f"{len(answers)} answers do not belong to {len(questions)} questions")
+            raise ResultError(f"{len(answers)} answers do not match {len(questions)} questions")
         for each in on:
             if each not in EVENTS:
-                raise ResultError(f"on is of {', '.join(EVENTS)}, not {each!r}.{near(str(each), EVENTS)}")
+                raise ResultError(f"on must be among {', '.join(EVENTS)}, not {each!r}.{near(str(each), EVENTS)}")
         for each in measures:
             if each not in uncertainty.MEASURES:
                 raise ResultError(f"There is no measure {each!r}.{near(each, uncertainty.MEASURES)}")
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ResultError(f"every must be an integer of at least 1, not {every!r}")
         if answers is not None:
-            calibration.auroc([0, 1], [False, True])  # a missing package shows now and not in the middle of training
+            calibration.auroc([0, 1], [False, True])  # a missing package fails now and not in the middle of training
         self.questions = questions
         self.answers = None if answers is None else list(answers)
         self.on = frozenset(on)
@@ -105,20 +105,20 @@ class ProbeCallback(TrainerCallback):
         self.generation = {"do_sample": False, **generation}
         self.history: list[dict[str, float]] = []  # what was logged, with "step"
         self._trainer: Trainer | None = None
-        self._asked_at = -1  # the last step at which the set was asked
+        self._asked_at = -1  # the last step at which the questions ran
 
     def attach(self, trainer: Trainer) -> Trainer:
-        """Add the callback to a trainer whose own loggers then show its numbers; without it only ``history`` does."""
+        """Add the callback to a trainer and log to its loggers; otherwise only ``history`` is filled."""
         self._trainer = trainer
         trainer.add_callback(self)
         return trainer
 
     def plot(self, ax: Any = None, *, names: Sequence[str] = ()) -> Any:
-        """What was logged over the steps of training, as lines. Returns the axes.
+        """Logged numbers over training steps, as lines. Returns the axes.
 
         Args:
             ax: axes to draw on.
-            names: of the numbers, without their prefix; those of confidence and correctness (0 to 1) where empty.
+            names: of the numbers, without their prefix; those of confidence and correctness (0 to 1) if empty.
 
         Raises:
             ResultError: before anything was logged, or for a name that was not.
@@ -131,7 +131,7 @@ class ProbeCallback(TrainerCallback):
         logged = list(dict.fromkeys(name[start:] for each in self.history for name in each if name != "step"))
         for name in names:
             if name not in logged:
-                raise ResultError(f"There is no {name!r} among what was logged.{near(name, logged)}")
+                raise ResultError(f"{name!r} was not logged.{near(name, logged)}")
         values = {
             name: np.array([each.get(f"{self.prefix}/{name}", np.nan) for each in self.history], dtype=np.float64)
             for name in names or [name for name in SHARES if name in logged]
@@ -139,7 +139,7 @@ class ProbeCallback(TrainerCallback):
         return draw_history(np.array([each["step"] for each in self.history]), values, ax)
 
     def ask(self, model: Any, processor: Any) -> dict[str, float]:
-        """Ask the fixed set now and return the numbers, without their prefix."""
+        """Run the questions now and return the numbers, without their prefix."""
         probe = wrap(model, processor, adapter=self.adapter)
         results = list(probe.generate_many(self.questions, progress=False, prompt=False, **self.generation))
         sure = confidences(results, self.by)
@@ -154,28 +154,28 @@ class ProbeCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask before the first step."""
+        """Run before the first step."""
         self._event("begin", state, control, kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask after every so many steps."""
+        """Run after every ``every`` steps."""
         if self.every and state.global_step % self.every == 0:
             self._log(state, control, kwargs)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask after an epoch."""
+        """Run after an epoch."""
         self._event("epoch", state, control, kwargs)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask when the trainer evaluates."""
+        """Run when the trainer evaluates."""
         self._event("evaluate", state, control, kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask after the last step."""
+        """Run after the last step."""
         self._event("end", state, control, kwargs)
 
     def _event(self, name: str, state: TrainerState, control: TrainerControl, kwargs: Mapping[str, Any]) -> None:
@@ -200,9 +200,9 @@ class ProbeCallback(TrainerCallback):
 
 
 def _calibrated(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """What can be said of calibration; what needs both right and wrong answers is left out without them."""
+    """Calibration metrics; those that need both right and wrong answers are left out without them."""
     if not ((sure >= 0) & (sure <= 1)).all():
-        return {}  # a confidence of one's own that is no probability
+        return {}  # a custom confidence that is not a probability
     numbers = {"brier": float(np.mean((sure - right) ** 2)), "ece": calibration.ece(sure, right, bins=10)}
     if 0 < right.sum() < len(right):
         numbers["auroc"] = calibration.auroc(sure, right)

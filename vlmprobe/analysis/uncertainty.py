@@ -1,11 +1,11 @@
-"""How sure was it: numbers of one answer, from its columns alone.
+"""Uncertainty measures of one answer, from its columns alone.
 
 Every function takes a :class:`~vlmprobe.TokenTable` or a :class:`~vlmprobe.Result` (of which it reads the
 answer; for the prompt pass ``result.prompt``). Rows without a distribution (images, the first token of a sequence) are
-NaN and enter nothing; where no row is left the answer is NaN. The end token is a row like any other: an answer that
-stops is another answer than one that goes on. ``kinds=("text",)`` leaves it and other special tokens out.
+NaN and ignored; if no row is left, the result is NaN. The end token is a row like any other: an answer that stops
+differs from one that goes on. ``kinds=("text",)`` leaves it and other special tokens out.
 
-Logarithms are natural (nats) unless the name says bits. Sums are made in float64.
+Logarithms are natural (nats) unless the name says bits. Sums are in float64.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Source = TokenTable | Result
-TEXT = ("text", "special")  # the kinds of rows that are counted unless asked otherwise
+TEXT = ("text", "special")  # the kinds of rows that count by default
 
 
 def table_of(source: Source) -> TokenTable:
@@ -60,7 +60,7 @@ def sequence_logprob(source: Source, kinds: Collection[str] = TEXT) -> float:
 
 
 def sequence_probability(source: Source, kinds: Collection[str] = TEXT) -> float:
-    """Probability of exactly this sequence, ``exp`` of :func:`sequence_logprob`. It falls with every token."""
+    """Probability of exactly this sequence, ``exp`` of :func:`sequence_logprob`. It decreases with every token."""
     return float(np.exp(sequence_logprob(source, kinds)))
 
 
@@ -75,7 +75,7 @@ def min_logprob(source: Source, kinds: Collection[str] = TEXT) -> float:
 
 
 def perplexity(source: Source, kinds: Collection[str] = TEXT) -> float:
-    """``exp`` of the mean surprisal: as unsure as a fair choice among so many tokens."""
+    """``exp`` of the mean surprisal: the effective number of equally likely tokens."""
     return float(np.exp(-mean_logprob(source, kinds)))
 
 
@@ -85,7 +85,7 @@ def mean_entropy(source: Source, kinds: Collection[str] = TEXT) -> float:
 
 
 def max_entropy(source: Source, kinds: Collection[str] = TEXT) -> float:
-    """Largest entropy of any step, nats: how open the most open step was."""
+    """Largest entropy of any step, nats: that of the most uncertain step."""
     return _reduce(np.max, _values(source, "entropy", kinds))
 
 
@@ -124,7 +124,7 @@ def normalised_logprob(
     alpha: float = 0.6,
     kinds: Collection[str] = TEXT,
 ) -> float:
-    """Log-probability of the sequence over a measure of its length, so that long and short answers compare.
+    """Log-probability of the sequence over a measure of its length, so that answers of any length are comparable.
 
     Args:
         source: table or result.
@@ -138,7 +138,7 @@ def normalised_logprob(
     """
     table, rows = _counted(source, kinds)
     rows &= ~np.isnan(table.logprobs)
-    # A character of several tokens stands in the row that completes it, so the texts of the rows are the text.
+    # A character of several tokens is in the row that completes it, so the row texts join to the text.
     text = "".join(table.tokens[row] for row in np.flatnonzero(rows) if table.kinds[row] == "text")
     tokens = int(rows.sum())
     lengths = {
@@ -179,7 +179,7 @@ def summary(source: Source) -> dict[str, float]:
 
 def frame(results: Iterable[Result]) -> Any:
     """A ``pandas.DataFrame``, one row per result: ``id`` of the request, ``text``, and every measure."""
-    # A generator, so that a missing package is told before any result is made.
+    # A generator, so that a missing package is reported before any result is made.
     rows = ({"id": result.meta.get("id"), "text": result.text, **summary(result)} for result in results)
     return data_frame(rows, columns=["id", "text", *MEASURES])
 
@@ -188,7 +188,7 @@ def _counted(source: Source, kinds: Collection[str]) -> tuple[TokenTable, np.nda
     """The table, and bool [T]: its rows of the wanted kinds."""
     wanted = {kinds} if isinstance(kinds, str) else set(kinds)
     if not wanted <= set(KINDS):
-        raise ResultError(f"kinds are of {', '.join(KINDS)}, not {', '.join(sorted(wanted - set(KINDS)))}")
+        raise ResultError(f"kinds must be among {', '.join(KINDS)}, not {', '.join(sorted(wanted - set(KINDS)))}")
     table = table_of(source)
     return table, np.array([kind in wanted for kind in table.kinds], dtype=bool)
 

@@ -1,8 +1,8 @@
 """From tokens to words: which tokens make a word, and the probability of a word.
 
 Tokenizers of language models mark where a word begins (``" cat"``, ``"▁cat"``), not where it ends: after ``" cat"`` the
-word may go on (``"ch"``). The product of its tokens' probabilities is thus the probability of every word that begins
-so. Pimentel & Meister 2024, "How to Compute the Probability of a Word", correct it: multiply by the probability that a
+word may go on (``"ch"``). The product of its tokens' probabilities is thus that of all words with that prefix.
+Pimentel & Meister 2024, "How to Compute the Probability of a Word", correct it: multiply by the probability that a
 new word begins after the word, divide by the probability that one began before it. Both are sums over all tokens that
 begin a word, so they need the full rows (``keep="logits"``) of the words' first tokens and of what follows.
 
@@ -50,13 +50,11 @@ class Words:
     def surprisal(self) -> np.ndarray:
         """float64 [W], bits: of the corrected log-probability."""
         if self.logprobs is None:
-            raise ResultError(
-                "These words carry no correction: give words(..., starts=) to have it; summed has the sums."
-            )
+            raise ResultError("These words have no correction: call words(..., starts=) for it; summed has the sums.")
         return -self.logprobs / np.log(2)
 
     def plot(self, ax: Any = None) -> Any:
-        """Surprisal of each word in bits as bars: corrected where ``logprobs`` is there, else of the summed tokens.
+        """Surprisal of each word in bits as bars: corrected if ``logprobs`` is there, else of the summed tokens.
 
         Args:
             ax: axes to draw on.
@@ -65,7 +63,7 @@ class Words:
             The axes.
 
         Raises:
-            ResultError: for more words than can be read beside each other, or none with a log-probability.
+            ResultError: for more words than fit side by side, or none with a log-probability.
         """
         from vlmprobe.display.plots.tokens import draw_words
 
@@ -96,12 +94,12 @@ def words(
             the end comes at each row, as :func:`boundary_logprobs` computes it.
 
     Raises:
-        ResultError: where the correction is asked for and the table has no full rows.
+        ResultError: if the correction needs full rows that the table lacks.
     """
     table = table_of(source)
     marked = _marked(table, starts)
     groups = _groups(table, marked)
-    # A word with a token that has no log-probability has none: NaN goes through the sum.
+    # A word with a token that has no log-probability has none: NaN propagates through the sum.
     summed = np.array([table.logprobs[first:stop].sum(dtype=np.float64) for first, stop in groups], dtype=np.float64)
     logprobs = None
     if starts is not None:
@@ -137,9 +135,9 @@ def word_starts(tokenizer: Any, vocabulary: int) -> np.ndarray:
     ordinary = [each for each in range(known) if each not in reader.special]
     letter = next((each for each in ordinary if (text := reader.alone(each)).isascii() and text.isalpha()), None)
     if letter is None:
-        raise ResultError("The tokenizer has no token of ASCII letters to read the others after.")
+        raise ResultError("The tokenizer has no token of ASCII letters to decode the others after.")
     before = reader.decode([letter])
-    # Only in context does a decoder write the space that SentencePiece and word-level vocabularies leave out at first.
+    # Only in context does a decoder write the space that SentencePiece and word-level vocabularies drop at the start.
     read = tokenizer.batch_decode([[letter, each] for each in ordinary], clean_up_tokenization_spaces=False)
     starts = np.zeros(vocabulary, dtype=bool)
     starts[[each for each in reader.special if each < vocabulary]] = True
@@ -151,13 +149,13 @@ def boundary_logprobs(source: Source, starts: np.ndarray) -> np.ndarray:
     """float64 [T], nats: log of the total probability that each row gives to the tokens of ``starts``.
 
     Raises:
-        ResultError: where the table has no full rows, or ones of another length than ``starts``.
+        ResultError: if the table has no full rows, or ones of another length than ``starts``.
     """
     table = table_of(source)
     if table.logits is None:
         raise ResultError(
-            "The probability of a word needs the total probability of all tokens that begin one, and so full rows: "
-            'ask with keep="logits", or give boundaries= where you have that column.'
+            "The probability of a word needs the total probability of all tokens that begin one, hence full rows: "
+            'pass keep="logits", or boundaries= if you have that column.'
         )
     if len(starts) != table.logits.shape[1]:
         raise ResultError(f"starts is for {len(starts)} tokens, the rows have {table.logits.shape[1]}")

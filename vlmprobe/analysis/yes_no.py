@@ -1,9 +1,9 @@
-"""Yes or no: one question asked of the distribution itself, and the figures of a poll of many, as POPE reports them.
+"""Yes/no questions: the probability of either answer, and the metrics of POPE over many questions.
 
 POPE (Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models") asks whether an object is in
-the picture and reads the generated answer. Here the probabilities of all spellings of yes and of no are added up in
-place of reading, so the answer comes with its confidence, and one that hedges is still one of the two. The figures can
-be made from either.
+the image and parses the generated answer. Here the probabilities of all spellings of yes and of no are summed instead,
+so the answer comes with its confidence, and one that hedges is still one of the two. The metrics can be computed from
+either.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["NO", "YES", "YesNo", "YesNoReport", "frame", "reads_as_yes", "report
 def yes_no(
     probe: Probe, question: Prompt, image: Any = None, *, yes: Sequence[str] = (), no: Sequence[str] = ()
 ) -> YesNo:
-    """Ask a question whose answer is yes or no. See :meth:`Probe.yes_no`."""
+    """Ask a yes/no question. See :meth:`Probe.yes_no`."""
     return probe.yes_no(question, image, yes=yes, no=no)
 
 
@@ -46,12 +46,12 @@ def yes_no_many(
     no: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Iterator[YesNo]:
-    """Ask many such questions, one after the other; a picture that several in a row are about is encoded once.
+    """Ask many yes/no questions in sequence; an image shared by consecutive ones is encoded once.
 
     Args:
-        probe: that is asked.
-        requests: as :meth:`Probe.generate_many` takes them; an ``id`` comes back in ``meta["id"]``.
-        yes, no: spellings of the two answers; the usual English ones where empty.
+        probe: to query.
+        requests: as for :meth:`Probe.generate_many`; an ``id`` is returned in ``meta["id"]``.
+        yes, no: spellings of the two answers; the usual English ones if empty.
         progress: whether to show a progress bar; None shows one in a terminal.
     """
     total = len(requests) if isinstance(requests, Sequence) else None
@@ -68,20 +68,20 @@ def yes_no_many(
 
 
 def reads_as_yes(text: str) -> bool:
-    """How POPE reads a generated answer: no where its first sentence has the word no, No or not, else yes."""
+    """How POPE parses a generated answer: no if its first sentence has the word no, No or not, else yes."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
 
 
 @dataclass(frozen=True)
 class YesNoReport:
-    """How N questions were answered; yes is the positive answer. Rates of nothing are NaN."""
+    """Confusion counts and metrics of N answers; yes is the positive class. Rates of nothing are NaN."""
 
     true_yes: int  # yes, and it is
     false_yes: int  # yes, and it is not: hallucinated
     true_no: int
     false_no: int
-    auroc: float  # of the probability of yes against the right answers; NaN where answers carry none, or labels are one
+    auroc: float  # of the probability of yes against the labels; NaN without probabilities, or with one class only
 
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "precision", "recall", "f1", "yes_rate", "auroc")
 
@@ -97,12 +97,12 @@ class YesNoReport:
 
     @property
     def precision(self) -> float:
-        """Share of right ones among the answers yes."""
+        """Share of yes answers that are right."""
         return _share(self.true_yes, self.true_yes + self.false_yes)
 
     @property
     def recall(self) -> float:
-        """Share answered yes of the questions whose answer is yes."""
+        """Share of the questions with label yes that are answered yes."""
         return _share(self.true_yes, self.true_yes + self.false_no)
 
     @property
@@ -112,7 +112,7 @@ class YesNoReport:
 
     @property
     def yes_rate(self) -> float:
-        """Share of answers yes (POPE's yes ratio): far from the share of right ones, the model leans to one answer."""
+        """Share of yes answers (POPE's yes ratio): far from the share of yes labels, the model is biased."""
         return _share(self.true_yes + self.false_yes, self.count)
 
     def metrics(self) -> dict[str, float]:
@@ -120,7 +120,7 @@ class YesNoReport:
         return {name: float(getattr(self, name)) for name in self.METRICS}
 
     def plot(self, ax: Any = None) -> Any:
-        """Every metric as a bar; marks are the share of questions whose answer is yes, and an AUROC of chance.
+        """Every metric as a bar; marks are the share of yes labels, and the AUROC of chance.
 
         Returns the axes.
         """
@@ -136,18 +136,18 @@ class YesNoReport:
 
 
 def report(answers: Iterable[YesNo | Result | str | bool], labels: Iterable[bool | str]) -> YesNoReport:
-    """Compare N answers with the right ones.
+    """Compare N answers with their labels.
 
     Args:
-        answers: of :func:`yes_no`, or generated ones, which are read as POPE reads them.
+        answers: of :func:`yes_no`, or generated ones, which are parsed as in POPE.
         labels: [N] booleans, or ``"yes"`` and ``"no"``.
 
     Raises:
-        ResultError: for what is no answer or label, or lists of different lengths.
+        ResultError: for an invalid answer or label, or lists of different lengths.
     """
     said, right = list(answers), [_label(each) for each in labels]
     if len(said) != len(right):
-        raise ResultError(f"answers and labels are two lists of one length, not {len(said)} and {len(right)}")
+        raise ResultError(f"answers and labels must have the same length, not {len(said)} and {len(right)}")
     found = [_says_yes(each) for each in said]
     pairs = list(zip(found, right, strict=True))
     sure = np.array([each.probability if isinstance(each, YesNo) else np.nan for each in said])
@@ -172,7 +172,7 @@ def reports(
     said, right, names = list(answers), list(labels), list(groups)
     if not len(said) == len(right) == len(names):
         raise ResultError(
-            f"answers, labels and groups are lists of one length, not {len(said)}, {len(right)} and {len(names)}"
+            f"answers, labels and groups must have the same length, not {len(said)}, {len(right)} and {len(names)}"
         )
     places = {name: [place for place, each in enumerate(names) if each == name] for name in dict.fromkeys(names)}
     return {name: report([said[place] for place in at], [right[place] for place in at]) for name, at in places.items()}
@@ -196,7 +196,7 @@ READERS: dict[type, Callable[[Any], bool]] = {
 def _says_yes(answer: Any) -> bool:
     reader = next((read for kind, read in READERS.items() if isinstance(answer, kind)), None)
     if reader is None:
-        raise ResultError(f"{answer!r} is no answer: give what yes_no or generate returned, a text or a boolean")
+        raise ResultError(f"{answer!r} is not an answer: give what yes_no or generate returned, a text or a boolean")
     return reader(answer)
 
 
@@ -204,7 +204,7 @@ def _label(label: Any) -> bool:
     if isinstance(label, str) and label.strip().casefold() in ("yes", "no"):
         return label.strip().casefold() == "yes"
     if not isinstance(label, (bool, np.bool_)):
-        raise ResultError(f"{label!r} is no label: give booleans, or 'yes' and 'no'")
+        raise ResultError(f"{label!r} is not a label: give booleans, or 'yes' and 'no'")
     return bool(label)
 
 
@@ -213,7 +213,7 @@ def _auroc(sure: np.ndarray, right: np.ndarray) -> float:
 
     try:
         return float("nan") if np.isnan(sure).any() else auroc(sure, right)
-    except CalibrationError:  # labels of one kind only
+    except CalibrationError:  # labels of one class only
         return float("nan")
 
 

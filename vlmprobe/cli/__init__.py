@@ -1,4 +1,4 @@
-"""The command line. Importing it imports neither torch nor transformers, so that ``vlmprobe --help`` is quick."""
+"""The command line. Importing it imports neither torch nor transformers, so that ``vlmprobe --help`` is fast."""
 
 from __future__ import annotations
 

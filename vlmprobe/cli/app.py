@@ -1,4 +1,4 @@
-"""The commands, and what stands above them: ``--version`` and the help."""
+"""The Typer app: the commands, ``--version`` and the help."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlmprobe.cli.score import score
 
 __all__ = ["app"]
 
-EPILOG = 'Begin with vlmprobe demo, then vlmprobe probe MODEL IMAGE "QUESTION".'
+EPILOG = 'Start with vlmprobe demo, then vlmprobe probe MODEL IMAGE "QUESTION".'
 CODES = "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted."
 PROBE_EXAMPLE = f'Example: vlmprobe probe demo scene.png "Which digit is on the left?" --html report.html\n\n{CODES}'
 CHECK_EXAMPLE = "Example: vlmprobe check demo\n\nExit codes: 0 all passed, 1 a check failed or an error, 2 wrong usage."
@@ -28,14 +28,14 @@ COMPARE_EXAMPLE = (
 )
 DOCTOR_EXAMPLE = (
     "Example: vlmprobe doctor http://localhost:8000\n\n"
-    "Exit codes: 0 a probe gets all it can, 1 it is of no use or an error, 2 wrong usage, 3 started otherwise it gives "
-    "more."
+    "Exit codes: 0 everything available, 1 unusable or an error, 2 wrong usage, 3 usable, but other server flags would "
+    "give more."
 )
 SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
 
 
 class AskCommand(TyperCommand):
-    """A command of MODEL, IMAGE and QUESTION; the last is optional to the parser alone, for a better message."""
+    """A command of MODEL, IMAGE and QUESTION; the last is optional only to the parser, for a better message."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The usage line."""
@@ -45,7 +45,7 @@ class AskCommand(TyperCommand):
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,  # they print local variables, a model's weights among them
+    pretty_exceptions_enable=False,  # they print local variables, including a model's weights
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )
@@ -77,7 +77,7 @@ def top(
 ) -> None:
     """What a vision-language model was about to say, and how sure it was.
 
-    Asks a model about a picture, and tells log-probability, entropy, rank
+    Asks a model about an image, and reports log-probability, entropy, rank
     and alternatives of every token of the answer and of the prompt.
     """
 

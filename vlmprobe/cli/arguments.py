@@ -1,4 +1,4 @@
-"""What a command reads before a model runs, so that a mistake shows in a second and not after a long load."""
+"""Validates arguments before a model is loaded, so that a mistake shows at once and not after a long load."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import typer
 
 __all__ = ["asked", "candidate_list", "require_generation"]
 
-STDIN, NO_PICTURE = "-", "none"
+STDIN, NO_IMAGE = "-", "none"
 
 
 def asked(
     command: str, model: str, image: str, more: Sequence[str] | None, question: str | None, system: str | None
 ) -> tuple[str | list[dict[str, Any]], list[Any], dict[str, Any]]:
-    """The question of the command line: prompt, pictures, and both as ``meta`` tells them.
+    """The question of the command line: prompt, images, and both as recorded in ``meta``.
 
     Raises:
-        typer.BadParameter: for a missing or empty question, or arguments in another order.
-        ImageError: for a picture that cannot be read.
+        typer.BadParameter: for a missing or empty question, or arguments in the wrong order.
+        ImageError: for an image that cannot be read.
     """
     if question is None:
         raise typer.BadParameter(
-            f'missing. The order is MODEL IMAGE "QUESTION"; for a question without a picture write none as IMAGE: '
+            f'missing. The order is MODEL IMAGE "QUESTION"; for a question without an image write none as IMAGE: '
             f'vlmprobe {command} {model} none "{image}"',
             param_hint="'QUESTION'",
         )
@@ -36,24 +36,24 @@ def asked(
     if sources.count(STDIN) > 1:
         raise typer.BadParameter("standard input (-) can only be read once", param_hint="'IMAGE'")
     question = _decoded(question)
-    if not _is_picture(image) and Path(question).is_file():
+    if not _is_image(image) and Path(question).is_file():
         raise typer.BadParameter(
-            f'{image!r} is no picture and {question!r} is a file: the order is MODEL IMAGE "QUESTION"',
+            f'{image!r} is not an image and {question!r} is a file: the order is MODEL IMAGE "QUESTION"',
             param_hint="'IMAGE'",
         )
-    pictures = [_picture(source) for source in sources if source != NO_PICTURE]
-    told = {"question": question, "images": [source for source in sources if source != NO_PICTURE]}
+    images = [_image(source) for source in sources if source != NO_IMAGE]
+    told = {"question": question, "images": [source for source in sources if source != NO_IMAGE]}
     if system is None:
-        return question, pictures, told
+        return question, images, told
     messages = [
         {"role": "system", "content": [{"type": "text", "text": _decoded(system)}]},
         {"role": "user", "content": [{"type": "text", "text": question}]},
     ]
-    return messages, pictures, told | {"system": system}
+    return messages, images, told | {"system": system}
 
 
 def _decoded(argument: str) -> str:
-    """An argument as UTF-8 text also where the locale says otherwise: Python then hides its bytes in surrogates."""
+    """An argument as UTF-8 text whatever the locale: Python may have escaped its bytes as surrogates."""
     return os.fsencode(argument).decode("utf-8", errors="replace") if _has_surrogates(argument) else argument
 
 
@@ -61,32 +61,32 @@ def _has_surrogates(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _is_picture(source: str) -> bool:
+def _is_image(source: str) -> bool:
     return (
-        source in (STDIN, NO_PICTURE)
+        source in (STDIN, NO_IMAGE)
         or "://" in source
         or source.startswith("data:")
         or Path(source).expanduser().exists()
     )
 
 
-def _picture(source: str) -> Any:
+def _image(source: str) -> Any:
     from vlmprobe.inputs.images import DEFAULT_LIMITS, load_image
 
     if source != STDIN:
         return load_image(source)
     if sys.stdin.isatty():
         raise typer.BadParameter(
-            "standard input (-) is a terminal: pipe a picture into the command", param_hint="'IMAGE'"
+            "standard input (-) is a terminal: pipe an image into the command", param_hint="'IMAGE'"
         )
     return load_image(sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1))
 
 
 def candidate_list(given: Sequence[str] | None, file: Path | None) -> list[str]:
-    """The candidates of the options and of a file, one a line.
+    """The candidates of the options and of a file, one per line.
 
     Raises:
-        typer.BadParameter: for none at all, an empty one, the same one twice, or a file that is not text.
+        typer.BadParameter: for no candidates, an empty or repeated one, or a file that is not text.
     """
     candidates = [_decoded(each) for each in given or ()]
     if file is not None:
@@ -109,7 +109,7 @@ def candidate_list(given: Sequence[str] | None, file: Path | None) -> list[str]:
 
 
 def require_generation(options: dict[str, Any]) -> None:
-    """Raise :class:`~vlmprobe.errors.GenerationOptionError` for an option that no model could take."""
+    """Raise :class:`~vlmprobe.errors.GenerationOptionError` for an option that no model accepts."""
     if options:
         from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""``vlmprobe check``: whether every number that an adapter gives is the model's own."""
+"""``vlmprobe check``: whether every number that an adapter gives matches the model's own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check(
         typer.Option(
             "--matrix",
             metavar="FILE",
-            help="Also append the record of this run to a file, one line of JSON each.",
+            help="Also append the record of this run to a file, as one line of JSON.",
             callback=_matrix_target,
             show_default=False,
         ),
@@ -61,11 +61,11 @@ def check(
     revision: options.Revision = None,
     debug: options.Debug = False,
 ) -> None:
-    """Check an adapter on MODEL: every number against the model's own forward, and what a call leaves behind."""
+    """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls."""
     with guarded(debug):
         expected = _expected(expect)
         wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
-        with working("Reading the checks"):
+        with working("Loading the checks"):
             from vlmprobe.testing import check_adapter, checks
 
             known = [each.id for each in checks()]
@@ -91,7 +91,7 @@ def _expected(given: list[str] | None) -> dict[str, str]:
 
 @contextmanager
 def _few_threads(probe: Probe) -> Iterator[None]:
-    """One thread for a tiny model on the CPU: more only wait for each other."""
+    """One thread for a tiny model on the CPU: more only add overhead."""
     import torch
 
     model, threads = probe.engine.adapter.model, torch.get_num_threads()  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ def _few_threads(probe: Probe) -> Iterator[None]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[dict[str, Any]]:
-    """The callbacks of ``check_adapter`` that show in a terminal which check runs, and how long those before took."""
+    """Callbacks of ``check_adapter`` that show progress in a terminal."""
     errors = console(error=True)
     if not errors.is_terminal:
         yield {}

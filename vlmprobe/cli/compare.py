@@ -41,13 +41,13 @@ def compare(
         ),
     ],
     b: Annotated[
-        str, typer.Argument(metavar="B", help="The model that is deployed, named in the same ways.", show_default=False)
+        str, typer.Argument(metavar="B", help="The model that is deployed, given in the same way.", show_default=False)
     ],
     requests: Annotated[
         Path,
         typer.Argument(
             metavar="REQUESTS",
-            help="File of JSON lines: question, image or images, and where wanted id, candidates, options.",
+            help="JSON Lines file: question, image or images, and optionally id, candidates, options.",
             exists=True,
             dir_okay=False,
             readable=True,
@@ -60,23 +60,23 @@ def compare(
             "--tolerance",
             metavar="NATS",
             min=0.0,
-            help="Greatest difference of a token's log-probability that passes; beyond it the exit code is 1.",
+            help="Largest allowed difference of a token's log-probability; beyond it the exit code is 1.",
             show_default=False,
         ),
     ] = None,
     dtype_a: Annotated[
         str | None,
-        _side("--dtype-a", "NAME", "dtype of A, where it is a checkpoint; that of the checkpoint by default."),
+        _side("--dtype-a", "NAME", "dtype of A, if it is a checkpoint; the checkpoint's own by default."),
     ] = None,
     dtype_b: Annotated[str | None, _side("--dtype-b", "NAME", "dtype of B.")] = None,
-    adapter_a: Annotated[str | None, _side("--adapter-a", "NAME", "Adapter of A, where it is a checkpoint.")] = None,
+    adapter_a: Annotated[str | None, _side("--adapter-a", "NAME", "Adapter of A, if it is a checkpoint.")] = None,
     adapter_b: Annotated[str | None, _side("--adapter-b", "NAME", "Adapter of B.")] = None,
     revision_a: Annotated[str | None, _side("--revision-a", "REV", "Commit, branch or tag of A on the hub.")] = None,
     revision_b: Annotated[str | None, _side("--revision-b", "REV", "Commit, branch or tag of B on the hub.")] = None,
     engine_a: Annotated[
-        str | None, _side("--engine-a", "NAME", "Kind of server that A is, such as vllm; found out by default.")
+        str | None, _side("--engine-a", "NAME", "Server type of A, such as vllm; detected by default.")
     ] = None,
-    engine_b: Annotated[str | None, _side("--engine-b", "NAME", "Kind of server that B is.")] = None,
+    engine_b: Annotated[str | None, _side("--engine-b", "NAME", "Server type of B.")] = None,
     device: options.Device = "auto",
     max_new_tokens: Annotated[
         int | None,
@@ -92,7 +92,7 @@ def compare(
     prompt: Annotated[
         bool,
         typer.Option(
-            "--prompt/--no-prompt", help="Compare the prompts' tokens too.", rich_help_panel=options.GENERATION
+            "--prompt/--no-prompt", help="Also compare the tokens of the prompts.", rich_help_panel=options.GENERATION
         ),
     ] = True,
     as_json: options.Json = False,
@@ -109,7 +109,7 @@ def compare(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Put the same requests to A and B, and compare what they say of the same tokens."""
+    """Run the same requests on A and B, and compare their numbers for the same tokens."""
     with guarded(debug):
         from vlmprobe.analysis.cases import read_cases
 
@@ -133,7 +133,7 @@ Side = tuple[str, "str | None", "dict[str, str | None]"]
 
 
 def _opened(a: Side, b: Side, device: str) -> list[Probe]:
-    """The probes of both sides; a server's tokens are read by the checkpoint on the other side, where that is one."""
+    """The probes of both sides; a checkpoint on one side gives a server on the other its processor."""
     for name, engine, checkpoint in (a, b):
         given = [key for key, value in checkpoint.items() if value is not None]
         if is_server(name) and given:
@@ -142,7 +142,7 @@ def _opened(a: Side, b: Side, device: str) -> list[Probe]:
                 param_hint="'--dtype'",
             )
         if not is_server(name) and engine is not None:
-            raise typer.BadParameter(f"{name} is a checkpoint; an engine is of a server's URL", param_hint="'--engine'")
+            raise typer.BadParameter(f"{name} is a checkpoint; an engine is for server URLs", param_hint="'--engine'")
     local = {
         place: open_probe(
             name, device=device, check=False, **{key: value for key, value in checkpoint.items() if value is not None}

@@ -61,7 +61,7 @@ def _request(each: Compared) -> dict[str, Any]:
 
 
 def view(found: Comparison, tolerance: float | None) -> RenderableType:
-    """A comparison to print: the two models, each request, and what sums them up."""
+    """A comparison to print: the two models, each request, and a summary."""
     order = np.argsort([-np.nan_to_num(each.max_abs, nan=-1.0) for each in found.requests], kind="stable")
     parts: list[RenderableType] = [_sides(found), Text(), _requests(found, order[:SHOWN].tolist())]
     if len(order) > SHOWN:
@@ -128,7 +128,7 @@ def _summary(found: Comparison) -> Group:
     grid = Table.grid(padding=(0, 3))
     grid.add_row("largest difference", f"{_gap(found.max_abs)} nats", "mean", f"{_gap(found.mean_abs)} nats")
     grid.add_row("equal answers", _share(found.equal_answers), "likeliest token the same", _share(found.top1_agreement))
-    prompts = {True: "same ids", False: "different ids", None: "not told"}[found.same_prompts]
+    prompts = {True: "same ids", False: "different ids", None: "unknown"}[found.same_prompts]
     grid.add_row("prompts", prompts, "largest there", f"{_gap(_largest(found.prompt_differences))} nats")
     grid.add_row("tokens compared", f"{len(found.differences):,}", "of A's", _share(found.compared))
     worst = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")

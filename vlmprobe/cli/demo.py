@@ -1,4 +1,4 @@
-"""``vlmprobe demo``: the embedded model, asked about the bundled pictures."""
+"""``vlmprobe demo``: the embedded model, asked about the bundled images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def demo(
     ] = Path("vlmprobe-demo.html"),
     debug: options.Debug = False,
 ) -> None:
-    """Ask the small model that ships with vlmprobe about its bundled pictures. Needs no network.
+    """Ask the small model that ships with vlmprobe about its bundled images. Needs no network.
 
     It reads scenes of two handwritten digits. The terminal shows its answers and the tokens of the
     one that it was least sure of; the HTML report shows every token of every answer.
@@ -47,7 +47,7 @@ def demo(
 
         files = pictures()
         if not files:
-            raise CheckpointError("The installation lacks the bundled pictures: install vlmprobe anew.")
+            raise CheckpointError("The installation lacks the bundled images: reinstall vlmprobe.")
         opened = open_probe("demo")
         requests = [{"prompt": question, "image": file, "id": file.stem} for file in files for question in QUESTIONS]
         with working(f"Asking {len(requests)} questions"):
@@ -62,15 +62,15 @@ def demo(
         _print(results, least, files[0].parent / f"{least.meta['id']}.png", out)
 
 
-def _print(results: Sequence[Result], least: Result, picture: Path, out: Path) -> None:
+def _print(results: Sequence[Result], least: Result, image: Path, out: Path) -> None:
     screen = console()
-    screen.print("The model that ships with vlmprobe, asked about pictures that it was not trained on.\n")
+    screen.print("The model that ships with vlmprobe, asked about images that it was not trained on.\n")
     screen.print(_answers(results))
-    screen.print(f"\nThe sentence that it was least sure of, token by token ({picture.name}):\n", style="bold")
+    screen.print(f"\nThe sentence that it was least sure of, token by token ({image.name}):\n", style="bold")
     screen.print(least)
     for name, text in (
         ("Every token of every answer", str(out.absolute())),
-        ("Ask it yourself", f'vlmprobe probe demo {shlex.quote(str(picture))} "{QUESTIONS[1]}"'),
+        ("Ask it yourself", f'vlmprobe probe demo {shlex.quote(str(image))} "{QUESTIONS[1]}"'),
         ("Ask a model of your own", 'vlmprobe probe MODEL IMAGE "QUESTION"'),
     ):
         screen.print(f"\n{name}:", style="bold")

@@ -1,4 +1,4 @@
-"""``vlmprobe doctor``: what a server gives to a probe, and what to start differently."""
+"""``vlmprobe doctor``: what a server provides, and which flags to start it with."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SIGNS = {"yes": "yes", "no": "no", "unknown": "?"}
 
 
 def doctor(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Of the server, such as http://localhost:8000.")],
-    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="Its kind; auto asks the server.")] = "auto",
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL of the server, such as http://localhost:8000.")],
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="Server type; auto detects it.")] = "auto",
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="NAME", help="Which of the server's models.", show_default=False),
@@ -28,18 +28,16 @@ def doctor(
     processor: Annotated[
         str | None,
         typer.Option(
-            "--processor", metavar="MODEL", help="The model's folder or hub id, to read its tokens.", show_default=False
+            "--processor", metavar="MODEL", help="The model's folder or hub id, for its processor.", show_default=False
         ),
     ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", "--seconds", metavar="S", help="Seconds for one request.")
-    ] = 60.0,
+    timeout: Annotated[float, typer.Option("--timeout", "--seconds", metavar="S", help="Seconds per request.")] = 60.0,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Say what the server at URL is, what its numbers mean, what it gives, and what to start differently.
+    """Report what the server at URL is, what its numbers mean, what it provides, and which flags to start it with.
 
-    A key is read from VLMPROBE_API_KEY.
+    The API key is read from VLMPROBE_API_KEY.
     """
     with guarded(debug):
         with working(f"Asking {url}"):

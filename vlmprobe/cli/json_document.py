@@ -31,7 +31,7 @@ def result_document(result: Result) -> dict[str, Any]:
 
 
 def scores_document(scores: Scores) -> dict[str, Any]:
-    """What ``vlmprobe score --json`` prints, the candidates in the order in which they were given."""
+    """What ``vlmprobe score --json`` prints, the candidates in input order."""
     columns = zip(
         scores.candidates,
         scores.logprobs.tolist(),
@@ -62,7 +62,7 @@ def scores_document(scores: Scores) -> dict[str, Any]:
 
 
 def token_rows(table: TokenTable) -> list[dict[str, Any]]:
-    """One mapping per token; what is undefined is None, and alternatives that do not exist are left out."""
+    """One mapping per token; undefined values are None, and missing alternatives are left out."""
     rows = []
     for t in range(len(table)):
         alternatives = zip(table.top_ids[t].tolist(), table.top_tokens[t], table.top_logprobs[t].tolist(), strict=True)
@@ -95,7 +95,7 @@ def token_rows(table: TokenTable) -> list[dict[str, Any]]:
 
 
 def dumps(document: Mapping[str, Any]) -> str:
-    """One line of JSON. NaN and infinities are null; what could steer a terminal is escaped, other text is readable."""
+    """One line of JSON. NaN and infinities are null; terminal control characters are escaped, other text is not."""
     from vlmprobe.display.view import UNSAFE
 
     text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, default=str)

@@ -44,7 +44,7 @@ def _described(name: str, adapter: type[Adapter]) -> dict[str, Any]:
     from vlmprobe.model_registry.registry import GROUP
 
     origins = [point.dist for point in entry_points(group=GROUP, name=name) if point.dist]
-    origin = min(origins, key=lambda dist: dist.name != DISTRIBUTION, default=None)  # ours, where another took its name
+    origin = min(origins, key=lambda dist: dist.name != DISTRIBUTION, default=None)  # ours, if another has its name
     return {
         "name": name,
         "handles": _summary(adapter),

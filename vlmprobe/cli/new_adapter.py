@@ -1,4 +1,4 @@
-"""``vlmprobe new-adapter``: an installable plug-in package that passes the checks, to be filled in."""
+"""``vlmprobe new-adapter``: generates an installable plug-in package that passes the checks, to be filled in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it is written into sou
 def _name(value: str) -> str:
     if not NAME.fullmatch(value):
         raise typer.BadParameter(
-            f"{value!r} must begin with a lower-case letter and have only those, digits, and single - or _ between "
+            f"{value!r} must start with a lower-case letter and contain only those, digits, and single - or _ between "
             "them, such as my_model"
         )
     return value
@@ -31,20 +31,18 @@ def _name(value: str) -> str:
 
 def _model_type(value: str | None) -> str | None:
     if value is not None and not MODEL_TYPE.fullmatch(value):
-        raise typer.BadParameter(f"{value!r} is no model type: copy it from the checkpoint's config.json")
+        raise typer.BadParameter(f"{value!r} is not a model type: copy it from the checkpoint's config.json")
     return value
 
 
 def _empty_folder(value: Path | None) -> Path | None:
     if value is not None and (value.is_file() or (value.is_dir() and any(value.iterdir()))):
-        raise typer.BadParameter(f"{value} is there already: name a new or an empty folder")
+        raise typer.BadParameter(f"{value} already exists: name a new or an empty folder")
     return value
 
 
 def new_adapter(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="What the adapter will be called, such as my_model.", callback=_name)
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the adapter, such as my_model.", callback=_name)],
     model_type: Annotated[
         str | None,
         typer.Option(
@@ -55,13 +53,13 @@ def new_adapter(
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to write; ./vlmprobe-NAME by default.", callback=_empty_folder),
+        typer.Option(metavar="FOLDER", help="Output folder; ./vlmprobe-NAME by default.", callback=_empty_folder),
     ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Write a small plug-in package for a family of models: adapter, entry point, test and README.
 
-    It passes vlmprobe check on a tiny checkpoint of its own as it stands. docs/extend/add-a-model.md leads on
+    As generated, it passes vlmprobe check on a tiny checkpoint of its own. docs/extend/add-a-model.md continues
     from there.
     """
     folder = folder or _empty_folder(Path(f"vlmprobe-{name.replace('_', '-')}"))
@@ -74,16 +72,18 @@ def new_adapter(
 
 
 def _values(name: str, model_type: str) -> dict[str, Any]:
-    """What the templates are filled with.
+    """The variables of the templates.
 
     Raises:
-        AdapterError: where the name is taken, another adapter has the model type, or there is nothing to test it on.
+        AdapterError: if the name is taken, another adapter has the model type, or there is nothing to test it on.
     """
     from vlmprobe.model_registry import registry
     from vlmprobe.testing import tiny
 
     if name in registry.adapter_names():
-        raise AdapterError(f"An adapter is named {name!r} already (vlmprobe models lists them): take another name.")
+        raise AdapterError(
+            f"An adapter named {name!r} already exists (vlmprobe models lists them): choose another name."
+        )
     native = registry.is_native(model_type)
     with suppress(UnknownModelError):
         found = registry.find({"model_type": model_type}, checkpoint=f"model_type {model_type!r}")
@@ -96,9 +96,9 @@ def _values(name: str, model_type: str) -> dict[str, Any]:
     if native and tiny_name not in tiny.names():
         reason = tiny.SKIPPED.get(tiny_name)
         raise AdapterError(
-            f"transformers knows model_type {model_type!r}, but there is no tiny checkpoint of it to begin with"
-            f"{f' ({reason})' if reason else ''}. Leave out --model-type, and in the package that is written change "
-            "the model type, take out load() and modeling.py, and build a tiny checkpoint of your own."
+            f"transformers knows model_type {model_type!r}, but there is no tiny checkpoint of it to start from"
+            f"{f' ({reason})' if reason else ''}. Leave out --model-type, and in the generated package change the "
+            "model type, remove load() and modeling.py, and build a tiny checkpoint of your own."
         )
     return {
         "name": name,
@@ -111,7 +111,7 @@ def _values(name: str, model_type: str) -> dict[str, Any]:
 
 
 def _write(folder: Path, values: Mapping[str, Any]) -> list[Path]:
-    """Fill every template and write the package; nothing is written where one cannot be filled."""
+    """Render every template and write the package; nothing is written if one cannot be rendered."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""The model of a command: a checkpoint that is loaded, or a server that is connected to."""
+"""Opens the model of a command: loads a checkpoint or connects to a server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["is_server", "open_model", "open_probe", "open_server"]
 
 
-ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, its scheme forgotten
+ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, without its scheme
 
 
 def is_server(model: str) -> bool:
-    """Whether a model is named by the address of its server."""
+    """Whether a model is given by the URL of its server."""
     return model.lower().startswith(("http://", "https://"))
 
 
@@ -37,10 +37,10 @@ def open_model(
     served_model: str | None,
     processor: str | None,
 ) -> Probe:
-    """A probe of whatever a command line names.
+    """A probe of the checkpoint or server that a command line names.
 
     Raises:
-        typer.BadParameter: for an option of a checkpoint with a server, or the other way round.
+        typer.BadParameter: for a checkpoint option with a server, or vice versa.
     """
     loading = {
         "--device": None if device == "auto" else device,
@@ -56,12 +56,12 @@ def open_model(
     if ADDRESS.fullmatch(model) and not Path(model).exists():
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
-        raise typer.BadParameter(f"{model} is no URL of a server (http://...)", param_hint=given)
+        raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
     return open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
 
 
 def open_probe(model: str, **load: Any) -> Probe:
-    """Load the model, saying so in a terminal; downloads from the hub show their own progress bars."""
+    """Load the model, with a status line in a terminal; downloads from the hub show their own progress bars."""
     from vlmprobe import load as load_probe
 
     is_local = model == "demo" or Path(model).expanduser().exists()
@@ -71,7 +71,7 @@ def open_probe(model: str, **load: Any) -> Probe:
 
 
 def open_server(url: str, **options: Any) -> Probe:
-    """Connect to a server, saying so in a terminal. A key is read from ``VLMPROBE_API_KEY``."""
+    """Connect to a server, with a status line in a terminal. The API key is read from ``VLMPROBE_API_KEY``."""
     from vlmprobe import connect
 
     with working(f"Connecting to {url}"):
@@ -86,6 +86,6 @@ def _no_bars(*, except_downloads: bool) -> None:
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # this also turns those of the hub off
+    logging.disable_progress_bar()  # this also disables those of the hub
     if except_downloads and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
         enable_progress_bars()

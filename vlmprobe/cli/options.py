@@ -47,7 +47,7 @@ PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
 def file_target(value: Path | None) -> Path | None:
-    """Check a file to write, before a model has run for it."""
+    """Validate an output file before a model runs."""
     if value is not None:
         if value.is_dir():
             raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'report.html'}")
@@ -79,7 +79,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A local folder, a hub id such as llava-hf/llava-1.5-7b-hf, or demo for the small model that ships here.",
+        help="A local folder, a hub id such as llava-hf/llava-1.5-7b-hf, or demo for the small bundled model.",
         show_default=False,
     ),
 ]
@@ -87,7 +87,7 @@ ModelOrServer = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A local folder, a hub id such as llava-hf/llava-1.5-7b-hf, demo for the small model that ships here, or "
+        help="A local folder, a hub id such as llava-hf/llava-1.5-7b-hf, demo for the small bundled model, or "
         "the URL of a server such as http://localhost:8000.",
         show_default=False,
     ),
@@ -96,7 +96,7 @@ Image = Annotated[
     str,
     typer.Argument(
         metavar="IMAGE",
-        help="Path or URL of a picture, - to read it from standard input, or none to ask without one.",
+        help="Path or URL of an image, - to read it from standard input, or none for no image.",
         show_default=False,
     ),
 ]
@@ -104,7 +104,7 @@ Question = Annotated[str | None, typer.Argument(metavar="QUESTION", help="What t
 MoreImages = Annotated[
     list[str] | None,
     typer.Option(
-        "--image", "-i", metavar="IMAGE", help="A further picture, put after IMAGE. Repeatable.", show_default=False
+        "--image", "-i", metavar="IMAGE", help="A further image, put after IMAGE. Repeatable.", show_default=False
     ),
 ]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.", show_default=False)]
@@ -120,7 +120,7 @@ Adapter = Annotated[
     typer.Option(
         "--adapter",
         metavar="NAME",
-        help="Adapter to use, of those that vlmprobe models lists; found from the checkpoint by default.",
+        help="Adapter to use, one that vlmprobe models lists; detected from the checkpoint by default.",
         rich_help_panel=MODEL,
         show_default=False,
     ),
@@ -141,7 +141,7 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="Kind of server, such as vllm; the server is asked by default.",
+        help="Server type, such as vllm; detected by default.",
         rich_help_panel=SERVER,
         show_default=False,
     ),
@@ -161,7 +161,7 @@ Processor = Annotated[
     typer.Option(
         "--processor",
         metavar="MODEL",
-        help="The served model's folder or hub id, to read its tokens.",
+        help="The served model's folder or hub id, for its processor.",
         rich_help_panel=SERVER,
         show_default=False,
     ),
@@ -206,12 +206,12 @@ Alternatives = Annotated[
         "--alternatives",
         metavar="K",
         min=1,
-        help="How many of the likeliest tokens to keep; 10 by default, or as many as a server gives.",
+        help="How many top tokens to keep per position; 10 by default, or as many as a server gives.",
         rich_help_panel=OUTPUT,
         show_default=False,
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and the warnings of libraries.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and library warnings.")]
 
 
 def generation_options(
@@ -222,7 +222,7 @@ def generation_options(
     Args:
         assignments: ``name=value`` each; the value is read as JSON, else taken as a string.
         max_new_tokens: where given.
-        temperature: 0 asks for greedy decoding, more for sampling.
+        temperature: 0 is greedy decoding, more is sampling.
 
     Raises:
         typer.BadParameter: for what is not an assignment, or is set twice.

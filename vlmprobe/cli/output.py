@@ -1,4 +1,4 @@
-"""Where a result goes: the table or JSON on standard output, files, and a note on each file."""
+"""Outputs of a result: the table or JSON on standard output, files, and a note on each file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOGIT_COLUMNS = 5
 
 
 def told(result: Shown, question: dict[str, Any]) -> Shown:
-    """The result with the question of the command line in its ``meta``."""
+    """The result with the question of the command line recorded in its ``meta``."""
     return replace(result, meta={**result.meta, **question})
 
 
@@ -36,7 +36,7 @@ def deliver(
     below: list[Any] | None = None,
     streamed: bool = False,
 ) -> None:
-    """Write the files, then print; a reader that stops reading loses no file.
+    """Write the files, then print, so that a broken pipe loses no file.
 
     Args:
         result: what a probe returned.
@@ -79,13 +79,13 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def write_html(text: str, file: Path) -> None:
-    """Write a page, making the folder that it goes into."""
+    """Write a page, creating its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
 
 def raw_logits(table: TokenTable) -> Table:
-    """For a terminal: each token's raw logit, and the greatest ones of its row."""
+    """For a terminal: each token's raw logit, and the largest ones of its row."""
     from rich.table import Table
     from rich.text import Text
 

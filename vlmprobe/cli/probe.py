@@ -24,8 +24,8 @@ def probe(
         bool,
         typer.Option(
             "--stream",
-            help="Print the answer while it is written, shaded by confidence in a terminal. Ctrl-C ends it and keeps "
-            "what was said.",
+            help="Print the answer while it is generated, shaded by confidence in a terminal. Ctrl-C ends it and keeps "
+            "the text so far.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
@@ -37,7 +37,7 @@ def probe(
         bool | None,
         typer.Option(
             "--prompt/--no-prompt",
-            help="Show the prompt's tokens in the terminal too, or leave them out of everything.",
+            help="Also show the prompt's tokens in the terminal, or leave them out everywhere.",
             rich_help_panel=options.OUTPUT,
             show_default=False,
         ),
@@ -60,8 +60,8 @@ def probe(
             "--temperature",
             metavar="T",
             min=0.0,
-            help="Sample at this temperature; 0 takes the likeliest token always. By default as the checkpoint says, "
-            "and 0 of a server.",
+            help="Sample at this temperature; 0 is greedy decoding. By default the checkpoint's own setting, and 0 on "
+            "a server.",
             rich_help_panel=options.GENERATION,
             show_default=False,
         ),
@@ -72,7 +72,7 @@ def probe(
             "--seed",
             metavar="N",
             min=0,
-            help="Make sampling repeatable.",
+            help="Make sampling reproducible.",
             rich_help_panel=options.GENERATION,
             show_default=False,
         ),
@@ -105,7 +105,7 @@ def probe(
         )
     interrupted = False
     with guarded(debug):
-        asked, pictures, question_meta = arguments.asked("probe", model, image, more_images, question, system)
+        asked, images, question_meta = arguments.asked("probe", model, image, more_images, question, system)
         arguments.require_generation(generation)
         opened = open_model(
             model,
@@ -118,7 +118,7 @@ def probe(
             processor=processor,
         )
         ask: dict[str, Any] = {
-            "image": pictures or None,
+            "image": images or None,
             "keep": "logits" if logits else "stats",
             "prompt": prompt,
             "alternatives": alternatives,

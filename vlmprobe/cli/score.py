@@ -24,7 +24,7 @@ def score(
             "--candidate",
             "-c",
             metavar="TEXT",
-            help="An answer to score, as it stands: no space is added. Repeatable.",
+            help="An answer to score, verbatim: no space is added. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -36,7 +36,7 @@ def score(
             exists=True,
             dir_okay=False,
             readable=True,
-            help="Further answers, one a line in UTF-8; empty lines are skipped.",
+            help="Further answers, one per line in UTF-8; empty lines are skipped.",
             show_default=False,
         ),
     ] = None,
@@ -56,10 +56,10 @@ def score(
     processor: options.Processor = None,
     debug: options.Debug = False,
 ) -> None:
-    """Score answers that you name: the log-probability that MODEL gives to each."""
+    """Score given answers: the log-probability that MODEL gives to each."""
     with guarded(debug):
         candidates = arguments.candidate_list(candidate, candidates_file)
-        asked, pictures, question_meta = arguments.asked("score", model, image, more_images, question, system)
+        asked, images, question_meta = arguments.asked("score", model, image, more_images, question, system)
         opened = open_model(
             model,
             device=device,
@@ -74,7 +74,7 @@ def score(
             scores = opened.score(
                 asked,
                 candidates,
-                image=pictures or None,
+                image=images or None,
                 keep="logits" if logits else "stats",
                 alternatives=alternatives,
             )

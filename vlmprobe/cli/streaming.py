@@ -1,4 +1,4 @@
-"""An answer on standard output while it is written: shaded in a terminal, plain text elsewhere."""
+"""An answer on standard output while it is generated: shaded in a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["follow"]
 
 
 def follow(tokens: Stream) -> tuple[Result, bool]:
-    """Print the tokens of an answer as they come.
+    """Print the tokens of an answer as they arrive.
 
     Args:
         tokens: of the answer.
 
     Returns:
-        The result, of what was said where Ctrl-C ended it; and whether it did.
+        The result, partial if Ctrl-C ended it; and whether it did.
 
     Raises:
-        KeyboardInterrupt: where nothing was said yet.
+        KeyboardInterrupt: if nothing was generated yet.
     """
     screen, said, interrupted = console(), 0, False
     try:

@@ -1,4 +1,4 @@
-"""The streams: results on standard output, everything else on standard error, and errors as one line."""
+"""Standard streams: results on standard output, everything else on standard error, and errors as one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INTERRUPTED = 128 + 2  # as shells report a command that SIGINT ended
 
 
 def prepare() -> None:
-    """Set up this process: UTF-8 streams whatever the locale, and no chatter of libraries except with ``--debug``."""
+    """Set up this process: UTF-8 streams whatever the locale, and no library output except with ``--debug``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -40,7 +40,7 @@ def prepare() -> None:
 
 
 def console(*, error: bool = False) -> Console:
-    """A console that interprets nothing in what it prints; colours only where a person reads."""
+    """A console without markup; colours only in a terminal."""
     from rich.console import Console
 
     return Console(stderr=error, markup=False, emoji=False, highlight=False)
@@ -53,7 +53,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def working(what: str, *, spin: bool = True) -> Iterator[None]:
-    """Say what goes on while it goes on, in a terminal only; what a library prints meanwhile goes to standard error.
+    """Show a status while work runs, in a terminal only; library output goes to standard error meanwhile.
 
     Args:
         what: shown beside the spinner.
@@ -77,7 +77,7 @@ def working(what: str, *, spin: bool = True) -> Iterator[None]:
 
 @contextmanager
 def guarded(debug: bool) -> Iterator[None]:
-    """Turn what goes wrong into one line and an exit code: 1 for an error, 130 for Ctrl-C.
+    """Turn errors into one line and an exit code: 1 for an error, 130 for Ctrl-C.
 
     Args:
         debug: raise errors as they are, for their traceback.
@@ -90,7 +90,7 @@ def guarded(debug: bool) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except Exception as error:
@@ -122,7 +122,7 @@ def _report(error: Exception) -> None:
 
 
 class _Notes(logging.Handler):
-    """What the log of vlmprobe says, as notes."""
+    """The log records of vlmprobe, as notes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())

@@ -1,7 +1,7 @@
 """The embedded default model, ``vlmprobe.load("demo")``: a tiny VLM that reads scenes of real handwriting.
 
-Importing this package is cheap. ``scenes`` makes pictures with questions and answers, ``train`` is the
-recipe of the shipped checkpoint, ``evaluate`` measures it.
+Importing this package is cheap. ``scenes`` makes images with questions and answers; ``tools/demo_model`` in the
+repository trains and evaluates the shipped checkpoint.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def checkpoint() -> Path:
     folder = _HERE / "checkpoint"
     if not (folder / "model.safetensors").is_file():
         raise CheckpointError(
-            f"{folder} holds no weights: install vlmprobe anew, or, in a clone of the repository, train them with: "
+            f"{folder} holds no weights: reinstall vlmprobe, or, in a clone of the repository, train them with: "
             f"python -m tools.demo_model.train --out {folder}"
         )
     return folder
 
 
 def pictures() -> list[Path]:
-    """The bundled pictures, PNG files named after what they show; the ``unsure_`` one holds a digit hard to read."""
+    """The bundled images, PNG files named after what they show; the ``unsure_`` one holds a digit hard to read."""
     return sorted((_HERE / "pictures").glob("*.png"))

@@ -1,4 +1,4 @@
-"""The bundled pictures: ``python -m vlmprobe.demo.bundle`` writes them anew from their places in the test scenes."""
+"""The bundled images: ``python -m vlmprobe.demo.bundle`` regenerates them from the held-out scenes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vlmprobe.demo.scenes import Scene, scene_at
 __all__ = ["PLACES", "bundled", "write"]
 
 SEED = 7
-PLACES = (0, 2, 5, 23, 35)  # in the run of held-out scenes with this seed
+PLACES = (0, 2, 5, 23, 35)  # indices into the held-out scenes of this seed
 UNSURE = (500,)  # scenes with a digit that is hard to read, for people as for the shipped model
 
 
 def bundled() -> dict[str, Scene]:
-    """File names, and the scenes that they show."""
+    """Scenes by file name."""
     named = {}
     for place in (*PLACES, *UNSURE):
         scene = scene_at(SEED, place)
@@ -25,7 +25,7 @@ def bundled() -> dict[str, Scene]:
 
 
 def write(folder: Path) -> None:
-    """Write every bundled picture into ``folder``."""
+    """Write every bundled image into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, scene in bundled().items():
         scene.picture.save(folder / name, optimize=True)

@@ -1,4 +1,4 @@
-"""Drawing pairs of handwritten digits: strokes of real samples, enlarged, placed and coloured."""
+"""Draws pairs of handwritten digits: strokes of real samples, enlarged, placed and coloured."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ COLOURS = {
     "white": (244, 244, 240),
 }
 BACKGROUND = (17, 21, 32)
-CENTRES = (0.27, 0.73)  # of the two digits, as a share of the picture's width
-BOX = 0.46  # side of the square that the 8 x 8 sample fills, as a share of the picture's width
+CENTRES = (0.27, 0.73)  # of the two digits, as a share of the image's width
+BOX = 0.46  # side of the square that the 8 x 8 sample fills, as a share of the image's width
 PAD = 2  # empty pixels around a sample, so that warped strokes are not cut
 
 
 def placement(rng: np.random.Generator, count: int, *, strength: float = 0.0) -> torch.Tensor:
-    """Affine maps from the picture to each sample's own square, float32 [count, 2, 2, 3].
+    """Affine maps from the image to each sample's own square, float32 [count, 2, 2, 3].
 
     Args:
-        rng: where chance comes from.
+        rng: source of randomness.
         count: how many pairs.
         strength: 0 for small shifts and sizes only, as in test scenes; 1 adds rotation and shear.
     """
@@ -41,7 +41,7 @@ def placement(rng: np.random.Generator, count: int, *, strength: float = 0.0) ->
     angle = strength * rng.normal(0, 0.12, shape)
     shear = strength * rng.normal(0, 0.13, shape)
     stretch = np.exp(strength * rng.normal(0, 0.08, shape))
-    forward = np.empty((*shape, 2, 2))  # sample square [-1, 1] -> picture [-1, 1]
+    forward = np.empty((*shape, 2, 2))  # sample square [-1, 1] -> image [-1, 1]
     forward[..., 0, 0] = size * stretch * np.cos(angle)
     forward[..., 0, 1] = size * (stretch * np.cos(angle) * shear - np.sin(angle))
     forward[..., 1, 0] = size / stretch * np.sin(angle)
@@ -66,11 +66,11 @@ def render(
 
     Args:
         pairs: samples, int [N, 2].
-        colours: places in COLOURS, int [N, 2].
+        colours: indices into COLOURS, int [N, 2].
         placements: of :func:`placement`, [N, 2, 2, 3].
-        side: height and width of the picture.
+        side: height and width of the image.
         warp: displacement of the sampling grid in the sample's square, [2N, 2, h, w], enlarged to ``side``.
-        ink: thickness of each stroke, [N, 2], 1 for as written.
+        ink: thickness of each stroke, [N, 2], 1 for unchanged.
         shades: added to each digit's colour, [N, 2, 3].
         visible: bool [N, 2]; False leaves the digit out.
     """
@@ -93,13 +93,13 @@ def render(
     paint = palette[torch.from_numpy(colours)]
     if shades is not None:
         paint = (paint + shades).clamp(0, 1)
-    picture = (torch.tensor(BACKGROUND) / 255)[None, :, None, None].expand(count, 3, side, side)
+    image = (torch.tensor(BACKGROUND) / 255)[None, :, None, None].expand(count, 3, side, side)
     for place in range(2):
-        picture = picture + cover[:, place] * (paint[:, place, :, None, None] - picture)
-    return picture
+        image = image + cover[:, place] * (paint[:, place, :, None, None] - image)
+    return image
 
 
 def to_pil(pictures: torch.Tensor) -> list[Image.Image]:
-    """Pictures [N, 3, H, W] in 0 to 1 as RGB images."""
+    """Image tensors [N, 3, H, W] in 0 to 1 as RGB PIL images."""
     pixels = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(each) for each in pixels]

@@ -1,4 +1,4 @@
-"""Real handwriting: the digits that scikit-learn bundles, and their one split into training and test."""
+"""Real handwriting: the digits that scikit-learn bundles, and their fixed split into training and test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLIT_SEED = 20
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into :func:`samples`, disjoint and together complete."""
+    """Indices into :func:`samples`, disjoint and exhaustive."""
 
     train: np.ndarray  # int64 [1400]
     test: np.ndarray  # int64 [397]
@@ -35,7 +35,7 @@ def _bunch() -> Any:
 
 
 def samples() -> tuple[np.ndarray, np.ndarray]:
-    """The handwriting: ink in 0 to 1, float32 [1797, 8, 8], and the digits meant, int64 [1797].
+    """The handwriting: ink in 0 to 1, float32 [1797, 8, 8], and their labels, int64 [1797].
 
     Source: the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998,
     UCI Machine Learning Repository), as bundled with scikit-learn.
@@ -48,6 +48,6 @@ def samples() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split() -> Split:
-    """The one split by sample, the same on every machine and in every version."""
+    """The fixed split by sample, the same on every machine and in every version."""
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(samples()[1]))
     return Split(train=np.sort(shuffled[TEST_SAMPLES:]), test=np.sort(shuffled[:TEST_SAMPLES]))

@@ -1,7 +1,7 @@
 """Scenes of real handwriting: two digits of scikit-learn's bundled set, coloured, one left and one right.
 
-Every scene says which samples it shows. Scenes for people and for measuring come from :func:`held_out`:
-test samples only, as they were written, in slightly varied places and sizes.
+Every scene records which samples it shows. Scenes for display and for evaluation come from :func:`held_out`:
+test samples only, undistorted, with slightly varied positions and sizes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlmprobe.demo.handwriting import DIGITS, samples, split
 __all__ = ["QA", "SIDES", "Scene", "draw_asked", "draw_pairs", "held_out", "questions", "scene_at"]
 
 SIDES = ("left", "right")
-PIXELS = 256  # side of a picture made for people
+PIXELS = 256  # side of an image for display
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def draw_pairs(
     """Pairs of samples from ``pool`` and pairs of colours, both int64 [count, 2].
 
     Args:
-        rng: where chance comes from.
+        rng: source of randomness.
         pool: indices into :func:`samples`.
         count: how many pairs.
         same: the share of pairs that show one digit twice (two samples of it), the others showing two
-            different digits; None draws both digits on their own, so that one in ten is the same.
+            different digits; None draws both digits independently, so that one pair in ten is the same.
     """
     targets = samples()[1]
     by_digit = [pool[targets[pool] == digit] for digit in range(10)]
@@ -119,10 +119,10 @@ def held_out(count: int, *, seed: int = 0, same: float | None = None, strength: 
 
     Args:
         count: how many scenes.
-        seed: scenes with one seed are always the same, and a longer run begins with the shorter one.
+        seed: scenes with one seed are always the same, and a longer run extends the shorter one.
         same: as in :func:`draw_pairs`.
-        strength: how much harder to read the writing is made, by rotation and shear: 0 as it was written, 2 as far as
-            most people follow.
+        strength: distortion of the writing by rotation and shear: 0 for as written, 2 for about the limit of
+            legibility.
 
     Raises:
         MissingExtraError: without scikit-learn.
@@ -132,15 +132,15 @@ def held_out(count: int, *, seed: int = 0, same: float | None = None, strength: 
 
 
 def scene_at(seed: int, place: int, *, same: float | None = None, strength: float = 0.0) -> Scene:
-    """The scene at ``place`` in the run of :func:`held_out` with ``seed``, by itself."""
+    """The scene at ``place`` in the run of :func:`held_out` with ``seed``, on its own."""
     rng, targets, names = np.random.default_rng([seed, place]), samples()[1], list(COLOURS)
     pairs, colours = draw_pairs(rng, split().test, 1, same)
     digits = targets[pairs]
-    picture = to_pil(render(pairs, colours, placement(rng, 1, strength=strength), side=PIXELS))[0]
+    image = to_pil(render(pairs, colours, placement(rng, 1, strength=strength), side=PIXELS))[0]
     return Scene(
         samples=(int(pairs[0, 0]), int(pairs[0, 1])),
         digits=(int(digits[0, 0]), int(digits[0, 1])),
         colours=(names[colours[0, 0]], names[colours[0, 1]]),
         asked=int(draw_asked(rng, digits)[0]),
-        picture=picture,
+        picture=image,
     )

@@ -1,4 +1,4 @@
-"""Results for people to look at: HTML for Jupyter and reports, ``rich`` renderables for terminals.
+"""Display of results: HTML for Jupyter and reports, ``rich`` renderables for terminals.
 
 Everything that a model or a checkpoint wrote is shown as text, never interpreted: HTML is escaped by the
 templates, terminal output is built from plain :class:`rich.text.Text`, and control characters become visible.

@@ -1,4 +1,4 @@
-"""What else could have been said, to look at: one line per step, its likeliest tokens beside each other."""
+"""Display of choices: one line per step, its likeliest tokens side by side."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vlmprobe.display.shown import ShownChoices
 
 __all__ = ["choices_html", "choices_rich"]
 
-FAINT, SAID = Style(dim=True), Style(bold=True, underline=True)  # the token said is told without colour
+FAINT, SAID = Style(dim=True), Style(bold=True, underline=True)  # the chosen token is marked without colour
 SHOWN = 60  # steps
 
 
 @dataclass(frozen=True)
 class Line:
-    """One step as it is shown."""
+    """One step as displayed."""
 
     step: int
     said: str
-    probability: float  # of the token said
-    others: tuple[view.Alternative, ...]  # the likeliest tokens, best first; one may be that which was said
+    probability: float  # of the chosen token
+    others: tuple[view.Alternative, ...]  # the likeliest tokens, best first; the chosen one may be among them
 
 
 def choices_html(choices: ShownChoices) -> str:
-    """The choices as a piece of HTML with its own style, for Jupyter."""
+    """The choices as an HTML fragment with its own style, for Jupyter."""
     lines = _lines(choices)
     return wrapped(
         environment()

@@ -1,7 +1,7 @@
 """Results as HTML: a fragment for Jupyter, scoped and free of scripts, and a self-contained page.
 
 Templates escape whatever they are given. The style sheet is one nested block under a class that carries the
-sheet's own hash, so that a fragment neither touches the notebook around it nor another version's fragment.
+sheet's own hash, so that a fragment affects neither the notebook around it nor another version's fragment.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 __all__ = ["environment", "fragment", "page", "table_html", "wrapped"]
 
-IMAGE_SIDE = 480  # pixels: twice the width of the column, for dense screens
+IMAGE_SIDE = 480  # pixels: twice the width of the column, for high-density screens
 THUMB_SIDE = 40
-PIXEL_ART = 96  # an image no larger than this is enlarged without smoothing, and stored without loss
+PIXEL_ART = 96  # an image no larger than this is enlarged without smoothing, and stored losslessly
 SHOWN_CANDIDATES = 25
 TABLE_HEAD, TABLE_TAIL = 40, 10
 
 
 def fragment(result: Shown) -> str:
-    """A ``Result`` or ``Scores`` as a piece of HTML with its own style, for Jupyter. Works without JavaScript."""
+    """A ``Result`` or ``Scores`` as an HTML fragment with its own style, for Jupyter. Works without JavaScript."""
     return wrapped(_article(result, legend=True))
 
 
 def table_html(table: ShownTable) -> str:
-    """A table's tokens as shaded text and as rows, the middle left out where there are many."""
+    """A table's tokens as shaded text and as rows, the middle left out if there are many."""
     rows = view.rows(table)
     cut = len(rows) > TABLE_HEAD + TABLE_TAIL
     article = (
@@ -59,7 +59,7 @@ def table_html(table: ShownTable) -> str:
 
 
 def page(results: Sequence[Shown], title: str | None = None) -> str:
-    """One self-contained HTML page of several results: no request leaves it, and no script but its own runs in it.
+    """One self-contained HTML page of several results: it makes no requests and runs only its own script.
 
     Args:
         results: each a ``Result`` or ``Scores``, in the order to show.
@@ -84,7 +84,7 @@ def page(results: Sequence[Shown], title: str | None = None) -> str:
 
 
 def _article(result: Shown, legend: bool) -> str:
-    """A result as one ``<article>``; what it is is told by its columns."""
+    """A result as one ``<article>``; its kind is determined by its attributes."""
     common = {
         "legend": legend,
         "images": [_image(image) for image in result.images],
@@ -127,13 +127,13 @@ def _article(result: Shown, legend: bool) -> str:
 
 
 def wrapped(article: str) -> str:
-    """An article under the scope of its style."""
+    """An article inside the scope of its style."""
     scope, style = _style()
     return f'<div class="{scope}"><style>{style}</style>{article}</div>'
 
 
 def _candidates(scores: ShownScores) -> list[dict[str, Any]]:
-    """The candidates, best first. Where the tokens spell more than the candidate, its name stands in their place."""
+    """The candidates, best first. If the tokens spell more than the candidate, its name is shown instead."""
     probabilities, logprobs, means, per_byte = scores.probabilities, scores.logprobs, scores.means, scores.per_byte
     lines = []
     for rank, place in enumerate(view.order(scores)):
@@ -155,7 +155,7 @@ def _candidates(scores: ShownScores) -> list[dict[str, Any]]:
 
 
 def _chips(table: ShownTable, images: Sequence[Image]) -> dict[int, dict[str, Any]]:
-    """Per image row: its number, how many positions it takes, and a thumbnail where the image is there."""
+    """Per image row: its number, its count of positions, and a thumbnail if the image is available."""
     chips = {}
     for row, kind in enumerate(table.kinds):
         if kind == "image":
@@ -197,7 +197,7 @@ def _value(value: Any) -> str:
 
 @cache
 def environment() -> Environment:
-    """The templates, with what all of them use."""
+    """The templates, with their common filters and globals."""
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
@@ -217,7 +217,7 @@ def environment() -> Environment:
 
 @cache
 def _style() -> tuple[str, str]:
-    """The class that everything stands under, and the style sheet with the widths of bars filled in."""
+    """The scoping class, and the style sheet with the widths of bars filled in."""
     widths = "".join(f".w{width}{{--w:{width / 100:g}}}" for width in range(1, 101))
     sheet = _read("style.css") + f".vlmprobe {{{widths}}}"
     scope = f"vlmprobe-{hashlib.sha256(sheet.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""A progress bar for long work, in a terminal only, on the error stream so that output can be piped."""
+"""A progress bar for long work, in a terminal only, on standard error so that output can be piped."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["tracking"]
 def tracking(
     progress: bool | None, total: int | None, what: str = "requests", unit: str = "tokens"
 ) -> Iterator[Callable[[int], None]]:
-    """A bar of how much is done and how quickly; ``progress=None`` shows it where a person watches.
+    """A progress bar with throughput; ``progress=None`` shows it in a terminal only.
 
     Args:
         progress: whether to show it.
-        total: how many requests there are, where that is known.
+        total: number of requests, if known.
         what: what they are called.
-        unit: what the speed is counted in.
+        unit: of the throughput.
 
     Yields:
-        To be called after each request with the number of units that it made.
+        A function to call after each request with the number of units that it produced.
     """
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield lambda _: None

@@ -1,7 +1,7 @@
-"""What something must have to be shown: protocols, so that display knows none of the classes that it shows.
+"""Protocols of what can be displayed, so that display depends on none of the classes that it shows.
 
-``TokenTable``, ``Result``, ``Scores`` and ``Choices`` of :mod:`vlmprobe.results` fit them, and so do the figures of
-:mod:`vlmprobe.analysis`; mypy checks it where they call display. Anything else that fits is shown alike.
+``TokenTable``, ``Result``, ``Scores`` and ``Choices`` of :mod:`vlmprobe.results` implement them, and so do the classes
+of :mod:`vlmprobe.analysis`; mypy checks it where they call display. Anything else that fits can be shown too.
 """
 
 # ruff: noqa: D102 - the comment beside each property says what it holds
@@ -29,17 +29,17 @@ __all__ = [
 
 
 class ShownTable(Protocol):
-    """T tokens with K likeliest tokens each; a number that does not exist is NaN, a rank -1."""
+    """T tokens with K likeliest tokens each; a missing number is NaN, a missing rank -1."""
 
     def __len__(self) -> int: ...
     @property
-    def ids(self) -> Any: ...  # int64 [T], or None where an engine gives none
+    def ids(self) -> Any: ...  # int64 [T], or None if an engine gives none
     @property
     def tokens(self) -> Sequence[str]: ...  # [T]
     @property
     def kinds(self) -> Sequence[str]: ...  # [T] "text", "special" or "image"
     @property
-    def positions(self) -> np.ndarray: ...  # int64 [T], place in the model's own sequence
+    def positions(self) -> np.ndarray: ...  # int64 [T], position in the model's own sequence
     @property
     def logprobs(self) -> np.ndarray: ...  # float32 [T], nats
     @property
@@ -73,7 +73,7 @@ class Shown(Protocol):
 
 @runtime_checkable
 class ShownResult(Shown, Protocol):
-    """An answer, and what the model said of every token."""
+    """An answer, with statistics of every token."""
 
     @property
     def prompt(self) -> ShownTable | None: ...
@@ -90,7 +90,7 @@ class ShownScores(Shown, Protocol):
     @property
     def tables(self) -> Sequence[ShownTable]: ...  # [C], of the candidates' tokens
     @property
-    def boundaries(self) -> Sequence[str | None]: ...  # [C], what happened at the end of the prompt
+    def boundaries(self) -> Sequence[str | None]: ...  # [C], what was done at the end of the prompt
     @property
     def logprobs(self) -> np.ndarray: ...  # float64 [C], nats
     @property
@@ -104,7 +104,7 @@ class ShownScores(Shown, Protocol):
 
 
 class ShownChoices(Protocol):
-    """N choices, in order of the steps and, within one, likeliest first."""
+    """N choices, ordered by step and, within one, likeliest first."""
 
     @property
     def steps(self) -> np.ndarray: ...  # int64 [N]
@@ -113,9 +113,9 @@ class ShownChoices(Protocol):
     @property
     def probabilities(self) -> np.ndarray: ...  # float32 [N]
     @property
-    def chosen(self) -> np.ndarray: ...  # bool [N], whether this is the token that was said
+    def chosen(self) -> np.ndarray: ...  # bool [N], whether this is the chosen token
     @property
-    def k(self) -> int: ...  # how many likeliest tokens of each step there are
+    def k(self) -> int: ...  # number of top tokens per step
 
 
 class ShownReliability(Protocol):
@@ -143,7 +143,7 @@ class ShownRiskCoverage(Protocol):
 
 
 class ShownThreshold(Protocol):
-    """A confidence from which on answers are kept."""
+    """A confidence threshold, from which on answers are kept."""
 
     @property
     def value(self) -> float: ...

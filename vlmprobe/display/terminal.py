@@ -1,4 +1,4 @@
-"""Results in a terminal, through ``rich``: readable in 80 columns, on light and dark ground, and without colour."""
+"""Results in a terminal, through ``rich``: readable in 80 columns, on light or dark background, without colour."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
 
 __all__ = ["rich_view", "table_rich", "token_text"]
 
-# From grey to vermilion at nearly one luminance: with black text each is legible and none glares, whatever the
-# ground. The unsure ones are underlined and bold, for terminals and eyes without colour.
+# From grey to vermilion at nearly constant luminance: with black text each is legible and none glares, whatever the
+# background. The unsure ones are underlined and bold, for terminals and viewers without colour.
 SHADES = (
     Style(),
     Style(),
@@ -31,7 +31,7 @@ SHADES = (
 FAINT = Style(dim=True)
 BAR = 8  # cells
 TOKEN = 18  # cells at most
-ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that stay when the middle is left out
+ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that are kept when the middle is left out
 TEXT_HEAD, TEXT_TAIL = 600, 100  # tokens of running text
 CANDIDATES = 20
 
@@ -41,7 +41,7 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
 
     Args:
         result: what to show.
-        answer: False leaves out the question and the running text of a ``Result``, where they stand there already.
+        answer: False leaves out the question and the running text of a ``Result``, if they are printed already.
     """
     head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
     source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
@@ -55,12 +55,12 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
 
 
 def table_rich(table: ShownTable) -> RenderableType:
-    """A table with one line per token, the middle left out where there are many."""
+    """A table with one line per token, the middle left out if there are many."""
     return Group(_table(view.rows(table), table), _legend())
 
 
 def token_text(row: view.Row) -> Text:
-    """A token that is no image, as running text: shaded by its confidence, a special one faint."""
+    """A token that is not an image, as running text: shaded by confidence, faint if special."""
     if row.kind == "special":
         return Text(row.text, FAINT + _shade(row))
     lead = len(row.text) - len(row.text.lstrip(" ")) if row.text.strip() else 0
@@ -174,7 +174,7 @@ def _shade(row: view.Row) -> Style:
 
 
 def _ends(rows: Sequence[view.Row], head: int, tail: int) -> Iterator[view.Row | int]:
-    """The rows, or, where that leaves out more than three, the first and last with the number between them."""
+    """The rows, or, to leave out more than three, the first and last with the number between them."""
     if len(rows) <= head + tail + 3:
         yield from rows
     else:

@@ -1,4 +1,4 @@
-"""What HTML and terminal both show of a token: level of confidence, numbers as text, alternatives."""
+"""What HTML and terminal share: levels of confidence, formatting of numbers, alternatives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 LEVELS = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03)  # level n holds the probabilities from LEVELS[n] up to LEVELS[n - 1]
-PIECE = "◌"  # stands for a token that carries no text of its own: a piece of a character, completed later
+PIECE = "◌"  # shown for a token without text of its own: part of a character, completed later
 DASH = "–"
 
 # Shown as text they would move the cursor, recolour a terminal, or reorder the words around them.
@@ -40,22 +40,22 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that the model could have said at one place."""
+    """A candidate token at one position."""
 
     label: str
     probability: float
-    chosen: bool  # this is the token that was said
+    chosen: bool  # this is the chosen token
 
 
 @dataclass(frozen=True)
 class Row:
-    """One token as it is shown. Numbers that do not exist are NaN."""
+    """One token as displayed. Missing numbers are NaN."""
 
     index: int
     text: str  # for running text: safe characters, line breaks kept
     label: str  # for a table: white space and missing text made visible
     kind: str  # "text", "special" or "image"
-    level: int | None  # 0 = sure ... len(LEVELS) = unsure; None where there is no probability
+    level: int | None  # 0 = sure ... len(LEVELS) = unsure; None without a probability
     probability: float
     logprob: float  # nats
     rank: int  # 0 = the most likely token, -1 = undefined
@@ -71,7 +71,7 @@ def plain(text: str) -> str:
 
 
 def label(text: str) -> str:
-    """One line that names a token: outer spaces, line breaks and tabs made visible, nothing left empty."""
+    """One line that names a token: outer spaces, line breaks and tabs made visible, never empty."""
     if not text:
         return PIECE
     inner = text.strip(" ")
@@ -88,7 +88,7 @@ def level(probability: float) -> int | None:
 
 
 def percent(probability: float) -> str:
-    """A probability in percent to one decimal; near 0 and 1 the text says that it is not exactly that."""
+    """A probability in percent to one decimal; marked as inexact near 0 and 1."""
     if math.isnan(probability):
         return DASH
     if 0.9995 <= probability <= 1.0005:
@@ -97,7 +97,7 @@ def percent(probability: float) -> str:
 
 
 def nats(value: float) -> str:
-    """A log-probability or entropy to about four digits, with a true minus sign and no minus before zero."""
+    """A log-probability or entropy to about four digits, with a true minus sign and no negative zero."""
     if not math.isfinite(value):
         return DASH if math.isnan(value) else "∞" if value > 0 else "−∞"
     places = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
@@ -146,7 +146,7 @@ def rows(table: ShownTable, alternatives: int = 5) -> list[Row]:
 
 
 def positions(table: ShownTable, row: int) -> tuple[int, int, int]:
-    """Of an image row: which image it is, how many positions it takes in the model, and in how many runs."""
+    """Of an image row: the index of its image, its number of positions, and of contiguous runs."""
     start = int(table.positions[row])
     image = next((span.image for span in table.image_spans if span.start == start), table.kinds[:row].count("image"))
     runs = [span for span in table.image_spans if span.image == image]
@@ -154,7 +154,7 @@ def positions(table: ShownTable, row: int) -> tuple[int, int, int]:
 
 
 def figures(result: ShownResult) -> list[tuple[str, str, str]]:
-    """The figures that sum up an answer: name, value, and what the figure means."""
+    """Summary metrics of an answer: name, value, and meaning."""
     output = result.output
     scored = ~np.isnan(output.logprobs)
     entropy = output.entropy[~np.isnan(output.entropy)]
@@ -183,7 +183,7 @@ def provenance(meta: Mapping[str, Any]) -> list[str]:
 
 
 def order(scores: ShownScores) -> list[int]:
-    """Candidates by falling log-probability; those without a number last."""
+    """Candidates by descending log-probability; those without a number last."""
     return [int(place) for place in np.argsort(-np.nan_to_num(scores.logprobs, nan=-np.inf), kind="stable")]
 
 

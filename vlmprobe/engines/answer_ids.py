@@ -1,4 +1,4 @@
-"""An answer that is given to an analysis, in whatever form people have it, as token ids."""
+"""Converts a given answer (text, result or ids) to token ids."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def answer_ids(engine: Engine, conversation: Conversation, answer: Any) -> list[
     """Token ids of an answer.
 
     Args:
-        engine: whose tokenizer is meant.
-        conversation: that is answered.
-        answer: a text, which is tokenised together with the prompt; a result of this question; or token ids.
+        engine: whose tokenizer encodes a text.
+        conversation: the prompt.
+        answer: a text, which is tokenised together with the prompt; a result of the same question; or token ids.
 
     Raises:
         MessageError: for a result of another question, a text that merges with the prompt, or no tokens.
     """
     if isinstance(answer, Result):
         if answer.meta.get("question", conversation.question) != conversation.question:
-            raise MessageError("The result is of another question: ask the question that it answers.")
+            raise MessageError("The result answers another question: pass the question that it answers.")
         ids = answer.output.ids.tolist()
     elif isinstance(answer, str):
         ids = require(engine, TokenisesAnswers).answer_ids(conversation, answer)
@@ -38,13 +38,13 @@ def answer_ids(engine: Engine, conversation: Conversation, answer: Any) -> list[
         ids = list(answer)
     for each in ids:
         if isinstance(each, bool) or not isinstance(each, (int, np.integer)) or each < 0:
-            raise MessageError(f"An answer is a text, a result, or a list of token ids, which {each!r} is not.")
+            raise MessageError(f"An answer is a text, a result, or a list of token ids, not {each!r}.")
     if not ids:
-        raise MessageError("The answer has no tokens to look at.")
+        raise MessageError("The answer has no tokens.")
     return [int(each) for each in ids]
 
 
 def require_no_options(generation: Mapping[str, Any], why: str) -> None:
-    """Refuse generation options where nothing is generated."""
+    """Reject generation options where nothing is generated."""
     if generation:
         raise MessageError(f"{why}, so {', '.join(sorted(generation))} would do nothing: leave it out.")

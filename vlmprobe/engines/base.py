@@ -1,7 +1,7 @@
-"""The protocol of inference engines, :class:`Engine`, one for each ability that only some have, and a call's options.
+"""The protocol of inference engines, :class:`Engine`, one protocol per optional ability, and a call's options.
 
-``local/`` is the engine of transformers models in this process; ``serving/`` holds what engines behind a server share,
-``providers/`` one module or folder for each of them.
+``local/`` runs transformers models in this process; ``serving/`` holds what server-backed engines share, ``providers/``
+one module or folder for each serving engine.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ __all__ = [
 ]
 
 KEEP = ("stats", "logits", "hidden")
-ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}  # where a prompt is read and nothing written
+ONE_STEP = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}  # for prefill only
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to compute and what to keep of it, the same for every engine."""
+    """What to compute and what to keep, the same for every engine."""
 
     keep: frozenset[str] = frozenset({"stats"})
-    prompt: bool = True  # whether the prompt side is reported
+    prompt: bool = True  # whether to report the prompt side
     alternatives: int = 10  # K of top_ids and top_logprobs
     seed: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)  # arguments of transformers' GenerationConfig
     processors: tuple[Any, ...] = ()  # the caller's own logits processors, in order
-    store: OnDisk | None = None  # where full rows go; in memory where None
-    begin: tuple[int, ...] = ()  # ids that the answer begins with; it is generated from there on
-    # What the caller asked for by name. Of an engine that cannot give it, the rest is absent, and this an error.
+    store: OnDisk | None = None  # where full rows are written; in memory if None
+    begin: tuple[int, ...] = ()  # ids forced as the start of the answer; generation continues from them
+    # What the caller requested explicitly: an error where the engine cannot provide it; anything else is left out.
     demanded: frozenset[str] = frozenset({"prompt", "alternatives"})
 
 
 class Engine(Protocol):
-    """What a :class:`vlmprobe.Probe` asks of an engine. What only some can is a protocol of its own, below."""
+    """What :class:`vlmprobe.Probe` requires of every engine; each optional ability is a protocol of its own, below."""
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before anything runs."""
+        """Validate a request before anything runs."""
 
     def batch_size(self, wanted: int, options: Options) -> int:
-        """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone."""
+        """The largest batch size up to ``wanted`` at which every request gives the same numbers as alone."""
 
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
         """Answer the conversations as one batch."""
@@ -79,20 +79,20 @@ class Engine(Protocol):
         """Score each candidate as the answer to the conversation."""
 
 
-# -- what some engines can; the first line of each says what one lacks that cannot --------------------
+# -- optional abilities; the first docstring line of each names it in errors and tables ----------------
 
 
 @runtime_checkable
 class Streams(Protocol):
-    """Tokens as they are generated."""
+    """Token-by-token streaming."""
 
     def stream(self, conversation: Conversation, options: Options) -> Stream:
-        """The answer to a conversation, token by token."""
+        """Stream the answer to a conversation, token by token."""
 
 
 @runtime_checkable
 class AnswersConcurrently(Protocol):
-    """Many requests in flight at once."""
+    """Concurrent requests."""
 
     def answers(
         self,
@@ -102,20 +102,20 @@ class AnswersConcurrently(Protocol):
         keep_errors: bool = False,
         together: int | None = None,
     ) -> Generator[Any, None, None]:
-        """Results in the order of the conversations; closing the generator ends the work that is left."""
+        """Results in the order of the conversations; closing the generator cancels the remaining work."""
 
 
 @runtime_checkable
 class RemembersImages(Protocol):
-    """Image features that are remembered between calls."""
+    """Image features cached between calls."""
 
-    memory: Any  # of the features; None outside a session
+    memory: Any  # the feature cache; None outside a session
 
     def remembering(self, images: int) -> Engine:
-        """The same engine with a memory of the features of that many images (or sets of images) used last."""
+        """This engine with a cache of the features of the ``images`` most recently used images (or sets of images)."""
 
     def forget(self) -> None:
-        """Let go of all features."""
+        """Drop all cached features."""
 
 
 @runtime_checkable
@@ -124,71 +124,71 @@ class MixesImages(Protocol):
 
     @property
     def mixes_images(self) -> bool:
-        """Whether they can share one."""
+        """Whether they can share a batch."""
 
 
 @runtime_checkable
 class GivesPromptIds(Protocol):
-    """The ids of a prompt."""
+    """Token ids of a prompt."""
 
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
-        """int64 [S]: a conversation's prompt in the model's own sequence, image placeholders included."""
+        """int64 [S]: a conversation's prompt as the model receives it, image placeholders included."""
 
 
 @runtime_checkable
 class TokenisesAnswers(Protocol):
-    """The token ids of a text."""
+    """Token ids of an answer."""
 
     def answer_ids(self, conversation: Conversation, text: str) -> list[int]:
-        """Ids of a text written right after the prompt of a conversation."""
+        """Ids of a text that directly follows the prompt of a conversation."""
 
 
 @runtime_checkable
 class ScoresIds(Protocol):
-    """The numbers of the tokens of a given answer."""
+    """Log-probabilities of given token ids."""
 
     def score_ids(
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
     ) -> list[TokenTable]:
-        """The tables of the same answer ids after each of the conversations, which have equally many images."""
+        """The tables of the same answer ids after each of the conversations, all with the same number of images."""
 
 
 @runtime_checkable
 class ReadsLayers(Protocol):
-    """The states of every decoder layer."""
+    """Hidden states of every decoder layer."""
 
     def layers(
         self, conversation: Conversation, options: Options, **what: Any
     ) -> tuple[Result | None, TokenTable, Any]:
-        """What each decoder layer says of the tokens of an answer, or of a prompt."""
+        """Decode every decoder layer at the tokens of an answer, or of a prompt."""
 
 
 @runtime_checkable
 class ReadsSecondPrompt(Protocol):
-    """A model in this process."""
+    """Next-token logits of a second prompt."""
 
     def second_prompt(self, conversation: Conversation) -> Any:
-        """Another prompt of this model, to be fed an answer's tokens while that is generated."""
+        """A second prompt on this model, fed an answer's tokens while that answer is generated."""
 
 
 @runtime_checkable
 class Ranks(Protocol):
-    """Relevance of documents from a reranker."""
+    """Relevance scores of a served reranker."""
 
     def rank(
         self, query: Conversation, documents: Sequence[Conversation], *, activation: bool = True
     ) -> Sequence[float]:
-        """The relevance of each document to the query; the difference of two logits without activation."""
+        """The relevance of each document to the query; without activation, the difference of two logits."""
 
 
 @runtime_checkable
 class HasAdapter(Protocol):
-    """The adapter of a model that is open here."""
+    """The adapter of a local model."""
 
     adapter: Adapter
 
 
-ABILITIES: tuple[type, ...] = (  # those that a user would ask for
+ABILITIES: tuple[type, ...] = (  # those that are shown to users
     Streams,
     AnswersConcurrently,
     RemembersImages,
@@ -203,7 +203,7 @@ Ability = TypeVar("Ability")
 
 
 def abilities(engine: type) -> dict[str, bool]:
-    """Whether the engines of a class have each ability; the keys are the first lines of :data:`ABILITIES`."""
+    """Which abilities an engine class has; the keys are the first docstring lines of :data:`ABILITIES`."""
     attributes = {*dir(engine), *(name for each in engine.__mro__ for name in getattr(each, "__annotations__", ()))}
     return {_first_line(each): attributes >= _members(each) for each in ABILITIES}
 
@@ -217,15 +217,15 @@ def _first_line(protocol: type) -> str:
 
 
 def require(engine: Engine, ability: type[Ability]) -> Ability:
-    """The engine as one that has an ability.
+    """The engine, typed as having an ability.
 
     Raises:
-        CapabilityError: where the engine lacks it.
+        CapabilityError: if the engine lacks it.
     """
     if not isinstance(engine, ability):
         need = _first_line(ability)
         raise CapabilityError(
-            f"This needs {need[:1].lower()}{need[1:]}, which {type(engine).__name__} does not give: open the "
+            f"This needs {need[:1].lower()}{need[1:]}, which {type(engine).__name__} does not provide: open the "
             "checkpoint with vlmprobe.load."
         )
     return engine

@@ -1,4 +1,4 @@
-"""Batches conversations by length, the longest first; halves the batch when memory runs out."""
+"""Batches conversations by length, longest first; halves the batch size on out-of-memory."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from vlmprobe.results.result import Result
 
 __all__ = ["WINDOW", "WINDOW_BYTES", "Batches", "picture_bytes"]
 
-WINDOW = 64  # requests that are read ahead and grouped, with batch_size="auto"
-WINDOW_BYTES = 256 * 2**20  # of decoded pictures among them
-PIXELS = 28 * 28  # of a picture for one position: of InternVL and Qwen-VL, and near that of most
-POSITIONS = 4096  # about what a picture takes at most
-CHARACTERS = 4  # of text for one position
-SLACK = 64  # positions of padding that are no reason for a batch of its own
+WINDOW = 64  # requests read ahead and grouped with batch_size="auto"
+WINDOW_BYTES = 256 * 2**20  # of decoded images in the window
+PIXELS = 28 * 28  # of an image per position: exact for InternVL and Qwen-VL, close for most
+POSITIONS = 4096  # about the maximum for one image
+CHARACTERS = 4  # of text per position
+SLACK = 64  # positions of padding that are tolerated in a batch
 
 
 class Batches:
-    """Runs conversations through an engine in batches of at most ``size``, which shrinks where memory runs out."""
+    """Runs conversations through an engine in batches of at most ``size``, which is halved on out-of-memory."""
 
     def __init__(self, engine: Engine, options: Options, size: int, keep_errors: bool = False) -> None:
         self.engine = engine
         self.options = options
         self.size = size
-        self.keep_errors = keep_errors  # an error of one conversation stands in the place of its result
+        self.keep_errors = keep_errors  # return an error in place of its result
         self.mixes_images = isinstance(engine, MixesImages) and engine.mixes_images
 
     def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
-        """Results of conversations that run as they come."""
+        """Results of the conversations, run in the order given."""
         for _, result in self._answered(conversations, range(len(conversations)), together=self._takes_together):
             yield result
 
     def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
-        """The same results in the same order, each as soon as those before it are there; alike ones run together."""
+        """The same results in the same order, each as soon as all before it are done; batches are of similar length."""
         done: dict[int, Result | VlmprobeError] = {}
         given = 0
         for place, result in self._answered(conversations, _order(conversations), together=self._alike):
@@ -53,7 +53,7 @@ class Batches:
         order: Sequence[int],
         together: Callable[[Conversation, Conversation], bool],
     ) -> Iterator[tuple[int, Result | VlmprobeError]]:
-        """Places and results in the order of work."""
+        """Indices and results, in execution order."""
         start = 0
         while start < len(order):
             stop = start + 1
@@ -68,16 +68,16 @@ class Batches:
                 start = stop
 
     def _takes_together(self, first: Conversation, other: Conversation) -> bool:
-        """Whether two conversations can share a batch: most processors want as many images in each."""
+        """Whether two conversations can share a batch: most processors need the same number of images in each."""
         return first.continues == other.continues and (self.mixes_images or len(first.images) == len(other.images))
 
     def _alike(self, first: Conversation, other: Conversation) -> bool:
-        """Whether they can, and neither makes the other one padding for the greater part."""
+        """Whether they can share a batch and the shorter one is not mostly padding."""
         shorter, longer = sorted((_length(first), _length(other)))
         return self._takes_together(first, other) and (longer <= 2 * shorter or longer - shorter <= SLACK)
 
     def _run(self, batch: list[Conversation]) -> list[Result | VlmprobeError] | None:
-        """Results of a batch, or None where memory ran out and the size was halved."""
+        """Results of a batch, or None if memory ran out and the size was halved."""
         try:
             return [*self.engine.generate(batch, self.options)]
         except VlmprobeError as error:
@@ -91,21 +91,21 @@ class Batches:
                 raise
             together = True
         _release()  # after the handler, whose traceback held the batch's tensors
-        if not together:  # the error is of one of them
+        if not together:  # one of them caused the error
             return [result for each in batch for result in self._run([each]) or ()]
         self.size = len(batch) // 2
         return None
 
 
 def picture_bytes(conversation: Conversation) -> int:
-    """Bytes of a conversation's decoded pictures."""
+    """Bytes of a conversation's decoded images."""
     return sum(3 * image.width * image.height for image in conversation.images)
 
 
 def _order(conversations: Sequence[Conversation]) -> list[int]:
-    """Places, the longest first; conversations about the same pictures together, so that these are encoded once."""
+    """Indices, longest first; conversations with the same images are adjacent, so that these are encoded once."""
     lengths = [_length(each) for each in conversations]
-    about = [_pictures(each) for each in conversations]
+    about = [_images(each) for each in conversations]
     longest: dict[tuple[bytes, ...], int] = {}
     for place, key in enumerate(about):
         if key:
@@ -119,12 +119,12 @@ def _order(conversations: Sequence[Conversation]) -> list[int]:
 
 
 def _length(conversation: Conversation) -> int:
-    """About how many positions a conversation takes. Only the order of work hangs on it."""
+    """Approximate number of positions of a conversation; it only affects batching."""
     seen = sum(min(POSITIONS, image.width * image.height // PIXELS) for image in conversation.images)
     return seen + sum(len(message.text) for message in conversation.messages) // CHARACTERS
 
 
-def _pictures(conversation: Conversation) -> tuple[bytes, ...]:
+def _images(conversation: Conversation) -> tuple[bytes, ...]:
     return tuple(
         hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
         for image in conversation.images
@@ -132,14 +132,14 @@ def _pictures(conversation: Conversation) -> tuple[bytes, ...]:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so: torch's own, and the plain ones that its CPU and older allocators raise."""
+    """Whether an error means out of memory: torch's own, or a plain one from its CPU or older allocators."""
     said = str(error).lower()
     told = any(part in said for part in ("out of memory", "not enough memory", "can't allocate memory"))
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or told
 
 
 def _release() -> None:
-    """Give memory that nothing holds back to the device."""
+    """Return unused memory to the device."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.accelerator.is_available():

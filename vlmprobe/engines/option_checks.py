@@ -1,4 +1,4 @@
-"""Which values a generation option may have, whoever computes."""
+"""Valid values of generation options, for any engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmprobe.errors import GenerationOptionError
 __all__ = ["check_value", "listed"]
 
 SWITCHES = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
-NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, least, most
+NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, minimum, maximum
     "max_new_tokens": (int, 1, 2**31),
     "min_new_tokens": (int, 0, 2**31),
     "num_beams": (int, 1, 2**15),
@@ -34,7 +34,7 @@ IDS = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raise :class:`GenerationOptionError` for a value that the option ``name`` cannot have."""
+    """Raise :class:`GenerationOptionError` for an invalid value of the option ``name``."""
     if name in SWITCHES and not isinstance(value, (bool, type(None))):
         raise GenerationOptionError(f"{name} must be True or False, not {value!r}.")
     if name in IDS and value is not None and not all(_is_id(each) for each in listed(value)):

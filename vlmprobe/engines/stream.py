@@ -1,4 +1,4 @@
-"""Tokens as they are generated: the model answers in a thread of its own, and its rows are read from a queue."""
+"""Streams tokens as they are generated: the model runs in a thread of its own, and rows are read from a queue."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Listener = Callable[["TokenTable | None"], bool]
 
 
 class Stream(Iterator[TokenTable]):
-    """The answer to one request while it is written: one :class:`TokenTable` of a single row per token.
+    """The streamed answer to one request: one :class:`TokenTable` of a single row per token.
 
-    Iterating to the end gives every row of ``result.output`` but what only the end tells: ``hidden``, and the
-    ``offsets`` of pieces of a character that a later token completes. ``stream.result`` is then the :class:`Result`
-    that :meth:`Probe.generate` gives; it is also what ``yield from stream`` returns.
+    Iterating to the end gives every row of ``result.output`` except what is known only at the end: ``hidden``,
+    and the ``offsets`` of parts of a character that a later token completes. ``stream.result`` is then the
+    :class:`Result` that :meth:`Probe.generate` returns; it is also what ``yield from stream`` returns.
 
-    :meth:`close`, leaving a ``with`` block, or dropping the stream ends the model's work at its next token. The result
+    :meth:`close`, leaving a ``with`` block, or dropping the stream stops generation at the next token. The result
     then holds the tokens that were read, and its ``finish_reason`` is ``"closed"``.
 
-    The model is at work from the first row that is asked for until its answer ends, and does not wait for the reader.
-    Other calls on the same model wait for it. One thread reads a stream.
+    The model generates from the first row that is requested until its answer ends, without waiting for the reader.
+    Other calls on the same model wait for it. A stream is read by one thread.
     """
 
     def __init__(self, answer: Callable[[Listener], Result]) -> None:
-        """``answer`` is run in another thread; it calls its argument with every row, and stops where that is True.
+        """``answer`` is run in another thread; it calls its argument with every row, and stops if that returns True.
 
-        While it waits for a row it may call it with None, to learn whether to stop.
+        While it waits for a row it may call it with None, to check whether to stop.
         """
         self._answer: Callable[[Listener], Result] | None = answer
         self._items: queue.SimpleQueue[TokenTable | Result | BaseException] = queue.SimpleQueue()
@@ -70,10 +70,10 @@ class Stream(Iterator[TokenTable]):
 
     @property
     def result(self) -> Result:
-        """The result; what is left of the answer is awaited.
+        """The result; waits for the rest of the answer.
 
         Raises:
-            ResultError: where the stream was closed before it began, or failed.
+            ResultError: if the stream was closed before it began, or failed.
         """
         for _ in self:
             pass
@@ -82,7 +82,7 @@ class Stream(Iterator[TokenTable]):
         return self._result
 
     def close(self) -> None:
-        """End the model's work and wait until it has ended. Nothing happens where it has."""
+        """Stop generation and wait until it has ended; a no-op if it has."""
         self._stop.set()
         if self._thread is None:
             self._ended, self._answer = True, None

@@ -1,4 +1,4 @@
-"""From columns of an engine to a ``TokenTable``: which rows a prompt has, and the text of every token."""
+"""Builds a ``TokenTable`` from an engine's columns: the rows of a prompt, and the text of every token."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["PromptRows", "boundary", "prompt_rows", "require_finite", "token_kin
 
 @dataclass(frozen=True)
 class PromptRows:
-    """The rows of a prompt table: each text token is one, each image is one."""
+    """The rows of a prompt table: one for each text token, one for each image."""
 
-    positions: np.ndarray  # int64 [T], the first position of an image
+    positions: np.ndarray  # int64 [T]; of an image, its first
     ids: np.ndarray  # int64 [T]
     kinds: list[str]  # [T]
 
     @property
     def scored(self) -> np.ndarray:
-        """int64 [R]: the rows that have a distribution (no image, not the first position)."""
+        """int64 [R]: the rows that have a distribution (not an image, not the first position)."""
         text = np.array([kind != "image" for kind in self.kinds], dtype=bool)
         return np.flatnonzero(text & (self.positions > 0))
 
 
 def prompt_rows(ids: np.ndarray, spans: Sequence[ImageSpan], special: frozenset[int]) -> PromptRows:
-    """Rows of a prompt of ids [S]. An image takes all from its first to its last position, separators of tiles too."""
+    """Rows of a prompt of ids [S]. An image covers its first to its last position, tile separators too."""
     begins = {}
     inside = np.zeros(len(ids), dtype=bool)
     for image in {span.image for span in spans}:
@@ -71,7 +71,7 @@ def token_table(
         at: int64 [R], the rows that the numbers are for; all T where None. The others get NaN.
         alternatives: K, used where there are no numbers at all.
         spans: image spans of a prompt.
-        context: ids before the first row that decide how its text is read (a candidate after its prompt).
+        context: ids before the first row that affect how its text decodes (a candidate after its prompt).
         rows: further columns of R rows: ``logits``, ``hidden``, ``scores``; those that are None are left out.
     """
     count = len(ids)
@@ -129,7 +129,7 @@ def non_finite(where: str) -> str:
 
 
 def boundary(merged: int, lost: str, start: int) -> str | None:
-    """What is said of a candidate whose first characters the tokenizer merged with the end of the prompt."""
+    """The note on a candidate whose first characters the tokenizer merged with the end of the prompt, or None."""
     if not merged:
         return None
     shown = f" {lost!r}" if lost else ""

@@ -1,1 +1,1 @@
-"""What is asked about: messages, images and chat templates, read and checked before anything runs."""
+"""Inputs: messages, images and chat templates, parsed and validated before anything runs."""

@@ -1,9 +1,9 @@
 """Download a file over http(s) in bounded time and size.
 
-The deadline is for the whole download (names, connections, redirects, headers, body), so a server that sends
-one byte a second cannot hold the caller. Other schemes are refused, also in redirects. Hosts are not judged:
-an address on the own machine or network is a legitimate source in research, so a service that passes on
-URLs of strangers has to check them first.
+The deadline covers the whole download (DNS, connections, redirects, headers, body), so a server that sends
+one byte a second cannot block the caller. Other schemes are refused, also in redirects. Hosts are not filtered:
+localhost and the local network are legitimate sources in research, so a service that forwards URLs of untrusted
+users has to check them first.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ __all__ = ["fetch", "shown"]
 CHUNK = 65536
 HEADERS = {"User-Agent": f"vlmprobe/{__version__}", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 REDIRECTS = (301, 302, 303, 307, 308)
-BY_HAND = "download the picture yourself and pass its path"
+BY_HAND = "download the image yourself and pass its path"
 
 
 def fetch(url: str, *, seconds: float, max_bytes: int, redirects: int) -> bytes:
-    """The body behind an ``http(s)`` URL.
+    """The response body of an ``http(s)`` URL.
 
     Args:
-        url: the address; characters that a URL may not hold are escaped.
-        seconds: for everything together.
+        url: the address; characters that are invalid in a URL are escaped.
+        seconds: total time limit.
         max_bytes: reading stops there, whatever length the server announces.
-        redirects: how many to follow.
+        redirects: the most redirects to follow.
 
     Raises:
-        ImageError: for another scheme, a failure of the network or server, or a limit that is reached.
+        ImageError: for another scheme, a network or server failure, or an exceeded limit.
     """
     line = _Line()
     done: Future[bytes] = Future()
@@ -52,7 +52,7 @@ def fetch(url: str, *, seconds: float, max_bytes: int, redirects: int) -> bytes:
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             done.set_exception(error)
 
-    # In a thread of its own, because name resolution and slow headers heed no time-out of a socket.
+    # In a separate thread, because DNS resolution and slow headers ignore socket timeouts.
     threading.Thread(target=work, daemon=True, name="vlmprobe-fetch").start()
     try:
         return done.result(timeout=seconds)
@@ -74,7 +74,7 @@ def shown(url: str) -> str:
 
 
 class _Line:
-    """The connection in use, which another thread may cut."""
+    """The connection in use, which another thread may close."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class _Line:
         with self._lock:
             self._is_cut = True
             if self._socket is not None:
-                with contextlib.suppress(OSError):  # it has ended by itself
+                with contextlib.suppress(OSError):  # already closed
                     self._socket.shutdown(socket.SHUT_RDWR)
                 self._socket = None
 
@@ -169,12 +169,12 @@ def _body(response: Any, url: str, max_bytes: int) -> bytes:
 
 
 def _redirect(error: urllib.error.HTTPError, url: str) -> str:
-    """Where an answer other than success points to, or an error that says what it means."""
+    """The target of a redirect; any other unsuccessful response is an error that explains it."""
     target = error.headers.get("Location")
     if error.code in REDIRECTS and target:
         return str(target)
     remedy = (
-        f"it wants a login or refuses programs; {BY_HAND}" if error.code in (401, 403, 429) else "check the address"
+        f"it requires a login or blocks programs; {BY_HAND}" if error.code in (401, 403, 429) else "check the address"
     )
     raise ImageError(f"{shown(url)} answers HTTP {error.code} {error.reason}: {remedy}.") from error
 

@@ -1,4 +1,4 @@
-"""Where images stand in a sequence of ids: runs of placeholders, divided among the images."""
+"""Positions of images in a token sequence: runs of placeholders, divided among the images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ImageSpan", "divide_runs", "placeholder_runs"]
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """A contiguous run of positions that one image, or one tile of it, takes in the model's sequence."""
+    """A contiguous run of positions that one image, or one tile of it, occupies in the model's sequence."""
 
     image: int  # which image of the conversation, from 0
     tile: int  # which run of that image, from 0, in sequence order
@@ -28,7 +28,7 @@ def placeholder_runs(ids: np.ndarray, placeholders: frozenset[int]) -> list[tupl
 
 
 def divide_runs(runs: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[ImageSpan, ...]:
-    """Runs as image spans, where image i takes the next ``sizes[i]`` positions; a run may be cut between images."""
+    """Runs as image spans, where image i takes the next ``sizes[i]`` positions; a run may be split between images."""
     spans: list[ImageSpan] = []
     image, tile, left = 0, 0, sizes[0] if sizes else 0
     for start, stop in runs:

@@ -1,8 +1,8 @@
-"""Load an image from anything people have: path, URL, bytes, Pillow image or array.
+"""Load an image from a path, URL, bytes, Pillow image or array.
 
 Files, URLs and bytes are untrusted: formats are limited to those that Pillow decodes itself (none that starts
-another program, such as PostScript), sizes are checked in the header before anything is decoded, and whatever
-a hostile file makes a decoder raise arrives as an :class:`~vlmprobe.errors.ImageError`.
+another program, such as PostScript), sizes are checked in the header before anything is decoded, and any exception
+that a hostile file triggers in a decoder is raised as an :class:`~vlmprobe.errors.ImageError`.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ __all__ = [
     "thumbnail",
 ]
 
-THUMBNAIL = 512  # pixels of the longer side of the images that a result carries for display
+THUMBNAIL = 512  # longer side, in pixels, of the images that a result keeps for display
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"
 )
 
-# Only what Pillow decodes in process. JPEG stands for its multi-picture variant too.
+# Only formats that Pillow decodes in process. JPEG includes its multi-picture variant (MPO).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|file):", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{40,}={0,2}\s*")
-ORIENTATION = 0x0112  # the EXIF entry that says how a picture is turned
-PNG_DEPTH = 24  # where a PNG says how many bits a sample has
+ORIENTATION = 0x0112  # EXIF tag of the image orientation
+PNG_DEPTH = 24  # byte offset of the bit depth in a PNG file
 LAZY = threading.Lock()  # Pillow's lazily opened images share one file position between threads
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What loading may cost. Pillow images and arrays are not limited: their memory is already spent."""
+    """Limits on loading. Pillow images and arrays are not limited: their memory is already allocated."""
 
-    max_pixels: int = 89_478_485  # width x height; the size from which Pillow warns of decompression bombs
+    max_pixels: int = 89_478_485  # width x height; the size above which Pillow warns of decompression bombs
     max_bytes: int = 256 * 1024**2  # of a file, of bytes, of a decoded data URL
     url_bytes: int = 64 * 1024**2  # of a download
     url_seconds: float = 20.0  # for a whole download, redirects included
@@ -73,35 +73,35 @@ DEFAULT_LIMITS = Limits()
 
 
 class ImageNotFoundError(ImageError, FileNotFoundError):
-    """No file is at the given path."""
+    """There is no file at the given path."""
 
 
 def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """Load an image, upright and in RGB.
 
     Args:
-        source: a path, an ``http(s)`` URL, a base64 ``data:`` URL, the bytes of a file, a Pillow image (the
-            frame at which it stands), or a NumPy array or torch tensor as :func:`vlmprobe.inputs.pixels.from_array`
-            takes them; where [3, W, 3] fits both layouts, tensors are channels first and arrays channels last.
-            URLs are fetched wherever they point, the own network included: see :mod:`vlmprobe.inputs.download`.
-        limits: of size, pixels and time. To exceed the default for one picture, load it by this function
-            with other limits and pass the image on.
+        source: a path, an ``http(s)`` URL, a base64 ``data:`` URL, the bytes of a file, a Pillow image (its
+            current frame), or a NumPy array or torch tensor as :func:`vlmprobe.inputs.pixels.from_array` accepts
+            them; if a shape such as [3, W, 3] fits both layouts, tensors are channels first and arrays channels last.
+            URLs are fetched wherever they point, including the local network: see :mod:`vlmprobe.inputs.download`.
+        limits: on size, pixels and time. To exceed the default for one image, load it with this function and
+            other limits, and pass the result.
 
     Returns:
-        A new image of mode ``RGB``, fully loaded, tied to no file: turned by its EXIF entry, the first frame of
-        an animation, transparent pixels composed onto white, 16-bit samples scaled.
+        A new image of mode ``RGB``, fully loaded, detached from any file: rotated by its EXIF orientation, the
+        first frame of an animation, transparent pixels composited onto white, 16-bit samples scaled.
 
     Raises:
-        ImageNotFoundError: no file is there (also a ``FileNotFoundError``).
+        ImageNotFoundError: there is no such file (also a ``FileNotFoundError``).
         ImageError: the image cannot be read or exceeds a limit; the message says what to do.
     """
     return load_encoded(source, limits)[0]
 
 
 def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[Image.Image, bytes | None]:
-    """The image as :func:`load_image` gives it, and its file where that can be sent in its place.
+    """The image as :func:`load_image` returns it, and its encoded file if that can be sent instead.
 
-    That is a JPEG or PNG which every reader decodes to the same pixels: 8-bit RGB or grey, upright, opaque, one frame.
+    That is a JPEG or PNG that every decoder reads as the same pixels: 8-bit RGB or grey, upright, opaque, one frame.
     """
     if isinstance(source, Image.Image):
         return _from_pil(source), None
@@ -120,7 +120,7 @@ def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
-    """A copy that is at most ``side`` pixels wide and high, in proportion; never enlarged."""
+    """A copy that is at most ``side`` pixels wide and high, with the same aspect ratio; never enlarged."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
@@ -143,7 +143,7 @@ def _from_pil(image: Image.Image) -> Image.Image:
         raise
     except Exception as error:
         raise ImageError(
-            f"The Pillow image (mode {image.mode}) cannot be read as RGB ({error}): check that its file is whole "
+            f"The Pillow image (mode {image.mode}) cannot be read as RGB ({error}): check that its file is intact "
             "and open, or convert it yourself with image.convert('RGB')."
         ) from error
 
@@ -157,7 +157,9 @@ def _from_array(source: Any) -> Image.Image:
             source = source.float() if source.is_floating_point() else source
         array = np.asarray(source)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise ImageError(f"{type(source).__name__} cannot become a NumPy array ({error}): pass a dense one.") from error
+        raise ImageError(
+            f"{type(source).__name__} cannot be converted to a NumPy array ({error}): pass a dense one."
+        ) from error
     return pixels.from_array(array, channels_first=is_tensor)
 
 
@@ -165,7 +167,7 @@ def _from_address(address: str, scheme: str, limits: Limits) -> tuple[Image.Imag
     if scheme.lower() == "data":
         return _decoded(_data_url(address, limits), "The data URL", limits)
     if scheme.lower() in ("http", "https"):
-        from vlmprobe.inputs.download import (  # here, because urllib costs 30 ms that most programs never need
+        from vlmprobe.inputs.download import (  # here, because importing urllib takes 30 ms that few programs need
             fetch,
             shown,
         )
@@ -173,7 +175,7 @@ def _from_address(address: str, scheme: str, limits: Limits) -> tuple[Image.Imag
         body = fetch(address, seconds=limits.url_seconds, max_bytes=limits.url_bytes, redirects=limits.url_redirects)
         return _decoded(body, shown(address), limits)
     remedy = "pass the path without file://" if scheme.lower() == "file" else "download the file and pass its path"
-    raise ImageError(f"{_short(address)} is not read, only http(s) and data: URLs are: {remedy}.")
+    raise ImageError(f"{_short(address)} is not supported, only http(s) and data: URLs are: {remedy}.")
 
 
 def _data_url(url: str, limits: Limits) -> bytes:
@@ -187,7 +189,7 @@ def _data_url(url: str, limits: Limits) -> bytes:
         return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except binascii.Error as error:
         raise ImageError(
-            f"The data URL holds broken base64 ({error}): make it with base64.b64encode, or pass the bytes themselves."
+            f"The data URL is not valid base64 ({error}): make it with base64.b64encode, or pass the bytes themselves."
         ) from error
 
 
@@ -200,9 +202,9 @@ def _from_path(source: str | os.PathLike[str], limits: Limits) -> tuple[Image.Im
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
-            raise ImageError(f"{name} is a folder: pass the path of one picture in it.")
+            raise ImageError(f"{name} is a folder: pass the path of one image in it.")
         if not stat.S_ISREG(kind):
-            raise ImageError(f"{name} is not a regular file: pass the path of a picture, or its bytes.")
+            raise ImageError(f"{name} is not a regular file: pass the path of an image, or its bytes.")
         with path.open("rb") as file:
             data = file.read(limits.max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -220,23 +222,25 @@ def _from_path(source: str | os.PathLike[str], limits: Limits) -> tuple[Image.Im
 def _missing(text: str, path: Path, name: str) -> ImageError:
     if BASE64.fullmatch(text):
         return ImageNotFoundError(
-            f"No file is called {name}, and it looks like base64: put 'data:image/png;base64,' before it, "
+            f"There is no file {name}, and it looks like base64: put 'data:image/png;base64,' before it, "
             "or pass base64.b64decode(...) of it."
         )
     if re.match(r"https?:/", text):
-        return ImageNotFoundError(f"No file is at {name}, and it looks like a URL: pass it as a string, not as a path.")
+        return ImageNotFoundError(
+            f"There is no file {name}, and it looks like a URL: pass it as a string, not as a path."
+        )
     hint = ""
     if path.parent.is_dir():
         with os.scandir(path.parent) as entries:
             hint = near(path.name, [entry.name for entry in itertools.islice(entries, 2000)])
     else:
         hint = f" The folder {_short(str(path.parent))} does not exist either."
-    return ImageNotFoundError(f"No file is at {name} (working folder {_short(os.getcwd())}): check the path.{hint}")
+    return ImageNotFoundError(f"There is no file {name} (working folder {_short(os.getcwd())}): check the path.{hint}")
 
 
 def _decoded(data: bytes, name: str, limits: Limits) -> tuple[Image.Image, bytes | None]:
     if not data:
-        raise ImageError(f"{name}: there is nothing in it (0 bytes). Save or download the picture again.")
+        raise ImageError(f"{name}: it is empty (0 bytes). Save or download the image again.")
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(name, limits)
     Image.init()
@@ -246,25 +250,25 @@ def _decoded(data: bytes, name: str, limits: Limits) -> tuple[Image.Image, bytes
             if image.width * image.height > limits.max_pixels:
                 raise ImageError(
                     f"{name} is {image.width} x {image.height} pixels, more than {limits.max_pixels:,}: shrink it, or "
-                    "pass load_image(source, Limits(max_pixels=...)) in its place if you trust it."
+                    "pass load_image(source, Limits(max_pixels=...)) instead if you trust it."
                 )
             plain = _is_plain(image, data)
             return pixels.from_pil(image), data if plain else None
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture that can be read here: {_guess(data)}.") from error
+        raise ImageError(f"{name} is not an image in a supported format: {_guess(data)}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{name} has more pixels than Pillow decodes ({error}): shrink it; PIL.Image.MAX_IMAGE_PIXELS is the "
-            "limit if you trust it."
+            f"{name} has more pixels than Pillow decodes ({error}): shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS "
+            "if you trust it."
         ) from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise ImageError(f"{name} is truncated or damaged ({error}): save or download the picture again.") from error
+        raise ImageError(f"{name} is truncated or damaged ({error}): save or download the image again.") from error
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:
-    """Whether every reader decodes an image file to the pixels that :func:`load_image` gives."""
+    """Whether every decoder reads an image file as the pixels that :func:`load_image` returns."""
     eight_bits = image.format == "JPEG" or (image.format == "PNG" and data[PNG_DEPTH : PNG_DEPTH + 1] == b"\x08")
     upright = image.getexif().get(ORIENTATION, 1) == 1
     alone = not getattr(image, "is_animated", False)
@@ -277,11 +281,11 @@ def _guess(data: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; run 'git lfs pull'"
     if b"<svg" in start:
-        return "it is SVG, which is not read; render it to PNG first"
+        return "it is SVG, which is not supported; render it to PNG first"
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "it is a web page; use the address of the picture itself"
+        return "it is a web page; use the address of the image itself"
     if start.startswith((b"%pdf", b"%!ps")):
-        return "it is PDF or PostScript, which is not read; render the page to PNG first"
+        return "it is PDF or PostScript, which is not supported; render the page to PNG first"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
         return "it is HEIC; convert it to JPEG, or open it with pillow-heif and pass the image"
     if BASE64.fullmatch(data[:512].decode("latin-1")):
@@ -302,7 +306,7 @@ def _remedy(source: Any) -> str:
 
 
 def _too_many_bytes(name: str, limits: Limits) -> ImageError:
-    return ImageError(f"{name}: more than {limits.max_bytes:,} bytes. Shrink the picture, or raise Limits.max_bytes.")
+    return ImageError(f"{name}: more than {limits.max_bytes:,} bytes. Shrink the image, or raise Limits.max_bytes.")
 
 
 def _short(text: str) -> str:

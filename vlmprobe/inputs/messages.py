@@ -1,8 +1,8 @@
-"""A conversation of text and images: whatever a user passes becomes one frozen :class:`Conversation`.
+"""Conversations of text and images: every accepted input becomes one frozen :class:`Conversation`.
 
 Accepted are a plain string with ``image=``, the chat messages of transformers' templates
 (``{"type": "image", "image" | "path" | "url" | "base64": ...}``, or a bare ``{"type": "image"}`` for each
-picture of ``image=``) and OpenAI's ``image_url`` parts.
+image of ``image=``) and OpenAI's ``image_url`` parts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TextPart:
     """A piece of text in a message.
 
     Raises:
-        MessageError: where the text holds half a character (a lone surrogate), which no tokenizer can read.
+        MessageError: if the text contains a lone surrogate, which no tokenizer can encode.
     """
 
     text: str
@@ -39,7 +39,7 @@ class TextPart:
             self.text.encode()
         except UnicodeEncodeError as error:
             raise MessageError(
-                f"The text holds half a character at {error.start} ({self.text[error.start]!r}): "
+                f"The text contains a lone surrogate at {error.start} ({self.text[error.start]!r}): "
                 "it was decoded with the wrong encoding; read its bytes as UTF-8."
             ) from error
 
@@ -49,12 +49,12 @@ class ImagePart:
     """An image in a message, loaded, upright and RGB.
 
     ``options`` are the remaining keys of the part (``min_pixels``, ``max_pixels``, ``resized_height``, ...):
-    adapters whose preprocessing knows such options read them, the others raise on them.
+    adapters whose preprocessing supports them apply them, others raise.
     """
 
     image: Image
     options: Mapping[str, Any] = field(default_factory=dict)
-    encoded: bytes | None = field(default=None, repr=False)  # the JPEG or PNG file that decodes to these very pixels
+    encoded: bytes | None = field(default=None, repr=False)  # the JPEG or PNG file that decodes to exactly these pixels
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,26 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text parts joined without a separator; images leave nothing."""
+        """The text parts joined without a separator; images are skipped."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order. Where the last role is ``assistant``, the model continues that message."""
+    """Messages in order. If the last role is ``assistant``, the model continues that message."""
 
     messages: tuple[Message, ...]
 
     @classmethod
     def build(cls, prompt: Prompt | Conversation, image: Any = None) -> Conversation:
-        """Read a prompt and its images into a conversation.
+        """Build a conversation from a prompt and its images.
 
         Args:
-            prompt: a question, or chat messages (see the module's text), or a conversation.
-            image: one image, or a list, tuple or iterator of images. Where the messages have bare
-                ``{"type": "image"}`` parts, they fill those in order, one each; else they are put before
-                everything in the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, bytes, a
-                PIL image or an array.
+            prompt: a question, or chat messages (see the module docstring), or a conversation.
+            image: one image, or a list, tuple or iterator of images. If the messages have bare
+                ``{"type": "image"}`` parts, the images fill those in order, one each; otherwise they go to the
+                start of the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, bytes, a PIL
+                image or an array.
 
         Raises:
             MessageError: for a wrong role, part or type, an empty conversation, or nothing to answer.
@@ -124,13 +124,13 @@ class Conversation:
             messages = _put_before_text(messages, images)
         last = messages[-1]
         if not last.text.strip() and not any(isinstance(part, ImagePart) for part in last.parts):
-            remedy = "leave it out" if last.role == "assistant" else "ask something in it"
+            remedy = "leave it out" if last.role == "assistant" else "add a question to it"
             raise MessageError(f"The last message (role {last.role!r}) is empty: {remedy}.")
         return cls(tuple(messages))
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """Every image, in the order in which the model meets them."""
+        """All images, in the order in which the model sees them."""
         return tuple(part.image for part in self.image_parts)
 
     @property
@@ -145,11 +145,11 @@ class Conversation:
 
     @property
     def continues(self) -> bool:
-        """Whether the model continues the last (assistant) message rather than begins a new one."""
+        """Whether the model continues the last (assistant) message rather than starting a new one."""
         return self.messages[-1].role == "assistant"
 
     def to_chat(self) -> list[dict[str, Any]]:
-        """The conversation as transformers' chat templates read it, images under the key ``image``."""
+        """The conversation in the format of transformers' chat templates, images under the key ``image``."""
         return [
             {
                 "role": message.role,
@@ -173,7 +173,7 @@ def _image_list(image: Any) -> list[ImagePart]:
         return [_loaded(image, "Image in image=")]
     several = list(image)
     if not several and isinstance(image, Iterator):
-        raise MessageError("image= is an iterator with nothing left in it: pass a list, which can be read again.")
+        raise MessageError("image= is an exhausted iterator: pass a list, which can be read again.")
     return [_loaded(each, f"Image {place} of {len(several)} in image=") for place, each in enumerate(several, 1)]
 
 
@@ -186,7 +186,7 @@ def _loaded(source: Any, where: str, options: Mapping[str, Any] | None = None) -
 
 
 def _slots(messages: Sequence[Any]) -> list[str]:
-    """The places of image parts that wait for an image from ``image=``."""
+    """The image parts to be filled from ``image=``, by message and part."""
     found = []
     for place, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
@@ -276,7 +276,7 @@ def _image_part(raw: Mapping[str, Any], where: str, images: Iterator[ImagePart])
     source = raw[held[0]]
     if held[0] == "base64":
         if isinstance(source, (bytes, bytearray)):
-            source = source.decode("latin-1")  # what is not base64 among it is found when it is decoded
+            source = source.decode("latin-1")  # invalid base64 is reported when it is decoded
         if not isinstance(source, str):
             raise MessageError(f"{where} has {type(source).__name__} under 'base64': put other images under 'image'.")
         if not source.startswith("data:"):
@@ -285,7 +285,7 @@ def _image_part(raw: Mapping[str, Any], where: str, images: Iterator[ImagePart])
 
 
 def shows_images(question: Any) -> bool:
-    """Whether a prompt brings images of its own."""
+    """Whether a prompt itself contains images."""
     if isinstance(question, Conversation):
         return bool(question.images)
     if not isinstance(question, (list, tuple)):

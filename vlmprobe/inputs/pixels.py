@@ -1,7 +1,7 @@
-"""Pixels of any kind (Pillow modes, arrays) as upright 8-bit RGB.
+"""Convert pixels of any kind (Pillow modes, arrays) to upright 8-bit RGB.
 
-Ranges: 8-bit samples are taken as they are, 16-bit samples are scaled so that 65535 becomes 255, floats run
-from 0 to 1, and truth values are black and white. Transparent pixels are composed onto white.
+Ranges: 8-bit samples are kept, 16-bit samples are scaled so that 65535 becomes 255, floats range from 0 to 1,
+and booleans are black and white. Transparent pixels are composited onto white.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from vlmprobe.errors import ImageError
 __all__ = ["from_array", "from_pil"]
 
 SIXTEEN_BITS = 65535
-FORMATS_OF_16_BITS = ("PNG", "PPM")  # formats whose mode "I" Pillow fills up to 65535, whatever the file's own maximum
+FORMATS_OF_16_BITS = ("PNG", "PPM")  # formats whose mode "I" Pillow scales to 65535, whatever the file's own maximum
 TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0
-OVERSHOOT = 1e-3  # how far a float may leave 0..1, as interpolation makes it do
+OVERSHOOT = 1e-3  # how far a float may lie outside 0..1, as after interpolation
 
 
 def from_pil(image: Image.Image) -> Image.Image:
-    """Turn an image upright by its EXIF entry and bring it to 8-bit RGB.
+    """Rotate an image upright by its EXIF orientation and convert it to 8-bit RGB.
 
     Args:
-        image: any mode. The frame at which it stands is used. ``I`` holds 8 bits if no value exceeds 255 and
-            the file format does not say otherwise, else 16; ``F`` runs from 0 to 1, or to 255 as Pillow's own
-            conversions have it.
+        image: any mode. The current frame is used. ``I`` holds 8 bits if no value exceeds 255 and the file
+            format does not say otherwise, else 16; ``F`` ranges from 0 to 1, or to 255 as in Pillow's own
+            conversions.
 
     Returns:
-        A new image, mode ``RGB``, fully loaded, without a file.
+        A new image, mode ``RGB``, fully loaded, detached from any file.
 
     Raises:
-        ImageError: for no pixels, values out of range, or a mode that has no way to RGB.
+        ImageError: for an empty image, values out of range, or a mode that cannot be converted to RGB.
     """
     if 0 in image.size:
-        raise ImageError(f"The image is {image.width} x {image.height} pixels: it has none. Pass one with content.")
+        raise ImageError(f"The image is empty ({image.width} x {image.height} pixels): pass one with pixels.")
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        # The tag and the format belong to the file's object and are lost in the upright copy.
+        # The TIFF tag and the format are attributes of the file object and are lost in the rotated copy.
         tags = getattr(image, "tag_v2", {})
         wide = _wide_grey(image, inverted=tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO)
         wide.info["exif"] = image.info.get("exif", b"")
@@ -58,7 +58,7 @@ def from_array(array: np.ndarray, *, channels_first: bool = False) -> Image.Imag
     Args:
         array: [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4 (grey, RGB, RGBA). ``uint8`` and other
             integers from 0 to 255, ``uint16`` from 0 to 65535, ``bool``, or floats from 0 to 1.
-        channels_first: which layout to take where both fit, such as [3, W, 3].
+        channels_first: which layout to assume if both fit, such as [3, W, 3].
 
     Returns:
         A new image, mode ``RGB``.
@@ -76,7 +76,7 @@ def from_array(array: np.ndarray, *, channels_first: bool = False) -> Image.Imag
 
 
 def _channel_axis(shape: tuple[int, ...], channels_first: bool) -> int | None:
-    """Which axis of an image array holds the channels; None where there is no such axis."""
+    """The channel axis of an image array; None if it has none."""
     if 0 in shape:
         raise ImageError(f"The image array is empty (shape {list(shape)}): pass one with pixels.")
     if len(shape) == 2:
@@ -114,7 +114,7 @@ def _levels(array: np.ndarray) -> np.ndarray:
         low, high = _finite_range(array)
         if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             remedy = (
-                "pass the picture before its normalisation by mean and deviation"
+                "pass the image before normalisation by mean and standard deviation"
                 if low < -OVERSHOOT
                 else "divide by its maximum (255 for 8 bits), or pass it as uint8"
             )
@@ -127,7 +127,7 @@ def _levels(array: np.ndarray) -> np.ndarray:
 
 
 def _wide_grey(image: Image.Image, *, inverted: bool) -> Image.Image:
-    """Modes of more than 8 bits a sample (``I;16``, ``I``, ``F``), which Pillow's own ``convert`` would clip."""
+    """Convert modes of more than 8 bits per sample (``I;16``, ``I``, ``F``), which Pillow's ``convert`` would clip."""
     values = np.asarray(image)
     low, high = _finite_range(values)
     top: float
@@ -152,7 +152,7 @@ def _wide_grey(image: Image.Image, *, inverted: bool) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, top: float) -> np.ndarray:
-    """Values from 0 to ``top`` as the nearest of 256 levels, halves upwards."""
+    """Values from 0 to ``top`` rounded to 256 levels, halves up."""
     return (values * np.float32(255 / top) + np.float32(0.5)).astype(np.uint8)
 
 

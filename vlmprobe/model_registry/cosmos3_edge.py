@@ -1,4 +1,4 @@
-"""Cosmos 3 Edge: its processor returns what the model needs only when asked."""
+"""Cosmos 3 Edge: token type ids have to be requested from its processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Cosmos3Edge"]
 
 
 class Cosmos3Edge(Adapter):
-    """Positions of pictures are counted from type ids, which the processor leaves out by default."""
+    """The model derives image positions from token type ids, which the processor omits by default."""
 
     model_types = ("cosmos3_edge",)
 

@@ -1,4 +1,4 @@
-"""GOT-OCR 2.0: reads one picture, or its pages, and nothing without."""
+"""GOT-OCR 2.0: exactly one image per conversation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["GotOcr2"]
 
 
 class GotOcr2(Adapter):
-    """The processor takes pictures that come in a chat for pages of one document, and must be told so."""
+    """The processor treats images of a chat as pages of one document, and needs ``multi_page`` for that."""
 
     model_types = ("got_ocr2",)
 

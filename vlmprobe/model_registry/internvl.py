@@ -12,7 +12,7 @@ __all__ = ["InternVL"]
 
 
 class InternVL(Adapter):
-    """The tiles of a picture stand one after the other with no token between them, so a run is cut into tiles here."""
+    """The tiles of an image follow each other with no token between them, so a run is split into tiles here."""
 
     model_types = ("internvl",)
 

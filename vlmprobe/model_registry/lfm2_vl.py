@@ -1,4 +1,4 @@
-"""LFM2-VL and LFM3-VL: convolutions among attention layers; the final norm has a name of its own."""
+"""LFM2-VL and LFM3-VL: interleaved convolution and attention layers; the final norm has an unusual name."""
 
 from __future__ import annotations
 

@@ -14,24 +14,24 @@ __all__ = ["Mllama"]
 
 
 class Mllama(Adapter):
-    """An image is a single position here, whatever its size; the text attends to its tiles through a mask."""
+    """An image takes a single position, whatever its size; the text attends to its tiles through a mask."""
 
     model_types = ("mllama",)
 
     @property
     def image_encoder(self) -> tuple[nn.Module, str] | None:
-        """The vision tower: what it sees is projected and attended to, and put into no embedding."""
+        """The vision tower: its output is projected and attended to, and replaces no embedding."""
         return self.backbone, "vision_model"
 
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
-        """As the base class; new positions see the images that the last prompt position sees."""
+        """As the base class; new positions attend to the images that the last prompt position attends to."""
         grown = super().extend(inputs, ids, drop)
         if (mask := inputs.get("cross_attention_mask")) is not None:
             grown["cross_attention_mask"] = _longer(mask[:, : mask.shape[1] - drop], ids.shape[1])
         return grown
 
     def continue_from(self, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
-        """As the base class, with the image mask of the whole sequence, of which ``forward`` takes its part."""
+        """As the base class, with the image mask of the whole sequence, which ``forward`` slices itself."""
         arguments = super().continue_from(inputs, ids)
         if (mask := inputs.get("cross_attention_mask")) is not None:
             arguments["cross_attention_mask"] = _longer(mask, ids.shape[1]).expand(len(ids), -1, -1, -1)

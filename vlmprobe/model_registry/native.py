@@ -11,11 +11,11 @@ from vlmprobe.model_registry.registry import is_native
 
 __all__ = ["Native"]
 
-LEGACY = "return_legacy_image_output"  # of Video-LLaVA: an advisory tells whoever leaves it out to set it to False
+LEGACY = "return_legacy_image_output"  # of Video-LLaVA, which warns unless it is set to False
 
 
 class Native(Adapter):
-    """The conventions of transformers and nothing else; asked last."""
+    """The conventions of transformers and nothing else; tried last."""
 
     generic = True
 

@@ -1,4 +1,4 @@
-"""Families whose language model, head included, is one module inside the whole: Llama 4 and Nemotron-H Omni."""
+"""Families whose language model, head included, is a submodule: Llama 4 and Nemotron-H Omni."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Nested"]
 
 
 class Nested(Adapter):
-    """The whole puts image features into the embeddings and hands them on to a causal language model."""
+    """The top-level model inserts image features into the embeddings and passes them to a causal language model."""
 
     model_types = ("llama4", "nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
 
@@ -29,7 +29,7 @@ class Nested(Adapter):
         """As in the base class.
 
         Raises:
-            CapabilityError: where the installed transformers cannot run the model.
+            CapabilityError: if the installed transformers cannot run the model.
         """
         _refuse_broken(config.get("model_type"))
         return super().load(checkpoint, config=config, **options)
@@ -56,9 +56,9 @@ class Nested(Adapter):
 
 
 def _refuse_broken(model_type: Any) -> None:
-    # Nothing in its signatures or outputs tells this before it has run, so the version has to.
+    # Signatures and outputs do not show this before a run, so the version is checked.
     if model_type == "llama4" and __version__ == "5.24.0":
         raise CapabilityError(
             "transformers 5.24.0 cannot run llama4: its own forward fails ('MoeCausalLMOutputWithPast' object has no "
-            "attribute 'image_outputs'). Install another transformers."
+            "attribute 'image_outputs'). Install another version of transformers."
         )

@@ -1,4 +1,4 @@
-"""Ovis2: beside its features a picture has indicators, whose embeddings come from the vision side as well."""
+"""Ovis2: besides its features an image has indicator tokens, whose embeddings come from the vision side too."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["Ovis2"]
 
 
 class Ovis2(Adapter):
-    """Indicators mark where a picture, its columns and its rows begin and end; none of them is text."""
+    """Indicators mark where an image, its columns and its rows begin and end; none of them is text."""
 
     model_types = ("ovis2",)
 
     @property
     def image_ids(self) -> frozenset[int]:
-        """The placeholder of a feature, and the indicators."""
+        """The feature placeholder and the indicators."""
         return super().image_ids | frozenset(self.model.config.visual_indicator_token_ids)

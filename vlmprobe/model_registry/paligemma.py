@@ -1,4 +1,4 @@
-"""PaliGemma: the prompt attends in both directions, the answer only backwards, and type ids say which is which."""
+"""PaliGemma: bidirectional attention over the prompt, causal over the answer; type ids mark which is which."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PaliGemma(Adapter):
     model_types = ("paligemma",)
 
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
-        """As the base class, the new positions being answer (type 1) rather than prompt (type 0)."""
+        """As the base class, with new positions marked as answer (type 1) rather than prompt (type 0)."""
         grown = super().extend(inputs, ids, drop)
         if "token_type_ids" in grown:
             grown["token_type_ids"][:, -ids.shape[1] :] = 1

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures are sized by Qwen's own qwen-vl-utils."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images are resized by Qwen's own qwen-vl-utils."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["QwenVL"]
 
 
 class QwenVL(Adapter):
-    """An image part may say ``min_pixels``, ``max_pixels``, or ``resized_height`` and ``resized_width``.
+    """An image part may set ``min_pixels``, ``max_pixels``, or ``resized_height`` and ``resized_width``.
 
-    Where it does not, the limits of the checkpoint's own image processor hold.
+    Otherwise the limits of the checkpoint's own image processor apply.
     """
 
     model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -26,11 +26,11 @@ class QwenVL(Adapter):
         return frozenset({"min_pixels", "max_pixels", "resized_height", "resized_width"})
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """As the base class, with every picture resized by qwen-vl-utils before the processor sees it."""
-        pictures = [self._sized(part) for conversation in conversations for part in conversation.image_parts]
+        """As the base class, with every image resized by qwen-vl-utils before the processor sees it."""
+        images = [self._sized(part) for conversation in conversations for part in conversation.image_parts]
         pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
         # The sizes are those that the processor would choose itself, so it must not interpolate a second time.
-        sized = {"images": pictures, "do_resize": False} if pictures else {}
+        sized = {"images": images, "do_resize": False} if images else {}
         return dict(self.processor(text=self.render(conversations), return_tensors="pt", **sized, **pad))
 
     def _sized(self, part: ImagePart) -> Any:
@@ -43,6 +43,6 @@ class QwenVL(Adapter):
             images, _ = process_vision_info([message], image_patch_size=pixels.patch_size)
         except (ValueError, AssertionError) as error:
             raise ImageError(
-                f"qwen-vl-utils cannot size a {part.image.width} x {part.image.height} picture: {error}"
+                f"qwen-vl-utils cannot resize a {part.image.width} x {part.image.height} image: {error}"
             ) from error
         return images[0]

@@ -1,4 +1,4 @@
-"""Find the adapter for a checkpoint. Adapters are entry points of the group ``vlmprobe.adapters``, ours too."""
+"""Find the adapter for a checkpoint. Adapters are entry points of ``vlmprobe.adapters``, built-in ones included."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HELP = "See docs/extend/add-a-model.md on how to add an adapter."
 
 @lru_cache(maxsize=1)
 def adapters() -> dict[str, type[Adapter]]:
-    """Every installed adapter by name. A plug-in that cannot be imported is left out with a warning that names it."""
+    """Every installed adapter by name. A plug-in that cannot be imported is skipped with a warning that names it."""
     return load(entry_points(group=GROUP), Adapter, "adapter")
 
 
@@ -42,20 +42,20 @@ def adapter_names() -> list[str]:
 
 
 def clear() -> None:
-    """Forget what was found, so that the next call looks again (after an installation, and in tests)."""
+    """Clear the cache, so that the next call searches again (after an installation, and in tests)."""
     adapters.cache_clear()
 
 
 def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str = "the checkpoint") -> type[Adapter]:
     """The adapter for a checkpoint with this configuration.
 
-    Order: the adapter asked for by name; our own specific ones; a third party's; the generic one for models
+    Order: the adapter requested by name; built-in specific ones; third-party ones; the generic one for models
     native to transformers.
 
     Raises:
-        UnknownModelError: where nothing handles it, with near names.
-        RemoteCodeError: where nothing handles it and the checkpoint would run code of its own.
-        AdapterError: where two third-party adapters claim it.
+        UnknownModelError: if nothing handles it; suggests similar names.
+        RemoteCodeError: if nothing handles it and the checkpoint would run code of its own.
+        AdapterError: if several adapters of the same rank claim it.
     """
     known = adapters()
     if name is not None:
@@ -84,7 +84,7 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
 def _handles(adapter: type[Adapter], config: Mapping[str, Any]) -> bool:
     try:
         return adapter.handles(config)
-    except Exception as error:  # a plug-in may fail in any way and must not take the others along
+    except Exception as error:  # a plug-in may fail in any way and must not break the others
         if _is_built_in(adapter):
             raise
         warnings.warn(f"adapter {adapter.name!r} is broken and left out: {error!r}", stacklevel=4)
@@ -95,17 +95,17 @@ def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str
     """``config.json`` of a local folder or a hub checkpoint; nothing else is read or run.
 
     Raises:
-        UnknownModelError: where there is no such folder or hub checkpoint.
-        CheckpointError: where the folder has no readable ``config.json``.
+        UnknownModelError: if there is no such folder or hub checkpoint.
+        CheckpointError: if the folder has no readable ``config.json``.
     """
     return config_and_commit(checkpoint, revision)[0]
 
 
 def config_and_commit(checkpoint: str | Path, revision: str | None = None) -> tuple[dict[str, Any], str | None]:
-    """As :func:`read_config`, and the commit of the hub that the file is of; None for a folder outside its cache."""
+    """As :func:`read_config`, plus the hub commit of the file; None for a folder outside the hub cache."""
     folder = Path(checkpoint)
     if os.path.isfile(folder):
-        raise CheckpointError(f"{checkpoint} is a file: give the folder that holds config.json and the weights.")
+        raise CheckpointError(f"{checkpoint} is a file: pass the folder with config.json and the weights.")
     if str(checkpoint) and os.path.isdir(folder):
         file = folder / "config.json"
         if not file.is_file():
@@ -114,7 +114,7 @@ def config_and_commit(checkpoint: str | Path, revision: str | None = None) -> tu
                 if (folder / "adapter_config.json").is_file()
                 else ""
             )
-            raise CheckpointError(f"{checkpoint} has no config.json, so it is no checkpoint folder.{lora}")
+            raise CheckpointError(f"{checkpoint} has no config.json, so it is not a checkpoint folder.{lora}")
     else:
         file = _from_hub(str(checkpoint), revision)
     try:
@@ -124,7 +124,7 @@ def config_and_commit(checkpoint: str | Path, revision: str | None = None) -> tu
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
         raise CheckpointError(f"config.json of {checkpoint} is not the configuration of a model.")
     place = file.parent.absolute()
-    return config, place.name if place.parent.name == "snapshots" else None  # the hub's cache names it by its commit
+    return config, place.name if place.parent.name == "snapshots" else None  # the hub cache names snapshots by commit
 
 
 def _from_hub(checkpoint: str, revision: str | None) -> Path:
@@ -133,16 +133,16 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
 
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
         raise UnknownModelError(
-            f"There is no folder {checkpoint!r}, and it is no hub id such as 'llava-hf/llava-1.5-7b-hf'. "
-            "Give an existing folder, a hub id, or 'demo'."
+            f"There is no folder {checkpoint!r}, and it is not a hub id such as 'llava-hf/llava-1.5-7b-hf'. "
+            "Pass an existing folder, a hub id, or 'demo'."
         )
     try:
         return Path(hf_hub_download(checkpoint, "config.json", revision=revision))
     except (OSError, ValueError, HFValidationError) as error:
         raise UnknownModelError(
-            f"There is no folder {checkpoint!r} here, and the hub did not give its config.json "
+            f"There is no folder {checkpoint!r} here, and the hub did not return its config.json "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Check the spelling, the connection, "
-            "and for a gated model that you are logged in; without a network, HF_HUB_OFFLINE=1 answers at once."
+            "and for a gated model that you are logged in; without a network, HF_HUB_OFFLINE=1 avoids the wait."
         ) from error
 
 
@@ -161,7 +161,7 @@ def _unknown(config: Mapping[str, Any], checkpoint: str) -> UnknownModelError:
 
 
 def is_native(model_type: Any) -> bool:
-    """Whether the installed transformers reads checkpoints of a ``model_type`` as image-text-to-text models."""
+    """Whether the installed transformers loads checkpoints of a ``model_type`` as image-text-to-text models."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
@@ -170,7 +170,7 @@ def is_native(model_type: Any) -> bool:
 
 def known_model_types() -> list[str]:
     """Every ``model_type`` that the installed transformers lists as an image-text-to-text model."""
-    # The public mapping imports the configuration of every architecture before it lists them, for several seconds.
+    # The public mapping imports the configuration of every architecture first, which takes several seconds.
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)

@@ -1,4 +1,4 @@
-"""Decoders that carry several residual streams: Gemma 3n, GLM-5, Hy 4 and Qwen4. They become one before the head."""
+"""Decoders with several residual streams, merged before the head: Gemma 3n, GLM-5, Hy 4 and Qwen4."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Gemma3n", "Glm5Next", "HyV4VL", "Qwen4Exp"]
 
 
 class Gemma3n(Adapter):
-    """Four streams (AltUp); the last three are projected, brought to the size of the first, and averaged with it."""
+    """Four streams (AltUp); the last three are projected, rescaled to the RMS of the first, and averaged with it."""
 
     model_types = ("gemma3n",)
 
     @property
     def final_norm(self) -> nn.Module:
-        """From the streams [4, N, S, H] that leave the last layer to what enters the head [N, S, H]."""
+        """From the streams [4, N, S, H] after the last layer to the input of the head [N, S, H]."""
         return _MeanOfStreams(self.outer.get_decoder())
 
 
@@ -30,25 +30,25 @@ class Glm5Next(Adapter):
 
     @property
     def final_norm(self) -> nn.Module:
-        """From the streams [N, S, streams, H] that leave the last layer to what enters the head [N, S, H]."""
+        """From the streams [N, S, streams, H] after the last layer to the input of the head [N, S, H]."""
         decoder = self.outer.get_decoder()
         return nn.Sequential(decoder.hc_head, decoder.norm)
 
 
 class HyV4VL(Glm5Next):
-    """Hyper-connections; the streams are added up, each weighted by a gate, before the norm."""
+    """Hyper-connections; the streams are summed, each weighted by a gate, before the norm."""
 
     model_types = ("hy_v4_vl",)
 
 
 class Qwen4Exp(Adapter):
-    """Hyper-connections; a gated mixer, which holds the norm, makes one stream of them."""
+    """Hyper-connections; a gated mixer, which contains the norm, merges the streams."""
 
     model_types = ("qwen4_exp",)
 
     @property
     def final_norm(self) -> nn.Module:
-        """From the streams [N, S, streams x H] that leave the last layer to what enters the head [N, S, H]."""
+        """From the streams [N, S, streams x H] after the last layer to the input of the head [N, S, H]."""
         return self.outer.get_decoder().hyper_connection_mixer
 
 

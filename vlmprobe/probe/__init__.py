@@ -1,4 +1,4 @@
-"""The one API: ``Probe`` and ``Session``, how one is made, and the bodies of their methods."""
+"""The API: ``Probe`` and ``Session``, the functions that open one, and the implementations of their methods."""
 
 from vlmprobe.probe.probe import Probe, Session
 from vlmprobe.probe.request import Request

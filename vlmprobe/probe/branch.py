@@ -1,4 +1,4 @@
-"""Another choice: the same answer up to one token, another token there, and what the model says from there on."""
+"""Branch an answer: keep its tokens up to a position, put another token there, and continue generating."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def branch(
     image: Any,
     options: Options,
 ) -> tuple[Result, Conversation]:
-    """Answer again, the first tokens given. See :meth:`Probe.branch`.
+    """Generate again from a forced prefix. See :meth:`Probe.branch`.
 
-    The pictures are encoded once, and the prompt and what the answer begins with run once.
+    Images are encoded once; prompt and prefix are prefilled once.
 
     Returns:
         The new answer, and the conversation that it answers.
@@ -52,36 +52,36 @@ def branch(
 def conversation_of(
     engine: Engine, converse: Converse, result: Result, question: Prompt | None, image: Any
 ) -> Conversation:
-    """The conversation that a result answers: as given, or, where nothing is given, read off the result.
+    """The conversation that a result answers: as given, or else read from the result.
 
     Raises:
-        MessageError: where the result does not hold all of it, or answers another one.
+        MessageError: if the result lacks part of it, or answers another one.
     """
-    again = "give question= and image= as they were asked"
+    again = "pass the original question= and image="
     prompts = require(engine, GivesPromptIds)
     sizes = [tuple(each) for each in result.meta.get("image_sizes") or [each.size for each in result.images]]
     if question is None and image is None and sizes == [each.size for each in result.images]:
         image = list(result.images) or None
     conversation = converse(result.meta.get("question", "") if question is None else question, image)
     if question is None and sizes and not conversation.images:
-        raise MessageError(f"The result holds its pictures only reduced, for display: {again}.")
+        raise MessageError(f"The result holds its images only downscaled for display: {again}.")
     if not np.array_equal(prompts.prompt_ids(conversation), result.input_ids):
         raise MessageError(
             f"The result does not answer this conversation, their prompts differ: {again}, with all messages."
         )
     if sizes != [each.size for each in conversation.images]:
-        raise MessageError(f"The result is about pictures of {sizes} pixels, not these: {again}.")
+        raise MessageError(f"The result is about images of {sizes} pixels, not these: {again}.")
     return conversation
 
 
 def begin_of(
     engine: Engine, result: Result, position: int, token: int | str | Sequence[int], conversation: Conversation
 ) -> list[int]:
-    """Ids of the answer up to a position, and of the token that is put there.
+    """Token ids of the answer up to a position, followed by those of the substituted token.
 
     Raises:
         ResultError: for a position outside the answer.
-        MessageError: for a token that is none, or a text that cannot be written there.
+        MessageError: for an unknown token, or text that cannot be tokenised there.
     """
     output = result.output
     whole = isinstance(position, (int, np.integer)) and not isinstance(position, bool)
@@ -101,11 +101,11 @@ def begin_of(
         raise MessageError(f"Several tokens read {token!r} there: choose one by its id, {', '.join(map(str, listed))}.")
     text = "".join(output.tokens[:position]) + token
     if not token:
-        raise MessageError("The token is an empty text, which no token reads as.")
+        raise MessageError("The token is an empty string, which no token decodes to.")
     ids = answer_ids(engine, conversation, text)
     if ids[:position] != before or len(ids) == position:
         raise MessageError(
-            f"{token!r} is none of the likeliest tokens there, and the tokenizer writes it together with what stands "
-            "before it: choose a token by its id."
+            f"{token!r} is not among the likeliest tokens there, and the tokenizer merges it with the text before it: "
+            "choose a token by its id."
         )
     return ids

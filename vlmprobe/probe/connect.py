@@ -1,4 +1,4 @@
-"""A probe of a model that a serving engine runs: behind its server, or in this process."""
+"""Probes of models on serving engines, behind a server or in this process."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def connect(
 
     Args:
         url: of the server, such as ``"http://localhost:8000"``.
-        engine: its kind; ``"auto"`` asks the server.
-        processor: what knows the model's tokens: its folder or hub id, its processor, or a probe of the same model that
-            is open here. Needed for the prompt side with images, and for candidates in their exact tokens.
-        model: the name under which the server has the model; its first one where None.
-        api_key: sent as a bearer token; read from ``VLMPROBE_API_KEY`` where None. It is never logged or saved.
-        headers: further headers of every request; their values are kept out of messages like the key.
-        max_concurrency: how many requests run at once at most.
-        timeout: seconds for one request; of an answer that is streamed, the longest silence.
-        image_ids: ids of image placeholders, where no processor is given that tells them.
-        value_kind: what the server's log-probabilities are under sampling, where that is known; found out by three
-            short requests where None.
-        in_flight, seconds: the former names of ``max_concurrency`` and ``timeout``.
+        engine: type of the server; ``"auto"`` detects it.
+        processor: the source of the model's tokenizer: its folder or hub id, its processor, or a local probe of the
+            same model. Needed for the prompt side with images, and to score candidates by their exact tokens.
+        model: the name under which the server lists the model; its first one if None.
+        api_key: sent as a bearer token; read from ``VLMPROBE_API_KEY`` if None. It is never logged or saved.
+        headers: extra headers of every request; like the key, their values never appear in messages.
+        max_concurrency: maximum number of concurrent requests.
+        timeout: seconds per request; for a streamed answer, the longest gap between chunks.
+        image_ids: ids of image placeholders, if no processor provides them.
+        value_kind: what the server's log-probabilities are under sampling, if known; determined by three short
+            requests if None.
+        in_flight, seconds: former names of ``max_concurrency`` and ``timeout``.
 
     Raises:
-        EngineConnectionError: where nothing answers.
-        EngineError: where what answers is no engine that is known.
-        UnknownModelError: where the server has no model of that name.
+        EngineConnectionError: if nothing answers.
+        EngineError: if the server is not a known engine.
+        UnknownModelError: if the server has no model of that name.
     """
     from vlmprobe._version import __version__
     from vlmprobe.engines.serving import Client, Facts, Limits, Meaning, Tokens
@@ -70,11 +70,11 @@ def connect(
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e9:
         raise GenerationOptionError(f"timeout must be a number of seconds above 0, not {timeout!r}")
     if value_kind is not None and value_kind not in KINDS:
-        raise GenerationOptionError(f"value_kind must be of {', '.join(KINDS)}, not {value_kind!r}")
+        raise GenerationOptionError(f"value_kind must be one of {', '.join(KINDS)}, not {value_kind!r}")
     client = Client(url, api_key=api_key, headers=headers, limits=Limits(in_flight=max_concurrency, request_s=timeout))
     found, server = background.run(detect(Facts(client), engines().values(), engine))
     if model is None and not server.models:
-        raise UnknownModelError(f"{client.url} names no model: pass model=.")
+        raise UnknownModelError(f"{client.url} lists no model: pass model=.")
     if model is not None and server.models and model not in server.models:
         raise UnknownModelError(
             f"{client.url} has no model {model!r}.{near(model, server.models)} It has: {', '.join(server.models[:20])}."
@@ -97,9 +97,9 @@ def opened(model: str, engine: str, name: str, asked: Mapping[str, Any], options
 
     Args:
         model: a folder or hub id.
-        engine: by its name.
+        engine: its name.
         name: of the model, for ``meta``.
-        asked: the arguments of ``load`` that are its own (``device``, ``dtype``, ``revision``, ``adapter``).
+        asked: ``load``'s own arguments (``device``, ``dtype``, ``revision``, ``adapter``).
         options: of the engine.
     """
     from vlmprobe._version import __version__

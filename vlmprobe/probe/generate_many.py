@@ -1,4 +1,4 @@
-"""Many requests: read one by one, answered in batches or many in flight, and given back in order."""
+"""Many requests: read lazily, run in batches or concurrently, and returned in request order."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vlmprobe.results.result import Result
 
 __all__ = ["Failure", "OnError", "answered"]
 
-AUTO_BATCH = 16  # the most requests in one batch with batch_size="auto"
+AUTO_BATCH = 16  # largest batch with batch_size="auto"
 OnError: TypeAlias = Literal["raise", "keep"]
 Asked: TypeAlias = "tuple[Request, Conversation | VlmprobeError]"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What stands in the place of the result of a request that failed, with ``on_error="keep"``."""
+    """Takes the place of a failed request's result, with ``on_error="keep"``."""
 
     error: VlmprobeError
-    meta: dict[str, Any] = field(default_factory=dict)  # what is known of the model and the request; its id
+    meta: dict[str, Any] = field(default_factory=dict)  # of the model and the request, such as its id
 
 
 def answered(
@@ -45,7 +45,7 @@ def answered(
         raise GenerationOptionError(f"on_error must be 'raise' or 'keep', not {on_error!r}")
     if isinstance(requests, (str, Mapping, Request)) or not isinstance(requests, Iterable):
         raise MessageError(
-            f"generate_many takes a list of requests, not {type(requests).__name__}; for one use generate"
+            f"generate_many takes a list of requests, not {type(requests).__name__}; for a single request use generate"
         )
     engine.check([], options)
     read = (_read(engine, converse, raw, options) for raw in requests)
@@ -55,7 +55,7 @@ def answered(
         run: Iterator[tuple[Asked, Any]] = _in_flight(engine, read, options, keeps, together)
     else:
         size = engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
-        large = "logits" in options.keep and options.store is None  # a window of results would be
+        large = "logits" in options.keep and options.store is None  # too large for a window of results
         run = _in_batches(engine, read, options, keeps, size, batch_size == "auto" and size > 1 and not large)
     return _tracked(meta, run, keeps, progress, len(requests) if isinstance(requests, Sized) else None)
 
@@ -80,7 +80,7 @@ def _tracked(
 
 
 def _read(engine: Engine, converse: Converse, raw: Any, options: Options) -> Asked:
-    """A request and its conversation, or what is wrong with it."""
+    """A request with its conversation, or with the error that it raised."""
     request = Request("", id=raw.get("id") if isinstance(raw, Mapping) else getattr(raw, "id", None))
     try:
         request = request_of(raw)
@@ -94,7 +94,7 @@ def _read(engine: Engine, converse: Converse, raw: Any, options: Options) -> Ask
 def _in_flight(
     engine: AnswersConcurrently, read: Iterator[Asked], options: Options, keeps: bool, together: int | None
 ) -> Iterator[tuple[Asked, Any]]:
-    """Through an engine that works on many at once by itself."""
+    """Run through an engine that handles concurrent requests itself."""
     waiting: deque[Asked] = deque()
 
     def conversations() -> Iterator[Conversation | VlmprobeError]:
@@ -102,7 +102,7 @@ def _in_flight(
             waiting.append(asked)
             yield asked[1]
             if isinstance(asked[1], VlmprobeError) and not keeps:
-                return  # the good requests before a bad one are answered
+                return  # the valid requests before an invalid one are still answered
 
     outcomes = engine.answers(conversations(), options, keep_errors=True, together=together)
     try:
@@ -115,10 +115,10 @@ def _in_flight(
 def _in_batches(
     engine: Engine, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool
 ) -> Iterator[tuple[Asked, Any]]:
-    """Through an engine that works on one batch at a time; by length where they are grouped."""
+    """Run through an engine that takes one batch at a time; batched by length if ``grouped``."""
     from vlmprobe.engines.batching import WINDOW, Batches
 
-    # Within one call an image is encoded once, in a session also across calls.
+    # Image features are cached within one call; a session also caches them across calls.
     if isinstance(engine, RemembersImages) and engine.memory is None:
         engine = engine.remembering(8)
     batches = Batches(engine, options, size, keeps)
@@ -131,7 +131,7 @@ def _in_batches(
 
 
 def _windows(read: Iterator[Asked], size: int, keeps: bool) -> Iterator[list[Asked]]:
-    """Requests that are read together; one that is wrong is the last of its window unless errors are kept."""
+    """Windows of requests read ahead; unless errors are kept, an invalid request is the last one read."""
     from vlmprobe.engines.batching import WINDOW_BYTES, picture_bytes
 
     window: list[Asked] = []

@@ -43,20 +43,20 @@ def load(
 
     Args:
         model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
-        device: ``"auto"`` takes an accelerator where there is one, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
-        dtype: ``"auto"`` for that of the checkpoint; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
+        device: ``"auto"`` uses an accelerator if available, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
+        dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
         revision: commit, branch or tag of a hub checkpoint.
-        adapter: name of the adapter to use; found from ``config.json`` where None.
-        check: whether a few quick checks run the first time that this checkpoint is loaded; what they find off is a
-            :class:`~vlmprobe.errors.VlmprobeWarning`. With a newer transformers than the tested one, a line of the log
-            says so and which of them passed. The environment variable ``VLMPROBE_CHECK=0`` turns this off too.
+        adapter: name of the adapter to use; detected from ``config.json`` if None.
+        check: whether to run a few quick checks the first time this checkpoint is loaded; failures are reported as a
+            :class:`~vlmprobe.errors.VlmprobeWarning`. With a newer transformers than the tested one, a log line says
+            so and lists the checks that passed. The environment variable ``VLMPROBE_CHECK=0`` also turns this off.
         engine: ``"vllm"``, or another engine that runs in this process in place of transformers.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
             ``quantization_config``, ``attn_implementation``, ...), or of the engine.
 
     Raises:
-        UnknownModelError: where there is no such checkpoint, or no adapter for it.
-        RemoteCodeError: where the checkpoint only works by running its own code, or that is asked for.
+        UnknownModelError: if there is no such checkpoint, or no adapter for it.
+        RemoteCodeError: if the checkpoint needs its own code, or ``trust_remote_code`` is set.
         CheckpointError: for missing or damaged files.
     """
     from vlmprobe.model_registry import registry
@@ -64,7 +64,7 @@ def load(
 
     if from_pretrained.pop("trust_remote_code", False):
         raise RemoteCodeError(
-            "vlmprobe runs no code of a checkpoint, so trust_remote_code cannot be set; leave it out."
+            "vlmprobe never runs a checkpoint's own code, so trust_remote_code cannot be set; leave it out."
         )
     name = str(model)
     if name == "demo":
@@ -79,8 +79,8 @@ def load(
         )
     if name.lower().startswith(("http://", "https://")):
         raise UnknownModelError(
-            "load takes a folder or a hub id, not the address of a server: there are vlmprobe.connect(url) and, on the "
-            "command line, vlmprobe doctor URL."
+            "load takes a folder or a hub id, not the URL of a server: use vlmprobe.connect(url) or, on the command "
+            "line, vlmprobe doctor URL."
         )
     if engine is not None:
         from vlmprobe.probe.connect import opened
@@ -100,12 +100,12 @@ def load(
 
 
 def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
-    """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters on it.
+    """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters.
 
     Args:
         model: a transformers model with a language-modelling head, or a PEFT model around one.
         processor: its processor, with a chat template.
-        adapter: name of the adapter to use; found from ``model.config`` where None.
+        adapter: name of the adapter to use; detected from ``model.config`` if None.
     """
     from vlmprobe.model_registry import registry
 
@@ -121,7 +121,7 @@ def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
 
 @contextmanager
 def _explained(name: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """Whatever a damaged, hostile or unfitting checkpoint makes transformers and torch raise, as an error of ours."""
+    """Convert what transformers and torch raise on a damaged, hostile or mismatched checkpoint to vlmprobe errors."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -186,5 +186,5 @@ def _device(device: Any) -> str:
     except (RuntimeError, AssertionError, TypeError) as error:
         raise CapabilityError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if wanted.type == "meta":
-        raise CapabilityError("device 'meta' holds no numbers: nothing can be computed on it.")
+        raise CapabilityError("device 'meta' holds no data: nothing can be computed on it.")
     return str(wanted)

@@ -1,7 +1,7 @@
-"""A few cheap checks that run when a checkpoint is loaded for the first time; each returns what is off, or None.
+"""Quick checks on the first load of a checkpoint; each returns a description of the problem, or None.
 
-They see gross errors only, those that make every number wrong; ``vlmprobe check MODEL`` runs the full suite. C5 and C11
-carry the names that they have there, of which they are the cheap half.
+They catch only gross errors, which make every number wrong; ``vlmprobe check MODEL`` runs the full suite. C5 and C11
+are cheap halves of the checks of those names there.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ QUESTION = "What is in the picture?"
 ANSWER = "It shows two boats."
 FURTHER = "And what else?"
 GREEDY = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
-# Of the largest logit, or of ten where that is less. Wide: a warning at load must not cry wolf over rounding.
+# Relative to the largest logit, or to ten if that is larger. Loose: rounding must cause no false alarm at load.
 RELATIVE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 TEMPLATE = "chat template"
 SWITCH = "VLMPROBE_CHECK"  # environment variable; 0 turns the checks off
 OFF = ("0", "false", "no", "off")
-_UNTOLD = threading.Lock()  # held from when the process was told that its transformers is newer than the tested one
+_UNTOLD = threading.Lock()  # acquired once this process has logged that its transformers is newer than tested
 
 
 def switched_on() -> bool:
-    """Whether the environment leaves the quick checks on, as it does by default."""
+    """Whether quick checks are on: the default, unless the environment turns them off."""
     return os.environ.get(SWITCH, "").strip().lower() not in OFF
 
 
 def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[str, Any], checkpoint: str) -> None:
-    """Run the quick checks, unless this very checkpoint passed them before, and warn of what is off.
+    """Run the quick checks unless this exact checkpoint has passed them before, and warn about failures.
 
-    What passed is remembered in the user's cache; what failed is not, so it is told at every load. With a newer
-    transformers than the tested one, a line of the log says so and what passed, once in a process.
+    Passes are recorded in the user's cache; failures are not, so they are reported at every load. With a newer
+    transformers than the tested one, a log line says so and what passed, once per process.
 
     Args:
-        engine: around the model that was just loaded.
-        meta: the probe's record: model, revision, adapter, dtype, device, versions.
+        engine: of the model that was just loaded.
+        meta: the probe's metadata: model, revision, adapter, dtype, device, versions.
         config: the checkpoint's ``config.json`` as read.
         checkpoint: local folder or hub id.
     """
@@ -72,25 +72,25 @@ def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[s
     listed = "\n".join(f"- {str(finding).rstrip('.')}." for finding in findings)
     warnings.warn(
         f"The numbers of {meta['model']} cannot be trusted yet: with the adapter {meta['adapter']!r}, "
-        f"{len(findings)} of the quick checks at load found something off.\n{listed}\n"
-        f"Run 'vlmprobe check {meta['model']}' for where and why; check=False or {SWITCH}=0 turns these checks off.",
+        f"{len(findings)} of the quick checks at load failed.\n{listed}\n"
+        f"Run 'vlmprobe check {meta['model']}' for details; check=False or {SWITCH}=0 turns these checks off.",
         VlmprobeWarning,
-        stacklevel=3,  # who called load
+        stacklevel=3,  # the caller of load
     )
 
 
 def _tell_of_newer(installed: str, model: str, findings: Sequence[Finding]) -> None:
     from packaging.version import InvalidVersion, Version
 
-    try:  # what a build adds to a version (5.24.0+cpu) makes it no newer
+    try:  # a local version suffix (5.24.0+cpu) does not make it newer
         newer = Version(Version(installed).public) > Version(TESTED["transformers"])
     except InvalidVersion:
         return
     if not newer or not _UNTOLD.acquire(blocking=False):
         return
     off = {finding.check for finding in findings}
-    passed = [] if TEMPLATE in off else [name for name in CHECKS if name not in off]  # without it, no other one ran
-    # Logged and not warned of: warnings that are errors must not make a newer transformers fail where it works.
+    passed = [] if TEMPLATE in off else [name for name in CHECKS if name not in off]  # without it, no other check ran
+    # Logged, not warned: with warnings as errors, a newer transformers that works must not fail.
     logging.getLogger("vlmprobe").warning(
         "transformers %s is newer than %s, with which vlmprobe %s was tested; quick checks of %s that passed: %s",
         installed,
@@ -103,7 +103,7 @@ def _tell_of_newer(installed: str, model: str, findings: Sequence[Finding]) -> N
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found off."""
+    """A failed check."""
 
     check: str
     told: str
@@ -113,26 +113,26 @@ class Finding:
 
 
 def run(engine: LocalEngine) -> list[Finding]:
-    """What is off, in the order of the checks; empty where nothing is."""
+    """The failed checks, in order."""
     found = []
     for name, check in CHECKS.items():
         try:
             with alone(engine.adapter.model):
                 told = check(engine)
-        except Exception as error:  # noqa: BLE001 - an adapter may fail in any way, and that is what is told
+        except Exception as error:  # noqa: BLE001 - an adapter may fail in any way; the failure is reported
             told = f"{type(error).__name__}: {error}"
         if told is not None:
             found.append(Finding(name, told))
-            if name == TEMPLATE:  # nothing that follows can be asked without it
+            if name == TEMPLATE:  # no other check can run without it
                 break
     return found
 
 
 def chat_template(engine: LocalEngine) -> str | None:
-    """The prompt holds the question, once and as it stands."""
+    """The prompt contains the question exactly once, verbatim."""
     prompt = engine.adapter.encode([_short_text(engine.adapter)]).prompts[0]
     if (times := prompt.text.count(QUESTION)) != 1:
-        return f"the prompt holds the user's text {times} times: {_short(prompt.text)!r}"
+        return f"the prompt contains the user's text {times} times: {_short(prompt.text)!r}"
     return None
 
 
@@ -158,16 +158,16 @@ def end_tokens(engine: LocalEngine) -> str | None:
 
 
 def image_positions(engine: LocalEngine) -> str | None:
-    """C5: the spans of a picture are the positions that the model fills with image features."""
+    """C5: the spans of an image are the positions that the model fills with image features."""
     adapter = engine.adapter
-    encoding = adapter.encode([Conversation.build(QUESTION, _picture())])
+    encoding = adapter.encode([Conversation.build(QUESTION, _image())])
     prompt = encoding.prompts[0]
     held = {place for span in prompt.spans for place in range(span.start, span.stop)}
     filled = filled_positions(adapter, to_model(adapter.model, encoding.inputs))
     if not held:
         return (
-            f"no position of the prompt is told to be the picture's, though the model fills {len(filled)}; image_ids "
-            f"of the adapter are {sorted(adapter.image_ids)}"
+            f"no position of the prompt is marked as the image's, though the model fills {len(filled)}; image_ids of "
+            f"the adapter are {sorted(adapter.image_ids)}"
         )
     if not filled or filled == held:
         return None
@@ -180,7 +180,7 @@ def image_positions(engine: LocalEngine) -> str | None:
 
 
 def selected_rows(engine: LocalEngine) -> str | None:
-    """C11: the default call's numbers of a short text are those of the full rows of the model's own forward."""
+    """C11: for a short text, the default call's numbers match the full rows of the model's own forward."""
     adapter = engine.adapter
     model = adapter.model
     conversation = _short_text(adapter)
@@ -209,15 +209,15 @@ def selected_rows(engine: LocalEngine) -> str | None:
     row, column = np.unravel_index(gaps.argmax(), gaps.shape)
     return (
         f"the {('logsumexp', 'log-probability')[column]} of token {tokens[row]!r} at position {places[row] + 1} is "
-        f"{came[row, column]:.5g} as the probe tells it, and {expected[row, column]:.5g} in the model's own forward"
+        f"{came[row, column]:.5g} in the probe and {expected[row, column]:.5g} in the model's own forward"
     )
 
 
 def filled_positions(adapter: Adapter, inputs: dict[str, Any]) -> set[int]:
     """The positions of one prompt that image features fill: their decoder input does not depend on a token.
 
-    Empty where pictures enter by cross-attention, as tokens of the vocabulary, or are added to embeddings. Runs no
-    decoder layer.
+    Empty if images enter through cross-attention, as vocabulary tokens, or are added to embeddings. Runs no decoder
+    layer.
 
     Args:
         adapter: of the model.
@@ -233,7 +233,7 @@ def filled_positions(adapter: Adapter, inputs: dict[str, Any]) -> set[int]:
         return embedded + noise.to(embedded) * embedded.float().std().to(embedded)
 
     plain = _decoder_input(adapter, inputs)
-    # Every table, for some models have another one for special tokens.
+    # All embedding tables: some models have a separate one for special tokens.
     tables = [module for module in adapter.model.modules() if isinstance(module, nn.Embedding)]
     handles = [table.register_forward_hook(disturb) for table in tables]
     try:
@@ -245,7 +245,7 @@ def filled_positions(adapter: Adapter, inputs: dict[str, Any]) -> set[int]:
 
 
 class _Reached(Exception):
-    """The first decoder layer is reached, and the rest of the forward is not needed."""
+    """Stops a forward at the first decoder layer."""
 
 
 @torch.no_grad()
@@ -270,20 +270,20 @@ def _decoder_input(adapter: Adapter, inputs: dict[str, Any]) -> Tensor:
 
 
 def _short_text(adapter: Adapter, *further: str) -> Conversation:
-    """The question and what follows it, turn by turn; with a picture only where the family needs one."""
+    """The question and further turns; with an image only if the model family requires one."""
     turns = [Message("user", (TextPart(QUESTION),))]
     turns += [Message(("assistant", "user")[place % 2], (TextPart(text),)) for place, text in enumerate(further)]
     conversation = Conversation(tuple(turns))
     try:
         adapter.encode([conversation])
     except CapabilityError:
-        turns[0] = Message("user", (ImagePart(_picture()), *turns[0].parts))
+        turns[0] = Message("user", (ImagePart(_image()), *turns[0].parts))
         return Conversation(tuple(turns))
     return conversation
 
 
-def _picture() -> Image.Image:
-    """64 x 48 pixels of coloured patches, no two of them alike."""
+def _image() -> Image.Image:
+    """64 x 48 pixels of coloured patches, all different."""
     patches = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(patches).resize((64, 48), Image.Resampling.BICUBIC)
 

@@ -1,6 +1,6 @@
-"""What passed the quick checks before, one small JSON file per model in the user's cache directory.
+"""Cache of passed quick checks, one small JSON file per model in the user's cache directory.
 
-Nothing here can fail a load: a memory that cannot be read or written only means that the checks run again.
+Nothing here can fail a load: if the cache cannot be read or written, the checks run again.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any
 
 __all__ = ["fingerprint", "folder", "passed", "remember"]
 
-FORMAT = 1  # version of the layout; 0.1 wrote none, which is read as 0 and is laid out alike
+FORMAT = 1  # version of the layout; 0.1 wrote none, which is read as 0 and has the same layout
 
 
 def folder() -> Path:
-    """Where outcomes are kept: ``$XDG_CACHE_HOME/vlmprobe/checked``, by default below ``~/.cache``."""
+    """The cache directory: ``$XDG_CACHE_HOME/vlmprobe/checked``, by default under ``~/.cache``."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The specification says to ignore a path that is not absolute; expanduser leaves "~" where there is no home.
+    # The XDG specification ignores relative paths; expanduser keeps "~" if there is no home directory.
     return (given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "vlmprobe" / "checked"
 
 
 def fingerprint(adapter: type, meta: Mapping[str, Any], config: Mapping[str, Any], checkpoint: str) -> str:
-    """A digest of everything that an outcome hangs on, so that a change of any of it makes the checks run again.
+    """A hash of everything that the outcome depends on; a change to any of it reruns the checks.
 
     That is the configuration, the revision or the state of the folder's files, the adapter and the state of its
-    source files, dtype, kind of device and versions.
+    source files, dtype, device type and versions.
     """
     source = getattr(sys.modules.get(adapter.__module__), "__file__", None)
     record = {
@@ -45,7 +45,7 @@ def fingerprint(adapter: type, meta: Mapping[str, Any], config: Mapping[str, Any
 
 
 def passed(model: str, known: str) -> bool:
-    """Whether the model passed in exactly this state. What a later vlmprobe wrote is not read: the checks run again."""
+    """Whether the model passed in exactly this state. A later vlmprobe's record is ignored: the checks rerun."""
     try:
         held = json.loads(_file(model).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,11 +54,11 @@ def passed(model: str, known: str) -> bool:
 
 
 def remember(model: str, known: str) -> None:
-    """Keep that the model passed in this state; an earlier state of it is forgotten."""
+    """Record that the model passed in this state, replacing an earlier record."""
     file = _file(model)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and put in place at once: another process must never read half a file.
+        # Write to a temporary file, then rename: another process must never read a partial file.
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
             json.dump({"format": FORMAT, "model": model, "passed": known}, part)
         try:
@@ -74,7 +74,7 @@ def _file(model: str) -> Path:
 
 
 def _state(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file that can be looked at."""
+    """Name, size and modification time of each accessible file."""
     found = []
     for file in sorted(files):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""``Probe``: the one API. ``load``, ``wrap`` and ``connect`` make one; the longer methods have modules beside it."""
+"""``Probe``: the API. ``load``, ``wrap`` and ``connect`` return one; its longer methods live in sibling modules."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["Probe", "Request", "Session"]
 
 @dataclass(frozen=True)
 class Probe:
-    """A model that can be asked, and that says how likely everything it said was.
+    """Queries a model and reports the likelihood of every token of prompt and answer.
 
-    Many threads may call one probe; their calls take turns on the model.
+    Several threads may call one probe; their calls take turns on the model.
     """
 
     engine: Engine
@@ -57,24 +57,22 @@ class Probe:
             image: an image or a list of images, put before the text: path, URL, bytes, PIL image or array.
             keep: ``"stats"`` keeps the columns; ``"logits"`` also the full rows [T, V]; ``"hidden"`` also the states
                 [T, H] that enter the LM head; a set keeps both. A ``pathlib.Path`` in place of ``"logits"`` is a folder
-                that the full rows go to as they are computed, mapped and not held in memory;
-                :class:`vlmprobe.results.row_files.OnDisk` also chooses their type.
-            prompt: False skips the prompt side. None reports it where the engine gives it; every model that is open
-                here does.
-            alternatives: K, how many of the likeliest tokens to keep at each position. None keeps 10, or as many as the
-                engine gives.
-            seed: for sampling; torch's own random state is left as it was.
-            logits_processor: transformers ``LogitsProcessor`` objects of one's own, put between the penalties and the
-                sampling filters of the options. Raw numbers stay raw; ``scores`` shows what they did.
+                to which the full rows are written as they are computed, memory-mapped instead of held in memory;
+                :class:`vlmprobe.results.row_files.OnDisk` also sets their dtype.
+            prompt: False skips the prompt side. None reports it if the engine provides it; every local model does.
+            alternatives: K, how many top tokens to keep per position. None keeps 10, or as many as the engine provides.
+            seed: for sampling; torch's global random state is left unchanged.
+            logits_processor: custom transformers ``LogitsProcessor`` objects, applied between the penalties and the
+                sampling filters of the options. Raw numbers stay raw; ``scores`` shows their effect.
             **generation: arguments of transformers' ``GenerationConfig``: ``max_new_tokens`` (the checkpoint's own
                 default, else 128), ``do_sample``, ``temperature``, ``top_k``, ``num_beams``, ...
 
         Raises:
-            ImageError: for a picture that cannot be read.
+            ImageError: for an image that cannot be read.
             MessageError: for a malformed conversation.
-            GenerationOptionError: for an unknown or impossible option.
-            CapabilityError: for what the model cannot take.
-            NonFiniteLogitsError: where the model returns NaN or infinite logits.
+            GenerationOptionError: for an unknown or invalid option.
+            CapabilityError: for input that the model does not support.
+            NonFiniteLogitsError: if the model returns NaN or infinite logits.
         """
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         conversation = self._conversation(question, image)
@@ -102,14 +100,14 @@ class Probe:
                 for row in tokens:
                     if row.confidence[0] < 0.3:
                         break
-            print(tokens.result.text)  # what was read
+            print(tokens.result.text)  # the text so far
 
         Args:
             question, image, keep, prompt, alternatives, seed, logits_processor, **generation: as in :meth:`generate`;
-                beams cannot be streamed. Until the answer ends, a ``seed`` holds torch's global generator.
+                beams cannot be streamed. Until the answer ends, a ``seed`` occupies torch's global generator.
 
         Returns:
-            A :class:`~vlmprobe.engines.stream.Stream` of tables of one row. When it ends, its ``result`` is that of
+            A :class:`~vlmprobe.engines.stream.Stream` of one-row tables. Once it ends, its ``result`` is that of
             :meth:`generate`.
         """
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
@@ -133,24 +131,23 @@ class Probe:
         logits_processor: Sequence[Any] = (),
         **generation: Any,
     ) -> Iterator[Any]:
-        """Answer many requests in batches, one result after the other in the order of the requests.
+        """Answer many requests in batches, yielding results in request order.
 
-        A server gets many requests at once instead, as many as :func:`vlmprobe.connect` allows in flight; leaving the
-        iterator ends its work on the rest.
+        A server gets concurrent requests instead, as many as :func:`vlmprobe.connect` allows; closing the iterator
+        cancels the rest.
 
-        The numbers are those of single calls: padding is invisible. Sampling with a seed runs the requests one by
-        one, so that each draws what it would draw alone. Pictures that several requests of a batch share are encoded
-        once.
+        The numbers are those of single calls: padding has no effect. Sampling with a seed runs the requests one by
+        one, so that each samples what it would alone. Images shared by requests of a batch are encoded once.
 
         Args:
             requests: :class:`Request` objects, plain questions, or mappings with ``question``, ``image`` and ``id``.
-                They may be endless.
-            batch_size: how many requests run together at most; where memory runs out, half as many from there on.
-                ``"auto"`` reads a window of 64 requests ahead (less where their pictures take more than 256 MB) and
-                runs those of like length together, the longest first; a number runs them as they come.
+                May be infinite.
+            batch_size: maximum batch size, halved from then on when out of memory. ``"auto"`` reads a window of 64
+                requests ahead (fewer if their images take more than 256 MB) and batches by length, longest first; a
+                number keeps the order of the requests.
             progress: whether to show a progress bar; None shows one in a terminal.
-            on_error: ``"raise"`` raises what is wrong with a request in its place, after the results of those before;
-                ``"keep"`` gives a :class:`vlmprobe.probe.generate_many.Failure` in its place and goes on.
+            on_error: ``"raise"`` raises a request's error after the results before it; ``"keep"`` yields a
+                :class:`vlmprobe.probe.generate_many.Failure` in its place and continues.
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
             logits_processor: as in :meth:`generate`; requests then run one by one.
         """
@@ -160,7 +157,7 @@ class Probe:
         return answered(self.engine, self.meta, self._conversation, requests, batch_size, options, progress, on_error)
 
     def session(self, image: Any = None, *, images: int = 8) -> Session:
-        """The same probe with a memory: a picture that was encoded in one call is not encoded again in the next.
+        """This probe with a cache of image features: an image encoded in one call is not encoded again in the next.
 
         ::
 
@@ -168,12 +165,11 @@ class Probe:
                 people = street.generate("How many people are there?")
                 traffic = street.score("Is the traffic light red?", ["yes", "no"])
 
-        Results are those without a session, number for number; ``meta["image_features"]`` says whether features were
-        reused.
+        Results are identical to those without a session; ``meta["image_features"]`` says whether features were reused.
 
         Args:
-            image: what the questions are about, where they bring no image themselves: an image or a list of images.
-            images: how many pictures (or sets of pictures of one conversation) are remembered, at most 1 GB of them.
+            image: default image or list of images, for questions without images of their own.
+            images: how many images (or sets of images of one conversation) to cache, at most 1 GB of them.
         """
         engine = require(self.engine, RemembersImages).remembering(images_to_remember(images))
         about = () if image is None else Conversation.build("about", image).images
@@ -211,19 +207,19 @@ class Probe:
         keep: Keep = "stats",
         alternatives: int | None = None,
     ) -> Scores:
-        """How likely each candidate is as the answer: log-probability of its tokens, written right after the prompt.
+        """Log-probability of each candidate as the answer, its tokens placed right after the prompt.
 
         Args:
             question: a string, or chat messages.
-            candidates: the answers, different and not empty. They are scored as they stand: no space or end token
-                is added. A mapping names answers of several spellings, ``{"yes": ["yes", "Yes"], "no": ["no", "No"]}``,
-                whose probabilities are added.
+            candidates: distinct, non-empty answers, scored verbatim: no space or end token is added. A mapping gives
+                several spellings per answer, ``{"yes": ["yes", "Yes"], "no": ["no", "No"]}``, whose probabilities are
+                summed.
             image: as in :meth:`generate`.
             keep, alternatives: as in :meth:`generate`.
 
         Raises:
-            MessageError: for an empty, repeated or non-string candidate, named answers that collide (one begins with
-                the other), or a malformed conversation.
+            MessageError: for an empty, repeated or non-string candidate, named answers that collide (one is a
+                prefix of the other), or a malformed conversation.
             ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
         """
         from vlmprobe.probe.request import candidate_groups, candidate_list
@@ -240,21 +236,21 @@ class Probe:
     def yes_no(
         self, question: Prompt, /, image: Any = None, *, yes: Sequence[str] = (), no: Sequence[str] = ()
     ) -> YesNo:
-        """Ask a question whose answer is yes or no, and say how probable either is, in all of its spellings.
+        """Probabilities of yes and no as the answer, each summed over its spellings.
 
         Args:
             question, image: as in :meth:`generate`.
-            yes, no: spellings of the two answers; the usual English ones where empty.
+            yes, no: spellings of the two answers; the usual English ones if empty.
 
         Raises:
-            MessageError: for spellings that collide, or that the tokenizer cannot write; others as in :meth:`score`.
+            MessageError: for spellings that collide, or that the tokenizer cannot encode; others as in :meth:`score`.
         """
         from vlmprobe.probe.request import candidate_groups
         from vlmprobe.results.grouped import NO, YES, YesNo, grouped
 
         groups = candidate_groups({"yes": yes or YES, "no": no or NO})
         scores = self.score(question, [*groups["yes"], *groups["no"]], image=image)
-        # Of the ready-made spellings a tokenizer may lack some; of those that the caller gives each is meant.
+        # A tokenizer may lack some of the default spellings; those given by the caller are all required.
         return grouped(groups, scores, strict=bool(yes or no), kind=YesNo)
 
     def rank(
@@ -271,24 +267,24 @@ class Probe:
         progress: bool | None = None,
         prompt: str | None = None,
     ) -> Ranking:
-        """Order documents by their relevance to a query: ``sigmoid(logit_yes - logit_no)`` where the answer begins.
+        """Order documents by their relevance to a query: ``sigmoid(logit_yes - logit_no)`` at the start of the answer.
 
-        Asked through the checkpoint's chat template of the roles query and document where it has one, by the engine
-        where it is a reranker server, and else through :data:`vlmprobe.probe.rank.PROMPT`.
+        Uses the checkpoint's chat template with query and document roles if it has one, the engine itself if it is a
+        reranker server, and otherwise :data:`vlmprobe.probe.rank.PROMPT`.
 
         Args:
             query: a text, an image (a path object, bytes, PIL image or array), ``{"image": ..., "text": ...}``, or chat
                 parts. A string is text, never a path.
             documents: likewise.
             instruction: what makes a document relevant; the template's own, or
-                :data:`vlmprobe.probe.rank.INSTRUCTION`, where None.
-            template: to ask through instead, with the fields ``{query}``, ``{document}`` and ``{instruction}``.
+                :data:`vlmprobe.probe.rank.INSTRUCTION`, if None.
+            template: the prompt to use instead, with the fields ``{query}``, ``{document}`` and ``{instruction}``.
             yes, no: the two answers, one token each.
             batch_size, progress: as in :meth:`generate_many`.
-            prompt: the former name of ``template``.
+            prompt: former name of ``template``.
 
         Raises:
-            MessageError: for what is no document, a template without its fields, or answers of several tokens.
+            MessageError: for an invalid document, a template without its fields, or answers of several tokens.
             ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
         """
         from vlmprobe.probe.rank import rank
@@ -315,19 +311,19 @@ class Probe:
         logits_processor: Sequence[Any] = (),
         **generation: Any,
     ) -> Result:
-        """Continue an answer from another choice: its tokens up to a position, another one there, and what follows.
+        """Keep an answer up to a position, put another token there, and continue generating.
 
         Args:
             result: an answer of this probe.
-            position: row of ``result.output`` where another token is put.
-            token: an id, the text of one of the likeliest tokens there, or another text or list of ids to go on with.
-            question, image: as they were asked. They may be left out where the result holds them: one question, and
-                pictures of at most 512 pixels.
-            keep, prompt, alternatives, seed, logits_processor, **generation: as in :meth:`generate`. They are not those
-                of ``result``; ``max_new_tokens`` counts what follows the choice.
+            position: row of ``result.output`` to replace.
+            token: an id, the text of one of the likeliest tokens there, or other text or ids to continue with.
+            question, image: the original ones. They may be omitted if the result holds them: one question, and images
+                of at most 512 pixels.
+            keep, prompt, alternatives, seed, logits_processor, **generation: as in :meth:`generate`, not taken from
+                ``result``; ``max_new_tokens`` counts tokens after the substituted one.
 
         Returns:
-            A result whose ``output`` begins with the given tokens; their ``scores`` are NaN, for they were not drawn.
+            A result whose ``output`` begins with the given tokens; their ``scores`` are NaN, as they were not sampled.
 
         Raises:
             ResultError: for a position outside the answer.
@@ -342,11 +338,11 @@ class Probe:
         )
 
     def sample(self, question: Prompt, /, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
-        """Answer a question n times, sampling from the model's own distribution, and say how far the answers agree.
+        """Sample n answers from the model's own distribution and measure how far they agree.
 
         Args:
             question, image: as in :meth:`generate`.
-            n: how many answers, at least 2; answer i is that of ``generate(..., do_sample=True, seed=seed + i)``.
+            n: number of answers, at least 2; answer i is that of ``generate(..., do_sample=True, seed=seed + i)``.
             seed: of the first answer.
             **options: as in :meth:`generate`. Temperature 1 without filters and penalties, unless given here.
         """
@@ -369,12 +365,12 @@ class Probe:
 
 @dataclass(frozen=True, repr=False)
 class Session(Probe):
-    """A :class:`Probe` whose questions are about ``pictures`` unless they bring images of their own."""
+    """A :class:`Probe` that adds ``pictures`` to questions without images of their own."""
 
     pictures: tuple[Image, ...] = ()
 
     def forget(self) -> None:
-        """Let go of all features; the session can go on."""
+        """Drop all cached features; the session stays usable."""
         require(self.engine, RemembersImages).forget()
 
     def __enter__(self) -> Session:

@@ -1,12 +1,12 @@
-"""Relevance of documents to a query, from the model's own yes and no.
+"""Relevance of documents to a query, from the model's logits of yes and no.
 
 The score of a document is ``sigmoid(logit_yes - logit_no)`` at the last position of a prompt that asks whether the
 document meets the query: what rerankers of the Qwen family compute (Qwen3-VL-Reranker; Li et al. 2026) and what engines
-serve under ``/score``. Any model that answers questions can be asked so; a score of a model that was not trained for it
-orders documents, and is a probability only as far as the model is calibrated.
+serve under ``/score``. Any generative model can be used; without reranker training its scores order documents, and are
+probabilities only as far as the model is calibrated.
 
-A checkpoint with a chat template of the roles query and document is asked through that; any other through
-:data:`PROMPT`, or a template of one's own. Queries and documents are text, pictures, or both.
+A checkpoint whose chat template has query and document roles is prompted through it; any other through :data:`PROMPT`,
+or a custom template. Queries and documents are text, images, or both.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ THUMBNAIL = 256
 
 @dataclass(frozen=True)
 class Ranked:
-    """One document in its place."""
+    """One ranked document."""
 
-    index: int  # among the documents as they were given
+    index: int  # in input order
     score: float  # 0 to 1
-    margin: float  # logit of yes less that of no, nats
-    text: str  # of the document; empty for a picture alone
-    picture: Image | None  # its first one, reduced for display
+    margin: float  # logit of yes minus logit of no, nats
+    text: str  # of the document; empty for an image alone
+    picture: Image | None  # its first image, downscaled for display
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """D documents and how relevant each is to one query. Iterating gives the most relevant first."""
+    """D documents and their relevance to one query. Iterates from the most to the least relevant."""
 
     query: str  # its text
-    margins: np.ndarray  # float64 [D], nats: logit of yes less that of no, in the order in which documents were given
+    margins: np.ndarray  # float64 [D], nats: logit of yes minus logit of no, in input order
     texts: list[str]  # [D]
-    pictures: list[Image | None]  # [D] first picture of each document, reduced for display
+    pictures: list[Image | None]  # [D] first image of each document, downscaled for display
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scores(self) -> np.ndarray:
-        """float64 [D]: ``sigmoid(margins)``, in the order in which documents were given."""
+        """float64 [D]: ``sigmoid(margins)``, in input order."""
         return np.exp(-np.logaddexp(0, -self.margins))
 
     @property
     def order(self) -> np.ndarray:
-        """int64 [D]: places of the documents, the most relevant first; of equal ones the earlier first."""
+        """int64 [D]: indices of the documents, most relevant first; ties keep the input order."""
         return np.argsort(-self.margins, kind="stable")
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ def rank(
     """Order documents by their relevance to a query. See :meth:`Probe.rank`."""
     asked = parts_of(query, "The query")
     if isinstance(documents, (str, Mapping)) or not isinstance(documents, Sequence):
-        raise MessageError(f"documents is a list of texts and pictures, not {type(documents).__name__}")
+        raise MessageError(f"documents must be a list of texts and images, not {type(documents).__name__}")
     listed = [parts_of(each, f"Document {place}") for place, each in enumerate(documents)]
     conversations, how = _asked(engine, asked, listed, instruction, template)
     margins = _engines_own(engine, asked, listed, instruction) if template is None else None
@@ -131,26 +131,26 @@ def rank(
         query=_text(asked),
         margins=margins,
         texts=[_text(each) for each in listed],
-        pictures=[_picture(each) for each in listed],
+        pictures=[_first_image(each) for each in listed],
         meta={**meta, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
     )
 
 
 def parts_of(source: Any, name: str) -> tuple[Part, ...]:
-    """A query or a document as parts of a message.
+    """A query or a document as message parts.
 
     Args:
         source: a text, an image (path object, bytes, PIL image, array), a mapping with ``"image"`` (also a URL or the
             name of a file) and ``"text"``, chat parts, or a list of these.
-        name: what it is, for messages.
+        name: what it is, for error messages.
 
     Raises:
-        MessageError: for nothing, or what is neither.
+        MessageError: for empty or invalid input.
         ImageError: for an image that cannot be read.
     """
     parts = _read(source, name)
     if not any(isinstance(part, ImagePart) or part.text.strip() for part in parts):
-        raise MessageError(f"{name} is empty: give a text or a picture.")
+        raise MessageError(f"{name} is empty: give a text or an image.")
     return parts
 
 
@@ -161,7 +161,7 @@ def _read(source: Any, name: str) -> tuple[Part, ...]:
         if "type" in source:
             return Conversation.build([{"role": "user", "content": [source]}]).messages[0].parts
         if not source or set(source) - {"image", "text"}:
-            raise MessageError(f"{name} is a mapping of 'image' and 'text', or a chat part with its 'type'.")
+            raise MessageError(f"{name} must be a mapping with 'image' and 'text', or a chat part with its 'type'.")
         images = source.get("image")
         shown = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
         said = [TextPart(source["text"])] if isinstance(source.get("text"), str) and source["text"] else []
@@ -169,7 +169,7 @@ def _read(source: Any, name: str) -> tuple[Part, ...]:
     if isinstance(source, (list, tuple)):
         return tuple(part for each in source for part in _read(each, name))
     if source is None:
-        raise MessageError(f"{name} is None: give a text or a picture.")
+        raise MessageError(f"{name} is None: give a text or an image.")
     return (_image(source),)
 
 
@@ -184,7 +184,7 @@ def _asked(
     instruction: str | None,
     own: str | None,
 ) -> tuple[list[Conversation], str]:
-    """The question about each document, and through what it is asked."""
+    """The conversation about each document, and the kind of template that it uses."""
     adapter = engine.adapter if isinstance(engine, HasAdapter) else None
     template = None
     if own is None and adapter is not None:
@@ -200,17 +200,17 @@ def _asked(
     pairs = [Conversation((*system, Message(PAIR[0], query), Message(PAIR[1], each))) for each in documents]
     if pairs and "{'type'" in adapter.render(pairs[:1])[0]:
         raise CapabilityError(
-            "The chat template of roles query and document is one of a server, which writes contents as they stand. "
-            "Set one that reads lists of parts as processor.chat_template, or give template=."
+            "The chat template with query and document roles is made for a server and inserts contents verbatim. "
+            "Set one that reads lists of parts as processor.chat_template, or pass template=."
         )
     return pairs, "chat template"
 
 
 def _pieces(template: str) -> list[str]:
-    """A template cut at its fields; every second piece is the name of one.
+    """A template split at its fields; every second piece is a field name.
 
     Raises:
-        MessageError: where the query or the document has no place in it.
+        MessageError: if the query or document field is missing or repeated.
     """
     pieces = re.split(rf"\{{({'|'.join(FIELDS)})\}}", template)
     for name in PAIR:
@@ -222,7 +222,7 @@ def _pieces(template: str) -> list[str]:
 
 
 def _filled(pieces: Sequence[str], fields: Mapping[str, tuple[Part, ...]]) -> tuple[Part, ...]:
-    """Parts of the message, neighbouring texts joined."""
+    """Message parts, adjacent texts joined."""
     parts: list[Part] = []
     for place, piece in enumerate(pieces):
         for part in fields[piece] if place % 2 else (TextPart(piece),):
@@ -236,26 +236,26 @@ def _filled(pieces: Sequence[str], fields: Mapping[str, tuple[Part, ...]]) -> tu
 def _engines_own(
     engine: Engine, query: tuple[Part, ...], documents: Sequence[tuple[Part, ...]], instruction: str | None
 ) -> np.ndarray | None:
-    """Margins [D] from an engine that ranks by itself (``rank`` of a reranker server), None where it does not."""
+    """Margins [D] from an engine that ranks by itself (``rank`` of a reranker server), else None."""
     if not isinstance(engine, Ranks) or not documents:
         return None
     if instruction is not None:
         raise CapabilityError(
             f"{type(engine).__name__} ranks with the instruction of the server's template: leave out "
-            "instruction=, or give template= to ask a generating model."
+            "instruction=, or pass template= to prompt a generative model."
         )
     pairs = [Conversation((Message("user", each),)) for each in (query, *documents)]
     try:
         return np.asarray(engine.rank(pairs[0], pairs[1:], activation=False), dtype=np.float64)
-    except CapabilityError:  # a server of a generating model, which can be asked
+    except CapabilityError:  # a server of a generative model, which can be prompted
         return None
 
 
 def _margins(
     engine: Engine, conversations: Sequence[Conversation], yes: str, no: str, batch_size: int | Literal["auto"]
 ) -> Iterator[float]:
-    """Logit of yes less that of no at the end of each prompt, float64."""
-    if not isinstance(engine, TokenisesAnswers):  # log-probabilities of one position differ as its logits do
+    """Logit of yes minus logit of no at the end of each prompt, float64."""
+    if not isinstance(engine, TokenisesAnswers):  # at one position, log-probabilities and logits have equal differences
         for conversation in conversations:
             scores = engine.score(conversation, [yes, no], options_of("stats", None, None, None, {}))
             for text, table in zip((yes, no), scores.tables, strict=True):
@@ -270,14 +270,14 @@ def _margins(
     for result in answered(engine, {}, Conversation.build, requests, batch_size, options, False, "raise"):
         assert isinstance(result, Result)  # on_error is "raise"
         row = result.output.logits
-        assert row is not None  # asked for by keep
+        assert row is not None  # requested by keep
         yield float(row[0, first]) - float(row[0, second])
 
 
 def _only_id(ids: Sequence[Any], text: str) -> Any:
     if len(ids) != 1:
         raise MessageError(
-            f"{text!r} is {len(ids)} tokens after this prompt, and the score is of one: give another word for yes= "
+            f"{text!r} is {len(ids)} tokens after this prompt, but the score takes one: give another word for yes= "
             "or no=, such as 'Yes' or ' yes'."
         )
     return ids[0]
@@ -287,5 +287,5 @@ def _text(parts: Sequence[Part]) -> str:
     return " ".join(part.text for part in parts if isinstance(part, TextPart)).strip()
 
 
-def _picture(parts: Sequence[Part]) -> Image | None:
+def _first_image(parts: Sequence[Part]) -> Image | None:
     return next((thumbnail(part.image, THUMBNAIL) for part in parts if isinstance(part, ImagePart)), None)

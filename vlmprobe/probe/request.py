@@ -26,34 +26,34 @@ __all__ = [
 ]
 
 ON_DISK = (OnDisk, PathLike)
-ALTERNATIVES = 10  # K, unless the caller says
-UNSET: Any = object()  # an argument that was not given; None is a value
+ALTERNATIVES = 10  # default K
+UNSET: Any = object()  # an argument that was not given; None is a valid value
 
-Converse: TypeAlias = Callable[[Prompt, Any], Conversation]  # a question and its image as a conversation
+Converse: TypeAlias = Callable[[Prompt, Any], Conversation]  # builds a conversation from a question and its image
 Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
 
 @dataclass(frozen=True, init=False)
 class Request:
-    """One question of :meth:`Probe.generate_many`; ``id`` comes back in ``result.meta["id"]``."""
+    """One question of :meth:`Probe.generate_many`; ``id`` is returned in ``result.meta["id"]``."""
 
     question: Prompt
     image: Any
     id: Any
 
     def __init__(self, question: Prompt = UNSET, image: Any = None, id: Any = None, *, prompt: Prompt = UNSET) -> None:
-        """``prompt`` is the former name of ``question``."""
+        """``prompt`` is a former name of ``question``."""
         if prompt is not UNSET:
             renamed("Request(prompt=)", "Request(question=)")
             question = prompt if question is UNSET else question
         if question is UNSET:
-            raise TypeError("Request() lacks its question")
+            raise TypeError("Request() needs a question")
         for name, value in (("question", question), ("image", image), ("id", id)):
             object.__setattr__(self, name, value)
 
     @property
     def prompt(self) -> Prompt:
-        """The former name of :attr:`question`."""
+        """Former name of :attr:`question`."""
         renamed("Request.prompt", "Request.question")
         return self.question
 
@@ -61,10 +61,10 @@ class Request:
 def options_of(
     keep: Any, prompt: Any, alternatives: Any, seed: Any, generation: Mapping[str, Any], processors: Any = ()
 ) -> Options:
-    """The arguments of :meth:`Probe.generate` as the options of an engine.
+    """The arguments of :meth:`Probe.generate` as engine options.
 
     Raises:
-        GenerationOptionError: for what none of them can be.
+        GenerationOptionError: for an invalid value.
     """
     listed = list(keep) if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
     stores = [each if isinstance(each, OnDisk) else OnDisk(each) for each in listed if isinstance(each, ON_DISK)]
@@ -72,7 +72,7 @@ def options_of(
     for each in named:
         if each not in KEEP:
             raise GenerationOptionError(
-                f"keep must be of {', '.join(KEEP)}, or a pathlib.Path for full rows on disk, not {each!r}."
+                f"keep must be one of {', '.join(KEEP)}, or a pathlib.Path for full rows on disk, not {each!r}."
                 f"{near(str(each), KEEP)}"
             )
     if len(stores) > 1:
@@ -82,7 +82,7 @@ def options_of(
     alternatives = ALTERNATIVES if alternatives is None else alternatives
     if not isinstance(prompt, bool):
         raise GenerationOptionError(
-            "prompt is True or False (report the prompt side or not); the question comes first."
+            "prompt must be True or False (report the prompt side or not); the question comes first."
         )
     for name, value, least in (("alternatives", alternatives, 1), ("seed", seed, 0)):
         fits = isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**63
@@ -90,7 +90,7 @@ def options_of(
             raise GenerationOptionError(f"{name} must be an integer of at least {least}, not {value!r}")
     own = tuple(processors) if isinstance(processors, Iterable) else (processors,)
     if not all(map(callable, own)) or callable(processors):
-        raise GenerationOptionError("logits_processor is a list of transformers LogitsProcessor objects")
+        raise GenerationOptionError("logits_processor must be a list of transformers LogitsProcessor objects")
     drawn = None if seed is None else int(seed)
     return Options(
         frozenset(named),
@@ -114,7 +114,7 @@ def request_of(raw: Any) -> Request:
         return raw
     if isinstance(raw, Mapping):
         given = dict(raw)
-        if "prompt" in given and "question" not in given:  # a common name of the column
+        if "prompt" in given and "question" not in given:  # a common column name
             given["question"] = given.pop("prompt")
         if set(given) - {"question", "image", "id"} or "question" not in given:
             raise MessageError(f"a request has 'question', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
@@ -123,41 +123,41 @@ def request_of(raw: Any) -> Request:
 
 
 def candidate_groups(candidates: Mapping[Any, Any]) -> dict[str, list[str]]:
-    """Groups as :meth:`Probe.score` takes them, checked before anything runs.
+    """Validates the answer groups of :meth:`Probe.score`.
 
     Raises:
-        MessageError: for no group, a name or spelling that is no text, an empty one, or one of two answers.
+        MessageError: for no groups, a name or spelling that is not a string, or an empty or shared spelling.
     """
     if not candidates:
         raise MessageError("candidates is empty: give at least one answer to score")
     groups: dict[str, list[str]] = {}
     for name, spellings in candidates.items():
         if not isinstance(name, str):
-            raise MessageError(f"The name of an answer is a string, not {name!r}")
+            raise MessageError(f"The name of an answer must be a string, not {name!r}")
         groups[name] = candidate_list([spellings] if isinstance(spellings, str) else spellings)
         for other, texts in list(groups.items())[:-1]:
             if shared := set(texts) & set(groups[name]):
                 raise MessageError(
-                    f"{min(shared)!r} is a spelling of both {other!r} and {name!r}: it can be of one only"
+                    f"{min(shared)!r} is a spelling of both {other!r} and {name!r}: it can belong to one only"
                 )
     return groups
 
 
 def candidate_list(candidates: Any) -> list[str]:
-    """Candidates as :meth:`Probe.score` takes them, checked before anything runs.
+    """Validates the candidates of :meth:`Probe.score`.
 
     Raises:
         MessageError: for none, or an empty, repeated or non-string one.
     """
     if isinstance(candidates, str) or not isinstance(candidates, Iterable):
-        raise MessageError("candidates is a list of strings, such as ['yes', 'no']")
+        raise MessageError("candidates must be a list of strings, such as ['yes', 'no']")
     listed = list(candidates)
     if not listed:
         raise MessageError("candidates is empty: give at least one answer to score")
     for place, each in enumerate(listed):
         if not isinstance(each, str):
             raise MessageError(f"candidate {place} is {type(each).__name__}, not a string")
-        TextPart(each)  # refuses what no tokenizer can read
+        TextPart(each)  # rejects text that no tokenizer can encode
         if not each:
             raise MessageError(f"candidate {place} is empty: an answer without text has no tokens to score")
         if each in listed[:place]:
@@ -166,18 +166,18 @@ def candidate_list(candidates: Any) -> list[str]:
 
 
 def images_to_remember(images: Any) -> int:
-    """How many images a session remembers.
+    """Validates how many images a session caches.
 
     Raises:
-        GenerationOptionError: for no integer of at least 1.
+        GenerationOptionError: unless it is an integer of at least 1.
     """
     if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-        raise GenerationOptionError(f"images, how many are remembered, is an integer of at least 1, not {images!r}")
+        raise GenerationOptionError(f"images, the number to cache, must be an integer of at least 1, not {images!r}")
     return images
 
 
 def with_meta(result: Any, meta: Mapping[str, Any], conversation: Conversation, **more: Any) -> Any:
-    """The result with what is known of the model and the question put into its ``meta``."""
+    """The result with the model and the question recorded in its ``meta``."""
     sizes = [list(image.size) for image in conversation.images]
     asked = {"question": conversation.question, **({"image_sizes": sizes} if sizes else {})}
     return replace(result, meta={**meta, **asked, **result.meta, **more})

@@ -1,9 +1,9 @@
-"""What it says when asked again: several sampled answers to one question, and how far they agree.
+"""Several sampled answers to one question, and how far they agree.
 
 The log-probabilities are those of the raw logits. The estimates below are of the model's own distribution over answers
-where the samples come from it: temperature 1, no filter and no penalty, which is what :meth:`Probe.sample` does unless
-told otherwise. Under other options ``samples.pure`` is False, and the estimates are of a mixture: of answers drawn from
-one distribution, weighed by another (as Kuhn et al. 2023 do with temperature 0.5).
+if the samples come from it: temperature 1, no filter and no penalty, the default of :meth:`Probe.sample`. Under other
+options ``samples.pure`` is False, and the estimates mix two distributions: answers sampled from one, weighted by
+another (as Kuhn et al. 2023 do with temperature 0.5).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vlmprobe.results.result import Result
 __all__ = ["PURE", "Estimator", "Samples", "group", "sample"]
 
 Estimator = Literal["normalised", "discrete", "kuhn"]
-# Options that draw from the model's own distribution, whatever the checkpoint's generation config says.
+# Options that sample from the model's own distribution, whatever the checkpoint's generation config says.
 PURE: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
@@ -37,18 +37,18 @@ PURE: dict[str, Any] = {
 def sample(
     generate: Callable[..., Result], question: Any, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any
 ) -> Samples:
-    """Ask one question n times, sampling; answer i is that of ``generate(..., seed=seed + i)``.
+    """Sample n answers to one question; answer i is that of ``generate(..., seed=seed + i)``.
 
     Args:
-        generate: that of a :class:`vlmprobe.Probe`.
+        generate: the method of a :class:`vlmprobe.Probe`.
         question, image: as in :meth:`Probe.generate`.
-        n: how many answers, at least 2.
+        n: number of answers, at least 2.
         seed: of the first answer.
         **options: of :meth:`Probe.generate`. Sampling is pure (:data:`PURE`) except for what is given here.
 
     Raises:
         ResultError: for n below 2.
-        GenerationOptionError: for options that do not sample, or that :meth:`Probe.generate` refuses.
+        GenerationOptionError: for options that do not sample, or that :meth:`Probe.generate` rejects.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ResultError(f"n must be an integer of at least 2, the fewest answers that can agree, not {n!r}")
@@ -61,13 +61,13 @@ def sample(
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """n answers to one question. Its numbers are in nats, of raw log-probabilities, end tokens included."""
+    """n answers to one question. Numbers are in nats, of raw log-probabilities, end tokens included."""
 
     results: tuple[Result, ...]  # [n]
 
     def __post_init__(self) -> None:
         if len(self.results) < 2:
-            raise ResultError(f"samples are at least 2 answers, not {len(self.results)}")
+            raise ResultError(f"Samples needs at least 2 answers, not {len(self.results)}")
 
     def __len__(self) -> int:
         return len(self.results)
@@ -92,7 +92,7 @@ class Samples:
 
     @property
     def pure(self) -> bool:
-        """Whether the answers were drawn from the raw distribution, so that no ``scores`` stand beside ``logprobs``."""
+        """Whether the answers were sampled from the raw distribution, so that ``scores`` is None."""
         return all(result.output.scores is None for result in self.results)
 
     def groups(
@@ -101,19 +101,19 @@ class Samples:
         *,
         same: Callable[[str, str], bool] | None = None,
     ) -> np.ndarray:
-        """int64 [n]: which meaning each answer has, numbered in order of appearance. See :func:`group`."""
+        """int64 [n]: the meaning of each answer, numbered in order of appearance. See :func:`group`."""
         return group(self.texts, key, same=same)
 
     def agreement(self, groups: Sequence[int] | np.ndarray | None = None) -> float:
         """Share of the answers that have the most common meaning (self-consistency: Wang et al. 2023).
 
         Args:
-            groups: int [n], from :meth:`groups`; answers with the same text where None.
+            groups: int [n], from :meth:`groups`; answers with the same text if None.
         """
         return Counter(self._labels(groups).tolist()).most_common(1)[0][1] / len(self)
 
     def most_common(self, groups: Sequence[int] | np.ndarray | None = None) -> Result:
-        """The likeliest answer of the most common meaning; of meanings equally common the one that holds it."""
+        """The likeliest answer of the most common meaning; among tied meanings, the likeliest of all."""
         labels = self._labels(groups)
         counts = np.bincount(labels)
         at = np.flatnonzero(counts[labels] == counts.max())
@@ -126,7 +126,7 @@ class Samples:
         :meth:`standard_error`.
 
         Args:
-            normalised: each answer's surprisal per token, so that length does not count.
+            normalised: divide each answer's surprisal by its number of tokens.
         """
         return float(-(self.means if normalised else self.logprobs).mean())
 
@@ -144,11 +144,11 @@ class Samples:
         """Entropy of the distribution over meanings, nats.
 
         Args:
-            groups: int [n], from :meth:`groups`; answers with the same text are one meaning where None.
-            estimator: ``"normalised"`` sums the probabilities of the different answers of each meaning, and brings the
-                sums to 1 (Farquhar et al. 2024); ``"discrete"`` takes how often each meaning was drawn (same paper),
-                and needs no probabilities; ``"kuhn"`` is the mean of ``-log p(meaning)`` over the meanings
-                (Kuhn et al. 2023, equation 5). An answer drawn twice counts once in a sum, for it is one answer.
+            groups: int [n], from :meth:`groups`; answers with the same text are one meaning if None.
+            estimator: ``"normalised"`` sums the probabilities of the distinct answers of each meaning and normalises
+                the sums (Farquhar et al. 2024); ``"discrete"`` uses the frequency of each meaning (same paper) and
+                needs no probabilities; ``"kuhn"`` is the mean of ``-log p(meaning)`` over the meanings (Kuhn et al.
+                2023, equation 5). An answer sampled twice counts once in a sum.
             normalised: use each answer's mean log-probability in place of its sum.
         """
         labels = self._labels(groups)
@@ -162,19 +162,19 @@ class Samples:
         return _entropy(np.exp(logs - np.logaddexp.reduce(logs)))
 
     def mass(self) -> float:
-        """Probability of all different answers together: how much of what the model may say the samples have seen."""
+        """Total probability of the distinct answers: how much of the distribution the samples cover."""
         return float(np.exp(np.logaddexp.reduce(self.logprobs[self._different()])))
 
     def plot(self, ax: Any = None, *, groups: Sequence[int] | np.ndarray | None = None, most: int = 12) -> Any:
-        """How often each meaning was drawn as bars, beside the probability of the answers that have it.
+        """Frequency of each meaning as bars, beside the probability of its answers.
 
-        The probability is of the different answers that were drawn, under the raw distribution: of all answers of a
-        meaning it is a part. Where the samples are pure, the bar estimates the whole.
+        The probability is that of the distinct sampled answers under the raw distribution: a part of all answers of
+        the meaning. If the samples are pure, the bar estimates the whole.
 
         Args:
             ax: axes to draw on.
-            groups: int [n], from :meth:`groups`; answers with the same text are one meaning where None.
-            most: of more meanings the most common are drawn, and one bar of the others together.
+            groups: int [n], from :meth:`groups`; answers with the same text are one meaning if None.
+            most: how many meanings to draw, the most common first; the others share one bar.
 
         Returns:
             The axes.
@@ -193,14 +193,14 @@ class Samples:
         return f"Samples({len(self)} answers, {common[1]} of them {common[0][:60]!r})"
 
     def _logprobs_of(self, labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """float64 [G], nats: of each meaning, its different answers together."""
+        """float64 [G], nats: of each meaning, summed over its distinct answers."""
         different = self._different()
         return np.array(
             [np.logaddexp.reduce(values[different & (labels == each)], initial=-np.inf) for each in np.unique(labels)]
         )
 
     def _different(self) -> np.ndarray:
-        """bool [n]: the first of each answer, told apart by their tokens."""
+        """bool [n]: the first occurrence of each token sequence."""
         seen: set[tuple[int, ...]] = set()
         first = []
         for result in self.results:
@@ -228,10 +228,10 @@ def group(
 
     Args:
         texts: [n].
-        key: what stands for the meaning of a text, such as ``str.casefold`` or a function that finds the number in it;
-            texts with equal keys are one meaning. Without ``key`` and ``same``, the text without white space around.
-        same: whether two texts mean the same, such as entailment in both directions by a model of one's own. Each text
-            is compared with the first of every meaning so far, and joins the first that matches (Kuhn et al. 2023).
+        key: maps a text to its meaning, such as ``str.casefold`` or a function that extracts a number; texts with equal
+            keys are one meaning. Without ``key`` and ``same``, the stripped text.
+        same: whether two texts mean the same, such as bidirectional entailment by another model. Each text is compared
+            with the first text of every meaning so far, and joins the first that matches (Kuhn et al. 2023).
 
     Returns:
         int64 [n], the meaning of each text, numbered in order of appearance.

@@ -1,1 +1,1 @@
-"""What a probe returns: tables of tokens, results and scores, and the files that they are saved in."""
+"""What a probe returns: token tables, results and scores, and the files that they are saved in."""

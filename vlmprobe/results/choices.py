@@ -1,4 +1,4 @@
-"""``Choices``: what else could have been said, step by step, as a table of its own."""
+"""``Choices``: the top alternatives at each step, as a table."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ __all__ = ["Choices", "choices_of", "read_only"]
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """N choices over the steps of a token table, in order of the steps and, within one, likeliest first.
+    """N choices over the steps of a token table, ordered by step and, within one, likeliest first.
 
-    A token that was said and is not among the likeliest of its step comes last in it. Rows of the token table without
-    alternatives (an image, the first token) are no steps. The numbers are of the raw logits; the arrays are
-    read-only.
+    A chosen token outside the top k of its step comes last in it. Rows of the token table without alternatives (an
+    image, the first token) are not steps. The numbers are of the raw logits; the arrays are read-only.
     """
 
     steps: np.ndarray  # int64 [N], row of the token table
@@ -28,8 +27,8 @@ class Choices:
     ids: np.ndarray  # int64 [N]; -1 from a server that gives no ids
     tokens: list[str]  # [N]
     logprobs: np.ndarray  # float32 [N], nats
-    chosen: np.ndarray  # bool [N], whether this is the token that was said
-    k: int  # how many likeliest tokens of each step there are
+    chosen: np.ndarray  # bool [N], whether this is the chosen token
+    k: int  # number of top tokens per step
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -49,15 +48,15 @@ class Choices:
         """The tokens of one step and their probabilities, likeliest first.
 
         Raises:
-            ResultError: for a row of the token table that is no step.
+            ResultError: for a row of the token table that is not a step.
         """
         rows = np.flatnonzero(self.steps == step)
         if not len(rows):
-            raise ResultError(f"Row {step} is no step: it is no row of the table, or has no alternatives.")
+            raise ResultError(f"Row {step} is not a step: it is outside the table, or has no alternatives.")
         return [(self.tokens[row], float(self.probabilities[row])) for row in rows]
 
     def columns(self) -> dict[str, Any]:
-        """The columns by the names under which :meth:`to_pandas` shows them."""
+        """The columns, named as in :meth:`to_pandas`."""
         return {
             "step": self.steps,
             "rank": self.ranks,
@@ -73,13 +72,13 @@ class Choices:
         return data_frame(self.columns())
 
     def plot(self, ax: Any = None) -> Any:
-        """A column for each step, its likeliest token on top, the one that was said framed. Returns the axes.
+        """One column per step, its likeliest token on top, the chosen one framed. Returns the axes.
 
         Args:
             ax: axes to draw on.
 
         Raises:
-            ResultError: for more steps than can be read beside each other, or none.
+            ResultError: for more steps than fit side by side, or none.
         """
         from vlmprobe.display.plots.choices import draw_choices
 
@@ -100,22 +99,22 @@ class Choices:
 
 
 def choices_of(table: ShownTable, k: int = 5) -> Choices:
-    """The k likeliest tokens at each step of a table, and the one that was said.
+    """The k likeliest tokens at each step of a table, and the chosen one.
 
     Args:
         table: of T tokens.
         k: how many, at most the alternatives that the table keeps.
 
     Raises:
-        ResultError: where the table keeps fewer.
+        ResultError: if the table keeps fewer.
     """
     kept = table.top_ids.shape[1]
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= kept:
-        raise ResultError(f"k must be an integer from 1 to {kept}, not {k!r}: ask with alternatives= for more")
+        raise ResultError(f"k must be an integer from 1 to {kept}, not {k!r}: pass alternatives= for more")
     found: list[tuple[int, int, int, str, float, bool]] = []
     known = ~np.isnan(table.top_logprobs[:, :k])
     for step in np.flatnonzero(known.any(axis=1)).tolist():
-        said = _place_of_said(table, step, k)
+        said = _rank_of_chosen(table, step, k)
         for rank in np.flatnonzero(known[step]).tolist():
             token, logprob = table.top_tokens[step][rank], float(table.top_logprobs[step, rank])
             found.append((step, rank, int(table.top_ids[step, rank]), token, logprob, rank == said))
@@ -135,14 +134,14 @@ def choices_of(table: ShownTable, k: int = 5) -> Choices:
     )
 
 
-def _place_of_said(table: ShownTable, step: int, k: int) -> int | None:
-    """Where among the k likeliest tokens of a step the one stands that was said; by its text where there are no ids."""
+def _rank_of_chosen(table: ShownTable, step: int, k: int) -> int | None:
+    """Rank of the chosen token among the k likeliest of its step; compared by text if there are no ids."""
     said, top = (table.tokens, table.top_tokens) if table.ids is None else (table.ids, table.top_ids)
     return next((rank for rank, each in enumerate(top[step][:k]) if each == said[step]), None)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """A view through which nothing can be written; the array itself stays as it is."""
+    """A read-only view; the array itself is unchanged."""
     view = array.view()
     view.flags.writeable = False
     return view

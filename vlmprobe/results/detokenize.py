@@ -1,4 +1,4 @@
-"""From token ids to text: whole characters, and the place of each token in the text."""
+"""Token ids to text: whole characters, and the offsets of each token in the text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Detokenizer"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece writes a single byte
-WAITING = 64  # tokens without a whole character at their end, after which what they hold is no text
+WAITING = 64  # tokens in a row that complete no character, after which they are taken as they are
 
 
 class Detokenizer:
-    """Text of tokens for one tokenizer. Holds small caches and no state of any call."""
+    """Decodes the tokens of one tokenizer. Holds small caches and no per-call state."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -24,31 +24,30 @@ class Detokenizer:
         self.alone = lru_cache(maxsize=65536)(self._alone)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The tokenizer's own text of the ids, special tokens kept, no clean-up."""
+        """The tokenizer's own text of the ids, special tokens kept, without clean-up."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        """Text of each token in its place, so that the ordinary tokens join to the decoded text.
+        """Text of each token in context, so that the ordinary tokens concatenate to the decoded text.
 
-        A character that is spread over several tokens stands in the row that completes it; the rows before are
-        empty. What the sequence ends in without being a whole character is left out. Special tokens stand as they
-        are written in the vocabulary.
+        A character split over several tokens is in the row that completes it; the rows before are empty. An
+        incomplete character at the end is dropped. Special tokens appear as in the vocabulary.
         """
         return list(self.running(ids))
 
     def running(self, ids: Iterable[int]) -> Iterator[str]:
-        """The same one by one: the text of each token is there before the next id is asked for."""
-        ordinary: list[int] = []  # ids so far, special ones left out: they do not take part in decoding
-        start = done = 0  # the window: ordinary[start:done] is context, ordinary[done:] ends in a part of a character
-        given = 0  # how many characters of the window's text stand in a row already
+        """Streaming :meth:`texts`: the text of each token is yielded before the next id is read."""
+        ordinary: list[int] = []  # ids so far without special ones, which do not take part in decoding
+        start = done = 0  # the window: ordinary[start:done] is context, ordinary[done:] ends in an incomplete character
+        given = 0  # how many characters of the window's text have been yielded
         for each in ids:
             if each in self.special:
                 yield self.alone(each)
                 continue
             ordinary.append(each)
             now = self.decode(ordinary[start:])
-            # Byte fallback turns a whole run of bytes into replacement characters until its last character is whole,
-            # so nothing is given away before the run ends well, however long it is.
+            # Byte fallback decodes a whole run of bytes to replacement characters until its last character is complete,
+            # so nothing is yielded before that, however long the run is.
             waits = now.endswith(REPLACEMENT) and len(ordinary) - done < WAITING
             whole = now.rstrip(REPLACEMENT) if waits else now
             yield whole[given:]
@@ -58,12 +57,12 @@ class Detokenizer:
                 given = len(self.decode(ordinary[start:done]))
 
     def offsets(self, ids: Sequence[int], texts: Sequence[str]) -> list[tuple[int, int]]:
-        """Start and stop of each token in the text that the ordinary tokens join to.
+        """Start and stop of each token in the concatenated text of the ordinary tokens.
 
         All pieces of one character share its span; a special token has an empty span at its place.
         """
         spans: list[tuple[int, int]] = []
-        pieces: list[int] = []  # rows that wait for the character that they are a part of
+        pieces: list[int] = []  # rows of a character that is not complete yet
         stop = 0
         for row, (each, text) in enumerate(zip(ids, texts, strict=True)):
             if each in self.special:
@@ -83,7 +82,7 @@ class Detokenizer:
         return "".join(text for each, text in zip(ids, texts, strict=True) if each not in self.special)
 
     def _alone(self, each: int) -> str:
-        """Text of a token outside any context; bytes that are no whole character are written as ``<0xE7>``."""
+        """Text of a token out of context; bytes of an incomplete character are written as ``<0xE7>``."""
         if each < 0:
             return ""
         text = self.decode([each])
@@ -92,7 +91,7 @@ class Detokenizer:
             return text
         if BYTE_PIECE.fullmatch(piece):
             byte = int(piece[3:-1], 16)
-            return chr(byte) if byte < 0x80 else piece  # decoders drop a space that stands first
+            return chr(byte) if byte < 0x80 else piece  # decoders drop a leading space
         if REPLACEMENT in text:
             table = _byte_of_character()
             known = all(character in table for character in piece)

@@ -1,4 +1,4 @@
-"""Reads results that were saved, in this version of vlmprobe or an earlier one."""
+"""Loads results saved by this version of vlmprobe or an earlier one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ KINDS: dict[str, type[Result] | type[Scores]] = {each.__name__: each for each in
 
 
 def load_result(path: str | Path) -> Result | Scores:
-    """Read what :meth:`Result.save` or :meth:`Scores.save` wrote, in this version of vlmprobe or an earlier one.
+    """Load what :meth:`Result.save` or :meth:`Scores.save` wrote, in this version of vlmprobe or an earlier one.
 
     Raises:
-        ResultError: where nothing is there, or what is there was not written by vlmprobe, or by a later one.
+        ResultError: if nothing is there, or it was not written by vlmprobe, or by a later version.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
@@ -42,7 +42,7 @@ def load_result(path: str | Path) -> Result | Scores:
     require_readable(path, layout, FORMAT)
     try:
         if not isinstance(document["meta"], dict):
-            raise ResultError("its meta is no mapping")
+            raise ResultError("its meta is not a mapping")
         return KINDS[document["type"]]._from_parts(load_file(file), document)
     except damages as error:
         raise _damaged(path, error) from error

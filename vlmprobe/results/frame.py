@@ -17,7 +17,7 @@ def data_frame(data: Any, **options: Any) -> Any:
         **options: of ``pandas.DataFrame``, such as ``columns`` and ``index``.
 
     Raises:
-        MissingExtraError: where pandas is not installed.
+        MissingExtraError: if pandas is not installed.
     """
     try:
         import pandas

@@ -1,4 +1,4 @@
-"""``GroupedScores``: answers that may be spelled in several ways, each way scored, their probabilities added."""
+"""``GroupedScores``: answers with several spellings, each scored, their probabilities summed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 NO = ("no", "No", "NO", " no", " No", " NO")
 
 Groups = Mapping[str, Sequence[str]]
-Path = tuple[Any, ...]  # where a spelling begins in the model's sequence, then its tokens
+Path = tuple[Any, ...]  # start position of a spelling in the model's sequence, then its tokens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GroupedScores(Scores):
-    """How likely each of G answers is, in whichever of its spellings.
+    """How likely each of G answers is, in any of its spellings.
 
-    ``candidates`` are the names of the answers, ``tables`` those of their likeliest spellings. A spelling stands for
-    everything that begins with it, so one that begins with another of its answer adds nothing and is left out.
+    ``candidates`` are the names of the answers, ``tables`` those of their likeliest spellings. A spelling covers every
+    continuation of it, so one that extends another spelling of its answer adds nothing and is left out.
     """
 
-    spellings: Scores = field(kw_only=True)  # of all spellings, C in all
-    members: list[list[int]] = field(kw_only=True)  # [G] places in ``spellings`` that are added up
-    left_out: dict[str, str] = field(kw_only=True)  # spellings that are not, and why
+    spellings: Scores = field(kw_only=True)  # of all C spellings
+    members: list[list[int]] = field(kw_only=True)  # [G] indices into ``spellings`` to sum
+    left_out: dict[str, str] = field(kw_only=True)  # spellings that do not count, and why
 
     @cached_property
     def logprobs(self) -> np.ndarray:
@@ -101,16 +101,16 @@ Kind = TypeVar("Kind", bound=GroupedScores)
 
 
 def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[Kind] = GroupedScores) -> Kind:  # type: ignore[assignment]
-    """Answers from the scores of all their spellings.
+    """Group the scores of spellings into answers.
 
     Args:
         groups: spellings by the name of their answer.
         scores: of all of them.
-        strict: whether a spelling that the tokenizer cannot write is an error; it is left out otherwise.
-        kind: the class to make.
+        strict: whether a spelling that the tokenizer cannot encode is an error; otherwise it is left out.
+        kind: the class to return.
 
     Raises:
-        MessageError: where two answers collide (one begins with the other, or their tokens are the same), or an answer
+        MessageError: if two answers collide (one is a prefix of the other, or their tokens are the same), or an answer
             has no spelling that counts.
     """
     place_of = {text: place for place, text in enumerate(scores.candidates)}
@@ -119,17 +119,19 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
     for text, place in place_of.items():
         if read := _misread(scores, place):
             if strict:
-                raise MessageError(f"{text!r} cannot be written by this tokenizer: it reads {read!r}. Leave it out.")
-            left_out[text] = f"the tokenizer reads it as {read!r}"
+                raise MessageError(
+                    f"{text!r} cannot be encoded by this tokenizer: it decodes to {read!r}. Leave it out."
+                )
+            left_out[text] = f"the tokenizer encodes it as {read!r}"
         elif np.isnan(scores.logprobs[place]):
             left_out[text] = "it has no log-probability"
     paths = {text: _path(scores, place) for text, place in place_of.items() if text not in left_out}
     start = _common_start(groups, paths)
     for text, path in paths.items():
         if path[0] != start:
-            left_out[text] = "the tokenizer merges the end of the prompt otherwise than with the other spellings"
+            left_out[text] = "the tokenizer merges the end of the prompt differently than for the other spellings"
     owner = {text: name for name, texts in groups.items() for text in texts}
-    for text in reversed(owner):  # of two spellings of the same tokens, the first stays
+    for text in reversed(owner):  # of two spellings with the same tokens, the first is kept
         shorter = next((each for each in owner if each != text and _begins(text, each, paths, left_out)), None)
         if shorter is None:
             continue
@@ -138,7 +140,7 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
                 f"The answers {owner[text]!r} and {owner[shorter]!r} collide: whatever begins with {text!r} begins "
                 f"with {shorter!r} too. Make the shorter one longer, such as {shorter + '.'!r}, or drop one."
             )
-        left_out[text] = f"everything that begins so is counted with {shorter!r}"
+        left_out[text] = f"its probability is part of that of {shorter!r}"
     members = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
     return _build(kind, list(groups), scores, members, left_out)
 
@@ -160,20 +162,20 @@ def _build(
 
 
 def _path(scores: Scores, place: int) -> Path:
-    """Where a spelling begins and its tokens; by their text where the engine gives no ids."""
+    """Start position and tokens of a spelling; token texts if the engine gives no ids."""
     table = scores.tables[place]
     return (int(table.positions[0]), *(table.tokens if table.ids is None else table.ids.tolist()))
 
 
 def _begins(text: str, other: str, paths: Mapping[str, Path], left_out: Mapping[str, str]) -> bool:
-    """Whether the tokens of a spelling begin with those of another, or are the same; of those that count."""
+    """Whether the tokens of a spelling start with, or equal, those of another; only among those that count."""
     if text in left_out or other in left_out:
         return False
     return paths[text][: len(paths[other])] == paths[other]
 
 
 def _misread(scores: Scores, place: int) -> str | None:
-    """What a spelling reads as, where a token of no text (an unknown one) stands in it."""
+    """What a spelling decodes to, if it contains a token without text (an unknown one)."""
     table, text = scores.tables[place], scores.candidates[place]
     read = "".join(table.tokens)
     return read if "special" in table.kinds and read.strip() != text.strip() else None
@@ -183,17 +185,17 @@ def _common_start(groups: Groups, paths: Mapping[str, Path]) -> int:
     """The first position at which every answer has a spelling.
 
     Raises:
-        MessageError: where there is none.
+        MessageError: if there is none.
     """
     for name, texts in groups.items():
         if not any(text in paths for text in texts):
             raise MessageError(
-                f"The answer {name!r} has no spelling that this tokenizer can write: {', '.join(map(repr, texts))}."
+                f"The answer {name!r} has no spelling that this tokenizer can encode: {', '.join(map(repr, texts))}."
             )
     for start in sorted({path[0] for path in paths.values()}):
         if all(any(text in paths and paths[text][0] == start for text in texts) for texts in groups.values()):
             return int(start)
     raise MessageError(
         "The tokenizer merges the end of the prompt with some answers and not with others, so their probabilities are "
-        "of different places: give each answer a spelling with a space before it, and one without."
+        "at different positions: give each answer a spelling with a leading space, and one without."
     )

@@ -1,4 +1,4 @@
-"""Layouts of saved files: each file gives its own by number, so that a later vlmprobe knows how to read it."""
+"""Versioned layouts of saved files: each file states its version, so that a later vlmprobe can read it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["require_readable"]
 
 
 def require_readable(path: str | PathLike[str], found: Any, newest: int, *, oldest: int = 1) -> None:
-    """Refuse a file whose layout this vlmprobe does not know, before anything else of it is read.
+    """Reject a file whose layout this vlmprobe does not know, before reading the rest of it.
 
     Args:
         path: of the file, for the message.
-        found: the number that the file gives.
-        newest: that this vlmprobe writes; it reads every one from ``oldest`` on.
-        oldest: 0 where vlmprobe 0.1 wrote files of this kind without a number.
+        found: the version that the file states.
+        newest: the version that this vlmprobe writes; it reads all from ``oldest`` on.
+        oldest: 0 if vlmprobe 0.1 wrote files of this kind without a version.
 
     Raises:
-        ResultError: for a later layout, or what is no layout at all.
+        ResultError: for a later layout, or an invalid one.
     """
     if isinstance(found, bool) or not isinstance(found, int) or found < oldest:
         raise ResultError(f"{path} has layout {found!r}, which no vlmprobe writes: the file is damaged.")

@@ -25,10 +25,10 @@ ARRAYS, DOCUMENT = "arrays.safetensors", "result.json"
 
 
 class Saved:
-    """Saving, and showing in a terminal and in Jupyter, for whatever holds tables, numbers and pictures."""
+    """Saving, and display in a terminal and in Jupyter, of results and scores."""
 
     def save(self, path: str | Path) -> Path:
-        """Write to ``path``: one file where it ends in ``.safetensors``, else a folder of safetensors and JSON."""
+        """Write to ``path``: one file if it ends in ``.safetensors``, else a folder of safetensors and JSON."""
         from safetensors.numpy import save_file
 
         arrays, document = self._parts()  # type: ignore[attr-defined]
@@ -38,7 +38,7 @@ class Saved:
         try:
             text = json.dumps(document, ensure_ascii=False, indent=1)
         except (TypeError, ValueError) as error:
-            raise ResultError(f"meta holds what JSON cannot: {error}. Use strings or numbers as ids.") from error
+            raise ResultError(f"meta cannot be written as JSON: {error}. Use strings or numbers as ids.") from error
         if path.suffix == ".safetensors":
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(arrays, path, metadata={"vlmprobe": text})
@@ -49,7 +49,7 @@ class Saved:
         return path
 
     def to_html(self: Shown, path: str | Path | None = None) -> str:
-        """One self-contained HTML page; written to ``path`` where given."""
+        """One self-contained HTML page; written to ``path`` if given."""
         from vlmprobe.display import page
 
         text = page([self])
@@ -77,14 +77,14 @@ class Saved:
 
 @dataclass(frozen=True, eq=False)
 class Result(Saved):
-    """The answer to one request and what the model said of every token of prompt and answer."""
+    """The answer to one request, with statistics of every token of prompt and answer."""
 
     text: str  # the answer, special tokens removed
     prompt: TokenTable | None  # one row per prompt token, one per image; None with prompt=False
     output: TokenTable  # one row per generated token, the end token included
     input_ids: Ids  # int64 [S], the prompt in the model's own sequence, image placeholders included
     meta: dict[str, Any] = field(default_factory=dict)  # model, adapter, dtype, device, versions, options, timings, ...
-    images: tuple[Image, ...] = ()  # the pictures asked about, reduced for display
+    images: tuple[Image, ...] = ()  # the input images, downscaled for display
 
     def __post_init__(self) -> None:
         if self.input_ids is not None:
@@ -99,18 +99,18 @@ class Result(Saved):
     def confidence(self) -> float:
         """Probability of the whole answer given the prompt: ``exp`` of the sum of the output's log-probabilities.
 
-        NaN where an engine tells no more of one of them than a bound.
+        NaN if the engine gives only a bound for one of them.
         """
         if self.output.logprobs_at_most is not None:
             return float("nan")
         return float(np.exp(self.output.logprob))
 
     def top(self, k: int = 5) -> Choices:
-        """What else could have been said at each step of the answer; see :meth:`TokenTable.top`."""
+        """The top alternatives at each step of the answer; see :meth:`TokenTable.top`."""
         return self.output.top(k)
 
     def plot(self, ax: Any = None, *, most: int = 40) -> Any:
-        """How surprising each token of the answer was; see :meth:`TokenTable.plot`. Returns the axes."""
+        """Surprisal of each token of the answer; see :meth:`TokenTable.plot`. Returns the axes."""
         return self.output.plot(ax, most=most)
 
     def __repr__(self) -> str:
@@ -143,13 +143,13 @@ class Result(Saved):
 
 @dataclass(frozen=True, eq=False)
 class Scores(Saved):
-    """How likely each of C candidate answers is, written right after the prompt."""
+    """Log-probabilities of C candidate answers, each placed right after the prompt."""
 
     candidates: list[str]  # [C]
     tables: list[TokenTable]  # [C], one row per candidate token
-    boundaries: list[str | None]  # [C], what happened where the tokenizer merged across the boundary, else None
+    boundaries: list[str | None]  # [C], what was done if the tokenizer merged across the boundary, else None
     meta: dict[str, Any] = field(default_factory=dict)
-    images: tuple[Image, ...] = ()  # the pictures asked about, reduced for display
+    images: tuple[Image, ...] = ()  # the input images, downscaled for display
 
     @cached_property
     def logprobs(self) -> np.ndarray:
@@ -170,7 +170,7 @@ class Scores(Saved):
     def probabilities(self) -> np.ndarray:
         """float64 [C]: softmax of ``logprobs`` over the candidates, so they sum to 1.
 
-        A candidate that has no log-probability (it holds an id beyond the head) stays NaN and takes no part.
+        A candidate without a log-probability (it contains an id beyond the head) is NaN and excluded.
         """
         if np.isnan(self.logprobs).all():
             return self.logprobs
@@ -179,9 +179,9 @@ class Scores(Saved):
 
     @property
     def mass(self) -> float:
-        """Total probability that the model gives to the candidates: how much of its belief the list covers.
+        """Total probability of the candidates: how much of the model's distribution they cover.
 
-        Above 1 only where one candidate begins with another one.
+        Above 1 only if one candidate is a prefix of another.
         """
         return float(np.nansum(np.exp(self.logprobs)))
 
@@ -197,7 +197,7 @@ class Scores(Saved):
 
         Args:
             ax: axes to draw on.
-            most: of more candidates the likeliest are drawn, and one bar of what the others have together.
+            most: how many candidates to draw, the likeliest first; the others share one bar.
         """
         from vlmprobe.display.plots.scores import draw_scores
 

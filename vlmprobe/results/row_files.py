@@ -1,7 +1,7 @@
-"""Full rows of logits on disk: written as they are computed, memory-mapped when they are read.
+"""Full rows of logits on disk: written as they are computed, memory-mapped when read.
 
-A file is an ordinary safetensors file (its header is filled in at the end), so anything that reads that format reads
-it: ``safetensors.torch.load_file``, or :func:`load_rows`, which maps it as ``TokenTable.logits`` does.
+A file is an ordinary safetensors file (its header is filled in at the end), so any reader of that format can open it:
+``safetensors.torch.load_file``, or :func:`load_rows`, which maps it as ``TokenTable.logits`` does.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["OnDisk", "RowFile", "Slots", "StepRows", "load_rows", "row_files"]
 
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # dtype -> its name in safetensors
-FORMAT = 1  # version of the layout; 0.1 wrote none, which is read as 0 and is laid out alike
+FORMAT = 1  # version of the layout; 0.1 wrote none, which is read as 0 and has the same layout
 METADATA = "vlmprobe_rows"  # key of the header's metadata
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Where full rows go, in place of memory: ``keep=OnDisk("rows", dtype="float16")``, or a plain ``Path``.
+    """Stores full rows on disk instead of in memory: ``keep=OnDisk("rows", dtype="float16")``, or a plain ``Path``.
 
     Each result gets a new file ``000000.safetensors``, ``000001.safetensors``, ... in the folder, and
-    ``result.meta["logits_file"]`` names it. bfloat16 loses nothing where the model runs in bfloat16; float16 rounds
+    ``result.meta["logits_file"]`` names it. bfloat16 is lossless if the model runs in bfloat16; float16 rounds
     each logit to about three decimal digits.
     """
 
@@ -51,11 +51,11 @@ class OnDisk:
 
 
 class RowFile:
-    """A new file that rows of several tables are written to in any order, within the memory of a few rows.
+    """A new file to which rows of several tables are written in any order, with only a few rows in memory.
 
     Args:
         place: folder and dtype.
-        tables: name -> number of rows; that of the last table may turn out smaller when the file is closed.
+        tables: name -> number of rows; the last table may be shorter when the file is closed.
     """
 
     def __init__(self, place: OnDisk, tables: Mapping[str, int]) -> None:
@@ -63,11 +63,11 @@ class RowFile:
         self.tables = dict(tables)
         self._first = dict(zip(tables, np.cumsum([0, *tables.values()]).tolist(), strict=False))  # of each table
         self.path, self._file = _new(Path(place.folder))
-        self._data = 8 + 128 * (len(tables) + 1)  # where rows begin: after the length of the header, and the header
+        self._data = 8 + 128 * (len(tables) + 1)  # offset of the rows: after the length of the header, and the header
         self._width = 0  # V, known from the first row
 
     def at(self, table: str, rows: Iterable[int]) -> Slots:
-        """To append to: what comes goes to these rows of a table, in order."""
+        """A sink whose appended rows go to these rows of a table, in order."""
         return Slots(self, [[(table, int(row))] for row in rows])
 
     def blank(self, table: str, rows: Iterable[int]) -> None:
@@ -84,7 +84,7 @@ class RowFile:
         self._file.write(_raw(logits, self.dtype))
 
     def close(self, counts: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
-        """Finish the file; each table as a read-only array [T, V] that is mapped, not read."""
+        """Finish the file; returns each table as a read-only memory-mapped array [T, V]."""
         self.tables |= counts or {}
         header: dict[str, Any] = {"__metadata__": {METADATA: json.dumps({"format": FORMAT})}}
         rows = 0
@@ -100,7 +100,7 @@ class RowFile:
         return load_rows(self.path)
 
     def discard(self) -> None:
-        """Remove a file that was not finished; nothing where it was."""
+        """Remove the file unless it was finished."""
         if not self._file.closed:
             self._file.close()
             self.path.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ class RowFile:
 
 
 class Slots:
-    """Rows that come one after the other, each for one or several places ``(table, row)`` of a file."""
+    """Sequential rows, each for one or several places ``(table, row)`` of a file."""
 
     def __init__(self, file: RowFile, places: Sequence[Sequence[tuple[str, int]]]) -> None:
         self._file = file
@@ -129,7 +129,7 @@ class Slots:
 
 
 class StepRows:
-    """Rows of a batch of N, step by step, for the table ``output`` of each one's file."""
+    """Rows of a batch of N, step by step, for the ``output`` table of each sequence's file."""
 
     def __init__(self, files: Sequence[RowFile], first: int) -> None:
         self._files = files
@@ -144,7 +144,7 @@ class StepRows:
 
 @contextmanager
 def row_files(place: OnDisk | None, tables: Sequence[Mapping[str, int]]) -> Iterator[list[RowFile]]:
-    """A new file for each of ``tables``, or none without a place; those that are not closed in the end are removed."""
+    """A new file for each of ``tables``, or none without a place; files not closed at the end are removed."""
     files: list[RowFile] = []
     try:
         for each in tables if place is not None else ():
@@ -157,26 +157,26 @@ def row_files(place: OnDisk | None, tables: Sequence[Mapping[str, int]]) -> Iter
 
 
 def load_rows(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tables of a file of rows by name, each [T, V], read-only, and mapped: nothing is read before it is looked at.
+    """The tables of a file of rows by name, each [T, V], read-only and memory-mapped: rows are read on access.
 
     Args:
         path: such as ``result.meta["logits_file"]``; tables are ``"prompt"`` and ``"output"``, or candidates by number.
 
     Raises:
-        ResultError: where no such file is there, or a later vlmprobe wrote it.
+        ResultError: if there is no such file, or a later vlmprobe wrote it.
         MissingExtraError: for bfloat16 without ``ml_dtypes``.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as opened:  # compares the header with the file's length
+        with safe_open(path, framework="np") as opened:  # checks the header against the file's length
             described = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
         layout = described.get("format", 0)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise ResultError(f"{path} is no file of rows ({type(error).__name__}: {error}).") from error
+        raise ResultError(f"{path} is not a file of rows ({type(error).__name__}: {error}).") from error
     require_readable(path, layout, FORMAT, oldest=0)
     header.pop("__metadata__", None)
     types = {table["dtype"] for table in header.values()}
@@ -184,7 +184,7 @@ def load_rows(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     names = {stored: name for name, stored in NAMES.items()}
     alike = len(types) == 1 and types <= set(names) and {len(shape) for shape in shapes} == {2}
     if not alike or len({width for _, width in shapes}) > 1 or not sum(count * width for count, width in shapes):
-        raise ResultError(f"{path} is no file of rows: its tables are not of one type and vocabulary.")
+        raise ResultError(f"{path} is not a file of rows: its tables differ in dtype or vocabulary.")
     dtype, width = numpy_dtype(names[types.pop()]), shapes[0][1]
     shape = (sum(count for count, _ in shapes), width)
     mapped = np.memmap(path, dtype=dtype, mode="r", offset=8 + length, shape=shape)
@@ -193,7 +193,7 @@ def load_rows(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def numpy_dtype(name: str) -> Any:
-    """The NumPy type of that name; bfloat16 is that of ``ml_dtypes``."""
+    """The NumPy dtype of that name; bfloat16 comes from ``ml_dtypes``."""
     if name != "bfloat16":
         return np.dtype(name)
     try:
@@ -211,7 +211,7 @@ def _raw(logits: Tensor, dtype: str) -> bytes:
 
 
 def _new(folder: Path) -> tuple[Path, BinaryIO]:
-    """The next file of a folder, which no other call gets."""
+    """The next numbered file of a folder, created exclusively."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

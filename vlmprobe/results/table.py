@@ -17,7 +17,7 @@ __all__ = ["KINDS", "TokenTable", "read_only"]
 
 KINDS = ("text", "special", "image")
 Ids: TypeAlias = Any  # np.ndarray int64; None from a server that gives no ids
-ON_DISK = ("float16", "bfloat16")  # shorter types that full rows on disk may have
+ON_DISK = ("float16", "bfloat16")  # narrower dtypes that full rows on disk may have
 COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
     **dict.fromkeys(("ids", "positions", "ranks"), (np.int64, 1)),
     **dict.fromkeys(("offsets", "top_ids"), (np.int64, 2)),
@@ -29,20 +29,20 @@ COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """T tokens and what the model said of each.
+    """T tokens and the model's statistics of each.
 
-    Row t is about token t under the distribution from which token t was drawn: the model's output one position
+    Row t describes token t under the distribution from which token t was drawn: the model's output one position
     before it. The first token of a sequence has no distribution and an image is not text: their numbers are NaN
-    and their rank is -1, and no mean, score or perplexity counts them. All logarithms are natural (nats), all
+    and their rank is -1, and no mean, score or perplexity includes them. All logarithms are natural (nats), all
     numbers are of the raw logits, before temperature, penalties and filters, except ``scores``.
 
     The arrays are read-only. A server may give no ids: ``ids`` is then None, and ``top_ids`` holds -1.
     """
 
     ids: Ids  # int64 [T]; an image row holds its placeholder's id
-    tokens: list[str]  # [T] text; pieces of one character carry it in the row that completes it
+    tokens: list[str]  # [T] text; a character split over tokens is in the row that completes it
     kinds: list[str]  # [T] "text", "special" or "image"
-    positions: np.ndarray  # int64 [T], place in the model's own sequence (an image: its first position)
+    positions: np.ndarray  # int64 [T], position in the model's own sequence (an image: its first one)
     offsets: np.ndarray  # int64 [T, 2], start and stop of the token's characters in the text of this table
     logprobs: np.ndarray  # float32 [T], nats
     entropy: np.ndarray  # float32 [T], nats
@@ -52,10 +52,10 @@ class TokenTable:
     top_logprobs: np.ndarray  # float32 [T, K], nats
     top_tokens: list[list[str]]  # [T][K] text of the likeliest tokens
     image_spans: tuple[ImageSpan, ...] = ()  # every run of image positions, in sequence order
-    logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"; mapped where on disk
+    logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"; memory-mapped if on disk
     hidden: np.ndarray | None = None  # float32 [T, H], what entered the LM head, with keep="hidden"
     scores: np.ndarray | None = None  # float32 [T], logprob after processors, where it differs from logprobs
-    # Bounds from an engine that does not tell all; NaN where the number itself is known, or nothing is.
+    # Bounds from an engine that gives incomplete numbers; NaN where the number itself is known, or nothing is.
     logprobs_at_most: np.ndarray | None = None  # float32 [T], nats
     entropy_at_least: np.ndarray | None = None  # float32 [T], nats
 
@@ -71,9 +71,9 @@ class TokenTable:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice) -> TokenTable:
-        """A run of rows as a table of its own; ``image_spans`` are kept whole."""
+        """A slice of rows as a new table; ``image_spans`` are kept whole."""
         if not isinstance(rows, slice):
-            raise TypeError("a TokenTable is cut with a slice, such as table[2:5]; columns are attributes")
+            raise TypeError("a TokenTable takes a slice, such as table[2:5]; columns are attributes")
         changed = {
             field.name: value[rows]
             for field in fields(self)
@@ -93,31 +93,31 @@ class TokenTable:
 
     @property
     def margin(self) -> np.ndarray:
-        """float32 [T], nats: log-probability of the likeliest token less that of the second."""
+        """float32 [T], nats: log-probability of the likeliest token minus that of the second."""
         if self.top_logprobs.shape[1] < 2:
-            raise ResultError("margin needs at least two alternatives: ask with alternatives=2 or more")
+            raise ResultError("margin needs at least two alternatives: pass alternatives=2 or more")
         return self.top_logprobs[:, 0] - self.top_logprobs[:, 1]
 
     @property
     def logprob(self) -> float:
-        """Sum of the log-probabilities of the scored rows, nats; NaN where none is scored."""
+        """Sum of the log-probabilities of the scored rows, nats; NaN if none is scored."""
         return float(self.logprobs[self.scored].sum(dtype=np.float64)) if self.scored.any() else float("nan")
 
     @property
     def perplexity(self) -> float:
-        """``exp`` of the mean negative log-probability over the scored rows; NaN where none is scored."""
+        """``exp`` of the mean negative log-probability over the scored rows; NaN if none is scored."""
         return float(np.exp(-self.logprobs[self.scored].mean(dtype=np.float64))) if self.scored.any() else float("nan")
 
     def top(self, k: int = 5) -> Choices:
-        """What else could have been said: the k likeliest tokens of each scored row, and the one that was said.
+        """The k likeliest tokens of each scored row, and the chosen one.
 
         Raises:
-            ResultError: where the table keeps fewer than k alternatives.
+            ResultError: if the table keeps fewer than k alternatives.
         """
         return choices_of(self, k)
 
     def columns(self) -> dict[str, Any]:
-        """The columns by the names under which :meth:`to_pandas` and :meth:`to_arrow` show them."""
+        """The columns, named as in :meth:`to_pandas` and :meth:`to_arrow`."""
         table: dict[str, Any] = {
             "id": self.ids,
             "token": self.tokens,
@@ -160,11 +160,11 @@ class TokenTable:
 
         Args:
             ax: axes to draw on.
-            most: how many tokens stand side by side with their text; more are drawn as a run, of which the most
-                surprising ones are named.
+            most: how many tokens to draw side by side with their text; more are drawn as a curve with the most
+                surprising ones labelled.
 
         Raises:
-            ResultError: where no token has a log-probability.
+            ResultError: if no token has a log-probability.
         """
         from vlmprobe.display.plots.tokens import draw_table
 
@@ -200,7 +200,7 @@ class TokenTable:
 
     @classmethod
     def from_parts(cls, arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> TokenTable:
-        """A table from what :meth:`to_parts` gave.
+        """A table from what :meth:`to_parts` returned.
 
         Raises:
             ResultError: for a column of another type or number of dimensions.
@@ -224,7 +224,7 @@ class TokenTable:
 
 
 def empty_numbers(count: int, alternatives: int) -> dict[str, np.ndarray]:
-    """The numeric columns of ``count`` rows of which nothing is known: NaN, rank -1, ids -1."""
+    """The numeric columns of ``count`` unknown rows: NaN, rank -1, ids -1."""
     return {
         "logprobs": np.full(count, np.nan, np.float32),
         "entropy": np.full(count, np.nan, np.float32),

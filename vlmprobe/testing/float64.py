@@ -13,7 +13,7 @@ __all__ = ["exactly"]
 
 
 class _NoFloat32(TorchFunctionMode):
-    """Models cast to float32 inside (norms, softmax, recurrences); here such a cast goes to float64."""
+    """Redirects casts to float32 inside models (norms, softmax, recurrences) to float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:

@@ -1,4 +1,4 @@
-"""Everything global that a call could change: hooks, modes, weights, configuration, random state."""
+"""The state that a call could change: hooks, modes, weights, configuration, random state."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def state_of(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
 
 
 def _count(hooks: Mapping[int, Any]) -> int:
-    """How many hooks, those aside that transformers puts there itself at a model's first run and never removes."""
+    """Number of hooks, without those that transformers installs at a model's first run and never removes."""
     return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What differs between two snapshots, in words; empty where nothing does."""
+    """The differences between two snapshots, in words; empty if there are none."""
     told = []
     for name, old in before.items():
         new = after[name]

@@ -18,7 +18,7 @@ Source: TypeAlias = "Probe | Callable[[], Probe]"
 
 
 class _Subjects:
-    """The subject that was used last: the checks of one probe share what they compute, and run after each other."""
+    """Keeps the last subject: the checks of one probe run after each other and share what they compute."""
 
     def __init__(self) -> None:
         self.source: Source | None = None
@@ -42,10 +42,10 @@ class BoundCheck:
     expected_failure: str | None = None
 
     def __call__(self, probe: Source) -> None:
-        """Run the check on a probe, or on what a callable loads.
+        """Run the check on a probe, or on the probe that a callable loads.
 
         Raises:
-            ConformanceError: where it fails.
+            ConformanceError: if it fails.
         """
         import pytest
 
@@ -72,7 +72,7 @@ def parametrize_with_checks(
     Args:
         probes: name in the test's id -> a probe, or a callable that loads it when the first check runs.
         expected_failures: name -> id of a check -> why it is expected to fail. An expected failure that passes
-            fails the test, so that the list stays true.
+            fails the test, so that the list stays up to date.
     """
     import pytest
 

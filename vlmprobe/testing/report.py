@@ -1,4 +1,4 @@
-"""What the conformance suite reports: one :class:`CheckResult` for each check, together a :class:`Report`."""
+"""Results of the conformance suite: a :class:`CheckResult` for each check, together a :class:`Report`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 __all__ = ["FORMAT", "CheckFailure", "CheckResult", "ConformanceError", "Report", "SkipCheck", "Status"]
 
-FORMAT = 1  # version of the record; those of 0.1 give none and are laid out alike
+FORMAT = 1  # version of the record; records of vlmprobe 0.1 have none, and the same layout
 
 Status = Literal["passed", "failed", "skipped", "expected failure", "unexpected pass"]
 STYLES: dict[Status, str] = {
@@ -21,14 +21,14 @@ STYLES: dict[Status, str] = {
 
 
 class CheckFailure(AssertionError):
-    """A check does not hold.
+    """A check failed.
 
     Args:
-        expected: what should have come, and by which path it was found.
-        came: what the probe gave.
+        expected: the expected value, and how it was computed.
+        came: the value from the probe.
         where: token, position, candidate, thread.
         difference: the size of a numerical difference; such a failure is rerun in float64. None for any other.
-        hints: what the numbers themselves tell of the cause.
+        hints: what the numbers themselves suggest about the cause.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CheckFailure(AssertionError):
         self.hints = tuple(hints)
 
     def __str__(self) -> str:
-        lines = [f"expected: {self.expected}", f"came: {self.came}"]
+        lines = [f"expected: {self.expected}", f"got: {self.came}"]
         if self.where:
             lines.append(f"where: {self.where}")
         return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
@@ -71,7 +71,7 @@ class CheckResult:
     status: Status
     seconds: float
     reason: str = ""  # skipped: why; expected failure and unexpected pass: the reason that was given
-    failure: str = ""  # failed: what was expected, what came, where, and what a rerun in float64 showed
+    failure: str = ""  # failed: expected and actual value, where, and what a rerun in float64 showed
     causes: tuple[str, ...] = ()  # failed: the usual causes
     notes: tuple[str, ...] = ()  # parts that do not apply, noise that was ruled out, how a part was checked
 
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, those aside that were expected to."""
+        """Whether no check failed, expected failures aside."""
         return not self.failures
 
     @property
@@ -114,7 +114,7 @@ class Report:
         raise KeyError(check)
 
     def raise_for_failures(self) -> Report:
-        """The report itself where it passed.
+        """Return the report itself if it passed.
 
         Raises:
             ConformanceError: with the text of every failure.
@@ -124,7 +124,7 @@ class Report:
         return self
 
     def counts(self) -> dict[str, int]:
-        """How many checks have each status, in the order in which the statuses are listed."""
+        """Number of checks per status, in the order of ``Status``."""
         listed = [result.status for result in self.results]
         return {status: listed.count(status) for status in STYLES if status in listed}
 

@@ -1,4 +1,4 @@
-"""What the checks share: one probe under test, pictures made here, and the model's own forward as the other path."""
+"""Shared by the checks: the probe under test, synthetic images, and the model's own forward as the reference."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ BEAMS = {"do_sample": False, "num_beams": 3}
 
 
 class Subject:
-    """One probe under test. Encodings, forwards and answers that several checks need are made once.
+    """One probe under test. Encodings, forwards and answers that several checks need are computed once.
 
-    Conversations go by name: ``"main"`` is one picture and a question; ``"other"`` has another picture of the same
-    size, ``"wide"`` a picture of another size and a longer question; ``"text"`` has none; ``"two"`` has two of
+    Conversations go by name: ``"main"`` is one image and a question; ``"other"`` has another image of the same
+    size, ``"wide"`` an image of another size and a longer question; ``"text"`` has none; ``"two"`` has two of
     different sizes, ``"other two"`` another first one, and ``"two other"`` another second one.
     """
 
     def __init__(self, probe: Probe, *, exact: bool = False) -> None:
         if not isinstance(getattr(getattr(probe, "engine", None), "adapter", None), Adapter):
             raise TypeError(
-                "The checks compare a probe with its own model's forward, so they need one that computes in this "
+                "The checks compare a probe with its own model's forward, so they need one that runs in this "
                 f"process (vlmprobe.load or vlmprobe.wrap), not {type(probe).__name__} {probe!r}."
             )
         self.probe = probe
@@ -53,7 +53,7 @@ class Subject:
         self._encodings: dict[str, Encoding] = {}
         self._unavailable: dict[str, str | None] = {}
 
-    # -- what is asked -----------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     def conversation(self, name: str) -> Conversation:
         """A conversation by name."""
@@ -69,7 +69,7 @@ class Subject:
         return Conversation.build(question, images)
 
     def ask(self, name: str, **options: Any) -> Result:
-        """Ask the probe a conversation by name."""
+        """Run the probe's ``generate`` on a conversation by name."""
         return self.probe.generate(self.conversation(name).to_chat(), **options)
 
     def score(self, name: str, candidates: Sequence[str]) -> Scores:
@@ -87,7 +87,7 @@ class Subject:
         return self.encoding(name).prompts[0]
 
     def unavailable(self, name: str) -> str | None:
-        """Why the model cannot be asked this conversation, or None where it can. Every model must take ``"main"``."""
+        """Why the model does not support this conversation; None if it does. Every model must support ``"main"``."""
         if name not in self._unavailable:
             try:
                 self.encoding(name)
@@ -99,7 +99,7 @@ class Subject:
         return self._unavailable[name]
 
     def require(self, name: str) -> None:
-        """Skip the check where the model cannot be asked this conversation."""
+        """Skip the check if the model does not support this conversation."""
         if reason := self.unavailable(name):
             raise SkipCheck(reason)
 
@@ -108,10 +108,10 @@ class Subject:
         """The answer to ``"main"``, greedy, with full rows."""
         return self.ask("main", keep="logits", max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **GREEDY)
 
-    # -- the other path ----------------------------------------------------------------------------
+    # -- the reference -----------------------------------------------------------------------------
 
     def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Model inputs where the model is, real numbers in its dtype."""
+        """Model inputs on the model's device, floating-point ones in its dtype."""
         moved = {}
         for key, value in inputs.items():
             if isinstance(value, Tensor):
@@ -121,7 +121,7 @@ class Subject:
         return moved
 
     def written(self, name: str, ids: Any, drop: int = 0) -> dict[str, Any]:
-        """Model inputs of a conversation less its last ``drop`` positions, followed by ``ids``."""
+        """Model inputs of a conversation without its last ``drop`` positions, followed by ``ids``."""
         inputs = self.encoding(name).inputs
         if len(ids) or drop:
             inputs = self.adapter.extend(inputs, torch.tensor([list(map(int, ids))], dtype=torch.long), drop)
@@ -146,10 +146,10 @@ class Subject:
 
     @torch.no_grad()
     def own_generate(self, *, seed: int = 0, **options: Any) -> tuple[list[int], np.ndarray]:
-        """What the model's own generate emits after ``"main"``, up to and with the end token.
+        """What the model's own generate emits after ``"main"``, up to and including the end token.
 
         Returns:
-            The ids, and float64 [T, V]: the scores that each was drawn from, after processors (of one beam alone).
+            The ids, and float64 [T, V]: the scores that each was drawn from, after processors (of one beam only).
         """
         ends = sorted(self.adapter.end_ids)
         inputs = self.written("main", ())
@@ -171,10 +171,10 @@ class Subject:
 
     @cached_property
     def no_beams(self) -> str:
-        """Why beams cannot run on a picture, or not rightly, in the model's own generate; empty where they can."""
+        """Why beam search on an image fails, or is wrong, in the model's own generate; empty if it works."""
         try:
             self.own_generate(**BEAMS)
-        except Exception as error:  # noqa: BLE001 - the model fails without vlmprobe, in whatever way it does
+        except Exception as error:  # noqa: BLE001 - the model fails without vlmprobe, with any exception
             return f"the model's own generate fails: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
         try:
             self.ask("main", prompt=False, max_new_tokens=1, **BEAMS)
@@ -183,9 +183,9 @@ class Subject:
         return ""
 
     def prompt_table(self, result: Result) -> TokenTable:
-        """The prompt side of a result, which every check here asks for."""
+        """The prompt side of a result, which every check here requests."""
         if result.prompt is None:
-            raise TypeError("the engine returned no prompt side, though prompt=True was asked")
+            raise TypeError("the engine returned no prompt side, though prompt=True was requested")
         return result.prompt
 
     def tolerance(self, kind: str) -> float:
@@ -193,24 +193,24 @@ class Subject:
         return tolerances(self.model.dtype, scale_of(self.own_prompt))[kind]
 
     def named(self, table: TokenTable, rows: Iterable[int] | None = None, what: str = "") -> list[str]:
-        """Token and position of rows of a table (all where None), for messages."""
+        """Token and position of rows of a table (all if None), for messages."""
         return [
             f"{what or 'row'} {row}, token {table.tokens[row]!r}, position {int(table.positions[row])}"
             for row in (range(len(table)) if rows is None else rows)
         ]
 
     def changed(self) -> str:
-        """What is global and differs from before the first check, in words; empty where nothing does."""
+        """Changes of global state since before the first check, in words; empty if there are none."""
         return changes(self._untouched, state_of(self.model, self.adapter.tokenizer))
 
     # -- bug or noise ------------------------------------------------------------------------------
 
     @cached_property
     def in_float64(self) -> Subject:
-        """The same under test in float64: a copy, which is given back with this subject.
+        """A float64 copy of this subject, freed together with it.
 
         Raises:
-            SkipCheck: where that cannot be, with the reason.
+            SkipCheck: if that is not possible, with the reason.
         """
         if self.model.dtype == torch.float64:
             raise SkipCheck("the model runs in float64 already")
@@ -222,13 +222,13 @@ class Subject:
         adapter = copy.deepcopy(self.adapter)
         adapter.model.double()
         if hasattr(adapter.model, "set_experts_implementation"):
-            adapter.model.set_experts_implementation("eager")  # grouped matrix products know no float64
+            adapter.model.set_experts_implementation("eager")  # grouped matrix products do not support float64
         engine = type(self.probe.engine)(adapter)  # type: ignore[call-arg]
         return Subject(Probe(engine, self.probe.meta), exact=True)
 
 
 def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
-    """A picture of coloured patches, no two of which are alike."""
+    """An image of coloured patches, no two of which are alike."""
     patches = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
 

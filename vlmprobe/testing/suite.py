@@ -22,7 +22,7 @@ from vlmprobe.testing.tolerance import RELATIVE, tolerances
 
 __all__ = ["check_adapter", "checks", "run_check", "selected"]
 
-VANISHES = 0.1  # of a difference in the model's dtype may be left in float64 if it was noise
+VANISHES = 0.1  # the share of a difference in the model's dtype that may remain in float64 if it was noise
 
 
 def checks() -> tuple[Check, ...]:
@@ -38,17 +38,17 @@ def check_adapter(
     on_start: Callable[[Check], None] | None = None,
     on_result: Callable[[CheckResult], None] | None = None,
 ) -> Report:
-    """Run the conformance checks on a probe that computes in this process.
+    """Run the conformance checks on a probe that runs in this process.
 
     Args:
         probe: from ``vlmprobe.load`` or ``vlmprobe.wrap``.
-        expected_failures: id of a check -> why it is expected to fail. It is run all the same.
+        expected_failures: id of a check -> why it is expected to fail. It still runs.
         only: ids of the checks to run; all where None.
         on_start: called with each check before it runs.
         on_result: called with each result.
 
     Raises:
-        GenerationOptionError: for an id that is no check.
+        GenerationOptionError: for an unknown check id.
     """
     expected = dict(expected_failures or {})
     selected(expected)
@@ -88,8 +88,8 @@ def run_check(check: Check, subject: Subject, expected_failure: str | None = Non
             notes = (told,)
         else:
             status, failure = "failed", f"{raised}\n{told}".strip()
-    except Exception as error:  # noqa: BLE001 - an adapter may fail in any way, and that is what is reported
-        status, failure = "failed", f"expected: an answer\ncame: {type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001 - an adapter may fail in any way, which is then reported
+        status, failure = "failed", f"expected: an answer\ngot: {type(error).__name__}: {error}"
     if expected_failure is not None and status in ("passed", "failed"):
         status, reason = ("unexpected pass" if status == "passed" else "expected failure"), expected_failure
     return CheckResult(
@@ -105,7 +105,7 @@ def run_check(check: Check, subject: Subject, expected_failure: str | None = Non
 
 
 def _once(result: CheckResult, earlier: list[CheckResult]) -> CheckResult:
-    """The result, its failure not told a second time where an earlier check met the very same."""
+    """The result, its failure text replaced by a reference if an earlier check failed identically."""
     for other in earlier:
         if result.failure and result.failure == other.failure:
             return replace(result, failure=f"the same as {other.id}", causes=())
@@ -113,7 +113,7 @@ def _once(result: CheckResult, earlier: list[CheckResult]) -> CheckResult:
 
 
 def _noise(check: Check, subject: Subject, failure: CheckFailure) -> tuple[bool, str]:
-    """Whether a numerical difference is rounding: rerun in float64, it vanishes. And what to say of it."""
+    """Whether a numerical difference is rounding, that is, vanishes in a float64 rerun; and a note on it."""
     if failure.difference is None or subject.exact or not check.rerun:
         return False, ""
     dtype = str(subject.model.dtype).removeprefix("torch.")
@@ -125,8 +125,8 @@ def _noise(check: Check, subject: Subject, failure: CheckFailure) -> tuple[bool,
     except CheckFailure as exact:
         left = exact.difference
         if left is None or not left < VANISHES * failure.difference < math.inf:
-            stays = "the failure stays" if left is None else f"a difference of {left:.3g} stays"
-            return False, f"rerun in float64: {stays}, so it is no rounding error"
+            stays = "the failure remains" if left is None else f"a difference of {left:.3g} remains"
+            return False, f"rerun in float64: {stays}, so it is not a rounding error"
         return True, f"noise: a difference of {failure.difference:.2g} in {dtype} is {left:.2g} in float64"
     except Exception as error:  # noqa: BLE001 - the model need not run in float64; the failure above stands
         return False, f"not rerun in float64 to tell a bug from noise: {type(error).__name__}: {str(error)[:160]}"
@@ -134,7 +134,7 @@ def _noise(check: Check, subject: Subject, failure: CheckFailure) -> tuple[bool,
 
 
 def _meta(subject: Subject) -> dict[str, Any]:
-    """The record that a report carries."""
+    """The meta record of a report."""
     known = subject.probe.meta
     dtype = subject.model.dtype
     return {

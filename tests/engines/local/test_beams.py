@@ -38,7 +38,7 @@ def test_beams_that_saw_other_tiles_are_refused(probe_of, apart):
     probe = probe_of("internvl")
     before = beams(probe).output.logprobs
     apart(0.05)
-    with pytest.raises(CapabilityError, match=r"different tiles of its picture.*num_beams=1"):
+    with pytest.raises(CapabilityError, match=r"different tiles of its image.*num_beams=1"):
         beams(probe)
     assert len(before) == 2
 

@@ -324,5 +324,5 @@ def test_candidates_of_one_token_take_two_requests(local, model):
 def test_candidates_of_one_token_after_another_prompt(local, model):
     with shown_first_tokens(local, tail=[7]) as server:
         probe = vlmprobe.connect(server.url, processor=model)
-        with pytest.raises(EngineResponseError, match="ends otherwise"):
+        with pytest.raises(EngineResponseError, match="ends differently"):
             probe.score(QUESTION, SINGLE, image=picture())

@@ -155,12 +155,12 @@ def test_a_stream_that_is_dropped_ends_the_servers_work():
         (event_stream([{"choices": [{"delta": {"content": "a"}}]}]), EngineResponseError, r"no logprobs\.content"),
         (event_stream(events(["a"] * 200)), EngineResponseError, "at most"),
         (Reply(b"data: {half\n\n"), EngineResponseError, "no JSON"),
-        (json_reply(answer()), EngineResponseError, "sends no stream of events"),
-        (Reply(b"<html>\nBad Gateway\n"), EngineResponseError, "sends no stream of events"),
-        (json_reply({"choices": []}, 202), EngineResponseError, "sends no stream of events"),
-        (event_stream([{"choices": [{"delta": "a"}]}]), EngineResponseError, "no object"),
+        (json_reply(answer()), EngineResponseError, "sends no event stream"),
+        (Reply(b"<html>\nBad Gateway\n"), EngineResponseError, "sends no event stream"),
+        (json_reply({"choices": []}, 202), EngineResponseError, "sends no event stream"),
+        (event_stream([{"choices": [{"delta": "a"}]}]), EngineResponseError, "not an object"),
         (refusal(400, "stream is not allowed"), EngineError, "stream is not allowed"),
-        (Reply(b"data: ", cut_after=3), EngineConnectionError, "broke off"),
+        (Reply(b"data: ", cut_after=3), EngineConnectionError, "dropped the connection"),
     ],
 )
 def test_what_is_no_stream(reply, error, said):
@@ -249,5 +249,6 @@ def test_what_cannot_be_streamed_is_said_first():
             probe.stream("Was?", prompt=True)
         assert server.of("/v1/chat/completions") == []
     ollama = {"/api/version": {"version": "0.12"}, "/api/tags": {"models": [{"name": "m", "model": "m"}]}}
-    with WireServer(ollama) as server, pytest.raises(CapabilityError, match="tokens as they are generated, which Ollama does not give"):
+    words = "token-by-token streaming, which Ollama does not provide"
+    with WireServer(ollama) as server, pytest.raises(CapabilityError, match=words):
         vlmprobe.connect(server.url, engine="ollama").stream("Was?")

@@ -313,7 +313,7 @@ def config_of(case: str) -> dict:
         ({"force_image_size": 60}, "do not divide evenly"),
         ({"downsample_ratio": 0.3}, "do not divide evenly"),
         ({"vision_config": {"hidden_size": "wide", "image_size": 56}}, "does not describe a vision tower"),
-        ({"select_layer": 4}, "select_layer 4 of a vision tower with 3 layers"),
+        ({"select_layer": 4}, "select_layer 4 for a vision tower with 3 layers"),
         ({"use_llm_lora": 16}, "merge them first"),
     ],
 )

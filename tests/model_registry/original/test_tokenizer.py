@@ -101,7 +101,7 @@ def test_what_is_missing_or_unknown_is_said(tmp_path, monkeypatch):
 
     damaged = Path(shutil.copytree(FOLDERS["phi3"], tmp_path / "phi3"))
     (damaged / "tokenizer.model").write_bytes(b"\x00\xffnot a model")
-    with pytest.raises(CheckpointError, match=r"no SentencePiece model"):
+    with pytest.raises(CheckpointError, match=r"not a SentencePiece model"):
         original_tokenizer(damaged)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sentencepiece>=[0-9.]+' 'protobuf>=[0-9.]+'"):

@@ -17,13 +17,13 @@ GUIDE: dict[str, Any] = {"alpha": 0.5, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
 def draw_reliability(several: Mapping[str, ShownReliability], ax: Any = None) -> Any:
-    """Accuracy against confidence, bin by bin; on the diagonal a confidence means what it says. Returns the axes.
+    """Accuracy against confidence, bin by bin; the diagonal is perfect calibration. Returns the axes.
 
-    The area of a point grows with the number of its answers; its bar is the 95% interval of the bin's accuracy that so
-    many answers leave (Wilson 1927).
+    The area of a point grows with the number of its answers; its bar is the 95% interval of the bin's accuracy for that
+    number (Wilson 1927).
 
     Args:
-        several: by name; an empty name is not written.
+        several: by name; an empty name is omitted.
         ax: axes to draw on.
     """
     ax = axes(ax, size=(4.6, 4.4))
@@ -41,7 +41,7 @@ def draw_reliability(several: Mapping[str, ShownReliability], ax: Any = None) ->
         ax.plot([], [], color=colour, marker=marker, linestyle=line, label=label)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", ylabel="share of right answers")
     ax.set_aspect("equal")
-    legend(ax)  # above the axes: within them a bar may reach any corner
+    legend(ax)  # above the axes: inside, a bar may reach any corner
     return ax
 
 
@@ -51,8 +51,8 @@ def draw_risk_coverage(
     """Share of wrong answers among those kept, against the share kept. Returns the axes.
 
     Args:
-        several: by name; an empty name is not written.
-        threshold: where it lies is marked.
+        several: by name; an empty name is omitted.
+        threshold: to be marked.
         ax: axes to draw on.
     """
     ax = axes(ax)
@@ -91,7 +91,7 @@ def draw_risk_coverage(
 
 
 def draw_map(before: np.ndarray, after: np.ndarray, label: str, ax: Any = None) -> Any:
-    """What each confidence becomes; on the diagonal it stays. Returns the axes.
+    """Recalibrated against original confidence; the diagonal is no change. Returns the axes.
 
     Args:
         before: [P] confidences, ascending.

@@ -1,4 +1,4 @@
-"""The plot of choices: step by step the likeliest tokens, the surer the darker, and which of them was said."""
+"""Plot of choices: the likeliest tokens of each step, darker for higher probability, the chosen one framed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vlmprobe.errors import ResultError
 
 __all__ = ["draw_choices"]
 
-MOST = 24  # steps that can be read beside each other
-LEAST = 0.005  # probability of a token that is named
+MOST = 24  # steps that fit side by side
+LEAST = 0.005  # lowest probability of a token that is labelled
 LETTERS = 9
 SIZE = 7.5  # points
 DARK = 0.55  # shade from which text is white
 
 
 def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
-    """A column for each step, its likeliest token on top; a frame marks the one that was said. Returns the axes.
+    """One column per step, its likeliest token on top; a frame marks the chosen one. Returns the axes.
 
     Args:
         choices: of at most 24 steps.

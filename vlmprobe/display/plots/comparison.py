@@ -1,4 +1,4 @@
-"""The plot of a comparison of two probes."""
+"""Plot of a comparison of two probes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmprobe.errors import ResultError
 
 __all__ = ["draw_comparison"]
 
-NARROWEST = 1e-6  # nats: half the height of the plot at least, so that float32 noise does not fill the plot
+NARROWEST = 1e-6  # nats: least half height of the plot, so that float32 noise does not fill it
 
 
 def draw_comparison(
@@ -26,13 +26,13 @@ def draw_comparison(
 
     Args:
         logprobs: float [T], nats, under A.
-        differences: float [T], nats, log-probability under B less that under A; NaN where not compared.
+        differences: float [T], nats, log-probability under B minus that under A; NaN where not compared.
         same_top: float [T], 1 where the likeliest token is the same, 0 where not, NaN where unknown.
         ax: axes to draw on.
-        tolerance: nats; drawn as a band where given.
+        tolerance: nats; drawn as a band if given.
 
     Raises:
-        ResultError: where no token is compared.
+        ResultError: if no token is compared.
     """
     if np.isnan(differences).all():
         raise ResultError("No token has a number from both probes, so there is nothing to draw.")
@@ -51,7 +51,7 @@ def draw_comparison(
                 alpha=0.75, linewidth=0, label=label,
             )  # fmt: skip
     largest = float(np.nanmax(np.abs(differences)))
-    # A tolerance that is far from all differences would press them onto one line.
+    # A tolerance far above all differences would flatten them onto one line.
     half = max(largest, min(tolerance or 0.0, 3 * largest), NARROWEST) * 1.08
     ax.set(
         xlabel="log-probability under A (nats)", ylabel="log-probability under B less that under A", ylim=(-half, half)

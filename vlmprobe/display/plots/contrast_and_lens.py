@@ -1,4 +1,4 @@
-"""Plots of contrast and lens: what the image was worth to each token, and what every layer would say."""
+"""Plots of contrast and lens: the image's contribution to each token, and each layer's likeliest token."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from vlmprobe.errors import ResultError
 
 __all__ = ["draw_gains", "draw_lens", "draw_regions"]
 
-LEAST = 0.25  # nats that the brightest shade stands for at least, so that nothing does not look like something
-MOST = 48  # tokens that can be read beside each other
-SHADES = "cividis"  # its lightness rises evenly, and stays in order for colour-blind eyes
-HEAT = "inferno"  # likewise, and its middle is no grey, so that it stands out from a grey image
+LEAST = 0.25  # least nats of the brightest shade, so that noise does not look like signal
+MOST = 48  # tokens that fit side by side
+SHADES = "cividis"  # perceptually uniform, also for colour-blind viewers
+HEAT = "inferno"  # likewise, and not grey in the middle, so that it stands out from a grey image
 
 
 def draw_gains(
@@ -38,20 +38,20 @@ def draw_gains(
     gains: Mapping[str, np.ndarray],
     ax: Any = None,
 ) -> Any:
-    """Bars of the information in the image about each token, and marks of the gain over each variant.
+    """Bars of the image's information about each token, and marks of the gain over each variant.
 
     Args:
         tokens: [T].
         worth: float [T], nats.
         unsupported: bool [T], the tokens to mark.
-        gains: float [T], nats, by the name of the variant; none where one variant alone makes up the worth.
+        gains: float [T], nats, by the name of the variant; empty if there is a single variant.
         ax: axes to draw on.
 
     Returns:
         The axes.
 
     Raises:
-        ResultError: for more tokens than can be read beside each other, or none.
+        ResultError: for more tokens than fit side by side, or none.
     """
     if not 0 < len(tokens) <= MOST:
         raise ResultError(f"{len(tokens)} tokens cannot be drawn side by side, at most {MOST}: give a shorter answer.")
@@ -61,7 +61,7 @@ def draw_gains(
     ax.axhline(0, color=ink(ax), linewidth=0.8)
     ax.bar(at[~flagged], worth[~flagged], width=0.7, color=COLOURS[0], label="worth of the image")
     if flagged.any():
-        # An unsupported token's bar is near nothing, so a frame of the others' height shows where it stands.
+        # An unsupported token's bar is near zero, so a frame of the others' height marks it.
         frame = np.full(flagged.sum(), max(float(worth.max()), 0.1))
         label = "not supported by the image"
         ax.bar(at[flagged], frame, width=0.7, fill=False, edgecolor=COLOURS[1], hatch="//", label=label)
@@ -89,14 +89,14 @@ def draw_gains(
 
 
 def draw_regions(worth: np.ndarray, image: Image, title: str, ax: Any = None, *, limit: float | None = None) -> Any:
-    """The image in grey, each cell tinted by what covering it cost, with the numbers of the cells that matter.
+    """The image in grey, each cell tinted by the loss from masking it, with numbers in the cells that matter.
 
     Args:
         worth: float [rows, columns], nats.
-        image: that the cells tile.
+        image: tiled by the cells.
         title: above the axes.
         ax: axes to draw on.
-        limit: nats of the brightest shade; the highest worth where None.
+        limit: nats of the brightest shade; the highest worth if None.
 
     Returns:
         The axes.
@@ -149,19 +149,19 @@ def draw_lens(
     leads: np.ndarray,
     ax: Any = None,
 ) -> Any:
-    """Layers upwards, tokens to the right: each cell says the layer's likeliest token. Returns the axes.
+    """Layers upwards, tokens to the right: each cell shows the layer's likeliest token. Returns the axes.
 
     Args:
-        tokens: [R] that were said.
-        layers: int [L], numbers of the layers, ascending.
-        logprobs: float [L, R], nats, of the token that was said.
-        ranks: int [L, R] of the token that was said.
+        tokens: [R] the actual ones.
+        layers: int [L], indices of the layers, ascending.
+        logprobs: float [L, R], nats, of the actual token.
+        ranks: int [L, R] of the actual token.
         says: [L][R], each layer's likeliest token.
         leads: int [R], the layer whose cell is framed; -1 for none.
         ax: axes to draw on.
 
     Raises:
-        ResultError: for more tokens than can be read beside each other, or none.
+        ResultError: for more tokens than fit side by side, or none.
     """
     height, count = logprobs.shape
     if not 0 < count <= MOST:

@@ -1,4 +1,4 @@
-"""The plot of a ranking: scores as bars, each beside what it is the score of."""
+"""Plot of a ranking: scores as bars, each beside its document."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def draw_ranking(
     """Bars of the scores, each with the document's text, or its image. Returns the axes.
 
     Args:
-        query: above the axes.
+        query: shown above the axes.
         scores: [D] from 0 to 1, in the order in which the documents are drawn, the first on top.
         texts: [D].
-        images: [D] of the documents, where they have one.
+        images: [D] of the documents, or None.
         ax: axes to draw on.
-        most: how many documents are drawn; where there are more, the label says so.
+        most: how many documents are drawn; if there are more, the label says so.
 
     Raises:
         ResultError: without a document.

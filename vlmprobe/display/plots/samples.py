@@ -1,4 +1,4 @@
-"""The plot of sampled answers."""
+"""Plot of sampled answers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def draw_samples(
     most: int = 12,
     title: str = "",
 ) -> Any:
-    """How often each meaning was drawn as bars, beside what its answers are worth to the model. Returns the axes.
+    """Frequency of each meaning as bars, beside the probability of its answers. Returns the axes.
 
     Args:
-        answers: [G] the text that stands for each meaning.
+        answers: [G] a representative text of each meaning.
         counts: int [G], how often it was drawn.
-        logprobs: [G], nats, of the different answers of the meaning together.
+        logprobs: [G], nats, summed over the distinct answers of the meaning.
         ax: axes to draw on.
-        most: of more meanings the most common are drawn, and a hatched bar of the others together.
+        most: how many meanings to draw, the most common first; the others share one hatched bar.
         title: above the axes.
     """
     order = np.lexsort((-logprobs, -counts))

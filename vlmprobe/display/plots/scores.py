@@ -1,4 +1,4 @@
-"""The plot of scored candidates."""
+"""Plot of scored candidates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw_scores(scores: ShownScores, ax: Any = None, *, most: int = 12) -> Any:
     Args:
         scores: of C candidates.
         ax: axes to draw on.
-        most: of more candidates the likeliest are drawn, and a hatched bar of what the others have together.
+        most: how many candidates to draw, the likeliest first; the others share one hatched bar.
 
     Raises:
         ResultError: without a candidate.

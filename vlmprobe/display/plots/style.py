@@ -1,4 +1,4 @@
-"""The look of every plot: colours, lines, markers, axes, legend, and how a text from outside is written.
+"""Common style of all plots: colours, lines, markers, axes, legend, and safe rendering of external text.
 
 Readable in greyscale and on a dark background: series differ by marker, line or hatching and not by colour alone, the
 colours have about the same contrast to white and to black, and text, ticks and guides take the colour of the style in
@@ -43,10 +43,10 @@ __all__ = [
 COLOURS = ("#2f7fd0", "#d9660b", "#2f9460", "#a35bc4")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
-LETTER = 0.078  # inches of a letter of ten points, about
-MOST_LETTERS = 36  # of a name before a bar
+LETTER = 0.078  # inches: approximate width of a letter of ten points
+MOST_LETTERS = 36  # of a bar's name
 NARROW = 3.6  # inches below which a legend of two columns does not fit
-# Fonts with the letters that matplotlib's own lacks (Chinese, Japanese, Korean), of which a machine may have one.
+# Fonts with the glyphs that matplotlib's own lacks (Chinese, Japanese, Korean), of which a machine may have one.
 FONTS = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei"),
     *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "SimHei", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic"),
@@ -58,7 +58,7 @@ def matplotlib(module: str = "pyplot") -> Any:
     """A module of matplotlib.
 
     Raises:
-        MissingExtraError: where matplotlib is not installed.
+        MissingExtraError: if matplotlib is not installed.
     """
     try:
         return import_module(f"matplotlib.{module}")
@@ -76,12 +76,12 @@ def axes(ax: Any = None, *, size: tuple[float, float] = (5.0, 4.0)) -> Any:
 
 
 def legend(ax: Any, where: str = "above", columns: int = 1) -> None:
-    """A legend without a frame, inside the axes, or above them where it is asked for or they are narrow.
+    """A legend without a frame, inside the axes, or above them if requested or if they are narrow.
 
     Args:
         ax: axes to draw on.
         where: as in ``Axes.legend``, or ``"above"``.
-        columns: at most so many entries side by side.
+        columns: maximum number of entries side by side.
     """
     narrow = inches(ax)[0] < NARROW
     style = {"frameon": False, "fontsize": "small", "handlelength": 2.6, "ncols": 1 if narrow else columns}
@@ -101,9 +101,9 @@ def paper(ax: Any) -> Any:
 
 
 def verbatim() -> dict[str, Any]:
-    """Options of a text that a model or a person wrote: no formula is read in it, and letters of all scripts are found.
+    """Options for text from a model or a person: no math parsing, and fallback fonts for all scripts.
 
-    A letter that no font of the machine has is drawn as a box, with a warning of matplotlib.
+    A glyph that no installed font has is drawn as a box, with a warning of matplotlib.
     """
     installed = {font.name for font in matplotlib("font_manager").fontManager.ttflist}
     family = matplotlib().rcParams["font.family"]
@@ -111,14 +111,14 @@ def verbatim() -> dict[str, Any]:
 
 
 def shown(token: str, letters: int | None = None) -> str:
-    """A token's text with white space made visible, cut to so many letters where given."""
+    """A token's text with white space made visible, cut to that many letters if given."""
     if not token:
         return view.PIECE
     return short(token.strip(" ").replace("\n", "↵").replace("\t", "⇥"), letters) or "␣"
 
 
 def short(text: str, letters: int | None = None) -> str:
-    """A text on one line and safe to draw; where it is wider than so many letters, its beginning with an ellipsis."""
+    """A text on one line and safe to draw; if wider than that many letters, cut with an ellipsis."""
     line = view.plain(" ".join(text.split()))
     if letters is None or cell_len(line) <= letters:
         return line
@@ -126,7 +126,7 @@ def short(text: str, letters: int | None = None) -> str:
 
 
 def inches(ax: Any) -> tuple[float, float]:
-    """Width and height of the part of the figure that the axes, their labels included, may take."""
+    """Width and height of the part of the figure available to the axes, labels included."""
     figure, spec = ax.figure, ax.get_subplotspec()
     whole = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
     if spec is None:
@@ -141,7 +141,7 @@ def inches(ax: Any) -> tuple[float, float]:
 
 
 def wrapped(text: str, letters: int, lines: int) -> str:
-    """A text on so many lines of so many letters at most, cut where it is longer."""
+    """A text wrapped to at most that many lines of that many letters, cut if it is longer."""
     found = [""]
     parts = (part for word in short(text, lines * letters).split(" ") for part in chop_cells(word, letters))
     for part in parts:
@@ -154,20 +154,20 @@ def wrapped(text: str, letters: int, lines: int) -> str:
 
 
 def heading(ax: Any, text: str, *, beside: float = 0.0, loc: str = "left") -> None:
-    """A text as title, on two lines at most, cut to the width of the axes.
+    """Set a title of at most two lines, cut to the width of the axes.
 
     Args:
         ax: axes to draw on.
         text: of any length and any origin.
-        beside: inches that labels and the like take of the width.
-        loc: where it stands, as in ``Axes.set_title``.
+        beside: inches of the width taken by labels and the like.
+        loc: alignment, as in ``Axes.set_title``.
     """
     letters = max(12, int((inches(ax)[0] - beside - 0.3) / LETTER))
     ax.set_title(wrapped(text, letters, 2), loc=loc, fontsize="medium", **verbatim())
 
 
 def columns(ax: Any, names: Sequence[str], rotation: int = 55) -> None:
-    """Names of tokens below the axes, at 0, 1, 2, ..., the smaller the closer they are."""
+    """Token names below the axes, at 0, 1, 2, ..., smaller when closer together."""
     ax.set_xticks(
         range(len(names)),
         [shown(name, 24) for name in names],
@@ -190,17 +190,17 @@ def bars(
     marks: np.ndarray | None = None,
     beside: float = 0.0,
 ) -> Any:
-    """Bars from 0 to 1, the first on top, each with its name before it and a note behind it.
+    """Bars from 0 to 1, the first on top, each with its name on the left and a note on the right.
 
     Args:
         ax: axes to draw on.
         names: [N], cut to a part of the width.
-        shares: [N] from 0 to 1; a NaN is no bar.
+        shares: [N] from 0 to 1; NaN draws no bar.
         notes: [N].
         label: below the axes; each of its lines is wrapped.
         title: above the axes.
-        marks: [N] what each bar is to be compared with, drawn as a diamond; NaN is none.
-        beside: inches that something else takes before the bars.
+        marks: [N] reference value of each bar, drawn as a diamond; NaN draws none.
+        beside: inches taken by something else left of the bars.
 
     Returns:
         The bars, a matplotlib container.
@@ -219,7 +219,7 @@ def bars(
             marks, at, "D", color=COLOURS[1], markeredgecolor=paper(ax), markersize=min(6.0, 0.7 * size),
             clip_on=False, zorder=3,
         )  # fmt: skip
-        hides = marks > known - 0.02  # it stands where the note would
+        hides = marks > known - 0.02  # the mark would overlap the note
         ends[hides] = marks[hides] + 0.01
     for place, note in enumerate(notes):
         ax.annotate(
@@ -227,7 +227,7 @@ def bars(
         )
     ax.set_yticks(at, written, fontsize=size, **verbatim())
     ax.tick_params(axis="y", length=0, pad=7)
-    # As far to the right as the notes need.
+    # Room on the right for the notes.
     room = np.array([(0.15 + LETTER * 0.83 * len(note)) / max(wide - beside - 0.3, 0.5) for note in notes])
     right = max(1.02, float((ends / (1 - np.minimum(room, 0.6))).max()))
     ax.set(xlim=(0, right), ylim=(len(names) - 0.5, -0.5))
@@ -240,7 +240,7 @@ def bars(
 
 
 def save(ax: Any, path: Path, *, dpi: int = 160) -> None:
-    """Write the figure of some axes to a file, in the format that its name ends in, and close it."""
+    """Write the figure of the axes to a file, in the format of its extension, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ax.figure.savefig(path, dpi=dpi)
     matplotlib().close(ax.figure)

@@ -1,4 +1,4 @@
-"""Plots along a sequence: how surprising each token was."""
+"""Plots along a sequence: surprisal of each token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vlmprobe.errors import ResultError
 
 __all__ = ["MOST", "draw_pairs", "draw_table", "draw_tokens", "draw_words"]
 
-MOST = 40  # tokens that can be read beside each other
-NAMED = 8  # of a longer run, so many of the most surprising tokens are named
+MOST = 40  # tokens that fit side by side
+NAMED = 8  # how many of the most surprising tokens of a longer run are labelled
 ROOM = 0.32  # inches between two of them
 
 
@@ -24,7 +24,7 @@ def draw_tokens(table: ShownTable, ax: Any = None, *, most: int = MOST) -> Any:
     Args:
         table: of T tokens; those without a log-probability are left out.
         ax: axes to draw on.
-        most: how many tokens can be read beside each other.
+        most: how many tokens fit side by side.
 
     Raises:
         ResultError: for more tokens, or none.
@@ -49,7 +49,7 @@ def draw_words(words: Sequence[str], logprobs: np.ndarray, ax: Any = None, *, la
         label: what the bars are.
 
     Raises:
-        ResultError: for more words than can be read beside each other, or none.
+        ResultError: for more words than fit side by side, or none.
     """
     rows = _readable(logprobs, "words")
     ax = _columns([words[row] for row in rows], _bits(logprobs[rows]), None, ax)
@@ -67,7 +67,7 @@ def draw_pairs(tokens: Sequence[str], first: np.ndarray, second: np.ndarray, ax:
         ax: axes to draw on.
 
     Raises:
-        ResultError: for more tokens than can be read beside each other, or none.
+        ResultError: for more tokens than fit side by side, or none.
     """
     rows = _readable(first, "tokens")
     names = [tokens[row] for row in rows]
@@ -75,15 +75,15 @@ def draw_pairs(tokens: Sequence[str], first: np.ndarray, second: np.ndarray, ax:
 
 
 def draw_table(table: ShownTable, ax: Any = None, *, most: int = MOST) -> Any:
-    """The tokens of a table side by side, or, where they are too many to be read so, as a run. Returns the axes.
+    """The tokens of a table side by side, or, if they are too many, as a curve. Returns the axes.
 
     Args:
         table: of T tokens; those without a log-probability are left out.
         ax: axes to draw on.
-        most: how many tokens can be read beside each other.
+        most: how many tokens fit side by side.
 
     Raises:
-        ResultError: where no token has a log-probability.
+        ResultError: if no token has a log-probability.
     """
     rows = np.flatnonzero(~np.isnan(table.logprobs))
     if not len(rows):
@@ -92,7 +92,7 @@ def draw_table(table: ShownTable, ax: Any = None, *, most: int = MOST) -> Any:
 
 
 def _draw_run(table: ShownTable, rows: np.ndarray, ax: Any) -> Any:
-    """Surprisal along the rows of a table, the most surprising tokens named, and a line of the entropy."""
+    """Surprisal along the rows of a table, the most surprising tokens labelled, and a line of the entropy."""
     ax = axes(ax, size=(9.0, 3.2))
     bits = np.full(len(table), np.nan)
     bits[rows] = _bits(table.logprobs[rows])
@@ -117,7 +117,7 @@ def _draw_run(table: ShownTable, rows: np.ndarray, ax: Any) -> Any:
 def _columns(
     names: Sequence[str], bits: np.ndarray, points: np.ndarray | None, ax: Any, labels: tuple[str, str] | None = None
 ) -> Any:
-    """A bar for each name, and a point beside it where given; with labels a legend of the two."""
+    """A bar for each name, and a point if given; with labels, a legend of the two."""
     ax = axes(ax, size=(max(4.0, 0.36 * len(names) + 1.4), 3.2))
     at = np.arange(len(names))
     ax.bar(at, bits, width=0.7, color=COLOURS[0], alpha=0.85, label=labels and labels[0])
@@ -133,7 +133,7 @@ def _columns(
 
 
 def _readable(logprobs: np.ndarray, what: str) -> list[int]:
-    """The places that have a number, where they can be read beside each other."""
+    """The indices that have a number, if they fit side by side."""
     rows = np.flatnonzero(~np.isnan(logprobs)).tolist()
     if not 0 < len(rows) <= MOST:
         raise ResultError(f"{len(rows)} {what} cannot be drawn side by side, at least 1 and at most {MOST}.")

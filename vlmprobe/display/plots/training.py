@@ -1,4 +1,4 @@
-"""The plot of numbers that were logged while a model was trained."""
+"""Plot of numbers logged during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["draw_history"]
 
 
 def draw_history(steps: np.ndarray, values: Mapping[str, np.ndarray], ax: Any = None) -> Any:
-    """Lines of several numbers over the steps of training. Returns the axes.
+    """Lines of several numbers over training steps. Returns the axes.
 
     Args:
         steps: int [S].

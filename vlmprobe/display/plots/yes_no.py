@@ -1,4 +1,4 @@
-"""The plot of a poll of yes and no."""
+"""Plot of the metrics of yes/no questions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["draw_poll"]
 
 
 def draw_poll(figures: Mapping[str, float], references: Mapping[str, float], ax: Any = None, *, label: str = "") -> Any:
-    """Figures from 0 to 1 as bars, some with a mark to compare them with. Returns the axes.
+    """Metrics from 0 to 1 as bars, some with a reference mark. Returns the axes.
 
     Args:
         figures: by name; NaN is written as a dash.
-        references: of some of them, by the same name; not drawn where the figure is NaN.
+        references: values of the marks, by the same names; not drawn where the metric is NaN.
         ax: axes to draw on.
         label: below the axes.
     """

@@ -1,4 +1,4 @@
-"""A transformers model in this process, with every number taken from the model's own arithmetic."""
+"""A transformers model in this process; every number comes from the model's own computation."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalEngine"]
 
 
-def __getattr__(name: str) -> Any:  # the engine imports torch and every module here
+def __getattr__(name: str) -> Any:  # lazy: the engine imports torch and every module here
     if name != "LocalEngine":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vlmprobe.engines.local.engine import LocalEngine

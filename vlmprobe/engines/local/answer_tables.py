@@ -1,4 +1,4 @@
-"""From one run of the model to the tables of its prompts and answers."""
+"""Builds the tables of prompts and answers from one run of the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Answers", "end_ids", "finish_reason", "prompt_table", "rows_of"]
 
 
 class Answers:
-    """The tables of a batch, read off a finished run."""
+    """The tables of a batch, built from a finished run."""
 
     def __init__(
         self, head: Head, detokenizer: Detokenizer, ran: Run, config: GenerationConfig, options: Options
@@ -37,7 +37,7 @@ class Answers:
         self.columns = _step_columns(ran)
 
     def tables(self, row: int, prompt: EncodedPrompt, file: RowFile | None) -> tuple[TokenTable | None, TokenTable]:
-        """The prompt's table and the answer's of one row of the batch; full rows in ``file``, where there is one."""
+        """Prompt and answer tables of one row of the batch; full rows are written to ``file`` if given."""
         output = self._output(row, prompt, file)
         before = None
         if self.ran.prefill is not None and self.options.prompt:
@@ -48,7 +48,7 @@ class Answers:
         return before and replace(before, logits=mapped["prompt"]), replace(output, logits=mapped["output"])
 
     def _states(self, row: int, prompt: EncodedPrompt) -> Tensor:
-        """States [S + B, H] of one row's prompt and the B tokens that its answer begins with, without padding."""
+        """States [S + B, H] of one row's prompt and the B forced tokens that follow, without padding."""
         assert self.ran.prefill is not None
         start = self.ran.length - len(prompt.ids) - len(self.options.begin)
         return self.ran.prefill[row * (self.config.num_beams or 1), start:]
@@ -78,7 +78,7 @@ class Answers:
             states = self._states(row, prompt)[len(prompt.ids) - 1 : -1]
             slots = file.at("output", range(begin)) if file else None
             given, logits = head_columns(self.head, states, first, options, slots)
-            no_scores = np.full(begin, np.nan, np.float32)  # these tokens were drawn from nothing
+            no_scores = np.full(begin, np.nan, np.float32)  # these tokens were not sampled
             made = np.concatenate([first, made])
             numbers = preceded(numbers, given)
             more = preceded(more, {"logits": logits, "hidden": _kept_hidden(states, options), "scores": no_scores})
@@ -102,7 +102,7 @@ def prompt_table(
     options: Options,
     file: RowFile | None = None,
 ) -> TokenTable:
-    """The table of a prompt of S positions from at least its S states [S, H] that enter the head."""
+    """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
     rows = prompt_rows(prompt.ids, prompt.spans, detokenizer.special)
     at = rows.scored
     hidden = states[torch.as_tensor(rows.positions[at] - 1, device=states.device)]
@@ -128,7 +128,7 @@ def prompt_table(
 
 
 def rows_of(prompt: EncodedPrompt, detokenizer: Detokenizer, options: Options) -> dict[str, int]:
-    """How many rows the tables of a request have; those of the answer are counted when it is there."""
+    """Row counts of a request's tables; 0 for the answer, whose length is not known yet."""
     before = {"prompt": len(prompt_rows(prompt.ids, prompt.spans, detokenizer.special).ids)} if options.prompt else {}
     return {**before, "output": 0}
 
@@ -136,7 +136,7 @@ def rows_of(prompt: EncodedPrompt, detokenizer: Detokenizer, options: Options) -
 def head_columns(
     head: Head, hidden: Tensor, ids: np.ndarray, options: Options, slots: Slots | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Columns of the tokens ``ids`` [R] under the states [R, H], and the full rows where they are kept in memory."""
+    """Columns of the tokens ``ids`` [R] given the states [R, H], and the full rows if they are kept in memory."""
     held: list[Tensor] = []
     kept = (slots or held) if "logits" in options.keep else None
     stats = head.stats(hidden, torch.as_tensor(ids, device=hidden.device), options.alternatives, keep=kept)
@@ -150,7 +150,7 @@ def end_ids(config: GenerationConfig) -> list[int]:
 
 
 def finish_reason(output: TokenTable, prompt: int, config: GenerationConfig) -> str:
-    """Why an answer to a prompt of so many positions ended."""
+    """Why an answer to a prompt of ``prompt`` positions ended."""
     if len(output) and int(output.ids[-1]) in end_ids(config):
         return "stop"
     limit = config.max_new_tokens if config.max_new_tokens is not None else config.max_length - prompt
@@ -158,13 +158,13 @@ def finish_reason(output: TokenTable, prompt: int, config: GenerationConfig) -> 
 
 
 def _answer_length(made: np.ndarray, config: GenerationConfig) -> int:
-    """How many of the generated ids belong to the answer: up to its end token, which belongs to it."""
+    """How many of the generated ids belong to the answer: up to and including its end token."""
     stops = np.flatnonzero(np.isin(made, end_ids(config)))
     return int(stops[0]) + 1 if len(stops) else len(made)
 
 
 def _step_columns(ran: Run) -> dict[str, np.ndarray]:
-    """The columns of every step as arrays [T, N, ...], brought to the CPU together; empty with beams."""
+    """The columns of every step as arrays [T, N, ...], copied to the CPU at once; empty with beams."""
     if ran.beam_indices is not None:
         return {}
     steps = ran.steps

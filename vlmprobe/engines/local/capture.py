@@ -1,10 +1,10 @@
 """Hook the backbone and the decoding loop of one ``generate`` call, and reduce logits to columns on the device.
 
-Two sources, both the model's own arithmetic:
+Two sources, both computed by the model itself:
 
-- While decoding, the loop hands each step's raw logits to the first logits processor. They are reduced at once;
-  of the full rows only the current one is kept. The token drawn from a row is read off the next step's ids, so
-  nothing waits for the device.
+- While decoding, the loop passes each step's raw logits to the first logits processor. They are reduced at once;
+  of the full rows only the current one is kept. The token drawn from a row is read from the next step's ids, so
+  nothing synchronises with the device.
 - For prompt rows (and for beams, whose rows are known only at the end) the hidden states that enter the LM head
   are kept, [S, H], and :class:`Head` runs the model's own ``forward`` from there on, in chunks of rows.
 """
@@ -26,22 +26,22 @@ from vlmprobe.engines.local.row_stats import RowStats, processed_logprobs, row_s
 __all__ = ["Head", "Kept", "Steps", "states_of", "watch_backbone"]
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
-STEPS = 32  # of decoding whose numbers are put together: a small tensor takes far more room than what it holds
+STEPS = 32  # decoding steps whose columns are stacked: a small tensor has far more overhead than content
 
 
 class Kept(Protocol):
-    """Where full rows go: a list, or a file."""
+    """Where full rows are kept: a list, or a file."""
 
     def append(self, rows: Tensor, /) -> None:
-        """Take rows [n, V]."""
+        """Append rows [n, V]."""
 
 
 class Head:
     """From hidden states [R, H] to logits [R, V] by the model's own outer ``forward``.
 
-    A bare call of the LM head would miss what many models do around it (scaling of the hidden state, scaling and
-    soft-capping of the logits). So the outer module is copied shallowly, its backbone replaced by one that returns
-    the given rows, and its class's ``forward`` called. The model itself is not touched; weights are shared.
+    Calling the LM head alone would miss what many models do around it (scaling of the hidden state, scaling and
+    soft-capping of the logits). So the outer module is shallow-copied, its backbone replaced by one that returns
+    the given rows, and its class's ``forward`` called. The model itself is not modified; weights are shared.
     """
 
     def __init__(self, outer: nn.Module, backbone: nn.Module) -> None:
@@ -56,14 +56,14 @@ class Head:
         self._given.rows.hidden = hidden.unsqueeze(0)
         try:
             ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-            # The class's forward, for accelerate may have put a wrapper bound to the original on the instance.
+            # The class's forward: accelerate may have put a wrapper bound to the original on the instance.
             return type(self._outer).forward(self._outer, input_ids=ids, use_cache=False, return_dict=True).logits[0]
         finally:
             self._given.rows.hidden = None
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The same in chunks of rows whose float32 logits stay below ``CHUNK_BYTES``."""
-        step, start = 1, 0  # the vocabulary is learnt from the first row
+        step, start = 1, 0  # the vocabulary size is read from the first row
         while start < len(hidden):
             rows = slice(start, min(start + step, len(hidden)))
             logits = self(hidden[rows])
@@ -75,7 +75,7 @@ class Head:
     ) -> RowStats:
         """Statistics of the tokens ``ids`` [M] under rows of ``hidden`` [R, H]; float32 rows [R, V] go to ``keep``.
 
-        ``of`` [M], in ascending order, is the row that each token is drawn from; where None, token i is of row i.
+        ``of`` [M], in ascending order, is the row that each token is drawn from; if None, token i is drawn from row i.
         """
         parts = []
         for rows, logits in self.chunks(hidden):
@@ -90,7 +90,7 @@ class Head:
 
 
 class _Given(nn.Module):
-    """A backbone that returns hidden states it was given (by this thread) in place of computing them."""
+    """A backbone that returns the hidden states it was given (by this thread) instead of computing them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def watch_backbone(backbone: nn.Module, seen: Callable[[Tensor], None]) -> Itera
 
 
 def states_of(outer: nn.Module, backbone: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-    """Hidden states [N, S, H] that the backbone hands to the head; the head itself does not run."""
+    """Hidden states [N, S, H] that the backbone passes to the head; the head itself does not run."""
     found: list[Tensor] = []
 
     def take(hidden: Tensor) -> None:
@@ -147,18 +147,18 @@ class _Enough(Exception):
 
 
 class Steps:
-    """What a decoding loop without beams says at each step, for a batch of N."""
+    """Records each step of a decoding loop without beams, for a batch of N."""
 
     def __init__(self, top: int, *, keep: Kept | None) -> None:
         self.top = top
         self.count = 0  # T, the steps whose token is known
-        self.logits = keep  # takes [N, V] of each step, on the CPU
+        self.logits = keep  # receives [N, V] of each step, on the CPU
         self._steps: list[dict[str, Tensor]] = []  # columns [N, ...] of each of the last steps
-        self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS, N, ...] of those before
+        self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS, N, ...] of earlier steps
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
         self._looks = 0  # steps of beam search
-        self.processing = False  # whether processors run, which may run the model themselves
+        self.processing = False  # whether a processor is running, which may run the model itself
 
     def around(self, processors: LogitsProcessorList) -> LogitsProcessorList:
         """The loop's processors with this recorder before the first and after the last."""
@@ -167,11 +167,11 @@ class Steps:
         return LogitsProcessorList([_Call(self._before_processing), *processors, _Call(self._after)])
 
     def watching(self, processors: LogitsProcessorList) -> LogitsProcessorList:
-        """The processors of beam search, and before them a look at their rows, so that :meth:`first_bad` works."""
+        """The processors of beam search, preceded by a recorder of their rows for :meth:`first_bad`."""
         return LogitsProcessorList([_Call(self._look), *processors, _Call(self._done)])
 
     def finish(self, tokens: Tensor) -> None:
-        """The token [N] that was drawn at the last step."""
+        """Record the token [N] that was drawn at the last step."""
         if self._raw is None:
             return
         self._steps.append(vars(row_stats(self._raw, tokens, self.top)).copy())
@@ -191,13 +191,13 @@ class Steps:
         return self._steps[-1]
 
     def columns(self) -> dict[str, Tensor]:
-        """The columns [T, N, ...] of all steps; they are handed over, not kept."""
+        """The columns [T, N, ...] of all steps; the recorder is emptied."""
         blocks = [*self._blocks, _stacked(self._steps)] if self._steps else []
         self._blocks, self._steps = [], []
         return {name: torch.cat([block.pop(name) for block in blocks]) for name in (list(blocks[0]) if blocks else ())}
 
     def first_bad(self) -> int | None:
-        """The first step whose logits hold NaN or infinity, or None. Waits for the device."""
+        """The first step whose logits contain NaN or infinity, or None. Synchronises with the device."""
         if self._looks:  # log-softmax of a row with NaN or infinity is NaN throughout
             return self._looks - 1 if self._raw is not None and bool(self._raw.isnan().any()) else None
         rows = [row for block in self._blocks for row in block["logsumexp"]]

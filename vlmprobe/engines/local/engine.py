@@ -1,4 +1,4 @@
-"""The local engine: a transformers model in this process, with every number taken from the model's own arithmetic."""
+"""The local engine: a transformers model in this process; every number comes from the model's own computation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vlmprobe.results.table import TokenTable
 
 __all__ = ["LocalEngine"]
 
-COUNT_PADDING = {  # option: its neutral value
+COUNT_PADDING = {  # options that count padding as text, and their neutral values
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -47,10 +47,10 @@ COUNT_PADDING = {  # option: its neutral value
 
 
 class LocalEngine:
-    """Runs an adapter's model. Safe to call from several threads; calls on one model take turns."""
+    """Runs an adapter's model. Thread-safe; calls on one model are serialised."""
 
     adapter: Adapter
-    memory: ImageMemory | None  # where image features are looked for, in a session
+    memory: ImageMemory | None  # image feature cache; None outside a session
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -59,25 +59,25 @@ class LocalEngine:
         self.memory = None
 
     def remembering(self, images: int) -> LocalEngine:
-        """The same engine with a memory of the features of that many images (or sets of images) used last."""
+        """This engine with a cache of the features of the ``images`` most recently used images (or sets of images)."""
         engine = copy.copy(self)
         engine.memory = ImageMemory(images)
         return engine
 
     def forget(self) -> None:
-        """Let go of all features."""
+        """Drop all cached features."""
         if self.memory is not None:
             self.memory.clear()
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before anything runs."""
+        """Validate a request before anything runs."""
         for conversation in conversations:
             self.adapter.check(conversation)
         self._config(options)
         known = self.adapter.outer.get_input_embeddings().weight.shape[0] if options.begin else 0
         if any(not 0 <= each < known for each in options.begin):
             raise MessageError(
-                f"The answer is to begin with ids {list(options.begin)}; the model has {known:,} tokens."
+                f"The answer cannot begin with ids {list(options.begin)}: the model has {known:,} tokens."
             )
 
     @property
@@ -86,11 +86,11 @@ class LocalEngine:
         return self.adapter.capabilities.mixed_images
 
     def batch_size(self, wanted: int, options: Options) -> int:
-        """The largest batch up to ``wanted`` in which every request gives the numbers that it gives alone.
+        """The largest batch size up to ``wanted`` at which every request gives the same numbers as alone.
 
-        That is one where padding is not invisible to the model, where draws of a seed would be shared, where an
-        answer may end by something other than its end token, which only the whole batch's end would tell, and where
-        an option, or a processor of the caller, counts padding as text.
+        It is 1 where padding affects the model, where a seed's draws would be shared, where an answer may end other
+        than by its end token (in a batch its end could not be found), and where an option, or a processor of the
+        caller, counts padding as text.
         """
         config = self._config(options)
         ends = config.stop_strings or config.max_time
@@ -107,7 +107,7 @@ class LocalEngine:
         options: Options,
         listen: Callable[[Steps, Tensor], bool] | None = None,
     ) -> list[Result]:
-        """Answer N conversations as one batch, in one run of the model, to which ``listen`` listens."""
+        """Answer N conversations as one batch, in one run of the model; ``listen`` is called after each step."""
         config = self._config(options)
         model = self.adapter.model
         clock = [time.perf_counter()]
@@ -119,7 +119,7 @@ class LocalEngine:
             encoding = self.adapter.encode(conversations)
             clock.append(time.perf_counter())
             inputs = begun(self.adapter, encoding.inputs, options.begin)
-            # The rows of a given beginning are read where those of the prompt are.
+            # The rows of forced first tokens come from the prefill, like those of the prompt.
             kept = replace(options, prompt=True) if options.begin else options
             prompts = encoding.prompts
             with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
@@ -175,7 +175,7 @@ class LocalEngine:
         return Scores(list(candidates), tables, boundaries, meta, images)
 
     def stream(self, conversation: Conversation, options: Options) -> Stream:
-        """The answer to a conversation, token by token."""
+        """Stream the answer to a conversation, token by token."""
         config = self._config(options)
         if (config.num_beams or 1) > 1:
             raise GenerationOptionError("Beams are known only at the end: stream with num_beams=1, or call generate.")
@@ -198,7 +198,7 @@ class LocalEngine:
     def score_ids(
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
     ) -> list[TokenTable]:
-        """The tables of the same answer ids after each of the conversations, which have equally many images."""
+        """The tables of the same answer ids after each of the conversations, all with the same number of images."""
         with alone(self.adapter.model), remembered(self.adapter, self.memory, conversations):
             encoding = self.adapter.encode(conversations)
             return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
@@ -206,7 +206,7 @@ class LocalEngine:
     def layers(
         self, conversation: Conversation, options: Options, **what: Any
     ) -> tuple[Result | None, TokenTable, LayerColumns]:
-        """What each decoder layer says: see :func:`~vlmprobe.engines.local.layer_readout.layer_columns`."""
+        """Decode every decoder layer: see :func:`~vlmprobe.engines.local.layer_readout.layer_columns`."""
         self._config(options)
         return layer_columns(
             self.adapter,
@@ -219,38 +219,38 @@ class LocalEngine:
         )
 
     def second_prompt(self, conversation: Conversation) -> SecondPrompt:
-        """Another prompt of this model, to be fed an answer's tokens while that is generated."""
+        """A second prompt on this model, fed an answer's tokens while that answer is generated."""
         self.adapter.check(conversation)
         return SecondPrompt(self.adapter, self.head, conversation)
 
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
-        """int64 [S]: a conversation's prompt in the model's own sequence, image placeholders included."""
+        """int64 [S]: a conversation's prompt as the model receives it, image placeholders included."""
         return self.adapter.encode([conversation]).prompts[0].ids
 
     def answer_ids(self, conversation: Conversation, text: str) -> list[int]:
-        """Ids of a text written right after the prompt of a conversation.
+        """Ids of a text that directly follows the prompt of a conversation.
 
         Raises:
-            MessageError: where the tokenizer merges the two, so that the answer has no tokens of its own.
+            MessageError: if the tokenizer merges the two, so that the answer has no tokens of its own.
         """
         prompt = self.adapter.encode([conversation]).prompts[0]
         found = self.adapter.continuation(prompt, text)
         if found.shared < len(prompt.ids):
             lost = self.detokenizer.decode(prompt.ids[found.shared :].tolist())
             raise MessageError(
-                f"The answer {text!r} merges with the end of the prompt, {lost!r}: begin it otherwise, or give its ids."
+                f"The answer {text!r} merges with the end of the prompt, {lost!r}: start it differently or pass ids."
             )
         return list(found.ids)
 
     def prompt_rows(self, prompt: EncodedPrompt) -> PromptRows:
-        """Which rows the table of a prompt has."""
+        """The rows of a prompt's table."""
         return prompt_rows(prompt.ids, prompt.spans, self.detokenizer.special)
 
     def _config(self, options: Options) -> GenerationConfig:
         return generation_config(self.adapter.model.generation_config, options.generation, self.adapter.end_ids)
 
     def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
-        """The table of a prompt of S positions from at least its S states [S, H] that enter the head."""
+        """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
         return prompt_table(self.head, self.detokenizer, prompt, states, options)
 
 

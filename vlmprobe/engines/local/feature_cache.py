@@ -1,9 +1,8 @@
-"""Image features remembered: pictures that were encoded are not encoded again while a memory holds them.
+"""Caches image features: an image is not encoded again while its features are cached.
 
-An adapter names the method of its model that turns pictures, and nothing else, into features
-(:attr:`vlmprobe.adapter.Adapter.image_encoder`). For the time of one call on the model that method is covered by one
-that looks its arguments up first. Found are features whose arguments were equal, number for number, so reuse changes
-no result.
+An adapter names the method of its model that encodes images, and nothing else, into features
+(:attr:`vlmprobe.adapter.Adapter.image_encoder`). During one call on the model, that method is replaced by one that
+looks its arguments up first. A hit needs equal arguments, number for number, so reuse changes no result.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["ImageMemory", "Reuse", "remembered"]
 
-UNREAD = ("hidden_states", "attentions")  # of every layer of the vision tower: large, and not read by a language model
+UNREAD = ("hidden_states", "attentions")  # of every layer of the vision tower: large, and unused by the language model
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +38,11 @@ class _Entry:
 
 @dataclass(eq=False)
 class ImageMemory:
-    """Features of the images used last. Used by one call at a time (calls on a model take turns)."""
+    """LRU cache of image features. Used by one call at a time (calls on a model are serialised)."""
 
-    images: int = 8  # the most encoded inputs (all pictures of one conversation) that are held
-    limit: int = 2**30  # bytes; the input used last is held even where it is larger
-    _entries: list[_Entry] = field(default_factory=list)  # the one used last at the end
+    images: int = 8  # maximum number of encoded inputs (all images of one conversation)
+    limit: int = 2**30  # bytes; the most recently used input is kept even if it is larger
+    _entries: list[_Entry] = field(default_factory=list)  # most recently used last
 
     def find(self, arguments: Mapping[str, Any]) -> Any | None:
         """The output for equal arguments, or None."""
@@ -63,17 +62,17 @@ class ImageMemory:
             self._entries.pop(0)
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop all entries."""
         self._entries.clear()
 
 
 @dataclass
 class Reuse:
-    """What became of the pictures of one call."""
+    """Whether the image features of one call were encoded or reused."""
 
-    reason: str | None = None  # why nothing can be reused, where that is so
+    reason: str | None = None  # why nothing can be reused, if so
     encoded: int = 0  # runs of the encoder
-    reused: int = 0  # inputs whose features were there already
+    reused: int = 0  # inputs whose features were cached
 
     def __str__(self) -> str:
         if self.reason:
@@ -85,13 +84,13 @@ class Reuse:
 def remembered(
     adapter: Adapter, memory: ImageMemory | None, conversations: Sequence[Conversation]
 ) -> Iterator[Reuse | None]:
-    """Let this thread's runs of the model on ``conversations`` find their image features in ``memory``."""
+    """Let this thread's runs of the model on ``conversations`` look up their image features in ``memory``."""
     if memory is None or not any(conversation.images for conversation in conversations):
         yield None
         return
     place = adapter.image_encoder
     if place is None:
-        yield Reuse(f"the adapter {adapter.name} names no method that encodes pictures alone")
+        yield Reuse(f"the adapter {adapter.name} names no method that encodes images alone")
         return
     owner, name = place
     encoder = _Encoder(adapter, memory, conversations, getattr(owner, name))
@@ -102,7 +101,7 @@ def remembered(
         return (encoder if threading.get_ident() == caller else encoder.original)(*args, **kwargs)
 
     covered = owner.__dict__.get(name)
-    owner.__dict__[name] = look_up  # found before the class's method, or the module's child, of this name
+    owner.__dict__[name] = look_up  # takes precedence over the class's method, or the submodule, of this name
     try:
         yield encoder.reuse
     finally:
@@ -113,7 +112,7 @@ def remembered(
 
 
 class _Encoder:
-    """The encoder behind a memory, for one call."""
+    """The image encoder behind a cache, for one call."""
 
     def __init__(
         self,
@@ -149,7 +148,7 @@ class _Encoder:
         return output
 
     def _batch(self, arguments: dict[str, Any]) -> Any | None:
-        """Features of a batch, each picture encoded once; None where nothing is gained or the parts do not add up."""
+        """Features of a batch, each image encoded once; None if nothing is gained or the parts do not add up."""
         keys = [_key(conversation) for conversation in self.conversations]
         first = {key: place for place, key in reversed(list(enumerate(keys)))}
         if len(first) == len(keys):
@@ -164,14 +163,14 @@ class _Encoder:
         return _joined([features[key] for key in keys])
 
     def _alone(self, arguments: Mapping[str, Any], conversation: Conversation) -> dict[str, Any] | None:
-        """The encoder's arguments for one conversation of the batch by itself."""
+        """The encoder's arguments for one conversation of the batch alone."""
         inputs = to_model(self.adapter.model, self.adapter.encode([conversation]).inputs)
         tensors = {name for name, value in arguments.items() if isinstance(value, Tensor)}
         return {**arguments, **{name: inputs[name] for name in tensors}} if tensors <= set(inputs) else None
 
 
 def _by_name(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Arguments of a call by name, or None where some have none."""
+    """Arguments of a call by name, or None if some have no name."""
     if not args:
         return kwargs
     bound = inspect.signature(call).bind(*args, **kwargs)
@@ -186,7 +185,7 @@ def _by_name(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _key(conversation: Conversation) -> tuple[Any, ...]:
-    """Equal for conversations with the same pictures under the same options."""
+    """Equal for conversations with the same images under the same options."""
     return tuple(
         (part.image.size, hashlib.blake2b(part.image.tobytes()).digest(), repr(sorted(part.options.items())))
         for part in conversation.image_parts
@@ -205,7 +204,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _adds_up(whole: Mapping[str, Any], parts: Sequence[Any], aside: frozenset[str]) -> bool:
-    """Whether every tensor of the batch is that of its conversations one after the other, without any padding."""
+    """Whether every tensor of the batch is the concatenation of its conversations' tensors, without padding."""
     for name, value in whole.items():
         if not isinstance(value, Tensor) or name in aside:
             continue
@@ -218,7 +217,7 @@ def _adds_up(whole: Mapping[str, Any], parts: Sequence[Any], aside: frozenset[st
 
 
 def _joined(outputs: Sequence[Any]) -> Any | None:
-    """Features of several inputs as those of one batch; None for a kind of output that is not known."""
+    """Features of several inputs concatenated into a batch; None for an unknown type of output."""
     first = outputs[0]
     if isinstance(first, Tensor):
         return torch.cat(list(outputs)) if all(each.shape[1:] == first.shape[1:] for each in outputs) else None
@@ -251,8 +250,7 @@ def _chained(values: Sequence[Any]) -> Any | None:
 
 
 def _copy(output: Any) -> Any:
-    """The same tensors in containers of their own, without what nobody reads: a model may put its output's parts
-    into other places."""
+    """The same tensors in new containers, without unread fields: a model may reassign the fields of its output."""
     if isinstance(output, ModelOutput):
         return _made(type(output), {name: _copy(value) for name, value in _parts(output).items() if name not in UNREAD})
     if type(output) in (list, tuple):
@@ -261,7 +259,7 @@ def _copy(output: Any) -> Any:
 
 
 def _parts(output: ModelOutput) -> dict[str, Any]:
-    """All that an output holds: some models put their features beside the fields of its class."""
+    """All attributes of an output: some models store features outside the fields of its class."""
     return {name: value for name, value in vars(output).items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Generation options: checked and turned into a ``GenerationConfig`` of their own, before anything runs."""
+"""Validates generation options and builds a ``GenerationConfig`` of their own, before anything runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "eps
 BEAMS = ("early_stopping", "length_penalty")
 LENGTHS = (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length"))  # without and with the prompt
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
-OURS = {  # options of transformers whose place a probe takes
+OURS = {  # options of transformers that a probe replaces or does not support
     "output_logits": 'the full raw rows come with keep="logits"',
-    "output_scores": "processed log-probabilities are the column scores",
+    "output_scores": "processed log-probabilities are in the column scores",
     "output_hidden_states": 'the states that enter the head come with keep="hidden"',
-    "output_attentions": "attentions are not read by a probe",
+    "output_attentions": "a probe does not read attentions",
     "return_dict_in_generate": "a probe always returns a Result",
     "num_return_sequences": "one request has one answer: call again with another seed",
     "guidance_scale": "it runs the model a second time within a step, whose numbers would be mixed in",
@@ -31,31 +31,31 @@ OURS = {  # options of transformers whose place a probe takes
     "assistant_model": "speculative steps draw several tokens at once",
     "streamer": "use probe.stream",
     "is_assistant": "speculative steps draw several tokens at once",
-    "prefill_chunk_size": "where a prompt attends in both directions, a prefill in pieces gives other numbers",
+    "prefill_chunk_size": "where a prompt is attended to in both directions, chunked prefill gives other numbers",
     "token_healing": "it rewrites the prompt",
 }
-# Of a checkpoint's own config these only change what generate returns, so they are put aside.
+# In a checkpoint's own config these only change what generate returns, so they are ignored.
 PUT_ASIDE = ("output_logits", "output_scores", "output_hidden_states", "output_attentions", "num_return_sequences")
 
 
 def generation_config(
     base: GenerationConfig, options: Mapping[str, Any], end_ids: frozenset[int] = frozenset()
 ) -> GenerationConfig:
-    """A copy of the model's generation config with the options of one call put in.
+    """A copy of the model's generation config with the options of one call applied.
 
     Args:
         base: the model's own config, which is not changed.
         options: arguments of ``GenerationConfig``.
-        end_ids: the ids that end an answer, unless the options say ``eos_token_id``.
+        end_ids: the ids that end an answer, unless the options set ``eos_token_id``.
 
     Raises:
-        GenerationOptionError: for an option that does not exist, has an impossible value, or that a probe
+        GenerationOptionError: for an option that does not exist, has an invalid value, or that a probe
             cannot honour without mixing up its numbers.
     """
     known = set(GenerationConfig().to_dict()) | {"max_new_tokens", "stop_strings"}
     for name, value in options.items():
         if name in OURS and not _is_neutral(name, value):
-            raise GenerationOptionError(f"{name} cannot be given to a probe: {OURS[name]}.")
+            raise GenerationOptionError(f"A probe does not accept {name}: {OURS[name]}.")
         if name not in known and name not in OURS:
             raise GenerationOptionError(f"There is no generation option {name!r}.{near(name, known)}")
         check_value(name, value)
@@ -65,7 +65,7 @@ def generation_config(
         if name != "return_dict_in_generate" and not _is_neutral(name, value):
             if name not in options and name not in PUT_ASIDE:
                 raise GenerationOptionError(
-                    f"The checkpoint's generation config sets {name}={value!r}, which a probe does not follow: "
+                    f"The checkpoint's generation config sets {name}={value!r}, which a probe does not support: "
                     f"{reason}. Pass {name}=None to go without it."
                 )
             setattr(config, name, None)
@@ -77,13 +77,13 @@ def generation_config(
     try:
         config.update(**given)  # validates
     except (ValueError, TypeError) as error:
-        raise GenerationOptionError(f"impossible generation options: {error}") from error
-    # What of the checkpoint's defaults has no say in this call is put aside, for transformers would warn of it.
+        raise GenerationOptionError(f"invalid generation options: {error}") from error
+    # The checkpoint's defaults that have no effect in this call are cleared: transformers would warn of them.
     for unused, names in ((config.do_sample is not True, SAMPLING), ((config.num_beams or 1) == 1, BEAMS)):
         for name in names if unused else ():
             if name not in given and hasattr(config, name):
                 setattr(config, name, None)
-    for new, whole in LENGTHS:  # of both, transformers takes the first: what the call says comes before a default
+    for new, whole in LENGTHS:  # of both, transformers uses the first: the call takes precedence over defaults
         if given.get(whole) is not None and given.get(new) is None:
             setattr(config, new, None)
         elif getattr(config, new) is not None and given.get(whole) is None:
@@ -97,7 +97,7 @@ def generation_config(
         ends = config.eos_token_id
         config.pad_token_id = ends if isinstance(ends, int) else ends[0]
     if (mode := config.get_generation_mode().value) not in MODES:
-        raise GenerationOptionError(f"These options ask for {mode}; a probe reads {', '.join(MODES)}.")
+        raise GenerationOptionError(f"These options select {mode}; a probe supports {', '.join(MODES)}.")
     config.return_dict_in_generate = True  # beams: which beam each token came from
     return config
 

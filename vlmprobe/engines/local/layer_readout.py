@@ -1,7 +1,7 @@
 """Decodes every layer through the model's own final norm and head.
 
-Rows of tokens that are known are reduced while the layer runs, so that of a long prompt one layer's states and one
-chunk of logits exist at a time. While an answer is generated, its states [L, T, H] are kept until its tokens are known.
+Rows of known tokens are reduced while the layer runs, so a long prompt holds one layer's states and one chunk of logits
+at a time. While an answer is generated, its states [L, T, H] are kept until its tokens are known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerColumns", "layer_columns"]
 
-CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the numbers' own size, for the last layer against the model
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative tolerance, last layer against the model's logits
 ROUNDED = 3e-2  # the same in half precision
 NOTHING = np.empty(0, np.int64)
 
@@ -52,7 +52,7 @@ class LayerColumns:
     top_logprobs: np.ndarray  # float32 [L, R, K], nats
 
     def cut(self, *, layers: Sequence[int] | None = None, rows: np.ndarray | None = None) -> LayerColumns:
-        """Some of the layers, by their numbers, and some of the rows, by their places."""
+        """Select layers by number, and rows by index."""
         at = slice(None) if layers is None else np.flatnonzero(np.isin(self.layers, layers))
         columns = {field.name: getattr(self, field.name)[at] for field in fields(self)}
         if rows is not None:
@@ -72,22 +72,22 @@ def layer_columns(
     ids: Sequence[int] | None = None,
     prompt: bool = False,
 ) -> tuple[Result | None, TokenTable, LayerColumns]:
-    """What each layer says of the tokens of an answer, or of a prompt, in one run of the model.
+    """Decode every layer at the tokens of an answer, or of a prompt, in one run of the model.
 
     Args:
         adapter, head, detokenizer: of the engine.
-        generate: answers the conversation; called where the answer is not given.
+        generate: answers the conversation; called if no answer is given.
         conversation: the prompt.
-        options: for the answer where it is generated, and what its table keeps.
-        layers: numbers of decoder layers, negative ones from the last; all where None.
-        ids: an answer that is given; generated where None.
-        prompt: look at the prompt's own tokens in place of an answer.
+        options: for generating the answer, and what its table keeps.
+        layers: numbers of decoder layers, negative ones counted from the last; all if None.
+        ids: the given answer; generated if None.
+        prompt: decode at the prompt's own tokens instead of an answer's.
 
     Returns:
-        The result where the answer was generated; the table of T tokens; the columns of its R scored rows.
+        The result if the answer was generated; the table of T tokens; the columns of its R scored rows.
 
     Raises:
-        CapabilityError: for a layer that does not exist; for beams; where the last layer does not lead to the model's
+        CapabilityError: for a layer that does not exist; for beams; if the last layer does not reproduce the model's
             own logits.
     """
     wanted = _chosen(adapter, layers)
@@ -96,7 +96,7 @@ def layer_columns(
     with alone(adapter.model):
         if ids is None and not prompt:
             if options.generation.get("num_beams") not in (None, 1):
-                raise CapabilityError("Beams change places between steps: look at layers with num_beams=1.")
+                raise CapabilityError("Beams are reordered between steps: read layers with num_beams=1.")
             with watch.on():
                 result = generate()
             table = result.output
@@ -124,7 +124,7 @@ def layer_columns(
 
 
 class LayerWatch:
-    """Follows decoder layers through one run over one sequence."""
+    """Hooks decoder layers during one run over one sequence."""
 
     def __init__(self, adapter: Adapter, head: Head, layers: list[int], top: int) -> None:
         self.adapter, self.head = adapter, head
@@ -140,8 +140,7 @@ class LayerWatch:
         """Watch this thread's runs of the layers.
 
         Args:
-            places: int64 [R], positions to look at, ascending; where None, the last of every run, as a decoding loop
-                needs them.
+            places: int64 [R], positions to read, ascending; if None, the last of every run, as in a decoding loop.
             ids: int64 [R], the tokens that are drawn from those positions.
         """
         owner = threading.get_ident()
@@ -163,14 +162,14 @@ class LayerWatch:
                 handle.remove()
 
     def reduced(self) -> LayerColumns:
-        """The numbers of the tokens that were known."""
+        """The columns of the tokens that were known."""
         return _stacked(self.layers, [self._stats[layer] for layer in self.layers])
 
     def followed(self, answer: np.ndarray) -> LayerColumns:
-        """The numbers of the tokens ``answer`` [T] that were generated meanwhile."""
+        """The columns of the tokens ``answer`` [T] that were generated meanwhile."""
         parts = []
         for layer in self.layers:
-            # A prompt that was prefilled in pieces left more than one row before those of the answer.
+            # A prompt that was prefilled in chunks left more than one row before those of the answer.
             kept = self._states[layer][-len(answer) :]
             parts.append([self._reduce(torch.stack(kept), answer)] if kept and len(answer) else [])
         return _stacked(self.layers, parts)
@@ -203,7 +202,7 @@ def _chosen(adapter: Adapter, wanted: Sequence[int] | None) -> list[int]:
         _ = adapter.final_norm
     except AttributeError as error:
         raise CapabilityError(
-            f"The adapter {adapter.name} does not say where the decoder layers of {type(adapter.outer).__name__} are "
+            f"The adapter {adapter.name} does not locate the decoder layers of {type(adapter.outer).__name__} "
             f"({error}): override layers and final_norm in it."
         ) from error
     if wanted is None:
@@ -229,7 +228,7 @@ def _stacked(layers: list[int], parts: list[list[RowStats]]) -> LayerColumns:
 
 
 def _require_last(adapter: Adapter, columns: LayerColumns, table: TokenTable, last: int) -> None:
-    """C12: the layer that ran last says what the model says."""
+    """C12: the layer that ran last reproduces the model's own logits."""
     if last not in columns.layers:
         raise CapabilityError(
             f"The last decoder layer does not run on this prompt, layer {last} is the last that does: add it to layers."
@@ -242,6 +241,6 @@ def _require_last(adapter: Adapter, columns: LayerColumns, table: TokenTable, la
         if came.shape != own.shape or not np.allclose(came, own, rtol=0, atol=close, equal_nan=True):
             raise CapabilityError(
                 f"The last decoder layer of {type(adapter.outer).__name__}, through final norm and head, does not "
-                f"give the model's own logits ({name} differs): something stands between them that the adapter must "
-                "put into final_norm (vlmprobe check, C12)."
+                f"reproduce the model's own logits ({name} differs): the adapter must put into final_norm whatever "
+                "else is applied between them (vlmprobe check, C12)."
             )

@@ -1,4 +1,4 @@
-"""Pure tensor maths over logits: what one row of logits says about one token, in float32 whatever the model's dtype."""
+"""Pure tensor functions: statistics of a token under a row of logits, in float32 whatever the model's dtype."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 __all__ = ["RowStats", "numpy_columns", "processed_logprobs", "row_stats"]
 
-# Float32 rows that are reduced together: on a CPU what stays in its caches, else what keeps the device busy.
+# Float32 rows that are reduced together: on a CPU what fits its caches, else what keeps the device busy.
 BLOCK_BYTES = {True: 4 * 2**20, False: 128 * 2**20}
-MANY = 256  # tokens of one row from which sorting the row once is quicker than comparing it with each of them
+MANY = 256  # tokens per row above which sorting the row once is faster than comparing it with each of them
 NOTHING = -1e4  # exp of it is 0 in float32
 
 
@@ -39,15 +39,15 @@ class RowStats:
 
 @torch.no_grad()
 def row_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None = None) -> RowStats:
-    """Reduce rows of logits to what is reported of the tokens drawn from them.
+    """Reduce rows of logits to the statistics of the tokens drawn from them.
 
     Args:
         logits: [N, V], any floating dtype; computed in float32.
         ids: [M] int64, the tokens; an id outside ``0..V-1`` has no probability under its row (some models have
             image ids beyond the head): its logprob is NaN and its rank -1.
-        top: K, how many of the likeliest tokens to keep (at most V are kept).
-        of: [M] int64 on the CPU, ascending: the row that each token is drawn from; where None, M = N and token i is
-            of row i.
+        top: K, how many of the most likely tokens to keep (at most V).
+        of: [M] int64 on the CPU, ascending: the row that each token is drawn from; if None, M = N and token i is
+            drawn from row i.
 
     Returns:
         :class:`RowStats` of M rows. ``logprobs`` is log-softmax at the token; ``entropy`` is -sum p log p;
@@ -65,11 +65,11 @@ def row_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None = None) -
 
 
 def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, size: int) -> RowStats:
-    """The same for float32 rows [N, V] of which all are held at once; ``size`` rows may be made of them."""
+    """The same for float32 rows [N, V] that are held at once; temporaries have at most ``size`` rows."""
     vocabulary = logits.shape[-1]
     inside = (ids >= 0) & (ids < vocabulary)
     greatest = logits.amax(dim=-1, keepdim=True)
-    # So far below the greatest a probability is 0 in float32, and 0 times a finite number is 0, which with -inf is NaN.
+    # This far below the maximum a probability is 0 in float32; 0 times a finite number is 0, but 0 times -inf is NaN.
     shifted = (logits - greatest).clamp_(min=NOTHING)
     weights = shifted.exp()
     total = weights.sum(dim=-1)
@@ -92,7 +92,7 @@ def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, size: int) -
 
 
 def _ranks(logits: Tensor, chosen: Tensor, of: Tensor, size: int) -> Tensor:
-    """How many logits of its row each of the ``chosen`` [M] is below."""
+    """How many logits of its row exceed each of the ``chosen`` [M]."""
     if len(of) == len(logits) and bool((of == torch.arange(len(of))).all()):
         return (logits > chosen.unsqueeze(-1)).sum(dim=-1)
     parts = []

@@ -1,4 +1,4 @@
-"""One run of a model's own ``generate`` under capture, alone on the model, leaving no trace."""
+"""Runs a model's own ``generate`` once with capture hooks, under the model's lock, and restores all state."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLog
 
 __all__ = ["Run", "alone", "drawing", "run", "to_model"]
 
-# Hooks, and state that models keep (rope deltas), belong to one call at a time, whoever holds the model.
+# Hooks, and state that models keep (rope deltas), belong to one call at a time, whichever probe holds the model.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _RNG = threading.RLock()  # torch has one global generator per device
-# Of the size of a state: what the beams of one prompt may differ by before they have chosen anything.
+# Relative tolerance between the states of one prompt's beams before their first token.
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE = 5e-2  # in half precision
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run over a batch of N prompts of padded length S gave; with B beams the hidden rows are N x B."""
+    """Output of one run over a batch of N prompts of padded length S; with B beams the hidden rows are N x B."""
 
     length: int  # S
     sequences: Tensor  # int64 [N, S + T], as generate returns them
     beam_indices: Tensor | None  # int64 [N, T], the row that each token's logits came from; None without beams
     cache: Any  # the model's key-value cache of everything but the last token
     steps: Steps  # raw numbers of each step; empty with beams
-    prefill: Tensor | None  # [N x B, S, H], the states that enter the head; where the prompt side is wanted
-    decoded: list[Tensor]  # [T] of [N x B, H], the states each step's logits came from; where wanted, and with beams
+    prefill: Tensor | None  # [N x B, S, H], the states that enter the head; if the prompt side is wanted
+    decoded: list[Tensor]  # [T] of [N x B, H], the states each step's logits came from; if wanted, or with beams
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
     listen: Callable[[Steps, Tensor], bool] | None = None,
     rows: Kept | None = None,
 ) -> Run:
-    """Generate from model inputs that are on the model's device already (:func:`to_model`).
+    """Generate from model inputs that are already on the model's device (:func:`to_model`).
 
     Args:
         adapter: of the model.
@@ -61,13 +61,13 @@ def run(
         config: from :func:`~vlmprobe.engines.local.generation_config.generation_config`.
         options: what to keep, and the caller's processors.
         listen: called after every step without beams with the ids [N, S + T] so far. The numbers of the tokens just
-            drawn are ``steps.last``. Generation ends where it returns True.
-        rows: takes the full rows [N, V] of every step without beams; where None, and they are kept, a list does.
+            drawn are ``steps.last``. Generation stops if it returns True.
+        rows: receives the full rows [N, V] of every step without beams; if None and they are kept, a list is used.
 
     Raises:
-        CapabilityError: where transformers gives the beams of one prompt different pictures.
-        GenerationOptionError: where transformers refuses the options before anything runs.
-        NonFiniteLogitsError: where sampling failed because of NaN or infinite logits.
+        CapabilityError: if transformers gives the beams of one prompt different images.
+        GenerationOptionError: if transformers rejects the options before anything runs.
+        NonFiniteLogitsError: if sampling failed because of NaN or infinite logits.
     """
     beams = (config.num_beams or 1) > 1
     length = inputs["input_ids"].shape[1]
@@ -81,7 +81,7 @@ def run(
 
     def look(hidden: Tensor) -> None:
         nonlocal covered
-        if steps.processing:  # a processor runs the model for purposes of its own
+        if steps.processing:  # a processor runs the model itself
             return
         covered += hidden.shape[1]
         if covered <= length and options.prompt:
@@ -92,7 +92,7 @@ def run(
     def decode(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **rest: Any) -> Any:
         nonlocal began
         began = True
-        # Beam search hands log-softmax to its processors, and its rows change places.
+        # Beam search passes log-softmax to its processors, and reorders its rows.
         logits_processor = steps.watching(logits_processor) if beams else steps.around(logits_processor)
         loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
         return loop(model, input_ids, logits_processor=logits_processor, **rest)
@@ -102,12 +102,12 @@ def run(
         assert listen is not None
         return torch.full((len(ids),), listen(steps, ids), device=ids.device)
 
-    # generate fills what is None from the model's own config, which would bring back what this call leaves out.
+    # generate fills what is None from the model's own config, which would restore what this call leaves out.
     model = copy.copy(adapter.model)
     model.generation_config = GenerationConfig()
     stops = StoppingCriteriaList([told] if listen else [])
     stop_strings, config.stop_strings = config.stop_strings, None
-    if stop_strings:  # generate gives its tokenizer to no custom decoding function
+    if stop_strings:  # generate passes its tokenizer to no custom decoding function
         stops.append(StopStringCriteria(adapter.tokenizer, stop_strings))
     try:
         with watch_backbone(adapter.backbone, look):
@@ -123,10 +123,10 @@ def run(
             raise NonFiniteLogitsError(non_finite(f"generated token {step}")) from error
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        # Refused are options that fail before the model runs, or in a processor of transformers' own.
+        # The options are at fault if they fail before the model runs, or in one of transformers' own processors.
         if began and (options.processors or not steps.processing):
             raise
-        raise GenerationOptionError(f"transformers refuses these generation options: {error}") from error
+        raise GenerationOptionError(f"transformers rejects these generation options: {error}") from error
     finally:
         config.stop_strings = stop_strings
     made = output.sequences.shape[1] - length
@@ -146,20 +146,20 @@ def run(
 
 
 def _require_one_prompt(states: Tensor, prompts: int) -> None:
-    """Beams of a prompt [N x B, H] begin alike. Older transformers repeat tiles, not pictures, and mix them."""
+    """Beams of a prompt [N x B, H] start out equal. Older transformers repeat tiles, not images, and mix them."""
     beams = states.reshape(prompts, -1, states.shape[-1]).float()
     apart = (beams - beams[:, :1]).norm(dim=-1) / beams[:, :1].norm(dim=-1)
     if (apart > ROUNDING.get(states.dtype, COARSE)).any():
         from transformers import __version__
 
         raise CapabilityError(
-            f"transformers {__version__} gives the beams of one prompt different tiles of its picture, so beam search "
-            "would answer another question. Update transformers, or ask with num_beams=1."
+            f"transformers {__version__} gives the beams of one prompt different tiles of its image, so beam search "
+            "would answer another question. Update transformers, or use num_beams=1."
         )
 
 
 def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device, real numbers in its dtype."""
+    """Inputs on the model's device, floating-point tensors in its dtype."""
     return {
         key: value.to(model.device, model.dtype if value.is_floating_point() else None)
         if isinstance(value, Tensor)
@@ -170,7 +170,7 @@ def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """One call on the model at a time, dropout and gradients off; every module's mode is put back."""
+    """One call on the model at a time, dropout and gradients off; every module's mode is restored."""
     with _LOCKS.setdefault(model, threading.RLock()):
         training = [module for module in model.modules() if module.training]
         for module in training:
@@ -185,9 +185,9 @@ def alone(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def drawing(model: Any, config: GenerationConfig, seed: int | None) -> Iterator[None]:
-    """Draw with a seed of one's own and put the global generators back; without a seed they simply go on.
+    """Sample with a seed and restore the global generators; without a seed they advance as usual.
 
-    Whoever draws does so alone, on whatever model, for a seed is of use only while no other call draws in between.
+    Sampling holds one lock for all models: a seed is reproducible only if no other call draws in between.
     """
     if not config.do_sample:
         yield

@@ -1,4 +1,4 @@
-"""Scoring candidates: the state that each candidate token is drawn from, then one pass of the head over all of them."""
+"""Scores candidates: the state that each candidate token is drawn from, then one pass of the head over all states."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vlmprobe.results.table import TokenTable
 
 __all__ = ["score"]
 
-Source = tuple[int, Path]  # how many prompt ids stand, and the candidate ids written after them
-CONTEXT = 16  # prompt tokens before a candidate that can have a say in how its text is read
+Source = tuple[int, Path]  # how many prompt ids are kept, and the candidate ids after them
+CONTEXT = 16  # prompt tokens before a candidate that can affect how its text decodes
 
 
 def score(
@@ -66,7 +66,7 @@ def score(
 def _shared_states(
     adapter: Adapter, encoding: Encoding, candidates: Sequence[Continuation]
 ) -> tuple[dict[Source, Tensor], str | None]:
-    """The state [H] from which each token of the candidates is drawn, from one prefill; or why that cannot be."""
+    """The state [H] from which each token of the candidates is drawn, from one prefill; or why it cannot be shared."""
     inputs = to_model(adapter.model, encoding.inputs)
     ran, states = _prefill(adapter, inputs)
     if reason := why_not_shared(adapter, ran.cache):
@@ -86,9 +86,9 @@ def _forward_states(adapter: Adapter, encoding: Encoding, candidate: Continuatio
 
 
 def _prefill(adapter: Adapter, inputs: dict[str, object]) -> tuple[Run, Tensor]:
-    """Run a single prompt as generate does, and its states [S, H]."""
+    """Run a single prompt as generate does; the run and its states [S, H]."""
     ran = run(adapter, inputs, generation_config(adapter.model.generation_config, ONE_STEP), Options(alternatives=1))
-    assert ran.prefill is not None  # asked for by Options.prompt
+    assert ran.prefill is not None  # requested by Options.prompt
     return ran, ran.prefill[0]
 
 

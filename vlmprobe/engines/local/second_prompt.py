@@ -18,13 +18,13 @@ from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["SecondPrompt"]
 
-STATE = ("rope_deltas",)  # what models keep of a prompt between its steps
+STATE = ("rope_deltas",)  # what models keep of a prompt between steps
 
 
 class SecondPrompt:
     """The prompt of a conversation, prefilled once, and fed the tokens of an answer one by one.
 
-    It may be asked while the same model generates: what the model keeps of the other prompt is put aside meanwhile.
+    It may be queried while the same model generates: the model's state of the other prompt is saved and restored.
     """
 
     def __init__(self, adapter: Adapter, head: Head, conversation: Conversation) -> None:
@@ -42,8 +42,8 @@ class SecondPrompt:
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The raw logits [V] for the token after the prompt and ``ids``.
 
-        What goes on from the ids of the last call costs a step; anything else, and a model whose cache cannot be
-        continued, begins anew.
+        Ids that extend those of the last call cost one step; anything else, or a model whose cache cannot be
+        continued, reruns the whole sequence.
         """
         ids = tuple(map(int, ids))
         with alone(self.adapter.model), self._own_state():
@@ -59,7 +59,7 @@ class SecondPrompt:
     def _begin(self, ids: tuple[int, ...]) -> None:
         if self._encoded is None:
             self._encoded = self.adapter.encode([self.conversation]).inputs
-        ran = forced_run(self.adapter, self._encoded, [*ids, 0])  # the last id is not run, only drawn
+        ran = forced_run(self.adapter, self._encoded, [*ids, 0])  # the last id is not run, only predicted
         assert ran.prefill is not None
         self._last = ran.prefill[0, -1]
         self._inputs = to_model(self.adapter.model, begun(self.adapter, self._encoded, ids))
@@ -81,7 +81,7 @@ class SecondPrompt:
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:
-        """Put the model's state of this prompt in place of that of the prompt that it is working on."""
+        """Swap in the model's state of this prompt, and restore that of the prompt being generated from."""
         held = [(module, name) for module in self.adapter.model.modules() for name in STATE if name in vars(module)]
         before = [getattr(module, name) for module, name in held]
         for (module, name), value in zip(held, self._state, strict=False):

@@ -1,7 +1,7 @@
 """Many candidates on one prefill: which token sequences must run, and their states from the prompt's cache.
 
-A candidate of n tokens needs n rows: the last prompt row, then those after its first 1 .. n-1 tokens. The first is
-there already. Of the rest only the longest sequences run, each in place of all its beginnings, in batches of equal
+A candidate of n tokens needs n rows: the last prompt row, then those after its first 1 .. n-1 tokens. The first
+comes from the prefill. Of the rest only the longest sequences run, each covering all its prefixes, in batches of equal
 length so that nothing is padded.
 """
 
@@ -21,14 +21,14 @@ from vlmprobe.engines.local.capture import states_of
 
 __all__ = ["Path", "SharedPrefix", "longest", "why_not_shared"]
 
-Path = tuple[int, ...]  # ids written after the prompt
+Path = tuple[int, ...]  # ids after the prompt
 CACHE_BYTES = 512 * 2**20  # of repeated prompt cache in one batch
 
 
 def longest(paths: Iterable[Path]) -> list[Path]:
-    """The paths that are no beginning of another one, shortest first; the empty path is dropped."""
+    """The paths that are not a prefix of another one, shortest first; the empty path is dropped."""
     kept: list[Path] = []
-    for path in sorted(set(paths), reverse=True):  # a beginning sorts right after the paths that go on from it
+    for path in sorted(set(paths), reverse=True):  # a prefix sorts right after the paths that extend it
         if path and not (kept and kept[-1][: len(path)] == path):
             kept.append(path)
     return sorted(kept, key=len)
@@ -37,7 +37,7 @@ def longest(paths: Iterable[Path]) -> list[Path]:
 def why_not_shared(adapter: Adapter, cache: Any) -> str | None:
     """Why the prompt's cache cannot be continued by several candidates, or None where it can."""
     if not adapter.capabilities.prefix_reuse:
-        return f"the adapter {adapter.name} says that its cache cannot be continued"
+        return f"the adapter {adapter.name} declares that its cache cannot be continued"
     if cache is None or not hasattr(cache, "layers"):
         return "the model returns no cache"
     for layer in cache.layers:
@@ -47,14 +47,14 @@ def why_not_shared(adapter: Adapter, cache: Any) -> str | None:
 
 
 class SharedPrefix:
-    """A prompt that has been prefilled once, to be continued by many paths. Its cache is never changed."""
+    """A prompt that has been prefilled once, to be continued by many paths. Its cache is never modified."""
 
     def __init__(self, adapter: Adapter, inputs: Mapping[str, Any], cache: Any, last: Tensor) -> None:
         self.adapter = adapter
         self.inputs = inputs
         self.cache = cache
         self.last = last  # [H], the state at the last prompt position
-        # A recurrent state goes on token by token, as it does in generate; keys and values take several at once.
+        # A recurrent state advances token by token, as in generate; keys and values take several tokens at once.
         self._whole = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
 
     def states(self, paths: Sequence[Path]) -> dict[Path, Tensor]:

@@ -1,4 +1,4 @@
-"""A table of one row for each step of a decoding loop, for streaming."""
+"""One-row tables for each step of a decoding loop, for streaming."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """Tables of one row each, made of what a decoding loop says of a single prompt after every step."""
+    """Builds a one-row table after every step of a decoding loop over a single prompt."""
 
     def __init__(self, detokenizer: Detokenizer) -> None:
         self._special = detokenizer.special
@@ -26,7 +26,7 @@ class Rows:
         self._end = 0  # of the text so far
 
     def of(self, steps: Steps, ids: Tensor) -> TokenTable:
-        """The row of the token that was drawn last; ``ids`` [1, S + T] end in it."""
+        """The row of the token that was drawn last; it is the last of ``ids`` [1, S + T]."""
         token = int(ids[0, -1])
         self._ids.append(token)
         text, special = next(self._texts), token in self._special

@@ -1,4 +1,4 @@
-"""Teacher forcing: the rows of an answer that is given, rather than generated, after one prompt or several."""
+"""Teacher forcing: the rows of a given answer after one prompt or several."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def score_ids(
         options: what to keep.
 
     Returns:
-        N tables of T rows; every picture is encoded once and every prompt runs once.
+        N tables of T rows; every image is encoded once and every prompt runs once.
     """
     if not len(ids):
         raise MessageError("The answer to score has no tokens.")
     prompts = encoding.prompts
     ran = forced_run(adapter, encoding.inputs, ids)
-    assert ran.prefill is not None  # asked for by Options.prompt
+    assert ran.prefill is not None  # requested by Options.prompt
     hidden = ran.prefill[:, -len(ids) :].flatten(0, 1)  # [N x T, H]
     made = np.array(ids, dtype=np.int64)
     rows: list[Tensor] | None = [] if "logits" in options.keep else None
@@ -74,7 +74,7 @@ def begun(adapter: Adapter, inputs: Mapping[str, Any], ids: Sequence[int]) -> di
 
 
 def preceded(columns: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns with the rows of ``earlier`` before their own; those that are None stay None."""
+    """Columns with the rows of ``earlier`` prepended; those that are None stay None."""
     return {
         name: None if values is None else np.concatenate([earlier[name], values]) for name, values in columns.items()
     }
@@ -83,7 +83,7 @@ def preceded(columns: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str
 def forced_run(adapter: Adapter, inputs: Mapping[str, Any], ids: Sequence[int]) -> Run:
     """One forward over prompts and answer. The last T states of ``prefill`` are those that the T ids are drawn from."""
     config = generation_config(adapter.model.generation_config, ONE_STEP)
-    grown = begun(adapter, inputs, ids[:-1])  # nothing is asked about what comes after the last token
+    grown = begun(adapter, inputs, ids[:-1])  # what comes after the last token is not needed
     return run(adapter, to_model(adapter.model, grown), config, Options(alternatives=1))
 
 

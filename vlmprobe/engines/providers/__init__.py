@@ -1,1 +1,1 @@
-"""One module or folder for each serving engine; they are found as entry points of ``vlmprobe.engines``."""
+"""One module or folder for each serving engine, discovered as entry points of ``vlmprobe.engines``."""

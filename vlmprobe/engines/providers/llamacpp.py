@@ -1,8 +1,8 @@
 """llama.cpp's server: ids, true bytes and any number of alternatives of the answer; nothing of the prompt.
 
-Read in its source as of August 2026 (build 10488) and not run. Over the chat route, since the server knows the template
-of its GGUF file. Its log-probabilities are of the raw logits, whatever the sampling (``post_sampling_probs`` is never
-asked for).
+Written from its source as of August 2026 (build 10488) and not run. Uses the chat route, since the server knows the
+template of its GGUF file. Its log-probabilities are of the raw logits, whatever the sampling (``post_sampling_probs``
+is never requested).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LlamaCpp(ServedEngine):
             self.abilities = replace(self.abilities, images=False)
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask one question."""
+        """Send one request."""
         top = options.alternatives
         request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
         request |= {
@@ -89,7 +89,7 @@ class LlamaCpp(ServedEngine):
     def _row(self, entry: Any, text: str, top: int, where: str) -> Row:
         others = entry.get("top_logprobs")
         if not isinstance(others, list) or len(others) > top:
-            raise EngineResponseError(f"{where} has no list of at most the {top} alternatives that were asked for.")
+            raise EngineResponseError(f"{where} has no list of at most the {top} alternatives that were requested.")
         vocabulary = self.server.more.get("vocabulary")
         listed = sorted((self._alternative(each, vocabulary, where) for each in others), key=lambda each: -each.value)
         return Row(
@@ -102,7 +102,7 @@ class LlamaCpp(ServedEngine):
     @staticmethod
     def _alternative(entry: Any, vocabulary: int | None, where: str) -> Alternative:
         if not isinstance(entry, dict):
-            raise EngineResponseError(f"{where} holds an alternative that is no object.")
+            raise EngineResponseError(f"{where} holds an alternative that is not an object.")
         text = bytes(_bytes(entry, where)).decode("utf-8", "replace")
         return Alternative(real(entry.get("logprob"), where), token_id(entry.get("id"), where, vocabulary), text)
 
@@ -120,9 +120,9 @@ def _string(value: Any) -> str | None:
 
 
 def texts_of_bytes(tokens: Sequence[Sequence[int]]) -> list[str]:
-    """The text of each token; a character that spans tokens stands in the one that completes it.
+    """The text of each token; a character that spans tokens is in the one that completes it.
 
-    Bytes that are no UTF-8 show as replacement characters, in the token after which that is certain.
+    Invalid UTF-8 shows as replacement characters, in the token after which that is certain.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     last = len(tokens) - 1

@@ -1,7 +1,7 @@
-"""Ollama's own chat route: chosen and likeliest tokens of the answer, as text.
+"""Ollama's own chat route: chosen and most likely tokens of the answer, as text.
 
-Read in its source as of August 2026 (fb307609) and not run. It drops the ids and true bytes that llama.cpp gives it, so
-a token that is a piece of a character arrives as a replacement character.
+Written from its source as of August 2026 (fb307609) and not run. It drops the ids and true bytes that llama.cpp gives
+it, so a token that is part of a character arrives as a replacement character.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Ollama(ServedEngine):
 
     @classmethod
     async def recognise(cls, facts: Facts) -> Server | None:
-        """A server that lists its models at ``/api/tags``, and is none of those that imitate Ollama."""
+        """A server that lists its models at ``/api/tags``, and is not one of those that imitate Ollama."""
         if any(each.get("owned_by") in IMITATORS for each in await facts.models()):
             return None
         tags = await facts.get("/api/tags")
@@ -53,14 +53,14 @@ class Ollama(ServedEngine):
         return Server(version=version, models=tuple(names))
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask one question."""
+        """Send one request."""
         top = min(options.alternatives, MOST)
         request = {
             "model": self.model,
             "messages": [await _message(each) for each in conversation.messages],
             "stream": False,
             "think": False,
-            "truncate": False,  # a prompt that is too long is an error rather than a shorter prompt
+            "truncate": False,  # a prompt that is too long is an error rather than truncated
             "shift": False,
             "logprobs": True,
             "top_logprobs": top,
@@ -102,14 +102,14 @@ def _options(decoding: Decoding, seed: int | None) -> dict[str, Any]:
 
 
 async def _message(message: Message) -> dict[str, Any]:
-    """Ollama puts the pictures of a message before its text, in their order."""
-    pictures = [each for each in message.parts if isinstance(each, ImagePart)]
+    """Ollama puts the images of a message before its text, in their order."""
+    images = [each for each in message.parts if isinstance(each, ImagePart)]
     told: dict[str, Any] = {
         "role": message.role,
         "content": "".join(each.text for each in message.parts if isinstance(each, TextPart)),
     }
-    if pictures:
-        told["images"] = [await base64_of(each) for each in pictures]
+    if images:
+        told["images"] = [await base64_of(each) for each in images]
     return told
 
 
@@ -117,12 +117,12 @@ def _row(entry: Any, top: int, where: str) -> Row:
     value, text = _pair(entry, where)
     others = entry.get("top_logprobs") or []
     if not isinstance(others, list) or len(others) > top:
-        raise EngineResponseError(f"{where} has more alternatives than the {top} that were asked for.")
+        raise EngineResponseError(f"{where} has more alternatives than the {top} that were requested.")
     pairs = sorted((_pair(each, where) for each in others), reverse=True)
     return Row(value, text=text, top=tuple(Alternative(number, text=each) for number, each in pairs if number > FLOOR))
 
 
 def _pair(entry: Any, where: str) -> tuple[float, str]:
     if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
-        raise EngineResponseError(f"{where} is no entry of a token with its log-probability.")
+        raise EngineResponseError(f"{where} is not a token with its log-probability.")
     return real(entry.get("logprob"), where), entry["token"]

@@ -1,6 +1,6 @@
-"""Any server that speaks OpenAI's chat protocol: chosen and likeliest tokens of the answer, as text.
+"""Any server that speaks OpenAI's chat protocol: chosen and most likely tokens of the answer, as text.
 
-Ids and the prompt are not on its wire: ``ids`` is None, and there is no prompt side.
+The protocol has neither ids nor the prompt: ``ids`` is None, and there is no prompt side.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class OpenAI(StreamedEngine):
 
     @classmethod
     async def recognise(cls, facts: Facts) -> Server | None:
-        """Whatever lists models as OpenAI does."""
+        """Any server that lists models as OpenAI does."""
         entries = await facts.models()
         names = tuple(str(each["id"]) for each in entries if "id" in each)
         return Server(models=names) if names else None
 
     async def find_out(self) -> None:
-        """What the numbers mean; a value at the floor only says that the token is not among those listed."""
+        """Determine what the numbers mean; a value at the floor only means that the token is not listed."""
         if self.meaning is None:
             found = await self.probed_meaning()
             self.meaning = Meaning(found.kind, found.logits, clamped=False)
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask one question."""
+        """Send one request."""
         top = min(options.alternatives, MOST)
         request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
         reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
@@ -58,7 +58,7 @@ class OpenAI(StreamedEngine):
     async def pieces(
         self, conversation: Conversation, decoding: Decoding, options: Options
     ) -> AsyncGenerator[Answer, None]:
-        """The same, while it is written."""
+        """The same, streamed."""
         top = min(options.alternatives, MOST)
         request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
         async with aclosing(

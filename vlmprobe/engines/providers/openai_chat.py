@@ -1,4 +1,4 @@
-"""The chat protocol of OpenAI, as far as the engines that speak it agree."""
+"""OpenAI's chat protocol, as far as the engines that implement it agree."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = [
 ]
 
 PATH = "/v1/chat/completions"
-FINISHED = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length"}  # other words for the two
+FINISHED = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length"}  # other names of the two
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One entry of ``logprobs.content``: a token, its number, and those of the alternatives in wire order."""
+    """One entry of ``logprobs.content``: a token, its value, and its alternatives in the order received."""
 
     token: str
     value: float
@@ -40,7 +40,7 @@ class Said:
 
 
 async def messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as OpenAI's protocol has it; each picture once, as its original file or lossless."""
+    """The conversation in OpenAI's format; each image once, as its original file or lossless."""
     return [
         {"role": message.role, "content": [await content_part(part) for part in message.parts]}
         for message in conversation.messages
@@ -60,11 +60,11 @@ async def body(
     """A request with log-probabilities, in the fields that every engine knows.
 
     Args:
-        model: by its name at the server.
-        conversation: what is asked.
+        model: its name on the server.
+        conversation: the prompt.
         decoding: how the answer is drawn.
         seed: of the draw.
-        top: how many alternatives to ask for.
+        top: how many alternatives to request.
     """
     request: dict[str, Any] = {
         "model": model,
@@ -86,7 +86,7 @@ async def body(
 async def pieces(
     client: Client, request: dict[str, Any], title: str, *, tokens: int, top: int | None
 ) -> AsyncGenerator[tuple[Node, Node, list[Said]], None]:
-    """Every piece of a streamed answer: the event, its choice, and the tokens that came with it.
+    """Every chunk of a streamed answer: the event, its choice, and the tokens that came with it.
 
     Args:
         client: of the server.
@@ -99,7 +99,7 @@ async def pieces(
         async for event in events:
             reply = Node(event, title)
             if not reply["choices"].items(most=1):
-                continue  # figures of usage, which some servers send at the end
+                continue  # usage statistics, which some servers send at the end
             choice = only_choice(reply)
             said = []
             if choice.get("logprobs") is not None or text_of(choice):
@@ -112,12 +112,12 @@ def only_choice(reply: Node) -> Node:
     """The one choice of a reply."""
     choices = reply["choices"]
     if len(choices.items(most=1)) != 1:
-        raise EngineResponseError(f"{choices.where} has {len(choices.items())} entries where one was asked for.")
+        raise EngineResponseError(f"{choices.where} has {len(choices.items())} entries where one was requested.")
     return choices[0]
 
 
 def text_of(choice: Node) -> str:
-    """The text of an answer, or of a piece of one; empty where there is none."""
+    """The text of an answer, or of a chunk of one; empty if there is none."""
     message = choice.get("delta") or choice["message"]
     message.mapping()
     content = message.get("content")
@@ -125,7 +125,7 @@ def text_of(choice: Node) -> str:
 
 
 def finish_reason(choice: Node) -> str:
-    """``"stop"`` or ``"length"``, or the engine's own word for something else; empty for a piece before the last."""
+    """``"stop"`` or ``"length"``, or the engine's own value for anything else; empty for a chunk before the last."""
     found = choice.get("finish_reason")
     word = found.string() if found is not None else "" if choice.get("delta") else "stop"
     return FINISHED.get(word, word)
@@ -136,8 +136,8 @@ def listed(choice: Node, *, tokens: int, top: int | None) -> list[Said]:
 
     Args:
         choice: of the reply.
-        tokens: how many may come at most.
-        top: how many alternatives each may have at most; None for any number.
+        tokens: the maximum number of tokens.
+        top: the maximum number of alternatives of each; None for any number.
     """
     logprobs = choice.get("logprobs")
     content = None if logprobs is None else logprobs.get("content")
@@ -148,7 +148,7 @@ def listed(choice: Node, *, tokens: int, top: int | None) -> list[Said]:
     entries = content.items()
     if len(entries) > tokens:
         raise EngineResponseError(
-            f"{content.where} has {len(entries):,} tokens where at most {tokens:,} were asked for."
+            f"{content.where} has {len(entries):,} tokens where at most {tokens:,} were requested."
         )
     return [_said(entry, f"{content.where}[{place}]", top) for place, entry in enumerate(entries)]
 
@@ -157,11 +157,11 @@ def _said(entry: Any, where: str, top: int | None) -> Said:
     token, value = _pair(entry, where)
     others = entry.get("top_logprobs") or []
     if not isinstance(others, list) or (top is not None and len(others) > top):
-        raise EngineResponseError(f"{where} has more alternatives than the {top} that were asked for.")
+        raise EngineResponseError(f"{where} has more alternatives than the {top} that were requested.")
     return Said(token, value, tuple([_pair(each, where) for each in others]))
 
 
 def _pair(entry: Any, where: str) -> tuple[str, float]:
     if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
-        raise EngineResponseError(f"{where} is no entry of a token with its log-probability.")
+        raise EngineResponseError(f"{where} is not a token with its log-probability.")
     return entry["token"], real(entry.get("logprob"), where)

@@ -1,4 +1,4 @@
-"""The prompt as text, for engines that take one and put the pictures in themselves."""
+"""Renders the prompt as text, for engines that take text and insert the images themselves."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["TAG", "begun_by_server", "encoded_prompt", "written_prompt"]
 
-# InternVL's processors write the context token, once or for every position; engines want one tag for each picture.
+# InternVL's processors write the context token, once or for every position; engines expect one tag per image.
 INTERNVL = re.compile(r"(?:<img>)?(?:<IMG_CONTEXT>)+(?:</img>)?")
 TAG = "<image>"
 
 
 async def encoded_prompt(adapter: Adapter, conversation: Conversation) -> EncodedPrompt:
-    """The prompt in the model's own sequence, as the model's processor makes it here."""
-    # In a thread, for the processor works on the pictures.
+    """The prompt as the model receives it, encoded here by the model's processor."""
+    # In a thread, since the processor also processes the images.
     encoding = await asyncio.to_thread(adapter.encode, [conversation])
     return encoding.prompts[0]
 
 
 async def written_prompt(adapter: Adapter, conversation: Conversation, engine: str) -> tuple[str, bool]:
-    """The chat template's text with one tag for each picture, and whether the tokenizer must not begin it.
+    """The rendered chat template with one tag per image, and whether it already starts with the BOS token.
 
     Raises:
-        MessageError: where the text itself holds such a tag, which the engine would take for a picture.
-        CapabilityError: where the template writes the pictures in a way that the engine does not know.
+        MessageError: if the text itself contains such a tag, which the engine would take for an image.
+        CapabilityError: if the template writes the images in a way that the engine does not know.
     """
     own = type(adapter).encode is not Adapter.encode
     text = (await encoded_prompt(adapter, conversation)).text if own else adapter.render([conversation])[0]
     tagged, found = INTERNVL.subn(TAG, text)
-    pictures = len(conversation.images)
+    images = len(conversation.images)
     question = conversation.question
-    if pictures and any(tag in question for tag in (TAG, "<IMG_CONTEXT>", "<img></img>")):
-        raise MessageError(f"The text holds an image tag, which {engine} would take for a picture: write it otherwise.")
-    if found and found != pictures:
-        raise CapabilityError(f"The template of {adapter.name} writes {found} image tags for {pictures} pictures.")
+    if images and any(tag in question for tag in (TAG, "<IMG_CONTEXT>", "<img></img>")):
+        raise MessageError(f"The text holds an image tag, which {engine} would read as an image: write it differently.")
+    if found and found != images:
+        raise CapabilityError(f"The template of {adapter.name} writes {found} image tags for {images} images.")
     begin = getattr(adapter.tokenizer, "bos_token", None)
     return tagged, bool(begin and tagged.startswith(begin))
 
 
 def begun_by_server(adapter: Adapter, text: str) -> str:
-    """A written prompt for an engine that always lets the tokenizer add what it begins a text with."""
+    """A rendered prompt without the BOS token, if the engine's tokenizer would add it again."""
     tokenizer = adapter.tokenizer
     begin = getattr(tokenizer, "bos_token", None)
     if not begin or not text.startswith(begin):

@@ -1,8 +1,8 @@
 """SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, and candidates.
 
-Read in the source of 0.5.23 and not run. Where a picture is, SGLang reports id 0 and the log-probability of the last
-token of the vocabulary: those positions are known here by encoding the prompt with the model's own processor, and
-masked. Id 0 elsewhere may stand for another one too: such a row has no number.
+Written from the source of 0.5.23 and not run. At image positions SGLang reports id 0 and the log-probability of the
+last token of the vocabulary: those positions are found here by encoding the prompt with the model's own processor, and
+masked. Id 0 elsewhere may stand for another id too: such a row has no number.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from vlmprobe.results.result import Scores
 __all__ = ["SGLang"]
 
 PATH = "/generate"
-ALL = -1  # SGLang's word for no top-k
+ALL = -1  # SGLang's value for no top-k
 
 
 class SGLang(ServedEngine):
-    """An SGLang server. Temperature and penalties are in its numbers, top-k and top-p are not.
+    """An SGLang server. Its numbers include temperature and penalties, but not top-k and top-p.
 
-    With ``SGLANG_RETURN_ORIGINAL_LOGPROB=1`` they are raw; no reply tells, so short requests find it out.
+    With ``SGLANG_RETURN_ORIGINAL_LOGPROB=1`` they are raw; no reply says so, so short requests determine it.
     """
 
     title = "SGLang"
@@ -45,7 +45,7 @@ class SGLang(ServedEngine):
 
     @classmethod
     async def recognise(cls, facts: Facts) -> Server | None:
-        """A server whose models are owned by SGLang, or one that answers ``/model_info`` as it does."""
+        """A server that answers ``/model_info`` as SGLang does."""
         info = await facts.get("/model_info") or await facts.get("/get_model_info")
         if not isinstance(info, dict) or not isinstance(info.get("model_path"), str) or "is_generation" not in info:
             return None
@@ -62,7 +62,7 @@ class SGLang(ServedEngine):
         )
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before it is sent."""
+        """Validate a request before it is sent."""
         self.tokens.need("A prompt for SGLang's /generate")
         super().check(conversations, options)
 
@@ -72,7 +72,7 @@ class SGLang(ServedEngine):
         return super().score(conversation, candidates, options)
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask one question."""
+        """Send one request."""
         top = options.alternatives
         adapter = self.tokens.need("A prompt for SGLang's /generate")
         text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
@@ -84,11 +84,12 @@ class SGLang(ServedEngine):
         meta = reply["meta_info"]
         ids = reply["output_ids"].ids()
         if len(ids) > decoding.max_new_tokens:
-            raise EngineResponseError(f"{reply.where} has {len(ids)} output_ids of {decoding.max_new_tokens} at most.")
+            most = decoding.max_new_tokens
+            raise EngineResponseError(f"{reply.where} has {len(ids)} output_ids where at most {most} were requested.")
         rows = _rows(meta, "output", ids, top)
         reason = meta["finish_reason"]["type"].string()
         if reason == "abort":
-            raise EngineResponseError(f"{self.title} gave the request up: {meta['finish_reason'].value.get('message')}")
+            raise EngineResponseError(f"{self.title} aborted the request: {meta['finish_reason'].value.get('message')}")
         before = None if prompt is None else _prompt_rows(meta, prompt, top)
         return Answer(
             reply["text"].string(),
@@ -102,7 +103,7 @@ class SGLang(ServedEngine):
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
     ) -> tuple[list[Scored], dict[str, Any]]:
-        """Each candidate as the end of a prompt, which nothing is generated after."""
+        """Score each candidate as the end of a prompt, after which nothing is generated."""
         adapter = self.tokens.need("A prompt for SGLang's /generate")
         prompt = await encoded_prompt(adapter, conversation)
         text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
@@ -124,13 +125,13 @@ class SGLang(ServedEngine):
         return list(await asyncio.gather(*(one(each) for each in candidates))), {"prefix": "recomputed"}
 
     async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
-        pictures = [await data_url(each) for each in conversation.image_parts]
+        images = [await data_url(each) for each in conversation.image_parts]
         return {
             "sampling_params": sampling,
             "return_logprob": True,
             "top_logprobs_num": top,
             "stream": False,
-            **({"image_data": pictures} if pictures else {}),
+            **({"image_data": images} if images else {}),
         }
 
 
@@ -170,15 +171,15 @@ def _rows(meta: Node, side: str, ids: np.ndarray, top: int) -> list[Row]:
 
 
 def _prompt_rows(meta: Node, prompt: EncodedPrompt, top: int) -> list[Row]:
-    """Rows of a prompt; positions of pictures hold nothing."""
+    """Rows of a prompt; image positions hold nothing."""
     rows = _rows(meta, "input", prompt.ids, top)
     masked = {place for span in prompt.spans for place in range(span.start, span.stop)}
     named = [entry[1] if isinstance(entry, list) else None for entry in meta["input_token_logprobs"].items()]
     for place, (found, due) in enumerate(zip(named, prompt.ids.tolist(), strict=True)):
         if place not in masked and found not in (due, 0):
             raise EngineResponseError(
-                f"{meta.where}: position {place} of the prompt is token {found}, and {due} in the prompt that "
-                "processor= makes. Is it the processor of the served model, with the same limits for pictures?"
+                f"{meta.where}: position {place} of the prompt is token {found}, but {due} in the prompt that "
+                "processor= makes. Is it the processor of the served model, with the same limits for images?"
             )
     return [
         row if place and place not in masked and found == row.id else Row(id=row.id)
@@ -194,12 +195,12 @@ def _row(entry: Any, others: Any, due: int, top: int, where: str) -> Row:
         if number is not None and found is not None and number > FLOOR:
             listed.append(Alternative(number, found))
     if len(listed) > top:
-        raise EngineResponseError(f"{where} has {len(listed)} alternatives where {top} were asked for.")
+        raise EngineResponseError(f"{where} has {len(listed)} alternatives where {top} were requested.")
     return Row(value, due, top=tuple(sorted(listed, key=lambda each: -each.value)))
 
 
 def _pair(entry: Any, where: str) -> tuple[float | None, int | None]:
     if not isinstance(entry, list) or len(entry) < 2:
-        raise EngineResponseError(f"{where} is no list of a log-probability and an id.")
+        raise EngineResponseError(f"{where} is not a list of a log-probability and an id.")
     value = None if entry[0] is None else real(entry[0], where)
     return value, token_id(entry[1], where)

@@ -1,4 +1,4 @@
-"""What engines behind a server share: client, reading of answers, tables. ``base.py`` says how to add an engine."""
+"""What server-backed engines share: client, parsing of replies, tables. ``base.py`` explains how to add an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine hands over for one request, in one form whatever its wire."""
+"""What an engine returns for one request, in one form whatever its wire format."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Abilities", "Answer", "Scored"]
 
 @dataclass(frozen=True)
 class Abilities:
-    """What an engine gives. A reason says why not, and names what would; it is empty where the engine can."""
+    """What an engine supports. A reason says why not, and names what does; it is empty if the engine does."""
 
-    alternatives: int | None = None  # the most of the likeliest tokens at each place; 0 for none, None for no limit
-    no_alternatives: str = ""  # why there are none, or not more
+    alternatives: int | None = None  # maximum number at each position; 0 for none, None for no limit
+    no_alternatives: str = ""  # why there are none, or no more
     no_prompt: str = ""  # why there is no prompt side
     no_score: str = ""  # why candidates cannot be scored
     no_logits: str = "serving engines send log-probabilities, not logits"  # why there is no keep="logits"
@@ -30,23 +30,23 @@ class Abilities:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: T rows of output and, where the engine tells it, S rows of the prompt in the model's own sequence."""
+    """One answer: T rows of output and, if the engine returns them, S rows of the prompt as the model receives it."""
 
     text: str  # as the engine wrote it
     finish_reason: str  # "stop" or "length"
     output: Sequence[Row]  # [T]
     prompt_ids: np.ndarray | None = None  # int64 [S], image placeholders included
     prompt: Sequence[Row] | None = None  # [S], one for each position
-    spans: tuple[ImageSpan, ...] | None = None  # where the engine says itself which positions are images
-    meaning: Meaning | None = None  # of these numbers, where it is not that of the server
+    spans: tuple[ImageSpan, ...] | None = None  # if the engine reports which positions are images
+    meaning: Meaning | None = None  # of these numbers, if it is not that of the server
     meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One candidate: rows of the tokens it is written in."""
+    """One candidate: the rows of its tokens."""
 
     rows: Sequence[Row]
-    start: int  # position of the first row; -1 where it is not known
+    start: int  # position of the first row; -1 if unknown
     boundary: str | None = None  # what happened where the tokenizer merged prompt and candidate
     context: tuple[int, ...] = ()  # ids before the first row

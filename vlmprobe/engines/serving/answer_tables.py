@@ -1,4 +1,4 @@
-"""From rows of an engine to the tables of a result."""
+"""Builds the tables of a result from an engine's rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmprobe.results.table import TokenTable, joined
 
 __all__ = ["answer_table", "prompt_table", "table_of"]
 
-CONTEXT = 32  # ids before a candidate that decide how its text is read
+CONTEXT = 32  # ids before a candidate that affect how its text decodes
 
 
 def answer_table(
@@ -30,14 +30,14 @@ def answer_table(
     text: str | None = None,
     context: Sequence[int] = (),
 ) -> TokenTable:
-    """The table of T generated or given tokens, the first of which stands at position ``start``.
+    """The table of T generated or given tokens, the first of which is at position ``start``.
 
     Args:
         rows: of the tokens.
-        start: -1 where positions are not known.
+        start: -1 if positions are unknown.
         alternatives, meaning, processing, where: of :func:`~vlmprobe.engines.serving.rows.columns`.
-        detokenizer: of the model's tokenizer, where the client has it.
-        text: the answer as the engine wrote it, which tells an end token where nothing else does.
+        detokenizer: of the model's tokenizer, if the client has it.
+        text: the answer as the engine wrote it, which identifies an end token where nothing else does.
         context: ids before the first row.
     """
     found = columns(rows, alternatives, meaning, processing, where)
@@ -71,7 +71,7 @@ def prompt_table(
     special = detokenizer.special if detokenizer is not None else frozenset()
     kept = prompt_rows(ids, spans, special)
     scored = set(kept.scored.tolist())
-    # A prompt is not drawn from anything, so nothing was done to its distributions.
+    # Prompt tokens are not sampled, so their distributions are unprocessed.
     listed = [
         rows[place] if at in scored else Row(id=rows[place].id, text=rows[place].text)
         for at, place in enumerate(kept.positions.tolist())
@@ -101,7 +101,7 @@ def table_of(
     detokenizer: Detokenizer | None,
     spans: tuple[ImageSpan, ...] = (),
 ) -> TokenTable:
-    """A table of columns whose texts are known; those of the likeliest tokens are the tokenizer's, or the engine's."""
+    """A table of columns and known texts; texts of alternatives are the tokenizer's, or else the engine's."""
     wide = found.numbers["top_ids"].shape[1]
     alone = None if detokenizer is None else detokenizer.alone
     top = [

@@ -1,18 +1,18 @@
-"""``ServedEngine``: an engine behind an address. One subclass, in one small file, for each kind of server.
+"""``ServedEngine``: an engine behind a URL. One subclass, in one small file, for each kind of server.
 
-To add an engine, write a subclass that says
+To add an engine, write a subclass that defines
 
-- ``title``, ``abilities`` (what it gives, and where not, what would), ``meaning`` where the engine documents it;
+- ``title``, ``abilities`` (what it supports, and for the rest, what does), ``meaning`` if the engine documents it;
 - :meth:`~ServedEngine.recognise`: whether a server is one of its kind, from a few GET requests;
 - :meth:`~ServedEngine.answer`: one request and its :class:`~vlmprobe.engines.serving.answer.Answer`: rows in the order
-  of the tokens, values as the engine gave them. Read the reply through
+  of the tokens, values as the engine returned them. Read the reply through
   :class:`~vlmprobe.engines.serving.http.reply.Node`, so that a hostile or broken server is a typed error. Mask nothing
-  and compute nothing: sentinels, bounds, image positions, texts and tables are the base class's work;
-- where the engine can, :meth:`~ServedEngine.candidates`, ``rank``, and :meth:`~StreamedEngine.pieces`, on a subclass of
-  :class:`StreamedEngine`;
+  and compute nothing: the base class handles sentinels, bounds, image positions, texts and tables;
+- if the engine supports them, :meth:`~ServedEngine.candidates`, ``rank``, and :meth:`~StreamedEngine.pieces`, on a
+  subclass of :class:`StreamedEngine`;
 
 and publish it as an entry point of the group ``vlmprobe.engines``. In ``vlmprobe/engines/providers``, ``vllm/`` is the
-fullest example, ``openai.py`` the smallest; ``chat.py`` there is what speakers of OpenAI's chat protocol share.
+fullest example, ``openai.py`` the smallest; ``openai_chat.py`` there is what engines with OpenAI's chat protocol share.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from vlmprobe.results.result import Result, Scores
 
 __all__ = ["ServedEngine", "StreamedEngine"]
 
-AHEAD = 2  # results that may wait for the one that is due, for each request in flight
+AHEAD = 2  # results that may wait for an earlier one, for each request in flight
 LARGE = 10_000  # tokens and alternatives whose table takes more than 5 ms
-LARGE_PICTURE = 2**20  # pixels whose reduction for display takes more than 5 ms
-PROBED = 20  # alternatives that are asked for to tell what the numbers mean
+LARGE_IMAGE = 2**20  # pixels whose thumbnail takes more than 5 ms
+PROBED = 20  # alternatives that are requested to determine what the numbers mean
 TEXT = "Name any animal, colour, number or town."  # a prompt after which many tokens are likely
 
 
 class ServedEngine:
-    """A server, behind the protocol of :class:`vlmprobe.engines.base.Engine`. Safe to call from several threads."""
+    """A server, behind the protocol :class:`vlmprobe.engines.base.Engine`. Thread-safe."""
 
-    name: ClassVar[str] = ""  # under which the entry point publishes it
-    title: ClassVar[str] = ""  # as people write it
-    generic: ClassVar[bool] = False  # a generic engine is asked last whether a server is its own
+    name: ClassVar[str] = ""  # the name of its entry point
+    title: ClassVar[str] = ""  # for display
+    generic: ClassVar[bool] = False  # generic engines are tried last when a server is detected
     abilities: Abilities = Abilities(takes=BASIC)
 
     def __init__(
@@ -63,53 +63,53 @@ class ServedEngine:
         self.server = server
         self.model = model
         self.tokens = tokens
-        self.meaning = meaning  # None until it is found out
+        self.meaning = meaning  # None until determined
         self._finding: asyncio.Task[None] | None = None
 
-    # -- what a subclass says ----------------------------------------------------------------------
+    # -- what a subclass defines -------------------------------------------------------------------
 
     @classmethod
     async def recognise(cls, facts: Facts) -> Server | None:
-        """What the server says of itself where it is of this kind, else None."""
-        raise NotImplementedError(f"{cls.__name__} must say which servers are its own")
+        """What the server reports about itself if it is of this kind, else None."""
+        raise NotImplementedError(f"{cls.__name__} must implement recognise")
 
     @classmethod
     def in_process(cls, model: str, **options: Any) -> Engine:
         """The engine opened in this process, for ``vlmprobe.load(model, engine=...)``."""
-        raise CapabilityError(f"{cls.title} is asked behind its server: start one, and use vlmprobe.connect(url).")
+        raise CapabilityError(f"{cls.title} runs only as a server: start one, and use vlmprobe.connect(url).")
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask the server one question."""
-        raise NotImplementedError(f"{type(self).__name__} must ask its server")
+        """Send the server one request."""
+        raise NotImplementedError(f"{type(self).__name__} must implement answer")
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
     ) -> tuple[list[Scored], dict[str, Any]]:
-        """The rows of each candidate written right after the prompt, and what to say of it in ``meta``."""
-        raise NotImplementedError(f"{type(self).__name__} scores no candidates")
+        """The rows of each candidate directly after the prompt, and what to record in ``meta``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement candidates, or set abilities.no_score")
 
     async def find_out(self) -> None:
-        """Find out, before the first request, what the server does not say. By default: what its numbers mean."""
+        """Determine, before the first request, what the server does not report. By default: what its numbers mean."""
         if self.meaning is None:
             self.meaning = await self.probed_meaning()
 
     async def without_chat(self, error: EngineError) -> list[Finding]:
-        """What to say of a server that answers no questions; some engines can do something else."""
+        """Findings for a server that cannot generate; some can do something else."""
         return [Finding("answers", "no", str(error), needed=True)]
 
     async def further_findings(self) -> list[Finding]:
-        """What else ``vlmprobe doctor`` tells of a server of this kind."""
+        """Further findings of ``vlmprobe doctor`` for a server of this kind."""
         return []
 
     # -- the protocol of engines -------------------------------------------------------------------
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before anything is sent."""
+        """Validate a request before anything is sent."""
         refuse(self.title, self.abilities, conversations, options)
         self.decoding(options)
 
     def batch_size(self, wanted: int, options: Options) -> int:
-        """As many as may be in flight: requests do not touch each other."""
+        """As many as may be in flight: requests do not affect each other."""
         return self.client.limits.in_flight
 
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
@@ -126,13 +126,13 @@ class ServedEngine:
     ) -> Iterator[Any]:
         """Results in the order of the conversations, many of which are in flight at once.
 
-        Closing the iterator ends the work that is left.
+        Closing the iterator cancels the remaining work.
 
         Args:
-            conversations: an item that is an error already stands in its place.
+            conversations: an item that is already an error is returned in its place.
             options: of all of them.
-            keep_errors: whether an error stands in the place of its result, or is raised there.
-            together: how many are begun before the first of them is given back at most.
+            keep_errors: whether to return an error in place of its result, or raise it there.
+            together: the maximum number started before the first result is returned.
         """
         work = (each if isinstance(each, VlmprobeError) else self.result(each, options) for each in conversations)
         ahead = together or AHEAD * self.client.limits.in_flight
@@ -145,7 +145,7 @@ class ServedEngine:
         return background_loop.run(self._scores(conversation, candidates, options))
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do some work on the loop, after what must be known of the server is known."""
+        """Run a coroutine on the loop, after :meth:`find_out`."""
 
         async def all_of_it() -> Any:
             await self.known()
@@ -167,7 +167,7 @@ class ServedEngine:
         return Decoding.read(options.generation, self.abilities.takes, self.title)
 
     async def result(self, conversation: Conversation, options: Options) -> Result:
-        """Ask one question and make its tables."""
+        """Send one request and build its tables."""
         await self.known()
         decoding = self.decoding(options)
         started = time.perf_counter()
@@ -177,7 +177,7 @@ class ServedEngine:
     async def made(
         self, answer: Answer, conversation: Conversation, decoding: Decoding, options: Options, started: float
     ) -> Result:
-        """The tables of an answer to a request that was ``started`` then (``time.perf_counter``)."""
+        """The result of an answer to a request that was ``started`` at that ``time.perf_counter``."""
         entries = sum(1 + len(row.top) for row in (*answer.output, *(answer.prompt or ())))
         pixels = sum(image.width * image.height for image in conversation.images)
         return await background_loop.reading(
@@ -191,7 +191,7 @@ class ServedEngine:
             meaning=self.meaning or Meaning(),
             tokens=self.tokens,
             meta={"timings": {"request_s": time.perf_counter() - started}},
-            large=entries > LARGE or pixels > LARGE_PICTURE or "logits" in options.keep,
+            large=entries > LARGE or pixels > LARGE_IMAGE or "logits" in options.keep,
         )
 
     async def _scores(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
@@ -209,7 +209,7 @@ class ServedEngine:
             meta={**told, "timings": {"score_s": time.perf_counter() - started}},
         )
 
-    # -- what the server does not say --------------------------------------------------------------
+    # -- what the server does not report -----------------------------------------------------------
 
     async def known(self) -> None:
         """Wait until :meth:`find_out` has run once, whichever request came first."""
@@ -223,7 +223,7 @@ class ServedEngine:
             raise
 
     async def probed_meaning(self) -> Meaning:
-        """The meaning of the numbers, from three short requests; unknown where the server refuses them."""
+        """The meaning of the numbers, from three short requests; unknown if the server refuses them."""
         most = self.abilities.alternatives
         if most is not None and most < 2:
             return Meaning()
@@ -246,19 +246,19 @@ class ServedEngine:
 
 
 class StreamedEngine(ServedEngine):
-    """A server that sends an answer while it writes it."""
+    """A server that streams its answers."""
 
     def pieces(self, conversation: Conversation, decoding: Decoding, options: Options) -> AsyncGenerator[Answer, None]:
-        """The answer while it is written: the rows that came since the last piece, their text, and of the prompt its
-        ids with the first piece; the ``finish_reason`` is empty until the last.
+        """The streamed answer in chunks: each holds the rows since the last chunk and their text, the first also the
+        prompt's ids; ``finish_reason`` is empty until the last.
         """
-        raise NotImplementedError(f"{type(self).__name__} must read its stream")
+        raise NotImplementedError(f"{type(self).__name__} must implement pieces")
 
     def stream(self, conversation: Conversation, options: Options) -> Stream:
         """The answer token by token, without the prompt side.
 
         Raises:
-            CapabilityError: where the prompt side is asked for by name.
+            CapabilityError: if the prompt side is requested explicitly.
         """
         if "prompt" in options.demanded and options.prompt:
             raise CapabilityError(f"{self.title} streams no prompt side: leave out prompt=True, or use generate.")
@@ -266,7 +266,7 @@ class StreamedEngine(ServedEngine):
 
 
 def _stands(finding: asyncio.Task[None]) -> bool:
-    """Whether something was found out, or is being found out. After a failure for which nobody waited it is not."""
+    """Whether the task succeeded or is still running; False if it failed or was cancelled."""
     if finding.done():
         return not finding.cancelled() and finding.exception() is None
-    return finding.get_loop() is asyncio.get_running_loop()  # after a fork it is another one
+    return finding.get_loop() is asyncio.get_running_loop()  # after a fork the loop is another one

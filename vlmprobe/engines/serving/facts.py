@@ -1,4 +1,4 @@
-"""What a server says of itself: cheap questions, each asked once."""
+"""What a server reports about itself: cheap GET requests, each sent once."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ __all__ = ["Facts", "Server"]
 
 @dataclass(frozen=True)
 class Server:
-    """What a server says of itself."""
+    """What a server reports about itself."""
 
     version: str | None = None
-    models: tuple[str, ...] = ()  # the names under which its models are asked
+    models: tuple[str, ...] = ()  # the names of its models
     context: int | None = None  # positions of prompt and answer together
     root: str | None = None  # the checkpoint behind the first name
-    more: dict[str, Any] = field(default_factory=dict)  # what an engine wants to remember; not shown
+    more: dict[str, Any] = field(default_factory=dict)  # facts that only its engine needs; not shown
 
 
 class Facts:
-    """Answers of one server to GET requests, each asked once."""
+    """Replies of one server to GET requests, each sent once."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self._asked: dict[str, asyncio.Task[Any]] = {}
 
     async def get(self, path: str) -> Any:
-        """JSON of a path, or None where the server has no such path or answers something else.
+        """JSON of a path, or None if the server has no such path or returns something else.
 
         Raises:
-            EngineConnectionError: where nothing can be reached at all.
-            EngineTimeoutError: where the server does not answer.
+            EngineConnectionError: if the server cannot be reached at all.
+            EngineTimeoutError: if the server does not answer in time.
         """
         task = self._asked.get(path)
         if task is None:
@@ -43,7 +43,7 @@ class Facts:
         return await task
 
     async def models(self) -> list[dict[str, Any]]:
-        """The entries of ``/v1/models``, as OpenAI's protocol has them; empty where there are none."""
+        """The entries of ``/v1/models``, in OpenAI's format; empty if there are none."""
         found = await self.get("/v1/models")
         listed = found.get("data") if isinstance(found, dict) else None
         return [each for each in listed[:1000] if isinstance(each, dict)] if isinstance(listed, list) else []

@@ -1,4 +1,4 @@
-"""What was found of a server: one thing that it does or does not do, and the remedy."""
+"""One finding about a server: a thing that it does or does not do, and the remedy."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class Finding:
 
     name: str
     state: State
-    detail: str = ""  # what was seen, or why not
-    remedy: str = ""  # what to start differently
-    needed: bool = False  # a probe is of no use without it
+    detail: str = ""  # what was observed, or why not
+    remedy: str = ""  # how to start the server instead
+    needed: bool = False  # a probe is useless without it

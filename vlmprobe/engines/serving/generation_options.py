@@ -21,7 +21,7 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the answer is drawn. Every value is sent, so that no default of the server's takes part."""
+    """How the answer is drawn. Every value is sent, so that no server default applies."""
 
     max_new_tokens: int = DEFAULT_NEW_TOKENS
     do_sample: bool = False
@@ -36,10 +36,10 @@ class Decoding:
 
     @classmethod
     def read(cls, options: Mapping[str, Any], takes: Iterable[str], engine: str) -> Decoding:
-        """Options of one call, for an engine that takes those named.
+        """The options of one call, for an engine that takes those in ``takes``.
 
         Raises:
-            GenerationOptionError: for an option that does not exist or has an impossible value.
+            GenerationOptionError: for an option that does not exist or has an invalid value.
             CapabilityError: for one that the engine does not take.
         """
         names = [field.name for field in fields(cls)]
@@ -67,7 +67,7 @@ class Decoding:
         return "filtered" if filtered else "tempered" if tempered or self.min_new_tokens else "none"
 
     def told(self) -> dict[str, Any]:
-        """What was set, for ``meta``."""
+        """The options that were set, for ``meta``."""
         default = Decoding()
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         keep = ("max_new_tokens", "do_sample")
@@ -80,6 +80,6 @@ class Decoding:
 
 def _unknown(name: str, names: list[str], engine: str) -> GenerationOptionError:
     return GenerationOptionError(
-        f"There is no generation option {name!r} of a served engine ({engine}).{near(name, names)} "
-        f"There are {', '.join(names)}; a model opened with vlmprobe.load takes all of transformers'."
+        f"Served engines ({engine}) have no generation option {name!r}.{near(name, names)} "
+        f"They have {', '.join(names)}; a model opened with vlmprobe.load takes all of transformers'."
     )

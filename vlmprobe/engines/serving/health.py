@@ -1,4 +1,4 @@
-"""What a server gives, found by trying it with a few short requests."""
+"""Determines what a server supports, with a few short requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = Decoding(max_new_tokens=2)
 
 @dataclass(frozen=True)
 class Health:
-    """What ``vlmprobe doctor`` tells of a server."""
+    """What ``vlmprobe doctor`` reports about a server."""
 
     url: str
     engine: str
@@ -33,19 +33,19 @@ class Health:
     models: tuple[str, ...]
     context: int | None  # positions of prompt and answer together
     mode: str  # what its numbers are, such as raw_logprobs
-    value_kind: str  # what they are where a call samples with temperature and filters
-    max_logprobs: int | None  # alternatives at most; None for no limit
+    value_kind: str  # what they are if a call samples with temperature and filters
+    max_logprobs: int | None  # maximum number of alternatives; None for no limit
     findings: tuple[Finding, ...]
     abilities: dict[str, bool]  # of vlmprobe.engines.base, whether engines of this kind have each
 
     @property
     def usable(self) -> bool:
-        """Whether a probe of it is of any use."""
+        """Whether a probe can use it."""
         return all(each.state == "yes" for each in self.findings if each.needed)
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing that the server could give if it were started otherwise."""
+        """Whether nothing is missing that starting the server differently would provide."""
         return self.usable and not any(each.remedy for each in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Health:
 
 
 async def examine(engine: ServedEngine) -> Health:
-    """Try a server."""
+    """Test a server."""
     findings: list[Finding] = []
     try:
         await engine.known()
@@ -81,7 +81,7 @@ async def examine(engine: ServedEngine) -> Health:
 
 async def _tried(engine: ServedEngine) -> list[Finding]:
     plain = Conversation.build(QUESTION)
-    shown = Conversation.build(QUESTION, _picture())
+    shown = Conversation.build(QUESTION, _image())
     no_prompt = engine.abilities.no_prompt
     answered = await _asked(engine, plain, prompt=False)
     seen = await _asked(engine, shown, prompt=False)
@@ -119,17 +119,17 @@ def _images(plain: Answer | VlmprobeError, shown: Answer | VlmprobeError) -> Fin
         return Finding(name, "no", str(shown))
     ids = shown.prompt_ids
     if ids is None or isinstance(plain, VlmprobeError) or plain.prompt_ids is None:
-        return Finding(name, "unknown", "taken without an error; this wire does not tell whether the model saw them")
+        return Finding(name, "unknown", "accepted without an error; the reply does not show whether the model saw them")
     added = len(ids) - len(plain.prompt_ids)
     if added <= 0:
-        return Finding(name, "no", "the prompt is not longer with a picture: the server ignores it")
-    return Finding(name, "yes", f"a picture of {SIDE} x {SIDE} pixels takes {added} positions")
+        return Finding(name, "no", "the prompt is not longer with an image: the server ignores it")
+    return Finding(name, "yes", f"an image of {SIDE} x {SIDE} pixels takes {added} positions")
 
 
 def _has_ids(asked: Answer | VlmprobeError) -> bool:
     return isinstance(asked, Answer) and all(row.id is not None for row in asked.output)
 
 
-def _picture() -> Image.Image:
+def _image() -> Image.Image:
     gradient = Image.linear_gradient("L").resize((SIDE, SIDE))
     return Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))

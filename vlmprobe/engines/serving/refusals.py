@@ -1,4 +1,4 @@
-"""What is refused before anything is sent, with what would be needed for it."""
+"""Rejects what an engine does not support before anything is sent, and names what does."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LOCAL = "open the checkpoint with vlmprobe.load"
 
 
 def refuse(title: str, abilities: Abilities, conversations: Sequence[Conversation], options: Options) -> None:
-    """Raise :class:`CapabilityError` for what an engine cannot give."""
+    """Raise :class:`CapabilityError` for what an engine does not support."""
     if "hidden" in options.keep:
         raise CapabilityError(f"{title} sends no hidden states: {LOCAL}.")
     if options.store is not None:
-        raise CapabilityError(f"Full rows on disk are written by a model that is open here: {LOCAL}.")
+        raise CapabilityError(f"Only a local model writes full rows to disk: {LOCAL}.")
     if "logits" in options.keep and abilities.no_logits:
         raise CapabilityError(f"{title} gives no full rows of logits: {abilities.no_logits}; or {LOCAL}.")
     if options.processors:
-        raise CapabilityError(f"{title} runs no logits processors of the caller's: {LOCAL}.")
+        raise CapabilityError(f"{title} does not run the caller's logits processors: {LOCAL}.")
     if options.begin:
-        raise CapabilityError(f"{title} cannot go on from given ids: {LOCAL}.")
+        raise CapabilityError(f"{title} cannot continue from given ids: {LOCAL}.")
     if "prompt" in options.demanded and options.prompt and abilities.no_prompt:
         raise CapabilityError(f"{title} gives no prompt side: {abilities.no_prompt}.")
     most = abilities.alternatives

@@ -1,4 +1,4 @@
-"""The engines that are installed: entry points of the group ``vlmprobe.engines``, ours too."""
+"""The installed serving engines: entry points of the group ``vlmprobe.engines``, including ours."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def engines() -> dict[str, type[ServedEngine]]:
 
 
 def clear() -> None:
-    """Forget what was found, so that the next call looks again (after an installation, and in tests)."""
+    """Clear the cache, so that the next call searches again (after an installation, and in tests)."""
     engines.cache_clear()
 
 
 async def detect(
     facts: Facts, engines: Iterable[type[ServedEngine]], wanted: str = "auto"
 ) -> tuple[type[ServedEngine], Server]:
-    """The engine that recognises a server; generic ones are asked last.
+    """The engine that recognises a server; generic ones are tried last.
 
     Raises:
-        EngineError: where none does, or not the one that is wanted.
+        EngineError: if none does, or not the wanted one.
     """
     listed = sorted(engines, key=lambda engine: engine.generic)
     if wanted != "auto":
         known = {engine.name: engine for engine in listed}
         if wanted not in known:
             raise MessageError(
-                f"No engine for servers is named {wanted!r}.{near(str(wanted), known)} There are: {', '.join(known)}."
+                f"No serving engine is named {wanted!r}.{near(str(wanted), known)} There are: {', '.join(known)}."
             )
         listed = [known[wanted]]
     for engine in listed:
@@ -49,6 +49,6 @@ async def detect(
             return engine, server
     names = ", ".join(engine.title for engine in listed)
     raise EngineError(
-        f"What answers at {facts.client.url} is not recognised as {names}. Check the address (without a path such as "
-        "/v1/chat/completions), and that the server has finished starting; engine= names one."
+        f"The server at {facts.client.url} is not recognised as {names}. Check the address (without a path such as "
+        "/v1/chat/completions), and that the server has finished starting; engine= selects one."
     )

@@ -1,4 +1,4 @@
-"""From what an engine answered to a ``Result`` or ``Scores``."""
+"""Builds a ``Result`` or ``Scores`` from what an engine returned."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def result_of(
     tokens: Tokens,
     meta: Mapping[str, Any],
 ) -> Result:
-    """The tables of one answer, with what they lack said in ``meta["absent"]``.
+    """The result of one answer; what it lacks is recorded in ``meta["absent"]``.
 
     Args:
         answer: of the engine.
-        conversation, decoding, options: what was asked.
+        conversation, decoding, options: of the request.
         title, abilities, meaning, tokens: of the engine.
         meta: further entries.
 
     Raises:
-        EngineResponseError: for numbers or ids that cannot be.
-        CapabilityError: where the prompt side was asked for and cannot be told.
+        EngineResponseError: for impossible numbers or ids.
+        CapabilityError: if the prompt side was requested explicitly and is not available.
     """
     tokens.require_ids((*(answer.prompt or ()), *answer.output), title)
     meaning = answer.meaning or meaning
@@ -92,7 +92,7 @@ def scores_of(
     tokens: Tokens,
     meta: Mapping[str, Any],
 ) -> Scores:
-    """The tables of candidates, none of which was drawn from anything."""
+    """The scores of candidates, which were not sampled."""
     tokens.require_ids((row for each in scored for row in each.rows), title)
     tables = [
         answer_table(

@@ -1,4 +1,4 @@
-"""Rows as an engine gives them, and the columns of a table that follow from them. What does not follow is NaN."""
+"""Rows as an engine returns them, and table columns computed from them; what cannot be computed is NaN."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from vlmprobe.errors import EngineResponseError
 
 __all__ = ["Alternative", "Columns", "Row", "columns"]
 
-ROUNDING = 1e-3  # nats by which a log-probability may be above 0
+ROUNDING = 1e-3  # nats by which rounding may put a log-probability above 0
 
 
 class Alternative(NamedTuple):
-    """One of the likeliest tokens at a place; a tuple, because an answer has hundreds or thousands of them."""
+    """One of the most likely tokens at a position; a tuple, because an answer has hundreds or thousands of them."""
 
     value: float
     id: int | None = None
-    text: str | None = None  # None: ask the tokenizer
+    text: str | None = None  # None: the tokenizer decodes it
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One token that stands in a prompt or answer, and what the engine said of it, in the engine's own numbers."""
+    """One token of a prompt or answer, with the engine's own numbers."""
 
-    value: float | None = None  # None where the engine said nothing
+    value: float | None = None  # None if the engine returned none
     id: int | None = None
-    text: str | None = None  # None: ask the tokenizer
+    text: str | None = None  # None: the tokenizer decodes it
     rank: int | None = None  # 0 = the most likely token
-    top: tuple[Alternative, ...] = ()  # the likeliest tokens, best first, with none left out between them
-    full: np.ndarray | None = None  # float32 [V], of every id
+    top: tuple[Alternative, ...] = ()  # the most likely tokens, best first, without gaps
+    full: np.ndarray | None = None  # float32 [V], values of the whole vocabulary
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Columns:
     """Numeric columns of T rows, named as in :class:`~vlmprobe.results.table.TokenTable`."""
 
     numbers: dict[str, np.ndarray]
-    top: list[tuple[Alternative, ...]] = field(default_factory=list)  # [T], what stands in top_ids
+    top: list[tuple[Alternative, ...]] = field(default_factory=list)  # [T], the tokens of top_ids
 
 
 def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing: str, where: str) -> Columns:
     """The columns of T rows.
 
     Args:
-        rows: as the engine gave them.
-        alternatives: K, the most of the likeliest tokens to keep.
+        rows: as the engine returned them.
+        alternatives: K, the maximum number of most likely tokens to keep.
         meaning: of the engine's numbers.
         processing: what was done to the distribution before a token was drawn (:attr:`Decoding.processing`).
         where: names the rows in an error.
@@ -62,7 +62,7 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
     above = np.flatnonzero(own > ROUNDING)
     if len(above) and not meaning.logits:
         raise EngineResponseError(
-            f"{where}: row {above[0]} has a log-probability of {own[above[0]]:g}, above 0. Is the engine set to give "
+            f"{where}: row {above[0]} has a log-probability of {own[above[0]]:g}, above 0. Is the engine set to return "
             "logits?"
         )
     if kind not in ("raw", "unknown"):
@@ -92,7 +92,7 @@ def _empty(count: int, wide: int) -> dict[str, np.ndarray]:
 
 
 def _from_full(numbers: dict[str, np.ndarray], t: int, row: Row, wide: int, logits: bool) -> tuple[Alternative, ...]:
-    """Every column from the values of a whole vocabulary."""
+    """Fill every column of row ``t`` from the values of the whole vocabulary."""
     assert row.full is not None
     values = row.full.astype(np.float64)
     values = np.where(values > FLOOR, values, -np.inf)
@@ -121,7 +121,7 @@ def _from_top(
     *,
     sure: bool,
 ) -> None:
-    """What follows from the tokens' own values, float64 [T], and those of the likeliest ones at their places."""
+    """Fill columns from the tokens' own values, float64 [T], and those of the most likely tokens at their positions."""
     wide = numbers["top_ids"].shape[1]
     numbers["top_ids"][:] = _padded([[-1 if each.id is None else each.id for each in top] for top in kept], wide, -1)
     numbers["ranks"][:] = [_rank(row) for row in rows]
@@ -138,32 +138,34 @@ def _from_top(
             bounds["entropy_at_least"] = entropy_at_least(values)
     for name, bound in bounds.items():
         if not np.isnan(bound).all():
-            with np.errstate(over="ignore"):  # the lowest float64 is a sentinel too
+            with np.errstate(over="ignore"):  # a bound from a sentinel such as the lowest float64 becomes -inf
                 numbers[name] = bound.astype(np.float32)
 
 
 def entropy_at_least(top: np.ndarray) -> np.ndarray:
-    """float64 [...]: the least entropy, nats, of distributions of whose tokens only the likeliest are known.
+    """Lower bound on the entropy of next-token distributions of which only the top K log-probabilities are known.
 
-    What is left, r, lies in tokens none of which is likelier than the last one told, p: each adds at least
-    -log(min(p, r)) for its share.
+    The known tokens contribute -sum p log p. Each unknown token is at most as likely as the least likely known one, p,
+    and as the remaining mass r, so the unknown tokens together contribute at least -r log(min(p, r)).
 
     Args:
-        top: float64 [..., K], the log-probabilities of the likeliest tokens, nats; NaN where fewer are known. Where
-            none is, there is no bound (NaN).
+        top: float64 [..., K], log-probabilities of the most likely tokens, nats; NaN where fewer are known.
+
+    Returns:
+        float64 [...], nats; NaN where no token is known.
     """
     logprobs = np.minimum(top, 0.0)
     shares = np.exp(logprobs)
-    told = -np.nansum(shares * logprobs, axis=-1)
+    known = -np.nansum(shares * logprobs, axis=-1)
     left = np.maximum(0.0, 1.0 - np.nansum(shares, axis=-1))
     likeliest = np.minimum(np.fmin.reduce(shares, axis=-1, initial=np.nan), left)
     with np.errstate(divide="ignore", invalid="ignore"):
         rest = np.where(likeliest > 0, left * -np.log(likeliest), 0.0)
-    return np.where(np.isnan(likeliest), np.nan, told + rest)
+    return np.where(np.isnan(likeliest), np.nan, known + rest)
 
 
 def _logit_at_most(row: Row, known: tuple[Alternative, ...]) -> float:
-    """A bound of the log-probability of a token whose logit is known: other tokens take at least the share of those."""
+    """Upper bound on the log-probability of a token from its logit and those of the ``known`` tokens."""
     if row.full is not None or row.value is None or row.value <= FLOOR:
         return np.nan
     others = [each.value for each in known if not _same(each, row)]
@@ -171,7 +173,7 @@ def _logit_at_most(row: Row, known: tuple[Alternative, ...]) -> float:
 
 
 def _rank(row: Row) -> int:
-    """The place of a token among all tokens, from 0; -1 where it is not known."""
+    """The rank of a token among all tokens, from 0; -1 if unknown."""
     if row.rank is not None:
         return row.rank
     if row.value is None or row.full is not None:
@@ -180,12 +182,12 @@ def _rank(row: Row) -> int:
 
 
 def _logprobs(own: np.ndarray) -> np.ndarray:
-    """Log-probabilities [T] without sentinels and what rounding left above 0."""
+    """Log-probabilities [T], clipped to at most 0; sentinels become NaN."""
     return np.where(own > FLOOR, np.minimum(own, 0.0), np.nan)
 
 
 def _padded(rows: list[list[Any]], wide: int, blank: float) -> np.ndarray:
-    """[T, wide]: lists of at most so many numbers, filled up."""
+    """[T, wide]: lists of at most ``wide`` numbers, padded with ``blank``."""
     filled = [row + [blank] * (wide - len(row)) for row in rows]
     return np.array(filled, np.int64 if isinstance(blank, int) else np.float64).reshape(len(rows), wide)
 

@@ -1,4 +1,4 @@
-"""An answer from a server while it is written: its rows one by one, and the result of all of them at its end."""
+"""Streams an answer from a server: its rows one by one, and the whole result at the end."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from vlmprobe.results.table import TokenTable
 
 __all__ = ["streamed"]
 
-LISTENS_S = 0.1  # how long a silent server is waited for before asking whether anybody still listens
+LISTENS_S = 0.1  # how often to check, while the server is silent, whether the stream was closed
 
 
 class WritesPieces(Protocol):
-    """An engine whose answers come in pieces while they are written."""
+    """An engine that streams its answers in chunks."""
 
     tokens: Tokens
     meaning: Meaning | None
 
     @property
     def title(self) -> str:
-        """The engine's name as people write it."""
+        """The engine's display name."""
 
     def decoding(self, options: Options) -> Decoding:
         """The generation options of a call."""
 
     async def known(self) -> None:
-        """Wait until is found out what the server does not say."""
+        """Wait until what the server does not report is determined."""
 
     def pieces(self, conversation: Conversation, decoding: Decoding, options: Options) -> AsyncGenerator[Answer, None]:
-        """The answer while it is written."""
+        """The streamed answer, in chunks."""
 
     async def made(
         self, answer: Answer, conversation: Conversation, decoding: Decoding, options: Options, started: float
@@ -55,12 +55,12 @@ class WritesPieces(Protocol):
 async def streamed(
     engine: WritesPieces, conversation: Conversation, options: Options, listen: Callable[[TokenTable | None], bool]
 ) -> Result:
-    """Ask one question, tell every row of the answer as it comes, and make the result.
+    """Send one request, pass on every row of the answer as it comes, and build the result.
 
     Args:
-        engine: that is asked.
-        conversation, options: what is asked; the prompt side is left out.
-        listen: takes a row; with None it is only asked. Where it is True the answer is left as it is.
+        engine: of the server.
+        conversation, options: of the request; the prompt side is left out.
+        listen: called with each row, or with None as a check only; if it returns True, the answer is cut there.
     """
     options = replace(options, prompt=False)
     decoding = engine.decoding(options)
@@ -89,7 +89,7 @@ async def _follow(
     written: _Written,
     listen: Callable[[TokenTable | None], bool],
 ) -> bool:
-    """Tell the rows as they come; whether it was left before its end."""
+    """Pass on the rows as they come; whether the answer was cut before its end."""
     await engine.known()
     written.started = time.perf_counter()
     async with aclosing(engine.pieces(conversation, decoding, options)) as pieces:
@@ -101,7 +101,7 @@ async def _follow(
 
 
 class _Written:
-    """What was written so far."""
+    """The answer so far."""
 
     def __init__(self, engine: WritesPieces, decoding: Decoding, options: Options) -> None:
         self.started = time.perf_counter()
@@ -112,15 +112,15 @@ class _Written:
         self._detokenizer = engine.tokens.detokenizer
         self._texts = None if self._detokenizer is None else self._detokenizer.running(iter(self._ids))
         self._rows: list[Row] = []
-        self._stop = 0  # of the last row in the text of the rows
+        self._stop = 0  # end of the last row in the text of the rows
         self._said: list[str] = []  # the text as the engine sent it, which may come later than its tokens
-        self._length = 0  # of it
+        self._length = 0  # of that text
         self._prompt_ids: np.ndarray | None = None
         self._reason = "stop"
         self._meta: dict[str, Any] = {}
 
     def add(self, piece: Answer) -> list[TokenTable]:
-        """The tables, of one row each, of what a piece adds."""
+        """The one-row tables that a chunk adds."""
         self._engine.tokens.require_ids(piece.output, self._engine.title)
         if self._prompt_ids is None:
             self._prompt_ids = piece.prompt_ids
@@ -134,8 +134,8 @@ class _Written:
         return [self._table(row, last=place == ends) for place, row in enumerate(piece.output)]
 
     def answer(self, *, closed: bool) -> Answer:
-        """All of it, up to where it was left."""
-        if closed:  # what the engine has not sent yet would count as an end token
+        """The whole answer, up to where it was cut."""
+        if closed:  # text that the engine has not sent yet would count as an end token
             text, reason = "".join(row.text or "" for row in self._rows), "closed"
         else:
             text, reason = "".join(self._said), self._reason
@@ -148,7 +148,7 @@ class _Written:
             [row], self._options.alternatives, engine.meaning or Meaning(), self._decoding.processing, engine.title
         )
         text = row.text or ""
-        # Without a tokenizer, an end token is the last one where it is not in the text.
+        # Without a tokenizer, the last token is an end token if it is not in the text.
         special = last and bool(text) and self._length == self._stop
         if self._detokenizer is not None and self._texts is not None and row.id is not None:
             self._ids.append(row.id)

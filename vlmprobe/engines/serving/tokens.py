@@ -1,4 +1,4 @@
-"""What the client knows of the model's tokens: text of ids, places of images, the prompt as it is written."""
+"""What the client knows of the model's tokens: texts of ids, image positions, the rendered prompt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEEDED = "pass processor= (the model's folder, hub id or processor) to vlmprobe.
 
 
 class Tokens:
-    """The client's side of the vocabulary; without a processor it knows little, and says so.
+    """The client's view of the vocabulary; without a processor, little is known.
 
     Attributes:
         detokenizer: of the model's tokenizer, or None.
@@ -43,9 +43,9 @@ class Tokens:
         """From what ``vlmprobe.connect`` takes as ``processor``.
 
         Args:
-            processor: None, a folder or hub id, a processor or tokenizer, or a :class:`vlmprobe.Probe` of the same
-                model that is open here.
-            image_ids: ids of image placeholders, where the processor does not tell.
+            processor: None, a folder or hub id, a processor or tokenizer, or a local :class:`vlmprobe.Probe` of the
+                same model.
+            image_ids: ids of image placeholders, if the processor does not declare them.
         """
         if processor is None:
             return cls(None, image_ids)
@@ -54,7 +54,7 @@ class Tokens:
         engine = getattr(processor, "engine", None)
         if engine is not None:
             if not hasattr(engine, "adapter"):
-                raise CapabilityError("A probe given as processor= must be one that vlmprobe.load or wrap made.")
+                raise CapabilityError("A probe given as processor= must come from vlmprobe.load or wrap.")
             return cls(engine.adapter, image_ids)
         if not callable(getattr(processor, "decode", None)) and not hasattr(processor, "tokenizer"):
             raise TypeError(f"processor= is a folder, a hub id, a processor or a probe, not {type(processor).__name__}")
@@ -62,7 +62,7 @@ class Tokens:
 
     @cached_property
     def vocabulary(self) -> int | None:
-        """No id of the model is as great as this; None without a processor."""
+        """Exclusive upper bound on the model's ids; None without a processor."""
         if self.adapter is None:
             return None
         config = self.adapter.model.config
@@ -72,7 +72,7 @@ class Tokens:
         return max(known, len(self.adapter.tokenizer), *(each + 1 for each in self.image_ids))
 
     def require_ids(self, rows: Iterable[Row], where: str) -> None:
-        """Raise :class:`EngineResponseError` for an id that is none of the model's."""
+        """Raise :class:`EngineResponseError` for an id outside the model's vocabulary."""
         limit = self.vocabulary
         if limit is None:
             return
@@ -80,26 +80,26 @@ class Tokens:
             for each in (row.id, *(other.id for other in row.top)):
                 if each is not None and each >= limit:
                     raise EngineResponseError(
-                        f"{where} holds the token id {each}, and the model of processor= has none from {limit} on: is "
-                        "it the served model's?"
+                        f"{where} holds the token id {each}, but the model of processor= has only ids below "
+                        f"{limit}: is it the served model's?"
                     )
 
     def spans(self, ids: np.ndarray, conversation: Conversation, where: str) -> tuple[ImageSpan, ...]:
-        """The runs of image positions in a prompt of ids [S], told apart by image.
+        """The runs of image positions in a prompt of ids [S], split by image.
 
         Raises:
-            EngineResponseError: where the prompt does not hold the images.
-            CapabilityError: where the placeholders are not known.
+            EngineResponseError: if the prompt does not hold the images.
+            CapabilityError: if the placeholders are unknown.
         """
         images = len(conversation.images)
         if not images:
             return ()
         if not self.image_ids:
-            raise CapabilityError(f"Which positions of the prompt are the image is not known: {NEEDED}, or image_ids=.")
+            raise CapabilityError(f"The image positions of the prompt are not known: {NEEDED}, or image_ids=.")
         runs = placeholder_runs(ids, self.image_ids)
         if len(runs) < 1:
             raise EngineResponseError(
-                f"{where}: the prompt of {len(ids)} ids does not hold the image. Was it ignored by the server, or is "
+                f"{where}: the prompt of {len(ids)} ids does not hold the image. Did the server ignore it, or is "
                 "processor= of another model?"
             )
         if self.adapter is not None and self.adapter.image_ids:

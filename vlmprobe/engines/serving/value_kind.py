@@ -11,9 +11,9 @@ __all__ = ["FLOOR", "KINDS", "Kind", "Meaning", "judge"]
 
 Kind = Literal["raw", "tempered", "filtered", "unknown"]
 KINDS: tuple[Kind, ...] = ("raw", "tempered", "filtered", "unknown")
-FLOOR = -9990.0  # engines write -9999, or the lowest float, where a probability is zero or not told
+FLOOR = -9990.0  # engines write -9999, or the lowest float, where a probability is zero or not reported
 HOT = 2.0  # the temperature of the probe request
-LEAST_SPAN = 0.02  # nats between the first and last alternative, below which a temperature cannot be told
+LEAST_SPAN = 0.02  # nats between the first and last alternative, below which a temperature cannot be detected
 LARGEST_VOCABULARY = 2**20
 
 
@@ -21,7 +21,7 @@ LARGEST_VOCABULARY = 2**20
 class Meaning:
     """How to read the numbers of one server.
 
-    ``kind`` is what they are where a call samples with temperature and filters: ``"raw"`` (untouched), ``"tempered"``
+    ``kind`` is what they are if a call samples with temperature and filters: ``"raw"`` (untouched), ``"tempered"``
     (after temperature and penalties), ``"filtered"`` (after top-k and top-p too), ``"unknown"``.
     """
 
@@ -43,7 +43,7 @@ class Meaning:
 
 
 def judge(plain: Sequence[float], hot: Sequence[float], cut: Sequence[float]) -> Meaning:
-    """The meaning of an engine's numbers, from the likeliest values of one token under three ways of drawing it.
+    """Infer the meaning of an engine's numbers from the top values of one token drawn in three ways.
 
     Args:
         plain: drawn greedily; best first.
@@ -64,7 +64,7 @@ def judge(plain: Sequence[float], hot: Sequence[float], cut: Sequence[float]) ->
 
 
 def _are_logits(values: Sequence[float]) -> bool:
-    """Whether values cannot be log-probabilities: they sum to more than 1, or the greatest is below every uniform."""
+    """Whether values cannot be log-probabilities: they sum to more than 1, or all are below uniform."""
     if not values:
         return False
     over = values[0] > 1e-4 or math.fsum(math.exp(min(value, 1.0)) for value in values) > 1 + 1e-3

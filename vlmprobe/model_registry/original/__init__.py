@@ -1,1 +1,1 @@
-"""Families in original checkpoint formats, and what they share; no code of a checkpoint is run."""
+"""Families in original checkpoint formats, and their shared code; no code of a checkpoint is run."""

@@ -1,8 +1,8 @@
 """Load the weights of a checkpoint in its original format, strictly: every weight, and no other.
 
 transformers reads the shards lazily and converts one tensor at a time (``WeightRenaming`` and
-``WeightConverter``), so loading takes about one copy of the weights. What it leaves to a warning is an error here:
-a model with a missing weight would run on random numbers.
+``WeightConverter``), so loading needs memory for about one copy of the weights. What it only warns about is an error
+here: a model with a missing weight would run on random numbers.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ LISTED = 8  # names shown in an error before "and n more"
 def local_folder(
     checkpoint: str | Path, *, revision: str | None = None, options: MutableMapping[str, Any] | None = None
 ) -> Path:
-    """The folder of a checkpoint: itself where it is local, else downloaded from the hub (data files only).
+    """The local folder of a checkpoint, downloaded from the hub if necessary (data files only).
 
-    ``.bin`` shards are fetched only where the repository holds no safetensors.
+    ``.bin`` shards are downloaded only if the repository has no safetensors.
 
     Args:
         checkpoint: a local folder or a hub id.
         revision: commit, branch or tag.
-        options: further arguments of ``from_pretrained``; those of the download are taken out of it.
+        options: further arguments of ``from_pretrained``; those of the download are removed from it.
 
     Raises:
         UnknownModelError: there is no such folder, and no such repository can be reached.
@@ -74,24 +74,24 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, or holds no JSON object.
+        CheckpointError: the file is missing, or is not a JSON object.
     """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} holds no {path.name}; download the checkpoint again.") from error
+        raise CheckpointError(f"{path.parent} has no {path.name}; download the checkpoint again.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
     if not isinstance(held, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(held).__name__}, not an object.")
+        raise CheckpointError(f"{path} contains a JSON {type(held).__name__}, not an object.")
     return held
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder, safetensors before ``.bin``, each checked to be there and whole.
+    """The weight files of a checkpoint folder, safetensors before ``.bin``, each checked to exist and be complete.
 
     Raises:
-        CheckpointError: no weights, a missing shard, a damaged file, or an index that leaves the folder.
+        CheckpointError: no weights, a missing shard, a damaged file, or an index that points outside the folder.
     """
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
         if (folder / single).is_file():
@@ -126,15 +126,15 @@ def load_weights(
         model_class: the class to build. Its module may lie outside transformers.
         folder: a local checkpoint folder.
         config: the translated configuration; ``config.json`` is not read here.
-        conversions: how the checkpoint's names and layouts become those of ``model_class``; the same for every
+        conversions: map the checkpoint's names and layouts to those of ``model_class``; the same for every
             checkpoint of the class (an operation receives the configuration).
         dtype: ``"auto"`` is the type in which the weights are stored.
         device_map: as in ``from_pretrained``.
-        ignore_unexpected: prefixes of weights that the model has no use for and the checkpoint may carry.
+        ignore_unexpected: prefixes of weights that the checkpoint may contain and the model does not use.
         **options: further arguments of ``from_pretrained``.
 
     Raises:
-        CheckpointError: a missing or damaged file, or weights that are missing, left over or of another shape.
+        CheckpointError: a missing or damaged file, or weights that are missing, unexpected or of another shape.
     """
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
@@ -143,7 +143,7 @@ def load_weights(
         register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
     if dtype == "auto":
         config = copy.deepcopy(config)
-        config.dtype = None  # so that the stored weights decide, not what config.json says of the training
+        config.dtype = None  # so that the stored weights determine it, not the training dtype in config.json
     options = {**options, "trust_remote_code": False, "weights_only": True}
     load: Any = model_class.from_pretrained  # typed as returning the model alone
     try:
@@ -187,7 +187,7 @@ def _check_readable(file: Path) -> None:
         with safe_open(file, framework="pt"):  # reads the header and compares it with the file's length
             pass
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged or cut short ({error}); download it again.") from error
+        raise CheckpointError(f"{file} is damaged or truncated ({error}); download it again.") from error
 
 
 def _check_complete(folder: Path, model: str, info: Mapping[str, Any], ignored: tuple[str, ...]) -> None:

@@ -14,12 +14,12 @@ __all__ = ["sequence_inputs"]
 def sequence_inputs(
     prompts: Sequence[EncodedPrompt], *, pad_id: int = 0, hidden_id: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """``input_ids``, ``attention_mask`` and, where there are images, ``image_index``, each [N, S] int64.
+    """``input_ids``, ``attention_mask`` and, if there are images, ``image_index``, each [N, S] int64.
 
     Args:
-        prompts: N prompts; their spans, in order, take the feature rows of the batch, in order.
-        pad_id: what fills the left.
-        hidden_id: a token id that the original hides from attention wherever it stands.
+        prompts: N prompts; their spans take the feature rows of the batch in order.
+        pad_id: the id for left padding.
+        hidden_id: a token id that the original masks from attention wherever it occurs.
     """
     length = max(len(prompt.ids) for prompt in prompts)
     input_ids = torch.full((len(prompts), length), pad_id)

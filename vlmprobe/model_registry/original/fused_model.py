@@ -1,4 +1,4 @@
-"""A language model that reads image features in place of placeholder embeddings: what the original families share.
+"""A language model that reads image features in place of placeholder embeddings, shared by the original families.
 
 The inner model fuses features into the embeddings and runs a stock transformers language model; the outer one
 applies the LM head. A family supplies its vision side through :meth:`FusedModel.image_features`.
@@ -31,7 +31,7 @@ class FusedConfig(PreTrainedConfig):
 
 @dataclass
 class FusedOutput(ModelOutput):
-    """Logits [N, kept, V]; the cache stands beside them, under the name that the language model gives it."""
+    """Logits [N, kept, V]; the cache is added under the name that the language model uses."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -40,13 +40,13 @@ class FusedOutput(ModelOutput):
 
 
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position ids [N, S] that count attended tokens only; a hidden token has position 1, as in the originals."""
+    """Position ids [N, S] that count attended tokens only; a masked token has position 1, as in the originals."""
     positions = attention_mask.long().cumsum(-1) - 1
     return positions.masked_fill(attention_mask == 0, 1)
 
 
 class FusedPreTrainedModel(PreTrainedModel):
-    """What transformers' loader must know of the inner and the outer model."""
+    """What transformers' loader must know about the inner and the outer model."""
 
     base_model_prefix = "model"
     input_modalities = ["image", "text"]  # noqa: RUF012 - declared so upstream, as are those below
@@ -66,14 +66,14 @@ class FusedPreTrainedModel(PreTrainedModel):
 
 
 class FusedModel(FusedPreTrainedModel):
-    """The backbone: embeddings with image features put in, then the language model."""
+    """The backbone: embeddings with image features inserted, then the language model."""
 
     def __init__(self, config: FusedConfig) -> None:
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
 
     def image_features(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Features [P, Q, H] from ``pixel_values`` [P, ...], and ``tgt_sizes`` and ``owners`` where given."""
+        """Features [P, Q, H] from ``pixel_values`` [P, ...], and ``tgt_sizes`` and ``owners`` if given."""
         raise NotImplementedError
 
     def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
@@ -100,22 +100,22 @@ class FusedModel(FusedPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the backbone: the language model's own output.
+        """Run the backbone and return the language model's own output.
 
         Args:
             input_ids: [N, S].
             pixel_values: [P, ...], the slices of all prompts.
-            image_index: [N, S]: 0 for text, i + 1 where row i of the P * Q feature rows goes. The same row may
-                go to several sequences (beams).
+            image_index: [N, S]: 0 for text, i + 1 for row i of the P * Q feature rows. The same row may be used in
+                several sequences (beams).
             tgt_sizes: [P, 2], rows and columns of patches of each slice.
             owners: [P], the prompt that each slice belongs to.
-            attention_mask: [N, past + S]; positions count what it attends to.
-            position_ids: [N, S], where the mask should not decide.
+            attention_mask: [N, past + S]; positions count attended tokens.
+            position_ids: [N, S], to override those derived from the mask.
             inputs_embeds: [N, S, H] instead of ``input_ids``.
-            **kwargs: for the language model, the cache among them.
+            **kwargs: for the language model, including the cache.
 
         Raises:
-            ValueError: where the image positions do not take exactly the feature rows.
+            ValueError: if the number of image positions is not that of the feature rows.
         """
         embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if pixel_values is not None and image_index is not None:
@@ -150,7 +150,7 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
 
     def enter_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the head reads of the last hidden states: those, unless a family scales them."""
+        """The input of the head: the last hidden states, unless a family scales them."""
         return hidden
 
     def get_input_embeddings(self) -> nn.Module:
@@ -208,7 +208,7 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         return output
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As upstream; images go in once, and positions count attended tokens."""
+        """As upstream; images are passed only at prefill, and positions count attended tokens."""
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_index")}
         upstream: Any = super()
         inputs = upstream.prepare_inputs_for_generation(input_ids, *args, **kwargs)
@@ -223,7 +223,7 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(self, *args: Any, **model_kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """As upstream, but slices are not multiplied: ``image_index`` leads every beam to the same features."""
+        """As upstream, but slices are not repeated: ``image_index`` points every beam to the same features."""
         images = {name: model_kwargs.pop(name) for name in IMAGE_INPUTS if name in model_kwargs}
         upstream: Any = super()
         input_ids, expanded = upstream._expand_inputs_for_generation(*args, **model_kwargs)

@@ -1,4 +1,4 @@
-"""The language model that a flat original ``config.json`` describes among much else."""
+"""The language model's configuration from a flat original ``config.json``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIONAL = (
 
 
 def language_config(model_type: str, config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of the language model. Nothing that names code or files goes through.
+    """The configuration of the language model. Fields that name code or files are dropped.
 
     Args:
         model_type: its architecture in transformers.
@@ -44,7 +44,7 @@ def language_config(model_type: str, config: Mapping[str, Any]) -> PreTrainedCon
     if config.get("quantization_config"):
         raise CheckpointError(
             "config.json describes quantised weights, which cannot be read from the original format. Load the "
-            "checkpoint that was not quantised, and pass quantization_config= to quantise it."
+            "unquantised checkpoint, and pass quantization_config= to quantise it."
         )
     missing = [name for name in REQUIRED if name not in config]
     if missing:
@@ -52,13 +52,13 @@ def language_config(model_type: str, config: Mapping[str, Any]) -> PreTrainedCon
     fields = {name: config[name] for name in (*REQUIRED, *OPTIONAL) if name in config}
     theta = config.get("rope_theta", 10000.0)
     try:
-        # A cache is no property of the weights, so what config.json says of it does not count.
+        # Caching is not a property of the weights, so use_cache of config.json is ignored.
         return AutoConfig.for_model(model_type, **fields, rope_theta=theta, use_cache=True)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"config.json does not describe a {model_type} model: {error}") from error
 
 
 def stretches(language: PreTrainedConfig) -> bool:
-    """Whether rotary frequencies depend on the longest row of a batch, so that a short row would not stand alone."""
+    """Whether rotary frequencies depend on the longest row of a batch, which changes the numbers of short rows."""
     rope = getattr(language, "rope_parameters", None) or {}
     return rope.get("rope_type") in ("dynamic", "longrope")

@@ -1,11 +1,11 @@
-"""The cross-attention resamplers of MiniCPM-V and OmniLMM: a grid of patch features becomes a fixed number of rows.
+"""The cross-attention resamplers of MiniCPM-V and OmniLMM: pool a grid of patch features to a fixed number of rows.
 
 All releases share one cross-attention (:class:`Resampler`) and differ in where positions come from:
 
 ===============  ===================================  ==========================================
 release          queries                              keys
 ===============  ===================================  ==========================================
-OmniLMM-12B      stored grid                          stored grid, resized where the sizes differ
+OmniLMM-12B      stored grid                          stored grid, resized if the sizes differ
 MiniCPM-V 2.0    stored grid                          sine-cosine of the patch's column and row
 MiniCPM-V 2.5+   none                                 sine-cosine of the patch's column and row
 ===============  ===================================  ==========================================
@@ -40,7 +40,7 @@ def sincos_grid(height: int, width: int, channels: int) -> torch.Tensor:
     """Position codes [height * width, channels] of a grid in row-major order, float32.
 
     The first half of the channels encodes the column and the second half the row: the originals name them the
-    other way round, their numbers are these.
+    other way round but compute these numbers.
     """
     columns = _sincos(width, channels // 2).expand(height, width, -1)
     rows = _sincos(height, channels // 2).unsqueeze(1).expand(height, width, -1)
@@ -48,10 +48,10 @@ def sincos_grid(height: int, width: int, channels: int) -> torch.Tensor:
 
 
 class Resampler(nn.Module):
-    """Learned queries attend to patch features once; positions are added to keys and never to values.
+    """One cross-attention from learned queries to patch features; positions are added to keys, never to values.
 
     Args:
-        queries: Q, the rows that come out for each image or slice.
+        queries: Q, the output rows of each image or slice.
         hidden_size: D, width of the language model.
         kv_size: width of the vision tower.
     """
@@ -109,7 +109,7 @@ class AdaptiveResampler(Resampler):
 
 
 class GridResampler(Resampler):
-    """OmniLMM and MiniCPM-V 2.0: the queries stand on a square grid whose position codes are stored.
+    """OmniLMM and MiniCPM-V 2.0: the queries form a square grid whose position codes are stored.
 
     Args:
         queries: a square number.

@@ -1,7 +1,7 @@
-"""A SentencePiece ``tokenizer.model`` read as the original (slow) tokenizers read it, id for id.
+"""Tokenizes with a SentencePiece ``tokenizer.model`` exactly as the original (slow) tokenizers do.
 
-transformers 5 converts such files to its own format and gets other ids for some: it drops a lone ``▁`` before
-Phi-3's first role token, and puts one after every added token of a Yi vocabulary. Here SentencePiece itself
+transformers 5 converts such files to its own format and gives other ids for some: it drops a lone ``▁`` before
+Phi-3's first role token, and inserts one after every added token of a Yi vocabulary. Here SentencePiece itself
 splits the text between the added tokens, by the rules of the classes that the checkpoints were trained with.
 """
 
@@ -18,8 +18,8 @@ from vlmprobe.errors import CheckpointError, MissingExtraError
 __all__ = ["SentencePieceTokenizer"]
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
-# ModelProto{normalizer_spec{add_dummy_prefix: false}} on the wire. Protocol buffers merge concatenated messages, so
-# appended to a model it switches the prefix off and leaves the rest (the library has no setter for it).
+# ModelProto{normalizer_spec{add_dummy_prefix: false}}, serialised. Protocol buffers merge concatenated messages, so
+# appending it to a model switches the prefix off and changes nothing else (the library has no setter for it).
 WITHOUT_DUMMY_PREFIX = bytes([0x1A, 0x02, 0x18, 0x00])
 
 
@@ -28,19 +28,19 @@ class SentencePieceTokenizer(PythonBackend):
 
     Args:
         vocab_file: the ``tokenizer.model``.
-        legacy: the first ``LlamaTokenizer`` rule: every piece of text between added tokens is encoded alone, as the
-            model file says. Otherwise the whole text gets one leading space, which is taken away again only before
+        legacy: the first ``LlamaTokenizer`` rule: each stretch of text between added tokens is encoded separately, as
+            the model file says. Otherwise the whole text gets one leading space, which is removed again only before
             a token of ``named``.
         named: the special tokens that tokenizer_config.json names (``bos_token`` to ``mask_token`` and
             ``additional_special_tokens``); a special token that is only an added one does not count.
-        add_bos_token: put the begin token before every text.
-        add_eos_token: put the end token after every text.
-        strip_space: decoding leaves out the space that the first piece begins with.
+        add_bos_token: prepend BOS to every text.
+        add_eos_token: append EOS to every text.
+        strip_space: decoding drops the leading space of the first piece.
         **options: special tokens and ``added_tokens_decoder`` of the base class.
 
     Raises:
         MissingExtraError: sentencepiece is not installed.
-        CheckpointError: the file is no SentencePiece model.
+        CheckpointError: the file is not a SentencePiece model.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SentencePieceTokenizer(PythonBackend):
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces in the model file, added tokens not counted."""
+        """Number of pieces in the model file, without added tokens."""
         return int(self.pieces.get_piece_size())
 
     def get_vocab(self) -> dict[str, int]:
@@ -73,7 +73,7 @@ class SentencePieceTokenizer(PythonBackend):
         return {**vocab, **self.get_added_vocab()}
 
     def tokenize(self, text: str, **options: Any) -> list[str]:  # type: ignore[override]
-        """The pieces of a text, without begin and end tokens."""
+        """The pieces of a text, without BOS and EOS."""
         if self.legacy or not text:
             return super().tokenize(text, **options)
         pieces = super().tokenize(SPACE + text.replace(SPACE, " "), **options)
@@ -84,7 +84,7 @@ class SentencePieceTokenizer(PythonBackend):
     def _tokenize(self, text: str, **options: Any) -> list[str]:
         if self.legacy or not text.startswith((SPACE, " ")):
             return list(self.pieces.encode(text, out_type=str))
-        # SentencePiece eats leading spaces, so the text is encoded behind a guard, whose pieces are cut off.
+        # SentencePiece strips leading spaces, so the text is encoded after a guard, whose pieces are cut off.
         guard = str(self.unk_token)
         return list(self.pieces.encode(guard + text, out_type=str))[len(self.pieces.encode(guard)) :]
 
@@ -97,14 +97,14 @@ class SentencePieceTokenizer(PythonBackend):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """The ids with the begin and end tokens that the checkpoint asks for."""
+        """The ids with BOS and EOS as the checkpoint requires."""
         begin = [self.bos_token_id] if self.add_bos_token else []
         end = [self.eos_token_id] if self.add_eos_token else []
         first = begin + token_ids_0 + end
         return first if token_ids_1 is None else first + begin + token_ids_1 + end
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of the pieces. Added tokens are written as they are, without the spaces of the slow classes."""
+        """The text of the pieces. Added tokens are written verbatim, without the spaces of the slow classes."""
         if self.strip_space and tokens and tokens[0].startswith(SPACE):
             tokens = [tokens[0][1:], *tokens[1:]]
         text = ""
@@ -147,5 +147,7 @@ def _processor(file: Path, *, dummy_prefix: bool) -> Any:
         held = file.read_bytes()
         processor.LoadFromSerializedProto(held if dummy_prefix else held + WITHOUT_DUMMY_PREFIX)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{file} is missing or no SentencePiece model ({error}); download it again.") from error
+        raise CheckpointError(
+            f"{file} is missing or not a SentencePiece model ({error}); download it again."
+        ) from error
     return processor

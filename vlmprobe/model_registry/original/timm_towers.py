@@ -1,6 +1,6 @@
-"""Vision towers that an original config only names (a timm entry): their sizes are read from the weights.
+"""Vision towers that an original config only names (a timm model): their sizes are read from the weights.
 
-Of the two entries in use, timm's own definition supplies what no weight shows: the number of heads and the kind of
+For the two models in use, timm's own definition supplies what no weight shows: the number of heads and the kind of
 block. Everything else (widths, depth, native grid) comes from the shapes in the checkpoint.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TimmTowerConfig", "build_tower", "read_tower"]
 
-HEADS = 16  # of both entries: so400m SigLIP (width 1152) and EVA02-E (width 1792)
+HEADS = 16  # of both models: so400m SigLIP (width 1152) and EVA02-E (width 1792)
 
 
 class TimmTowerConfig(PreTrainedConfig):
@@ -45,7 +45,7 @@ def read_tower(folder: Path, prefix: str, kind: str) -> TimmTowerConfig:
     """Sizes of the tower whose weights begin with ``prefix``, from the shapes in the checkpoint.
 
     Raises:
-        CheckpointError: a weight that shows a size is missing.
+        CheckpointError: a weight that determines a size is missing.
     """
     shapes = _shapes(folder, prefix)
     try:
@@ -54,7 +54,7 @@ def read_tower(folder: Path, prefix: str, kind: str) -> TimmTowerConfig:
         intermediate = shapes["blocks.0.mlp.fc1.weight"][0]
     except KeyError as error:
         raise CheckpointError(
-            f"{folder} has no weight {prefix}{error.args[0]}, which shows the size of the vision tower."
+            f"{folder} has no weight {prefix}{error.args[0]}, which determines the size of the vision tower."
         ) from error
     blocks = {int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))}
     return TimmTowerConfig(
@@ -83,7 +83,7 @@ def build_tower(config: TimmTowerConfig) -> nn.Module:
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
         "num_heads": HEADS,
-        # timm truncates width * ratio; half a channel more keeps rounding from taking one away
+        # timm truncates width * ratio; half a channel more prevents losing one to rounding
         "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
         "num_classes": 0,
         "global_pool": "",
@@ -114,6 +114,6 @@ def _bin_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in held.items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
         raise CheckpointError(
-            f"{file} holds something other than tensors, or is damaged ({type(error).__name__}); it is not read. "
-            "Download it again, or take a safetensors version."
+            f"{file} contains something other than tensors, or is damaged ({type(error).__name__}); it is not loaded. "
+            "Download it again, or use a safetensors version."
         ) from error

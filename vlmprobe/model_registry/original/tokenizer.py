@@ -21,7 +21,7 @@ def original_tokenizer(folder: Path, *, prefer_fast: bool = False) -> Any:
 
     Args:
         folder: a local checkpoint folder.
-        prefer_fast: where the folder holds both ``tokenizer.json`` and older files, take the former: right for a
+        prefer_fast: if the folder has both ``tokenizer.json`` and older files, use the former: right for a
             family whose original code does not pass ``use_fast=False``.
 
     Raises:
@@ -41,7 +41,7 @@ def original_tokenizer(folder: Path, *, prefer_fast: bool = False) -> Any:
         if name != "Qwen2Tokenizer":
             raise CheckpointError(
                 f"{folder} holds vocab.json and merges.txt of a {name or 'tokenizer without class'}; "
-                "the byte-level tokenizer known here is Qwen2Tokenizer."
+                "the only supported byte-level tokenizer is Qwen2Tokenizer."
             )
         from transformers import Qwen2Tokenizer
 
@@ -52,10 +52,10 @@ def original_tokenizer(folder: Path, *, prefer_fast: bool = False) -> Any:
 
 
 def token_id(tokenizer: Any, token: str) -> int:
-    """Id of a token that a family cannot do without.
+    """Id of a token that a family requires.
 
     Raises:
-        CheckpointError: the tokenizer does not know it.
+        CheckpointError: the tokenizer does not have it.
     """
     found = tokenizer.get_vocab().get(token)
     if found is None:
@@ -73,7 +73,7 @@ def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:
     else:
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'} names the class {name or 'none'!r}; "
-            "SentencePiece tokenizers known here are InternLM2Tokenizer and LlamaTokenizer."
+            "the supported SentencePiece tokenizers are InternLM2Tokenizer and LlamaTokenizer."
         )
     merged = {**config, **({} if "added_tokens_decoder" in config else _optional(folder / "special_tokens_map.json"))}
     special = {key: _content(merged.get(key, defaults.get(key))) for key in NAMED}

@@ -1,4 +1,4 @@
-"""What the vision transformers of the original families share."""
+"""Blocks shared by the vision transformers of the original families."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The same for each position: [.., width] to [.., width]."""
+        """Position-wise: [.., width] to [.., width]."""
         return self.fc2(self.act(self.fc1(hidden)))

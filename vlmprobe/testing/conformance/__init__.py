@@ -1,4 +1,4 @@
-"""The conformance checks, one small function each, by theme. Each holds a probe against a path of its own."""
+"""The conformance checks, one small function each, by theme. Each compares a probe with an independent computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C7: padding is invisible."""
+"""C7: padding does not change the numbers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["batch_is_single"]
 
 @check(
     "C7",
-    "a batch of mixed picture sizes and text lengths gives the numbers of single calls",
+    "a batch of mixed image sizes and text lengths gives the same numbers as single calls",
     "right padding, or an attention mask that does not reach the model",
     "position ids that count the padding",
     "an architecture that mixes the prompts of a batch: set capabilities.batching to False",
 )
 def batch_is_single(subject: Subject) -> Sequence[str] | None:
-    """Every row of a batch against the model's own forward of that request alone; the batch ends at different steps."""
+    """Every row of a batch against the model's own forward of that request alone; requests end at different steps."""
     notes, names = [], ["main", "wide", "other"]
     for extra in ("text", "two"):
         if reason := subject.unavailable(extra):
-            notes.append(f"{'without a picture' if extra == 'text' else 'several pictures'}: not checked ({reason})")
+            notes.append(f"{'without an image' if extra == 'text' else 'several images'}: not checked ({reason})")
         else:
             names.append(extra)
     ends = sorted({*subject.adapter.end_ids, int(subject.greedy.output.ids[2])})  # one request ends early
@@ -43,15 +43,15 @@ def batch_is_single(subject: Subject) -> Sequence[str] | None:
         _require_alone(subject, name, result, ends)
         _require_columns(subject, name, columns, options)
     if not subject.adapter.capabilities.batching:
-        notes.append("the adapter says that it cannot batch: requests ran one by one")
+        notes.append("the adapter does not support batching: requests ran one at a time")
     return notes
 
 
 def _require_alone(subject: Subject, name: str, result: Result, ends: list[int]) -> None:
-    """One result of the batch is what the model's own forward of that conversation gives."""
+    """One result of the batch matches the model's own forward of that conversation."""
     ids, made = subject.prompt(name).ids, result.output.ids.tolist()
     if not np.array_equal(result.input_ids, ids):
-        raise CheckFailure(f"{len(ids)} ids, the prompt's alone", f"{len(result.input_ids)} ids", f"request {name!r}")
+        raise CheckFailure(f"{len(ids)} ids, the prompt's only", f"{len(result.input_ids)} ids", f"request {name!r}")
     table = subject.prompt_table(result)
     if table.logits is None or result.output.logits is None:
         raise CheckFailure('full rows with keep="logits"', "no logits in the result")
@@ -74,7 +74,7 @@ def _require_alone(subject: Subject, name: str, result: Result, ends: list[int])
     if (short > 2 * tolerance).any():
         step = int(short.argmax())
         at = names[len(rows) + step]
-        raise CheckFailure("the likeliest token at each step", f"id {made[step]}, {short[step]:.3g} below it", at)
+        raise CheckFailure("the most likely token at each step", f"id {made[step]}, {short[step]:.3g} below it", at)
     inside = [step for step, each in enumerate(made) if each in ends]
     whole = inside == [len(made) - 1] or (not inside and len(made) == NEW_TOKENS)
     if not whole:
@@ -86,7 +86,7 @@ def _require_alone(subject: Subject, name: str, result: Result, ends: list[int])
 
 
 def _require_columns(subject: Subject, name: str, came: Result, options: dict[str, Any]) -> None:
-    """The default call's columns, which keep no full row, are those of the same call alone."""
+    """The columns of the default call, which keeps no full rows, match those of the same request alone."""
     alone = subject.ask(name, **options)
     ids, made = alone.output.ids.tolist(), came.output.ids.tolist()
     if made != ids:

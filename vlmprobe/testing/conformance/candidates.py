@@ -1,4 +1,4 @@
-"""C6, C8: candidates are the tokens that would be written, and cost one prefill without changing a number."""
+"""C6, C8: candidates are tokenised as continuations of the prompt, and share one prefill without changing a number."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WORDS = ("tiger", "picture", "describe", "elephant", "the", "and")
 
 @check(
     "C6",
-    "prompt ids are a prefix of prompt + candidate ids, or the boundary is reported",
-    "the candidate tokenised on its own: with a begin token, or without the merge at the boundary",
+    "prompt ids are a prefix of prompt + candidate ids, or the merge at the boundary is reported",
+    "the candidate tokenised on its own: with BOS, or without the merge at the boundary",
     "a space added or stripped at the boundary",
 )
 def candidate_ids(subject: Subject) -> Sequence[str] | None:
-    """Ids and positions of scored candidates, against prompt text and candidate tokenised in one piece."""
+    """Ids and positions of scored candidates, against prompt text and candidate tokenised jointly."""
     _require_ids(subject, subject.conversation("main"), CANDIDATES)
     halves = _merging(subject)
     if halves is None:
@@ -45,7 +45,7 @@ def candidate_ids(subject: Subject) -> Sequence[str] | None:
 
 @check(
     "C8",
-    "candidates on a shared prefix score as a full forward of each; order and repetition do not matter",
+    "candidates on a shared prefix score as in a full forward of each, in any order and repeatedly",
     "the prompt's cache changed by a candidate, so that the next one continues a longer prefix",
     "continue_from() of the adapter: positions, masks or rope deltas of the candidate tokens",
     "an architecture whose cache cannot be continued: set capabilities.prefix_reuse to False",
@@ -57,9 +57,9 @@ def shared_prefix(subject: Subject) -> Sequence[str] | None:
     _require_forwards(subject, first.tables, forwards, "")
     elsewhere = subject.score("wide", CANDIDATES[:3])  # leaves another prompt's state on the model
     again = subject.score("main", CANDIDATES[::-1])
-    _require_forwards(subject, again.tables[::-1], forwards, ", asked again in reverse order")
+    _require_forwards(subject, again.tables[::-1], forwards, ", scored again in reverse order")
     wide = [_own_logprobs(subject, "wide", text) for text in CANDIDATES[:3]]
-    _require_forwards(subject, elsewhere.tables, wide, ", of another picture and question")
+    _require_forwards(subject, elsewhere.tables, wide, ", of another image and question")
     totals = np.array([sum(each) for each in forwards])
     weights = np.exp(totals - totals.max())
     require_numbers(
@@ -96,7 +96,7 @@ def _require_ids(subject: Subject, conversation: Conversation, candidates: list[
 
 
 def _merging(subject: Subject) -> tuple[str, str] | None:
-    """A word in two halves that are other tokens apart than together."""
+    """A word in two halves that tokenise differently apart than together."""
     tokenizer = subject.adapter.tokenizer
     for word in WORDS:
         for cut in range(1, len(word)):
@@ -108,10 +108,10 @@ def _merging(subject: Subject) -> tuple[str, str] | None:
 
 
 def _in_one_piece(subject: Subject, prompt: EncodedPrompt, text: str) -> tuple[int, list[int]]:
-    """How many prompt ids stand, and the ids after them, where the tokenizer sees prompt text and candidate at once.
+    """How many prompt ids remain, and the ids after them, if prompt text and candidate are tokenised jointly.
 
-    The prompt's text is the rendered template or, where that does not give back the prompt's last ids (processors
-    that write more after the images), the text of the ids after the last image.
+    The prompt's text is the rendered template or, if that does not reproduce the prompt's last ids (processors
+    that add text after the images), the decoded ids after the last image.
     """
     tokenizer, ids = subject.adapter.tokenizer, prompt.ids
     tail = ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
@@ -124,12 +124,12 @@ def _in_one_piece(subject: Subject, prompt: EncodedPrompt, text: str) -> tuple[i
         if merged < agreeing:
             return len(ids) - merged, whole[len(alone) - merged :]
     raise CheckFailure(
-        "a tokenizer that gives the prompt's last ids for the prompt's text", f"{alone[-4:]} for {source[-40:]!r}"
+        "a tokenizer that reproduces the prompt's last ids from its text", f"{alone[-4:]} for {source[-40:]!r}"
     )
 
 
 def _agreeing(one: list[int], other: list[int]) -> int:
-    """How many ids two lists share from the beginning."""
+    """Length of the longest common prefix."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
@@ -144,7 +144,7 @@ def _require_text(subject: Subject, scores: Scores, place: int, lost: list[int])
     )
     if whole.strip() != (merged + scores.candidates[place]).strip():
         text = scores.candidates[place]
-        raise CheckFailure(f"ids that read {merged + text!r}", f"{whole!r}", f"candidate {text!r}")
+        raise CheckFailure(f"ids that decode to {merged + text!r}", f"{whole!r}", f"candidate {text!r}")
 
 
 def _require_forwards(subject: Subject, tables: Sequence[TokenTable], forwards: list[np.ndarray], when: str) -> None:

@@ -1,4 +1,4 @@
-"""What a check is: an id, one line that says what it verifies, a function, and the usual causes of its failure."""
+"""A check: an id, one line that says what it verifies, a function, and the usual causes of its failure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Check", "check"]
 class Check:
     """One conformance check.
 
-    ``run`` raises :class:`~vlmprobe.testing.report.CheckFailure` where the check does not hold and
-    :class:`~vlmprobe.testing.report.SkipCheck` where it does not apply; it returns notes on what it left out.
+    ``run`` raises :class:`~vlmprobe.testing.report.CheckFailure` if the check fails and
+    :class:`~vlmprobe.testing.report.SkipCheck` if it does not apply; it returns notes on what was not checked.
     """
 
     id: str
     statement: str
     run: Callable[[Subject], Sequence[str] | None]
     causes: tuple[str, ...]
-    rerun: bool = True  # whether a numerical difference may be rounding, so that float64 decides
+    rerun: bool = True  # whether a numerical difference may be rounding, to be decided in float64
 
 
 def check(

@@ -1,4 +1,4 @@
-"""Hooks of the checks' own on a model: what enters the decoder, what leaves it, and putting something else there."""
+"""Hooks with which the checks read and replace the inputs and outputs of a model's modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["changed_output", "decoder_input", "last_hidden", "noisy_embeddings",
 
 
 def tensor_of(output: Any) -> Tensor:
-    """The hidden states in what a module returned: a tensor, a tuple that begins with it, or a model output."""
+    """The hidden states in a module's output: a tensor, a tuple that begins with it, or a model output."""
     if isinstance(output, Tensor):
         return output
     return output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
@@ -35,7 +35,7 @@ def _with_tensor(output: Any, states: Tensor) -> Any:
 
 @contextmanager
 def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put ``change`` of the hidden states that a module returns in their place."""
+    """Apply ``change`` to the hidden states that a module returns."""
     handle = module.register_forward_hook(lambda _, __, output: _with_tensor(output, change(tensor_of(output))))
     try:
         yield
@@ -45,13 +45,13 @@ def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Ite
 
 @contextmanager
 def replaced_output(module: nn.Module, states: Tensor) -> Iterator[None]:
-    """Let a module return these hidden states."""
+    """Make a module return these hidden states."""
     with changed_output(module, lambda _: states):
         yield
 
 
 def last_hidden(adapter: Adapter, subject: Subject, inputs: dict[str, Any]) -> Tensor:
-    """[N, S, H]: what the backbone hands to the head in the model's own forward."""
+    """[N, S, H]: what the backbone passes to the head in the model's own forward."""
     seen: list[Tensor] = []
     handle = adapter.backbone.register_forward_hook(lambda _, __, output: seen.append(tensor_of(output)))
     try:
@@ -62,7 +62,7 @@ def last_hidden(adapter: Adapter, subject: Subject, inputs: dict[str, Any]) -> T
 
 
 def decoder_input(subject: Subject, inputs: dict[str, Any]) -> Tensor:
-    """[S, ..]: what enters the first decoder layer in the model's own forward of one prompt."""
+    """[S, ..]: the input of the first decoder layer in the model's own forward of one prompt."""
     seen: list[Tensor] = []
 
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -85,10 +85,10 @@ def decoder_input(subject: Subject, inputs: dict[str, Any]) -> Tensor:
 
 @contextmanager
 def noisy_embeddings(subject: Subject, ids: Tensor) -> Iterator[None]:
-    """Add noise to every embedding that is looked up for each of ``ids`` [N, S].
+    """Add noise to every embedding lookup of ``ids`` [N, S].
 
-    A position whose decoder input stays as it was holds no token: the model put something else there. All tables of
-    the model count, for some have one of their own for special tokens or for each layer.
+    A position whose decoder input does not change holds no token embedding: the model replaced it. All embedding
+    tables are included, for some models have separate ones for special tokens or for each layer.
     """
     generator = torch.Generator().manual_seed(0)
 

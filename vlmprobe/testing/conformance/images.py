@@ -1,4 +1,4 @@
-"""C4, C5: the picture is seen, and its positions are known and never scored."""
+"""C4, C5: the image has an effect, and its positions are known and never scored."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ __all__ = ["image_matters", "image_positions"]
 
 @check(
     "C4",
-    "another image, or none, changes the text rows after it",
-    "pictures lost between messages and processor, or always the first one taken",
-    "pixels that never reach the model: another name of the input, or a cache keyed by the prompt alone",
+    "changing or removing the image changes the text rows after it",
+    "images lost between messages and processor, or always the first one used",
+    "pixels that never reach the model: a misnamed input, or a cache keyed by the prompt only",
 )
 def image_matters(subject: Subject) -> Sequence[str] | None:
-    """Rows after the image with another picture, without one, and with another second picture."""
+    """Rows after the image with another image, without one, and with another second image."""
     notes = []
     first = subject.greedy
     other = subject.ask("other", keep="logits", max_new_tokens=1, **GREEDY)
-    _require_change(subject, _tail(first.prompt, first.output), _tail(other.prompt, other.output), "another picture")
+    _require_change(subject, _tail(first.prompt, first.output), _tail(other.prompt, other.output), "another image")
     if reason := subject.unavailable("text"):
-        notes.append(f"without a picture: not checked ({reason})")
+        notes.append(f"without an image: not checked ({reason})")
     else:
         without = subject.ask("text", keep="logits", max_new_tokens=1, **GREEDY)
         rows = [each.output.logits for each in (first, without)]
         if rows[0] is None or rows[1] is None or len(without.input_ids) == len(first.input_ids):
-            raise CheckFailure("a prompt without image positions where there is no picture", "the same positions")
-        _require_change(subject, rows[0][:1], rows[1][:1], "no picture")
+            raise CheckFailure("a prompt without image positions if there is no image", "the same positions")
+        _require_change(subject, rows[0][:1], rows[1][:1], "no image")
     if reason := subject.unavailable("two"):
-        notes.append(f"several pictures: not checked ({reason})")
+        notes.append(f"several images: not checked ({reason})")
     else:
         pair = [subject.ask(name, keep="logits", max_new_tokens=1, **GREEDY) for name in ("two", "two other")]
         tails = [_tail(each.prompt, each.output) for each in pair]
-        _require_change(subject, tails[0], tails[1], "another second picture")
+        _require_change(subject, tails[0], tails[1], "another second image")
     return notes
 
 
 @check(
     "C5",
-    "image spans are the positions that image features fill, and no placeholder enters a score",
+    "image spans are the positions that image features fill, and no placeholder is scored",
     "image_ids of the adapter: the id in the prompt is not the one that the config calls the image token",
-    "special ids beside the features (row ends, indicators) whose embeddings the model replaces as well",
-    "positions of two pictures that follow each other taken for one picture's",
+    "special ids besides the features (row ends, indicators) whose embeddings the model replaces as well",
+    "positions of two adjacent images taken for one image's",
 )
 def image_positions(subject: Subject) -> Sequence[str] | None:
-    """Spans against the positions whose decoder input no longer depends on a token; scores against the own forward."""
+    """Spans against positions whose decoder input depends on no token; scores against the model's own forward."""
     notes = []
     spans, length = subject.prompt().spans, len(subject.prompt().ids)
     _require_order(spans, 1, length)
     notes += _require_filled(subject, spans, length)
     _require_unscored(subject, spans)
     if reason := subject.unavailable("two"):
-        notes.append(f"several pictures: not checked ({reason})")
+        notes.append(f"several images: not checked ({reason})")
     else:
         _require_owners(subject)
     if subject.unavailable("text") is None and subject.prompt("text").spans:
-        raise CheckFailure("no image span without a picture", f"{subject.prompt('text').spans}")
+        raise CheckFailure("no image span without an image", f"{subject.prompt('text').spans}")
     return notes
 
 
@@ -79,7 +79,7 @@ def _tail(prompt: TokenTable | None, output: TokenTable) -> np.ndarray:
 
 
 def _require_change(subject: Subject, one: np.ndarray, other: np.ndarray, what: str) -> None:
-    """Rows must differ by more than noise: all are the same arithmetic, so in any dtype that is little."""
+    """Rows must differ by more than noise, which is small in any dtype because all are the same arithmetic."""
     rows = min(len(one), len(other))
     change = np.abs(one[-rows:].astype(np.float64) - other[-rows:]).max(axis=-1)
     least = 1e-6 * max(scale_of(one), 10.0)
@@ -87,7 +87,7 @@ def _require_change(subject: Subject, one: np.ndarray, other: np.ndarray, what: 
     if len(still) > rows / 2 or rows - 1 in still:
         raise CheckFailure(
             f"with {what}, every text row after the image to change by more than {least:.1e}",
-            f"{len(still)} of {rows} rows stay, the largest change is {change.max():.2g}",
+            f"{len(still)} of {rows} rows do not, the largest change is {change.max():.2g}",
             f"the last row before the answer{'' if rows - 1 in still else ' does change'}",
         )
 
@@ -106,7 +106,7 @@ def _require_order(spans: Sequence[ImageSpan], images: int, length: int) -> None
 
 
 def _require_filled(subject: Subject, spans: Sequence[ImageSpan], length: int) -> list[str]:
-    """Every position that image features fill, and no other, is in a span."""
+    """The spans cover every position that image features fill, and no other."""
     inputs = subject.written("main", ())
     plain = decoder_input(subject, inputs)
     with noisy_embeddings(subject, inputs["input_ids"]):
@@ -133,20 +133,20 @@ def _require_filled(subject: Subject, spans: Sequence[ImageSpan], length: int) -
         )
     if not moved <= held:
         raise CheckFailure(
-            "only positions in an image span to change their decoder input with another picture",
+            "only positions in an image span to change their decoder input with another image",
             f"positions {sorted(moved - held)[:6]} outside change",
         )
     if filled:
         return []
     if not moved:
-        return ["pictures enter by cross-attention: a span is the position that they stand at"]
+        return ["images enter by cross-attention: a span is the position of their placeholder"]
     if still := [span for span in spans if moved.isdisjoint(range(span.start, span.stop))]:
-        raise CheckFailure("another picture to change every image span", f"{still[0]} stays")
-    return ["pictures are added to token embeddings, or are tokens themselves: found by changing the picture"]
+        raise CheckFailure("another image to change every image span", f"{still[0]} does not change")
+    return ["images are added to token embeddings, or are tokens themselves: found by changing the image"]
 
 
 def _require_unscored(subject: Subject, spans: Sequence[ImageSpan]) -> None:
-    """One row an image, without numbers; all other rows scored; perplexity is that of the text alone."""
+    """One row per image, without numbers; all other rows scored; perplexity is that of the text only."""
     table = subject.prompt_table(subject.greedy)
     begin, end = spans[0].start, max(span.stop for span in spans)
     rows = [row for row, kind in enumerate(table.kinds) if kind == "image"]
@@ -178,7 +178,7 @@ def _require_unscored(subject: Subject, spans: Sequence[ImageSpan]) -> None:
 
 
 def _require_owners(subject: Subject) -> None:
-    """With two pictures, changing one of them changes positions of that one alone."""
+    """With two images, changing one of them changes only its own positions."""
     prompt = subject.prompt("two")
     _require_order(prompt.spans, 2, len(prompt.ids))
     one = decoder_input(subject, subject.written("two", ()))

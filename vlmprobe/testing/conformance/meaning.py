@@ -29,17 +29,17 @@ SAMPLING = {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 1.0, "nu
 
 @check(
     "C3",
-    "log-probabilities add up to the model's own loss, and probabilities to 1",
-    "another logarithm than the natural one, or a mean called a sum",
-    "probabilities over the alternatives that were kept instead of the vocabulary",
-    "labels that the model shifts once more",
+    "log-probabilities sum to the model's own loss, and probabilities to 1",
+    "a logarithm other than the natural one, or a mean reported as a sum",
+    "probabilities over the kept alternatives instead of the vocabulary",
+    "labels shifted twice: the model shifts them itself",
 )
 def own_loss(subject: Subject) -> Sequence[str] | None:
     """Sum of logprobs = -T x cross-entropy of the model's own loss with exactly the scored tokens as labels."""
     result = subject.greedy
     prompt, output = subject.prompt_table(result), result.output
     rows = text_rows(prompt)
-    rows = rows[prompt.ids[rows] < subject.own_prompt.shape[-1]]  # some tokenizers know more ids than the head
+    rows = rows[prompt.ids[rows] < subject.own_prompt.shape[-1]]  # some tokenizers have more ids than the head
     scored = np.concatenate([prompt.positions[rows], output.positions])
     logprobs = np.concatenate([prompt.logprobs[rows], output.logprobs]).astype(np.float64)
     inputs = subject.written("main", output.ids)
@@ -61,9 +61,9 @@ def own_loss(subject: Subject) -> Sequence[str] | None:
 
 @check(
     "C9",
-    "raw numbers do not move with temperature, top_k or penalties",
-    "the loop's processed scores reported as logits",
-    "a processor that writes into the logits it is given: keep a copy",
+    "raw numbers do not change with temperature, top_k or penalties",
+    "the decoding loop's processed scores reported as logits",
+    "a logits processor that modifies its input in place: keep a copy",
 )
 def raw_numbers(subject: Subject) -> Sequence[str] | None:
     """Rows under each processor, against a forward over the prompt and the tokens that were emitted."""
@@ -106,9 +106,9 @@ def raw_numbers(subject: Subject) -> Sequence[str] | None:
 @check(
     "C10",
     "the reported token is the emitted one, under sampling and under beam search",
-    "the likeliest token of a row reported instead of the one that was drawn",
-    "beams that changed places: a row belongs to the beam that the token came from",
-    "scores that are raw, or logprobs that are processed: temperature and filters move the one and not the other",
+    "the most likely token of a row reported instead of the sampled one",
+    "reordered beams: a row belongs to the beam that the token came from",
+    "raw scores, or processed logprobs: temperature and filters change the scores and not the logprobs",
 )
 def emitted_tokens(subject: Subject) -> Sequence[str] | None:
     """Tokens against the model's own generate with the same seed; their numbers against a forward over them."""
@@ -136,7 +136,7 @@ def emitted_tokens(subject: Subject) -> Sequence[str] | None:
         if name == "sampling":
             _require_scores(subject, result.output, processed)
             if (own.argmax(axis=-1) == emitted).all():
-                notes.append("every sampled token was the likeliest one, so sampling could not be told from it")
+                notes.append("every sampled token was the most likely one, so this could not tell sampling from greedy")
     return notes
 
 
@@ -155,7 +155,7 @@ def _require_scores(subject: Subject, output: TokenTable, processed: np.ndarray)
 
 
 def _loss(subject: Subject, inputs: dict[str, Any], labels: Tensor) -> tuple[float, list[str]]:
-    """Mean cross-entropy over the labels: the model's own loss, or torch's on its logits where it has none."""
+    """Mean cross-entropy over the labels: the model's own loss, or torch's on its logits if it has none."""
     if "labels" in inspect.signature(subject.model.forward).parameters:
         loss = subject.forward(inputs, labels=labels).loss
         if loss is not None:
@@ -188,6 +188,6 @@ def _require_probabilities(subject: Subject, result: Result) -> None:
             chosen,
             subject.tolerance("rows"),
             of="logprobs",
-            path="raw logit of the token less logsumexp",
+            path="raw logit of the token minus logsumexp",
             names=subject.named(table, rows),
         )

@@ -1,4 +1,4 @@
-"""C1, C2, C11, C12: every row of logits is the model's own, whichever way it was captured."""
+"""C1, C2, C11, C12: every row of logits is the model's own, however it was captured."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["captured_rows", "last_layer", "selected_rows", "teacher_forced_rows"
 
 @check(
     "C1",
-    "captured logits are those of the model's own forward",
+    "captured logits match the model's own forward",
     "rows taken one position early or late: row t is the distribution that token t was drawn from",
-    "the head called on its own, without the scaling or soft-capping that the model's forward puts around it",
+    "the head called on its own, without the scaling or soft-capping that the model's forward applies",
     "model inputs dropped on the way: pass everything that the processor returns",
 )
 def captured_rows(subject: Subject) -> Sequence[str] | None:
@@ -55,9 +55,9 @@ def captured_rows(subject: Subject) -> Sequence[str] | None:
 
 @check(
     "C2",
-    "rows captured while generating are those of a forward over prompt and answer",
+    "rows captured while generating match a forward over prompt and answer",
     "rows of another step, or of the processed scores instead of the raw logits",
-    "extend() of the adapter: an input that runs along the sequence was not continued as the model needs it",
+    "extend() of the adapter: an input along the sequence was not extended as the model needs it",
     "positions after the prompt: rope deltas or position ids that belong to another call",
 )
 def teacher_forced_rows(subject: Subject) -> Sequence[str] | None:
@@ -81,13 +81,13 @@ def teacher_forced_rows(subject: Subject) -> Sequence[str] | None:
 
 @check(
     "C11",
-    "columns of selected rows, reduced on the device, are those of the full rows of the model's own forward",
+    "columns of selected rows, reduced on the device, match the full rows of the model's own forward",
     "the head called on selected rows without the model's scaling or soft-capping",
     "statistics in half precision: they must be float32 whatever the model's dtype",
-    "rows of a chunk put together in the wrong order",
+    "rows of a chunk concatenated in the wrong order",
 )
 def selected_rows(subject: Subject) -> Sequence[str] | None:
-    """The default call, which keeps no full row, against float64 arithmetic on the forward's full rows."""
+    """The default call, which keeps no full rows, against float64 arithmetic on the forward's full rows."""
     result = subject.ask("main", max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **GREEDY)
     table, output = subject.prompt_table(result), result.output
     later = np.arange(1, len(output))
@@ -125,10 +125,10 @@ def selected_rows(subject: Subject) -> Sequence[str] | None:
     "C12",
     "final norm and head on the last decoder layer's output give the logits",
     "layers, final_norm or head of the adapter name another module (that of the vision tower?)",
-    "something stands between the last layer and the norm that the adapter must put into final_norm",
+    "an operation between the last layer and the norm that the adapter must include in final_norm",
 )
 def last_layer(subject: Subject) -> Sequence[str] | None:
-    """The states that enter the head are replaced by final_norm(last layer's output); logits must not move."""
+    """The states that enter the head are replaced by final_norm(last layer's output); logits must not change."""
     adapter, inputs = subject.adapter, subject.written("main", ())
     ran: list[int] = []
     kept: dict[str, Any] = {}
@@ -171,17 +171,17 @@ def last_layer(subject: Subject) -> Sequence[str] | None:
 
 
 def _require_inputs(subject: Subject) -> None:
-    """What a processor of transformers returns for the chat, the adapter hands to the model."""
+    """The adapter passes everything that a transformers processor returns for the chat to the model."""
     processor = subject.adapter.processor
     if not isinstance(processor, ProcessorMixin):
-        return  # a family with a processor of its own: nothing else to compare with
+        return  # a family with its own processor: nothing to compare with
     try:
         returned: Any = processor.apply_chat_template(
             subject.conversation("main").to_chat(),
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs=dict(subject.adapter.processor_options),  # some choose the names of what is returned
+            processor_kwargs=dict(subject.adapter.processor_options),  # some determine which keys are returned
         )
     except (ValueError, TypeError, KeyError):
         return  # it needs arguments that only the adapter knows
@@ -196,7 +196,7 @@ def _cut(table: TokenTable, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _require_order(part: dict[str, Any], own: np.ndarray, tolerance: float, label: str) -> None:
-    """Ranks and alternatives, where ties within the tolerance may fall either way."""
+    """Ranks and alternatives, where ties within the tolerance may be broken either way."""
     for row, (token, rank, top) in enumerate(zip(part["ids"], part["ranks"], part["top_ids"], strict=True)):
         where = part["names"][row]
         if token < own.shape[-1]:
@@ -204,18 +204,18 @@ def _require_order(part: dict[str, Any], own: np.ndarray, tolerance: float, labe
             least = int((own[row] > value + tolerance).sum())
             most = int((own[row] > value - tolerance).sum()) - 1  # the token itself is not above itself
         else:
-            least = most = -1  # some tokenizers know more ids than the head
+            least = most = -1  # some tokenizers have more ids than the head
         if not least <= rank <= most:
             raise CheckFailure(f"rank {least} of the token in its {label}", f"rank {rank}", where)
         outside = np.delete(own[row], top)
         if outside.size and own[row, top].min() < outside.max() - 2 * tolerance:
-            raise CheckFailure(f"the {len(top)} likeliest tokens of the {label}", f"{top.tolist()}", where)
+            raise CheckFailure(f"the {len(top)} most likely tokens of the {label}", f"{top.tolist()}", where)
         if (np.diff(part["top_logprobs"][row]) > 0).any():
             raise CheckFailure("alternatives best first", f"{part['top_logprobs'][row].tolist()}", where)
 
 
 def _hints(came: np.ndarray | None, expected: np.ndarray) -> list[str]:
-    """What wrong rows themselves tell: shifted by one, or by a constant factor."""
+    """Hints from the wrong rows themselves: shifted by one, or off by a constant factor."""
     if came is None or came.shape != expected.shape:
         return []
     came = came.astype(np.float64)

@@ -1,4 +1,4 @@
-"""C13, C14, C15: errors reach the caller, a call leaves no trace, and threads do not mix."""
+"""C13, C14, C15: errors reach the caller, a call has no side effects, and threads do not interfere."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class _Planted(RuntimeError):
 
 @check(
     "C13",
-    "an error inside the model reaches the caller, leaves nothing behind, and NaN or infinity is an error with a place",
+    "an error inside the model reaches the caller and has no side effects; NaN or infinity raises and names the row",
     "hooks that are not removed in a finally clause",
-    "an except clause that swallows, or turns the error into another one",
+    "an except clause that swallows the error or replaces it by another",
     "NaN that is masked, clipped or averaged away instead of raised as NonFiniteLogitsError",
     rerun=False,
 )
 def errors(subject: Subject) -> Sequence[str] | None:
-    """Planted exceptions in prefill and decoding; planted NaN and infinity in a prompt row and a generated row."""
+    """Injected exceptions in prefill and decoding; injected NaN and infinity in prompt and generated rows."""
     calm = _call(subject)
     before = state_of(subject.model, subject.adapter.tokenizer)
     for run, where in ((1, "prefill"), (3, "decoding")):
@@ -58,14 +58,14 @@ def errors(subject: Subject) -> Sequence[str] | None:
 
 @check(
     "C14",
-    "the same call twice gives the same numbers, and nothing global changes",
+    "the same call twice gives the same numbers, and no global state changes",
     "the model's generation config, the tokenizer's padding side or the random state changed in place",
     "a hook or a patched forward left behind",
     "state of another call that the model keeps, such as rope deltas",
     rerun=False,
 )
 def no_trace(subject: Subject) -> Sequence[str] | None:
-    """Generation, sampling, beams and scoring, twice with another call between; globals as before the first check."""
+    """Generation, sampling, beams and scoring, twice with another call between; global state as before all checks."""
     exact = 0.0 if subject.model.device.type == "cpu" else subject.tolerance("rows")
     ways: dict[str, Callable[[], Any]] = {
         "greedy": lambda: _call(subject),
@@ -76,23 +76,23 @@ def no_trace(subject: Subject) -> Sequence[str] | None:
     for name, ask in ways.items():
         first = ask()
         subject.ask("wide", max_new_tokens=1, prompt=False, **GREEDY)
-        _require_same(first, ask(), f"{name}, asked twice with another call between", tolerance=exact)
+        _require_same(first, ask(), f"{name}, run twice with another call between", tolerance=exact)
     scores = [subject.score("main", PAIR).logprobs for _ in range(2)]
-    require_numbers(scores[1], scores[0], exact, of="scores asked again", path="those of the first time", names=PAIR)
+    require_numbers(scores[1], scores[0], exact, of="repeated scores", path="those of the first call", names=PAIR)
     if changed := subject.changed():
-        raise CheckFailure("everything global as it was before the first call", changed)
+        raise CheckFailure("global state as it was before the first call", changed)
     return None
 
 
 @check(
     "C15",
-    f"{THREADS} threads give the numbers of serial calls",
-    "what belongs to one call kept on the adapter, the engine or the model",
+    f"{THREADS} threads give the same numbers as serial calls",
+    "per-call state kept on the adapter, the engine or the model",
     "hooks that see the runs of other threads",
     rerun=False,
 )
 def threads(subject: Subject) -> Sequence[str] | None:
-    """Different requests at the same time, each against its serial answer, full rows included."""
+    """Different requests at the same time, each against its serial result, full rows included."""
     names = [name for name in ("main", "wide", "other", "text", "two") if subject.unavailable(name) is None]
     asked = [(names[place % len(names)], place) for place in range(THREADS)]
 
@@ -116,7 +116,7 @@ def threads(subject: Subject) -> Sequence[str] | None:
                 one,
                 subject.tolerance("rows"),
                 of="scores in threads",
-                path="serial ones",
+                path="those of serial calls",
                 names=[f"{where}, candidate {each!r}" for each in PAIR],
             )
     return None
@@ -149,14 +149,14 @@ def _require_raised(subject: Subject, planted: _Planted, run: int, where: str) -
 
 
 def _require_non_finite(subject: Subject, value: float, run: int, place: int, named: int) -> None:
-    """``value`` at one place of the last layer's output in one run must be an error that names the row it spoils."""
+    """``value`` at one position of the last layer's output in one run must raise an error that names the spoilt row."""
     left, length = run, len(subject.prompt().ids)
 
     def spoil(states: Tensor) -> Tensor:
         nonlocal left
         left -= 1
         if left == 0:
-            # Decoding has one position; some decoders carry several streams, so the axis of positions is looked for.
+            # Decoding has one position; some decoders carry several streams, so the position axis is searched for.
             axis = next((axis for axis, size in enumerate(states.shape[:-1]) if axis and size == length), None)
             states = states.clone()
             (states if axis is None else states.select(axis, place)).fill_(value)
@@ -178,12 +178,12 @@ def _require_non_finite(subject: Subject, value: float, run: int, place: int, na
 
 def _require_calm(subject: Subject, calm: Result, before: dict[str, Any], when: str) -> None:
     if changed := changes(before, state_of(subject.model, subject.adapter.tokenizer)):
-        raise CheckFailure(f"everything as before, {when}", changed)
+        raise CheckFailure(f"global state as before, {when}", changed)
     _require_same(calm, _call(subject), when, tolerance=subject.tolerance("rows"))
 
 
 def _require_same(first: Result, again: Result, when: str, *, tolerance: float) -> None:
-    """Two results of one call: the same tokens and the same full rows."""
+    """Two results of the same call have the same tokens and the same full rows."""
     if first.output.ids.tolist() != again.output.ids.tolist():
         raise CheckFailure(f"tokens {first.output.ids.tolist()}", f"{again.output.ids.tolist()}", when)
     for side in ("prompt", "output"):

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the true architectures of transformers, for tests on a CPU without a network.
+"""Tiny random checkpoints of the real architectures of transformers, for tests on a CPU without a network.
 
 ``build("internvl", folder)`` writes config, float32 weights, tokenizer, image processor, chat template and
 generation config; ``AutoModelForImageTextToText`` and ``AutoProcessor`` load the folder, and so does
@@ -37,7 +37,7 @@ SKIPPED: dict[str, str] = {  # name of an architecture -> why there is no tiny c
     "blip_2": NO_TEMPLATE,
     "chameleon": NO_TEMPLATE,
     "diffusion_gemma": "generates by diffusion over blocks, not token by token",
-    "evolla": "reads proteins, not pictures",
+    "evolla": "reads proteins, not images",
     "florence2": ENCODER_DECODER,
     "fuyu": NO_TEMPLATE,
     "git": NO_TEMPLATE,
@@ -46,8 +46,8 @@ SKIPPED: dict[str, str] = {  # name of an architecture -> why there is no tiny c
     "instructblipvideo": NO_TEMPLATE,
     "kosmos_2": NO_TEMPLATE,
     "kosmos_2_5": NO_TEMPLATE,
-    "mistral4": "a text model; a model for images with it is a mistral3",
-    "pi0": "generates actions of a robot, not text",
+    "mistral4": "a text model; the vision-language model built on it is a mistral3",
+    "pi0": "generates robot actions, not text",
     "pix2struct": ENCODER_DECODER,
     "pp_formulanet": ENCODER_DECODER,
     "shieldgemma2": "a classifier: its processor writes one prompt per policy itself",
@@ -58,17 +58,17 @@ SKIPPED: dict[str, str] = {  # name of an architecture -> why there is no tiny c
 
 
 def names() -> list[str]:
-    """The families that the installed transformers (and optional packages) can build, in order of the table."""
+    """The families that the installed transformers (and optional packages) can build, in registration order."""
     return [name for name, wanting in _wanting().items() if not wanting]
 
 
 def later() -> dict[str, str]:
-    """The families that the installed packages cannot build, and what each waits for."""
+    """The families that the installed packages cannot build, and what each needs."""
     return {name: wanting for name, wanting in _wanting().items() if wanting}
 
 
 def unlisted() -> list[str]:
-    """Architectures that the installed transformers lists as image-text-to-text, and that nothing is known of here."""
+    """Architectures that the installed transformers lists as image-text-to-text, and that are missing here."""
     from vlmprobe.model_registry.registry import known_model_types
 
     spelt = {name.replace("-", "_").replace(".", "_") for name in known_model_types()}
@@ -76,10 +76,10 @@ def unlisted() -> list[str]:
 
 
 def family(name: str) -> Family:
-    """The entry of ``name``: what its checkpoint can do, and what is particular.
+    """The entry of ``name``: what its checkpoint supports, and its peculiarities.
 
     Raises:
-        LookupError: for a name that is not in the table, with near ones.
+        UnknownModelError: for a name that is not registered; suggests similar ones.
     """
     from vlmprobe.errors import UnknownModelError, near
 
@@ -106,7 +106,7 @@ def build(name: str, folder: str | Path) -> Path:
 
 
 def _wanting() -> dict[str, str]:
-    """Every family, and what it waits for; empty where it can be built."""
+    """Every family, and what is missing to build it; empty if nothing is."""
     from importlib.util import find_spec
 
     from packaging.version import Version
@@ -116,11 +116,11 @@ def _wanting() -> dict[str, str]:
     for entry in _table().values():
         missing = [package for package in entry.packages if find_spec(package) is None]
         if not all(need in CONFIG_MAPPING for need in entry.needs):
-            found[entry.name] = "a transformers that has it"
+            found[entry.name] = "a transformers version that has it"
         elif Version(entry.since) > Version(__version__):
             found[entry.name] = f"transformers {entry.since}{f'; before, {entry.before}' if entry.before else ''}"
         elif __version__ in entry.broken:
-            found[entry.name] = f"another transformers than {__version__}, where {entry.broken[__version__]}"
+            found[entry.name] = f"a transformers other than {__version__}, where {entry.broken[__version__]}"
         else:
             found[entry.name] = f"the package {missing[0]}" if missing else ""
     return found

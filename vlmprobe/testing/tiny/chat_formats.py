@@ -1,4 +1,4 @@
-"""Dialects that several families share: a tokenizer with its special tokens, and the markers of the roles."""
+"""Chat formats that several families share: tokenizers with their special tokens, and templates."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
 def qwen_tokenizer(*specials: str, cls: str = "Qwen2Tokenizer", **named: str) -> Any:
-    """Byte-level BPE with ChatML markers, the vision tokens of Qwen-VL and what else a family needs.
+    """Byte-level BPE with ChatML markers, the vision tokens of Qwen-VL and further special tokens of a family.
 
     Args:
         *specials: further special tokens.
         cls: tokenizer class.
-        **named: attribute -> token; their tokens are added too.
+        **named: attribute -> token; these tokens are added too.
     """
     named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", **named}
     base = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *QWEN_VISION)
@@ -48,7 +48,7 @@ def qwen_tokenizer(*specials: str, cls: str = "Qwen2Tokenizer", **named: str) ->
 
 
 def qwen_ids(tokenizer: Any) -> dict[str, int]:
-    """The ids that the configurations of Qwen-VL and its relatives name."""
+    """The token ids that the configurations of Qwen-VL and related models contain."""
     return {
         "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
@@ -63,7 +63,7 @@ def chatml_template(image: str, *, generation: str = "<|im_start|>assistant\n", 
 
 
 def llama3_tokenizer(*specials: str, **named: str) -> Any:
-    """Byte-level BPE with the special tokens of Llama 3; encoding puts the beginning-of-text token first."""
+    """Byte-level BPE with the special tokens of Llama 3; encoding prepends BOS."""
     base = (
         "<|begin_of_text|>",
         "<|end_of_text|>",
@@ -95,7 +95,7 @@ def llama3_template(image: str, **options: Any) -> str:
 
 
 def vicuna_tokenizer(*specials: str, **named: str) -> Any:
-    """SentencePiece-style BPE of Llama 2: a mark before the first word, unknown characters as bytes."""
+    """SentencePiece-style BPE of Llama 2: a space marker before the first word, byte fallback."""
     named = named or {"image_token": "<image>"}
     added = tuple(dict.fromkeys((*named.values(), "<pad>", *specials)))
     return sentence_piece(specials=added, pad="<pad>", named=named)
@@ -108,7 +108,7 @@ def vicuna_template(image: str = "<image>\n", *, generation: str = "ASSISTANT:",
 
 
 def mistral_tokenizer(*specials: str, **named: str) -> Any:
-    """Byte-level BPE with the instruction and image marks of Mistral's newer models."""
+    """Byte-level BPE with the instruction and image markers of Mistral's newer models."""
     base = ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
     images = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
     return byte_level(
@@ -123,7 +123,7 @@ def mistral_tokenizer(*specials: str, **named: str) -> Any:
 
 
 def mistral_template(image: str = "[IMG]", **options: Any) -> str:
-    """``[INST]question[/INST]answer</s>``: the mark after the question is itself the generation prompt."""
+    """``[INST]question[/INST]answer</s>``: the marker after the question is itself the generation prompt."""
     roles = {
         "system": ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
         "user": ("[INST]", "[/INST]"),
@@ -133,7 +133,7 @@ def mistral_template(image: str = "[IMG]", **options: Any) -> str:
 
 
 def gemma_tokenizer(*specials: str, **named: str) -> Any:
-    """SentencePiece-style BPE of Gemma: no mark before the first word, special ids first."""
+    """SentencePiece-style BPE of Gemma: no space marker before the first word, special ids first."""
     base = ("<start_of_turn>", "<end_of_turn>")
     return sentence_piece(
         "GemmaTokenizer",
@@ -157,7 +157,7 @@ def gemma_template(image: str, *, opens: str = "<start_of_turn>", closes: str = 
 
 
 def cohere_tokenizer(*specials: str, **named: str) -> Any:
-    """Byte-level BPE with the turn marks of Cohere's models."""
+    """Byte-level BPE with the turn markers of Cohere's models."""
     base = (
         "<PAD>",
         "<UNK>",
@@ -182,7 +182,7 @@ def cohere_tokenizer(*specials: str, **named: str) -> Any:
 
 
 def cohere_template(image: str, **options: Any) -> str:
-    """Turn mark, speaker mark, content, end of turn."""
+    """Turn marker, speaker marker, content, end of turn."""
     speakers = {"system": "SYSTEM", "user": "USER", "assistant": "CHATBOT"}
     roles = {
         role: (f"<|START_OF_TURN_TOKEN|><|{speaker}_TOKEN|>", "<|END_OF_TURN_TOKEN|>")

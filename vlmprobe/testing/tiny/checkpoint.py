@@ -1,4 +1,4 @@
-"""Parts to folder: construct the model, draw its weights, save what ``from_pretrained`` reads."""
+"""Write a checkpoint folder: construct the model, randomise its weights, save what ``from_pretrained`` reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["write"]
 
 
 def write(entry: Family, folder: Path) -> Path:
-    """Build the family's parts and save them all into ``folder``."""
+    """Build the family's :class:`Parts` and save them all into ``folder``."""
     parts = entry.make()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the few initial values that randomise keeps come from the global generator

@@ -1,4 +1,4 @@
-"""What families with grids of patches share: the processor, positions on three axes, Qwen3-VL's tower, experts."""
+"""Shared by families with grids of patches: processor, M-RoPE, Qwen3-VL's vision tower, experts, DeltaNet."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def grid_processor(
     frames: int = 2,
     **video_options: Any,
 ) -> Any:
-    """A processor over grids of patches, for pictures of 4 to 16 merged patches.
+    """A processor over grids of patches, for images of 4 to 16 merged patches.
 
     Args:
         name: processor class.
         tokenizer: the tokenizer.
         template: the chat template.
         patch: side of a patch in pixels; two by two are merged.
-        image: image processor class, without its ending.
-        video: video processor class, without its ending; None where the processor takes none.
-        frames: how many frames make a patch.
+        image: image processor class, without the suffix ``ImageProcessor``.
+        video: video processor class, without the suffix ``VideoProcessor``; None if the processor has none.
+        frames: temporal patch size, in frames.
         **video_options: further arguments of the video processor.
     """
     area = (2 * patch) ** 2
@@ -46,12 +46,12 @@ def grid_processor(
 
 
 def mrope(*section: int, **more: Any) -> dict[str, Any]:
-    """Rotary positions over time, height and width; the sections add up to half the rotated width of a head."""
+    """M-RoPE over time, height and width; the sections sum to half the rotary dimension of a head."""
     return {"rope_type": "default", "mrope_section": list(section), "rope_theta": 10000.0, **more}
 
 
 def vision3(*, layers: int = 3, **more: Any) -> dict[str, Any]:
-    """The tower of Qwen3-VL and its relatives."""
+    """The vision tower of Qwen3-VL and related models."""
     return {
         "depth": layers,
         "hidden_size": 32,
@@ -65,7 +65,7 @@ def vision3(*, layers: int = 3, **more: Any) -> dict[str, Any]:
 
 
 def experts(*, count: int = 4, each: int = 2, **more: Any) -> dict[str, Any]:
-    """A mixture of ``count`` experts of which ``each`` answer a token."""
+    """A mixture of ``count`` experts, of which ``each`` are active per token."""
     return {"num_experts": count, "num_experts_per_tok": each, "moe_intermediate_size": 32, **more}
 
 

@@ -1,4 +1,4 @@
-"""The table of families: what a tiny checkpoint is made of, and how a family enters the table."""
+"""The registry of families: the parts of a tiny checkpoint, and the decorator that registers a family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers
 
 __all__ = ["FAMILIES", "Family", "Parts", "family", "hf"]
 
-hf: Any = transformers  # its names are resolved when used: an older version that lacks one lacks that family only
+hf: Any = transformers  # attributes are resolved when used, so an older version that lacks one lacks only that family
 
 
 @dataclass(frozen=True)
@@ -19,30 +19,30 @@ class Parts:
 
     config: Any  # PreTrainedConfig of the whole model
     processor: Any  # ProcessorMixin with tokenizer, image processor and chat template
-    eos: tuple[str, ...]  # tokens that end an answer, into generation_config
-    scales: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> factor on its spread
-    shifts: dict[str, float] = field(default_factory=dict)  # fragment of a parameter's name -> added to its mean
+    eos: tuple[str, ...]  # tokens that end an answer: eos_token_id of the generation config
+    scales: dict[str, float] = field(default_factory=dict)  # part of a weight's name -> factor on its std
+    shifts: dict[str, float] = field(default_factory=dict)  # part of a weight's name -> added to its mean
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture and what holds for its tiny checkpoint.
+    """One architecture and the properties of its tiny checkpoint.
 
     Attributes:
-        name: the name of the architecture, as in transformers' ``model_type`` (``-`` and ``.`` become ``_``).
-        make: builds the parts.
-        needs: model types that the installed transformers must know.
-        packages: optional packages that the architecture imports.
-        since: the oldest transformers in which the architecture was seen to do what the entry says.
-        before: what goes wrong with older ones.
-        broken: version of transformers -> what goes wrong with this one alone.
-        text_only: a conversation without an image is accepted.
-        several_images: more than one image in a conversation is accepted.
-        batching: a left-padded batch gives the logits of single calls within 1e-4 in float32.
-        positions: a left-padded batch needs position_ids that begin at each prompt's first token; ``generate`` makes
-            them, ``forward`` does not.
-        processor_kwargs: what the processor's chat call needs beside the usual.
-        notes: what is particular, with the measured figure where numbers differ.
+        name: transformers' ``model_type`` of the architecture (``-`` and ``.`` become ``_``).
+        make: builds the checkpoint's :class:`Parts`.
+        needs: model types that the installed transformers must support.
+        packages: optional Python packages that the architecture imports.
+        since: the oldest transformers version on which this entry was verified.
+        before: what fails with versions older than ``since``.
+        broken: transformers version -> what fails with this version only.
+        text_only: whether the model accepts a conversation without an image.
+        several_images: whether the model accepts more than one image in a conversation.
+        batching: whether a left-padded batch gives the logits of single calls, within 1e-4 in float32.
+        positions: whether ``forward`` of a left-padded batch must be given position_ids that begin at each prompt's
+            first token; ``generate`` computes them itself.
+        processor_kwargs: extra arguments for the processor's ``apply_chat_template``.
+        notes: the architecture's peculiarities, with the measured difference if its numbers differ.
     """
 
     name: str
@@ -64,11 +64,11 @@ FAMILIES: dict[str, Family] = {}
 
 
 def family(name: str, *needs: str, **facts: Any) -> Callable[[Callable[[], Parts]], Callable[[], Parts]]:
-    """Enter the decorated factory into the table under ``name``.
+    """Register the decorated factory under ``name``.
 
     Args:
         name: the family's name.
-        *needs: model types that transformers must know; ``name`` where none is given.
+        *needs: model types that transformers must support; ``name`` if none is given.
         **facts: further fields of :class:`Family`.
     """
 

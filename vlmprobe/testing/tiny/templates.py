@@ -26,12 +26,12 @@ def chat(
     """A Jinja template over messages whose content is a string or a list of image and text parts.
 
     Args:
-        roles: role -> what is written before and after its content.
-        generation: what asks the model to answer.
-        image: what stands for an image part.
-        start: what begins every conversation, such as the beginning-of-text token.
-        default_system: what stands where no system message is given.
-        images_first: write a message's images before its text, wherever they stand.
+        roles: role -> the text before and after its content.
+        generation: the generation prompt.
+        image: the text of an image part.
+        start: the text that begins every conversation, such as BOS.
+        default_system: the text that replaces a missing system message.
+        images_first: write a message's images before its text, wherever they occur.
         trim: strip the text parts, as the templates of some families do.
     """
     text = "part['text'] | trim" if trim else "part['text']"

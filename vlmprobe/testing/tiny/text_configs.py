@@ -8,9 +8,9 @@ __all__ = ["decoder", "ids_of", "latent"]
 
 
 def decoder(tokenizer: Any, *, layers: int = 3, heads: int = 4, width: int = 64, **settings: Any) -> dict[str, Any]:
-    """What nearly every decoder's configuration takes: sizes, vocabulary and special ids.
+    """Arguments of nearly every decoder's configuration: sizes, vocabulary and special ids.
 
-    The vocabulary is the tokenizer's unless ``settings`` say otherwise.
+    The vocabulary size is the tokenizer's unless ``settings`` override it.
     """
     return {
         "vocab_size": len(tokenizer),
@@ -26,7 +26,7 @@ def decoder(tokenizer: Any, *, layers: int = 3, heads: int = 4, width: int = 64,
 
 
 def ids_of(tokenizer: Any) -> dict[str, int | None]:
-    """The special ids that a configuration repeats."""
+    """The special ids that a configuration repeats from the tokenizer."""
     return {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -35,7 +35,7 @@ def ids_of(tokenizer: Any) -> dict[str, int | None]:
 
 
 def latent(**more: Any) -> dict[str, Any]:
-    """Multi-head latent attention and a mixture with a shared expert, as in DeepSeek V3 and its relatives."""
+    """Multi-head latent attention and experts with a shared one, as in DeepSeek V3 and related models."""
     return {
         "num_key_value_heads": 4,
         "kv_lora_rank": 16,

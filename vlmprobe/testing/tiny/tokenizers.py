@@ -1,8 +1,8 @@
 """Tiny tokenizers of the two kinds in use, trained in a few milliseconds on embedded sentences.
 
 Byte-level BPE (GPT-2, Qwen, Llama 3, ...): a Chinese character or an emoji usually spans several tokens.
-SentencePiece-style BPE (Llama 2, Gemma, ...): spaces are a visible mark, the first word may get one that the
-text does not have, and characters outside the vocabulary fall back to bytes.
+SentencePiece-style BPE (Llama 2, Gemma, ...): spaces become a visible marker, which may also be put before the first
+word, and characters outside the vocabulary fall back to bytes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def byte_level(
     Args:
         cls: tokenizer class of transformers.
         specials: every special token, in the order of their ids.
-        eos: the end token.
+        eos: the EOS token.
         pad: the padding token.
-        bos: the token that begins a text, or None.
+        bos: the BOS token, or None.
         unk: the unknown token, which byte-level vocabularies never need.
-        add_bos: whether encoding with special tokens puts ``bos`` first.
+        add_bos: whether encoding with special tokens prepends ``bos``.
         named: attribute -> token, such as ``image_token``, for processors that read tokens from the tokenizer.
         **options: further arguments of the class.
     """
@@ -59,7 +59,7 @@ def byte_level(
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
         source: dict[str, Any] = {"tokenizer_object": backend}
     else:
-        # A special token inside the vocabulary keeps its place: the classes add theirs in an order of their own.
+        # A special token inside the vocabulary keeps its id: the classes add theirs in their own order.
         grown = {**vocabulary, **{token: len(vocabulary) + place for place, token in enumerate(specials)}}
         source = {"vocab": grown, "merges": list(merges)}
     return _finish(cls, source, special, specials, named, add_bos, options)
@@ -81,14 +81,14 @@ def sentence_piece(
     """A SentencePiece-style BPE tokenizer with byte fallback.
 
     Args:
-        cls: tokenizer class of transformers; it decides where spaces become marks.
+        cls: tokenizer class of transformers; it determines where spaces become markers.
         specials: special tokens after the vocabulary, in the order of their ids.
         first: special tokens before the vocabulary.
-        eos: the end token.
+        eos: the EOS token.
         pad: the padding token.
-        bos: the token that begins a text.
+        bos: the BOS token.
         unk: the unknown token.
-        add_bos: whether encoding with special tokens puts ``bos`` first.
+        add_bos: whether encoding with special tokens prepends ``bos``.
         named: attribute -> token, as in :func:`byte_level`.
         **options: further arguments of the class.
     """

@@ -19,7 +19,7 @@ def tower(
     patch: int | Sequence[int] = 8,
     **more: Any,
 ) -> dict[str, Any]:
-    """What CLIP-like towers take: ``(image / patch) ** 2`` patches of ``patch`` pixels."""
+    """Arguments of CLIP-like towers: ``(image / patch) ** 2`` patches of ``patch`` pixels."""
     return {
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -32,5 +32,5 @@ def tower(
 
 
 def square(side: int) -> dict[str, int]:
-    """A size as image processors take it."""
+    """A square size in the format of image processors."""
     return {"height": side, "width": side}

@@ -1,8 +1,8 @@
-"""Random weights whose logits mean something.
+"""Random weights that give informative logits.
 
-The initial values of transformers (normal, 0.02) give a tiny model a nearly uniform distribution: errors of
-any kind vanish in it. Here every parameter is drawn with the scale that keeps a signal's size, so that logits
-spread by one to four, and position, image and gates all show.
+The default initialisation of transformers (normal, 0.02) gives a tiny model a nearly uniform distribution, which hides
+errors of any kind. Here every parameter is drawn with a variance-preserving scale, so that logits have a standard
+deviation of one to four, and position, image and gates all have an effect.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["placeholder_ids", "randomise", "silence"]
 
 KEPT = ("A_log", "dt_bias", "e_score_correction_bias")  # recurrences and routers that need their own initial values
 EMBEDDINGS = 0.8
-TIED_LOGITS = 2.5  # spread of logits where the head is the embedding matrix
-LINEAR = 1.3  # times 1/sqrt(fan in): a little above the value that keeps the variance, against saturation to zero
+TIED_LOGITS = 2.5  # standard deviation of logits if the head is the embedding matrix
+LINEAR = 1.3  # times 1/sqrt(fan in): slightly more than preserves the variance, so that signals do not decay to zero
 HEAD = 2.5
 VECTORS = 0.5  # learned positions, queries, class tokens
 GATES = 0.6
@@ -40,10 +40,10 @@ def randomise(
     """Draw every parameter of ``model`` anew, each from a generator seeded by its own name.
 
     Args:
-        model: a freshly constructed model, whose own initial values say where a norm's weight is centred.
+        model: a freshly constructed model, whose own initial values give the mean of norm weights.
         seed: another seed gives other weights.
-        scales: fragment of a parameter's name -> factor on the spread that it would have had.
-        shifts: fragment of a parameter's name -> what is added to the mean that it would have had.
+        scales: part of a parameter's name -> factor on its standard deviation.
+        shifts: part of a parameter's name -> added to its mean.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
@@ -78,7 +78,7 @@ def _law(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> tuple[float, f
     if any(part in leaf for part in ("position", "pos_emb", "cls", "class", "query", "queries", "latents", "token")):
         return 0.0, VECTORS
     if parameter.dim() <= 1 or shape.numel() == max(shape):
-        # A gate or layer scale that starts at zero or 1e-5 would hide what is behind it.
+        # A gate or layer scale that starts at zero or 1e-5 would hide the branch behind it.
         return GATES, 0.1
     fan_in = shape[1:].numel() if isinstance(owner, CONVOLUTIONS) else max(shape[-2:])
     if isinstance(owner, nn.Linear):
@@ -88,10 +88,10 @@ def _law(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> tuple[float, f
 
 @torch.no_grad()
 def silence(model: nn.Module, ids: Iterable[int]) -> None:
-    """Keep tokens that a trained model never says from being the likeliest: their row of the head becomes zero.
+    """Keep tokens that a trained model never emits from being the most likely: zero their row of the head.
 
-    A random model would otherwise write image placeholders, which no forward pass accepts without their image.
-    A logit of zero lies some nine nats below the likeliest of a few hundred that spread by two to three.
+    A random model would otherwise generate image placeholders, which no forward pass accepts without their image.
+    A logit of zero lies some nine nats below the largest of a few hundred with standard deviation two to three.
     """
     weight = getattr(getattr(model, "get_output_embeddings", lambda: None)(), "weight", None)
     if weight is not None:
@@ -99,7 +99,7 @@ def silence(model: nn.Module, ids: Iterable[int]) -> None:
 
 
 def placeholder_ids(config: Any, processor: Any) -> set[int]:
-    """The ids that stand for images, their frames and padding, as config and processor name them."""
+    """The placeholder ids of images and their frames, and padding, as named by config and processor."""
     tokenizer = getattr(processor, "tokenizer", processor)
     ids = set()
     for key, value in [*config.to_dict().items(), *vars(processor).items()]:

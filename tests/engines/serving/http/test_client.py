@@ -89,7 +89,7 @@ def test_other_errors_are_not_tried_again(status):
         (html(502), "502.*Bad Gateway"),
         (html(200), "no JSON"),
         (half({"choices": [1, 2, 3]}), "no JSON"),
-        (Reply(b""), "answers nothing"),
+        (Reply(b""), "returned nothing"),
         (Reply(b"[" * 100_000), "no JSON"),
         (Reply(b"\xff\xfe\x00"), "no JSON"),
     ],

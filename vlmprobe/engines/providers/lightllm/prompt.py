@@ -1,4 +1,4 @@
-"""The prompt side of a LightLLM reply, in its new and its old form."""
+"""The prompt side of a LightLLM reply, in its new and its old format."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vlmprobe.inputs.image_spans import ImageSpan
 
 __all__ = ["MOST", "VIRTUAL", "image_runs", "prompt_rows"]
 
-VIRTUAL = 100_000_000  # ids from here on are positions of pictures, counted up over all pictures that the server holds
-MOST = 128  # of the likeliest tokens of a prompt position; LightLLM's buffer has no more by default
-NOT_LISTED = FLOOR - 9  # what engines write of a token that is not among those listed
+VIRTUAL = 100_000_000  # ids from here on are image positions, counted up over all images that the server holds
+MOST = 128  # alternatives per prompt position; LightLLM's buffer has no more by default
+NOT_LISTED = FLOOR - 9  # what engines report for a token that is not listed
 
 
 def image_runs(ids: np.ndarray, images: int, where: str) -> tuple[ImageSpan, ...]:
-    """The runs of virtual ids in a prompt [S]; within a picture they count up by one.
+    """The runs of virtual ids in a prompt [S]; within an image they count up by one.
 
     Raises:
-        EngineResponseError: where there are not as many as pictures were sent.
+        EngineResponseError: if their number is not the number of images sent.
     """
     runs: list[list[int]] = []
     for place in np.flatnonzero(ids >= VIRTUAL).tolist():
@@ -43,8 +43,8 @@ def prompt_rows(reply: Node, ids: np.ndarray, spans: Sequence[ImageSpan], *, lis
     Args:
         reply: with ``prompt_logprobs``.
         ids: of the prompt, virtual ones included.
-        spans: where pictures are; nothing is read there.
-        listed: whether the likeliest tokens were asked for, among which the prompt's own may be missing.
+        spans: image positions; nothing is read there.
+        listed: whether the most likely tokens were requested, among which the prompt's own may be missing.
     """
     found = reply["prompt_logprobs"]
     entries = found.items()
@@ -62,11 +62,11 @@ def prompt_rows(reply: Node, ids: np.ndarray, spans: Sequence[ImageSpan], *, lis
 
 def _row(entry: Any, own: int, where: str, listed: bool) -> Row:
     if not isinstance(entry, dict) or len(entry) > MOST:
-        raise EngineResponseError(f"{where} is no object of at most {MOST} tokens.")
+        raise EngineResponseError(f"{where} is not an object of at most {MOST} tokens.")
     values = {}
     for key, told in entry.items():
         if not key.isdecimal() or len(key) > 10:
-            raise EngineResponseError(f"{where} holds {key[:20]!r}, which is no token id.")
+            raise EngineResponseError(f"{where} holds {key[:20]!r}, which is not a token id.")
         number = told.get("logprob") if isinstance(told, dict) else told
         values[token_id(int(key), where)] = real(number, where)
     if not listed:

@@ -1,10 +1,10 @@
 """LightLLM: chosen tokens of the answer with their ids; prompt log-probabilities and candidates, with limits.
 
-Read in the sources of August 2026 (87881ae7, "new") and July 2025 (fc72ffab, "old") and not run. It tells no
-alternatives of the answer. Pictures stand in its prompts as ids of its own, from 100,000,000 on, which are masked. Of a
-prompt with pictures the new server can only be asked for the likeliest tokens of each position, for the prompt's own
-token is looked up at those ids: where it is not among the 128 likeliest, only a bound is known. The old server cannot
-be asked at all.
+Written from the sources of August 2026 (87881ae7, "new") and July 2025 (fc72ffab, "old") and not run. It returns no
+alternatives of the answer. Images appear in its prompts as ids of its own, from 100,000,000 on, which are masked. For a
+prompt with images the new server can only return the most likely tokens of each position, since it looks up the
+prompt's own token by those ids: where that is not among the top 128, only a bound is known. The old server returns
+nothing for such a prompt.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = ["LightLLM"]
 
 PATH = "/generate"
 WOULD = "vLLM gives them"
-OLD_IMAGES = "A LightLLM of this age cannot tell the log-probabilities of a prompt with images"
+OLD_IMAGES = "This version of LightLLM returns no log-probabilities for a prompt with images"
 UPDATE = "update it and start it with --enable_prompt_logprobs, or use vLLM"
 NEW_FLAG, OLD_FLAG = "--enable_prompt_logprobs", "--return_all_prompt_logprobs"
 
 
 class LightLLM(ServedEngine):
-    """A LightLLM server. Temperature and penalties are in its numbers, top-k and top-p are not."""
+    """A LightLLM server. Its numbers include temperature and penalties, but not top-k and top-p."""
 
     title = "LightLLM"
     abilities = Abilities(
         alternatives=0,
-        no_alternatives=f"it tells the chosen token only; {WOULD}: start one for the model",
+        no_alternatives=f"it returns the chosen token only; {WOULD}: start one for the model",
         takes=BASIC | {"top_k", "repetition_penalty", "min_new_tokens", "stop_strings"},
     )
 
@@ -58,7 +58,7 @@ class LightLLM(ServedEngine):
 
     @classmethod
     async def recognise(cls, facts: Facts) -> Server | None:
-        """The new server by its arguments, the old one by the name of its model and by what it lacks."""
+        """Recognise the new server by its arguments, the old one by its model's name and by what it lacks."""
         named = await facts.get("/get_model_name")
         if not isinstance(named, dict) or not isinstance(named.get("model_name"), str):
             return None
@@ -76,7 +76,7 @@ class LightLLM(ServedEngine):
         )
 
     async def find_out(self) -> None:
-        """Whether an old server tells prompts, which only a reply shows."""
+        """Determine whether an old server returns prompt log-probabilities, which only a reply shows."""
         if self._knows:
             return
         question = Conversation((Message("user", (TextPart(TEXT),)),))
@@ -86,7 +86,7 @@ class LightLLM(ServedEngine):
         self._knows = True
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before it is sent."""
+        """Validate a request before it is sent."""
         self.tokens.need("A prompt for LightLLM's /generate")
         wanted = options.prompt and "prompt" in options.demanded
         if wanted and not self._knows:
@@ -101,7 +101,7 @@ class LightLLM(ServedEngine):
         return super().score(conversation, candidates, options)
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask one question."""
+        """Send one request."""
         told = options.prompt and not self.abilities.no_prompt and (self.new or not conversation.images)
         reply = await self._ask(conversation, decoding, replace(options, prompt=told), "")
         tokens = reply["tokens"]
@@ -109,7 +109,7 @@ class LightLLM(ServedEngine):
         rows = [_row(entry, f"{tokens.where}[{place}]") for place, entry in enumerate(listed)]
         reason = reply["finish_reason"].string()
         if reason in ("abort", "error"):
-            raise EngineResponseError(f"{self.title} gave the request up ({reason}); its log says why.")
+            raise EngineResponseError(f"{self.title} aborted the request ({reason}); see its log.")
         parts = reply["generated_text"].items(most=1)
         text = Node(parts[0] if parts else None, f"{reply.where}.generated_text").string()
         absent = {"prompt": OLD_IMAGES} if options.prompt and conversation.images and not self.new else {}
@@ -122,7 +122,7 @@ class LightLLM(ServedEngine):
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
     ) -> tuple[list[Scored], dict[str, Any]]:
-        """Each candidate as the end of a prompt."""
+        """Score each candidate as the end of a prompt."""
         asked = replace(options, prompt=True)
         one_token = Decoding(max_new_tokens=1)
         alone, *joint = await asyncio.gather(
@@ -130,7 +130,7 @@ class LightLLM(ServedEngine):
         )
         prompt = self._prompt(alone, conversation)[0]
         detokenizer = self.tokens.detokenizer
-        assert detokenizer is not None  # check() has seen to it
+        assert detokenizer is not None  # check() has ensured it
         scored = []
         for candidate, reply in zip(candidates, joint, strict=True):
             ids, _, rows = self._prompt(reply, conversation)
@@ -140,7 +140,7 @@ class LightLLM(ServedEngine):
             lost = detokenizer.decode(prompt[start:].tolist())
             if detokenizer.decode(ids[start:].tolist()) != lost + candidate:
                 raise EngineResponseError(
-                    f"{self.title}: the candidate {candidate!r} is not what the prompt with it ends in."
+                    f"{self.title}: the prompt with the candidate {candidate!r} does not end in it."
                 )
             merged = boundary(len(prompt) - start, lost, start)
             scored.append(Scored(rows[start:], start, merged, tuple(map(int, ids[:start]))))
@@ -153,21 +153,21 @@ class LightLLM(ServedEngine):
         parameters |= {"return_details": True, "add_special_tokens": not begun, "disable_prompt_cache": True}
         if options.prompt and self.new:
             parameters["prompt_logprobs"] = MOST if conversation.images else 0
-        pictures = [{"type": "base64", "data": await base64_of(part)} for part in conversation.image_parts]
+        images = [{"type": "base64", "data": await base64_of(part)} for part in conversation.image_parts]
         request: dict[str, Any] = {"inputs": text + more, "parameters": parameters}
-        if pictures:
-            request["multimodal_params"] = {"images": pictures}
+        if images:
+            request["multimodal_params"] = {"images": images}
         return Node(await self.client.post(PATH, request), self.title)
 
     def _prompt(self, reply: Node, conversation: Conversation) -> tuple[np.ndarray, Any, list[Row]]:
-        """Ids with the model's own placeholder where pictures are, their spans, and rows."""
+        """Ids with the model's own placeholder at image positions, the images' spans, and rows."""
         ids = reply["prompt_token_ids"].ids()
         spans = image_runs(ids, len(conversation.images), self.title)
         rows = prompt_rows(reply, ids, spans, listed=bool(conversation.images))
         if spans:
             known = self.tokens.image_ids
             if not known:
-                raise CapabilityError("Which id stands for an image in this model is not known: pass image_ids=.")
+                raise CapabilityError("The image placeholder id of this model is not known: pass image_ids=.")
             ids = ids.copy()
             for span in spans:
                 ids[span.start : span.stop] = min(known)
@@ -202,5 +202,5 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
 
 def _row(entry: Any, where: str) -> Row:
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-        raise EngineResponseError(f"{where} is no token with its id, text and log-probability.")
+        raise EngineResponseError(f"{where} is not a token with id, text and log-probability.")
     return Row(real(entry.get("logprob"), where), token_id(entry.get("id"), where), entry["text"])

@@ -1,8 +1,8 @@
 """LMDeploy's TurboMind in this process: ``vlmprobe.load(MODEL, engine="lmdeploy")``.
 
-Read in the source of 0.16.0 and not run, for it needs CUDA. It hands over the raw logits of what it generates, of which
-every column follows. It does not hand over the ids of its prompts, so there is no prompt side, and its answers end
-before the end token.
+Written from the source of 0.16.0 and not run, since it needs CUDA. It returns the raw logits of what it generates, from
+which every column is computed. It does not return the ids of its prompts, so there is no prompt side, and its answers
+stop before the end token.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ RESERVED = ("trust_remote_code", "backend_config", "chat_template_config")
 
 
 class LMDeployEngine:
-    """A ``lmdeploy.pipeline`` on TurboMind. Calls from several threads take turns."""
+    """A ``lmdeploy.pipeline`` on TurboMind. Calls from several threads are serialised."""
 
     abilities = Abilities(
-        no_prompt=f"LMDeploy does not tell the ids of its prompts; {LOCAL}",
-        no_score=f"LMDeploy does not tell the ids of its prompts; {LOCAL}",
+        no_prompt=f"LMDeploy does not return the ids of its prompts; {LOCAL}",
+        no_score=f"LMDeploy does not return the ids of its prompts; {LOCAL}",
         no_logits="",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings"},
     )
@@ -63,12 +63,12 @@ class LMDeployEngine:
             **options: of ``lmdeploy.TurbomindEngineConfig``: ``dtype``, ``tp``, ``session_len``, ...
 
         Raises:
-            CapabilityError: where LMDeploy is not installed.
+            CapabilityError: if LMDeploy is not installed.
             GenerationOptionError: for an option that TurboMind does not have, or that a probe sets itself.
         """
         for name in RESERVED:
             if options.get(name):
-                raise GenerationOptionError(f"{name} cannot be given: a probe sets it")
+                raise GenerationOptionError(f"{name} cannot be passed: a probe sets it")
         try:
             import lmdeploy
         except ImportError as error:
@@ -86,12 +86,12 @@ class LMDeployEngine:
     # -- the protocol of engines -------------------------------------------------------------------
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before anything runs."""
+        """Validate a request before anything runs."""
         refuse(TITLE, self.abilities, conversations, options)
         self._decoding(options)
 
     def batch_size(self, wanted: int, options: Options) -> int:
-        """LMDeploy schedules requests itself, and one does not touch another."""
+        """LMDeploy schedules requests itself, and they do not affect each other."""
         return wanted
 
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
@@ -104,7 +104,7 @@ class LMDeployEngine:
         with self._turn:
             replies = self.pipe([_messages(each) for each in conversations], gen_config=config)
         if len(replies) != len(conversations):
-            raise EngineResponseError(f"{TITLE} gave {len(replies)} answers to {len(conversations)} questions.")
+            raise EngineResponseError(f"{TITLE} returned {len(replies)} answers to {len(conversations)} requests.")
         meta = {"batch_size": len(conversations), "timings": {"generate_s": time.perf_counter() - started}}
         return [
             self._result(reply, conversation, decoding, options, meta)
@@ -112,7 +112,7 @@ class LMDeployEngine:
         ]
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
-        """Refused: the ids of a prompt are not known."""
+        """Not supported: the ids of a prompt are not known."""
         raise CapabilityError(f"{TITLE} cannot score candidates: {self.abilities.no_score}.")
 
     # -- LMDeploy's side ---------------------------------------------------------------------------
@@ -124,16 +124,16 @@ class LMDeployEngine:
         self, reply: Any, conversation: Conversation, decoding: Decoding, options: Options, meta: dict[str, Any]
     ) -> Result:
         if reply.finish_reason not in ("stop", "length"):
-            raise EngineError(f"{TITLE} failed at a request: {getattr(reply, 'error_message', None) or 'see its log'}.")
+            raise EngineError(f"{TITLE} failed on a request: {getattr(reply, 'error_message', None) or 'see its log'}.")
         ids = [int(each) for each in reply.token_ids or ()]
         if ids and reply.logits is None:
             raise CapabilityError(
-                "LMDeploy ran this model on its PyTorch engine, which hands over no logits: TurboMind does not know "
+                "LMDeploy ran this model on its PyTorch engine, which returns no logits: TurboMind does not support "
                 f"the model. {LOCAL[0].upper()}{LOCAL[1:]}, or with engine='vllm'."
             )
         logits = reply.logits.float().cpu().numpy() if ids else np.zeros((0, 1), np.float32)
         if len(logits) != len(ids):
-            raise EngineResponseError(f"{TITLE} gave {len(logits)} rows of logits for {len(ids)} tokens.")
+            raise EngineResponseError(f"{TITLE} returned {len(logits)} rows of logits for {len(ids)} tokens.")
         wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(wrong):
             raise NonFiniteLogitsError(f"{TITLE}: the logits of generated token {wrong[0]} are NaN or infinite.")
@@ -158,7 +158,7 @@ def _fields(decoding: Decoding, seed: int | None) -> dict[str, Any]:
     drawn = decoding.do_sample
     return {
         "max_new_tokens": decoding.max_new_tokens,
-        "do_sample": True,  # without it LMDeploy drops the penalties; one token to draw from is greedy
+        "do_sample": True,  # without it LMDeploy drops the penalties; top_k=1 makes it greedy
         "temperature": decoding.temperature if drawn else 1.0,
         "top_p": decoding.top_p if drawn else 1.0,
         "top_k": decoding.top_k if drawn else 1,

@@ -1,9 +1,9 @@
-"""LMDeploy's ``api_server``: ids, chosen and likeliest tokens of the answer; nothing of the prompt.
+"""LMDeploy's ``api_server``: ids, chosen and most likely tokens of the answer; nothing of the prompt.
 
-Read in the source of 0.16.0 and not run. Its two engines mean different things. PyTorch, with ``--logprobs-mode``,
-gives raw numbers. TurboMind gives them after temperature and filters, renormalised, so that those of a greedy answer
-are always 0: there a greedy answer is refused, and only unfiltered sampling at temperature 1 has raw numbers. No reply
-tells which of the two answers; three short requests do.
+Written from the source of 0.16.0 and not run. Its two backends return different numbers. PyTorch, with
+``--logprobs-mode``, returns raw ones. TurboMind returns them after temperature and filters, renormalised, so that those
+of a greedy answer are always 0: there a greedy answer is refused, and only unfiltered sampling at temperature 1 has raw
+numbers. No reply says which backend answered; three short requests determine it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LMDeploy(ServedEngine):
     abilities = Abilities(
         alternatives=MOST,
         no_alternatives="LMDeploy keeps no more",
-        no_prompt=f"its server sends nothing of prompts; {IN_PROCESS}, vLLM serves prompts",
+        no_prompt=f"its server returns nothing for prompts; {IN_PROCESS}, vLLM serves prompts",
         no_score="its server scores only text without images; vLLM scores candidates, and so does vlmprobe.load",
         no_logits=f"its server sends none; {IN_PROCESS}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings"},
@@ -55,7 +55,7 @@ class LMDeploy(ServedEngine):
         return LMDeployEngine.open(model, **options)
 
     async def find_out(self) -> None:
-        """Which of LMDeploy's engines answers, by whether a filter that leaves two tokens shows in the numbers."""
+        """Determine which of LMDeploy's backends answers, by whether a top-k of 2 shows in the numbers."""
         question = Conversation((Message("user", (TextPart(TEXT),)),))
         plain, hot, cut = (Decoding(1, True, temperature, top_k=k) for temperature, k in ((1.0, 0), (2.0, 0), (1.0, 2)))
         try:
@@ -63,7 +63,7 @@ class LMDeploy(ServedEngine):
         except EngineError as error:
             if error.status == 400 and "logprobs" in str(error):
                 raise CapabilityError(
-                    "This LMDeploy server gives no log-probabilities: start it with --backend pytorch --logprobs-mode "
+                    "This LMDeploy server sends no log-probabilities: start it with --backend pytorch --logprobs-mode "
                     f"raw_logprobs; or {IN_PROCESS}."
                 ) from error
             raise
@@ -74,14 +74,14 @@ class LMDeploy(ServedEngine):
             self.meaning = Meaning("filtered") if self.filters else replace(found, kind="raw")
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask one question.
+        """Send one request.
 
         Raises:
             CapabilityError: for a greedy answer from TurboMind.
         """
         if self.filters and not decoding.do_sample:
             raise CapabilityError(
-                "LMDeploy's TurboMind tells probabilities after its filters only, and those of a greedy answer are "
+                "LMDeploy's TurboMind returns probabilities only after its filters, and those of a greedy answer are "
                 f"all 1: {IN_PROCESS}; or start the server with --backend pytorch --logprobs-mode raw_logprobs; or "
                 "sample (do_sample=True)."
             )
@@ -95,7 +95,7 @@ class LMDeploy(ServedEngine):
         sampled = decoding.do_sample
         request |= {
             "temperature": decoding.temperature if sampled else 1.0,
-            "top_k": decoding.top_k if sampled else 1,  # LMDeploy always samples: one token to draw from is greedy
+            "top_k": decoding.top_k if sampled else 1,  # LMDeploy always samples: top_k=1 makes it greedy
             "min_p": decoding.min_p if sampled else 0.0,
             "repetition_penalty": decoding.repetition_penalty,
             "min_new_tokens": decoding.min_new_tokens,
@@ -111,7 +111,7 @@ class LMDeploy(ServedEngine):
         return openai_chat.text_of(choice), openai_chat.finish_reason(choice), rows
 
     def _row(self, said: openai_chat.Said, own: int, top: int) -> Row:
-        """The chosen token is put back among the alternatives, where nothing can be missing before it."""
+        """Insert the chosen token among the alternatives, if none more likely can be missing."""
         others = [Alternative(value, *self._named(piece)) for piece, value in said.top if value > FLOOR]
         others.sort(key=lambda each: -each.value)
         chosen = Alternative(said.value, own, self._text(own, said.token))

@@ -1,8 +1,8 @@
-"""Candidates on a vLLM server, each written right after the prompt.
+"""Scores candidates on a vLLM server, each directly after the prompt.
 
-With a processor, candidates of one token are named by their ids, and with ``--enable-scale-out`` longer ones are given
-as ids, as a probe of an open model tokenises them. Else the candidate is the beginning of the assistant's message: the
-server tokenises prompt and candidate together, and where its prompt alone ended is read from the ids that it returns.
+With a processor, candidates of one token are requested by id, and with ``--enable-scale-out`` longer ones are sent as
+ids, tokenised as for a local model. Otherwise the candidate is the start of the assistant's message: the server
+tokenises prompt and candidate together, and the ids that it returns show where its prompt alone ended.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ __all__ = ["AsksVLLM", "score_candidates", "takes_ids"]
 
 TOKENS_IN = "/inference/v1/generate"
 BY_CHOICE, BY_IDS, BY_TEXT = "chosen ids", "ids", "continue_final_message"  # how candidates were scored
-CONTEXT = 32  # ids before a candidate that decide how its text is read
+CONTEXT = 32  # ids before a candidate that affect how its text decodes
 START = "start the server with --enable-scale-out, and pass processor= to vlmprobe.connect"
 
 
 class AsksVLLM(Asks, Protocol):
-    """What is asked of the engine of a vLLM server here."""
+    """What this module needs of the engine of a vLLM server."""
 
-    tokens_in: bool | None  # whether the server takes ids in place of text; None until it was tried
+    tokens_in: bool | None  # whether the server accepts ids in place of text; None until tried
 
     def asked(self, options: Options) -> tuple[int, bool]:
-        """How many alternatives to ask for, and whether for the whole vocabulary."""
+        """How many alternatives to request, and whether the whole vocabulary."""
 
 
 async def score_candidates(
     engine: AsksVLLM, conversation: Conversation, candidates: Sequence[str], options: Options
 ) -> tuple[list[Scored], dict[str, Any]]:
-    """The rows of each candidate, in order, and how they were found."""
+    """The rows of each candidate, in order, and how they were obtained."""
     if engine.tokens.adapter is None:
         return await _by_text(engine, conversation, candidates, options), {"candidates": BY_TEXT}
     prompt, written = _written(engine, conversation, candidates)
@@ -74,7 +74,7 @@ async def score_candidates(
 def _written(
     engine: AsksVLLM, conversation: Conversation, candidates: Sequence[str]
 ) -> tuple[EncodedPrompt, list[Continuation]]:
-    """The prompt as the template writes it, one placeholder for each picture, and how the candidates continue it."""
+    """The prompt as the template renders it, one placeholder per image, and how the candidates continue it."""
     adapter = engine.tokens.need("Scoring by ids")
     text = adapter.render([conversation])[0]
     ids = np.array(adapter.tokenize(text), dtype=np.int64)
@@ -83,11 +83,11 @@ def _written(
     try:
         return prompt, [adapter.continuation(prompt, candidate) for candidate in candidates]
     except AdapterError as error:
-        raise CapabilityError(f"vLLM cannot be given this candidate: {error}") from error
+        raise CapabilityError(f"vLLM cannot score this candidate: {error}") from error
 
 
 async def takes_ids(engine: AsksVLLM) -> bool:
-    """Whether the server takes ids in place of text."""
+    """Whether the server accepts ids in place of text."""
     if engine.tokens_in is None:
         request = {"token_ids": [1, 1], "sampling_params": {"max_tokens": 1, "temperature": 0.0}, "model": engine.model}
         try:
@@ -109,7 +109,7 @@ async def _by_ids(
     options: Options,
 ) -> list[Scored]:
     ids = prompt.ids
-    pictures = [{"type": "image_url", "url": await data_url(part)} for part in conversation.image_parts]
+    images = [{"type": "image_url", "url": await data_url(part)} for part in conversation.image_parts]
     wanted, top = _width(engine, options)
 
     async def one(shared: int, added: tuple[int, ...]) -> Scored:
@@ -119,15 +119,15 @@ async def _by_ids(
             "sampling_params": {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": wanted},
             "return_token_ids": True,
         }
-        if pictures:
-            request["content_parts"] = pictures
+        if images:
+            request["content_parts"] = images
         reply = Node(await engine.client.post(TOKENS_IN, request), engine.title)
         whole = reply["prompt_token_ids"].ids()
         start = len(whole) - len(added)
         if start < 1 or tuple(whole[start:].tolist()) != added:
             raise EngineResponseError(f"{engine.title}: prompt_token_ids does not end in the candidate's ids.")
-        if pictures:
-            engine.tokens.spans(whole, conversation, engine.title)  # raises where the images are not in it
+        if images:
+            engine.tokens.spans(whole, conversation, engine.title)  # raises if the images are not in it
         rows = vllm_prompt(reply, whole, engine.tokens.image_ids, top, texts=False)[start:]
         merged = len(ids) - shared
         detokenizer = engine.tokens.detokenizer
@@ -188,7 +188,7 @@ async def _ids_and_rows(
 
 
 def _width(engine: AsksVLLM, options: Options) -> tuple[int, int | None]:
-    """How many alternatives to ask for at each position of a prompt, and how many to expect; None for all."""
+    """How many alternatives to request at each position of a prompt, and how many to expect; None for all."""
     top, whole = engine.asked(options)
     return (-1, None) if whole else (min(options.alternatives, top), top)
 
@@ -199,7 +199,7 @@ def _assistant(before: list[dict[str, Any]], candidate: str) -> dict[str, Any]:
 
 
 def _same_text(engine: AsksVLLM, candidate: str, lost: list[int], ids: list[int], rows: Sequence[Row]) -> None:
-    """Raise where what stands after the prompt is not the candidate: some templates trim or rewrite an answer."""
+    """Raise if the text after the prompt is not the candidate: some templates trim or rewrite an answer."""
     detokenizer = engine.tokens.detokenizer
     if detokenizer is not None:
         due, found = detokenizer.decode(lost) + candidate, detokenizer.decode(ids)
@@ -211,6 +211,6 @@ def _same_text(engine: AsksVLLM, candidate: str, lost: list[int], ids: list[int]
         )
     if not same:
         raise CapabilityError(
-            f"vLLM's chat template writes the candidate {candidate!r} as {found!r} after the prompt, so it cannot be "
+            f"vLLM's chat template renders the candidate {candidate!r} as {found!r} after the prompt, so it cannot be "
             f"scored as it stands: {START}."
         )

@@ -1,7 +1,7 @@
-"""Candidates of one token each on a vLLM server: their log-probabilities where the answer begins, in one request.
+"""Scores candidates of one token each on a vLLM server, by their log-probabilities at the first answer position.
 
-vLLM gives those of up to 128 ids that are named (``logprob_token_ids``), beside the token that it draws. A second
-request gives the likeliest tokens of the same place.
+vLLM returns those of up to 128 requested ids (``logprob_token_ids``), beside the token that it draws. A second request
+returns the most likely tokens of the same position.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["MOST", "chosen_rows"]
 
-MOST = 128  # ids of one request
+MOST = 128  # ids per request
 FIRST = Decoding(max_new_tokens=1)
-CONTEXT = 32  # ids before a candidate that decide how its text is read
+CONTEXT = 32  # ids before a candidate that affect how its text decodes
 
 
 class Asks(Protocol):
-    """What is asked of the engine of a vLLM server here."""
+    """What this module needs of the engine of a vLLM server."""
 
     client: Client
     model: str
@@ -34,26 +34,26 @@ class Asks(Protocol):
 
     @property
     def title(self) -> str:
-        """The engine's name as people write it."""
+        """The engine's display name."""
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask the server one question."""
+        """Send the server one request."""
 
 
 async def chosen_rows(
     engine: Asks, conversation: Conversation, ids: Sequence[int], tail: Sequence[int], options: Options
 ) -> list[Scored]:
-    """The rows of candidates that are one token each, right after the prompt.
+    """The rows of candidates that are one token each, directly after the prompt.
 
     Args:
         engine: of the server.
         conversation: the prompt.
         ids: of the candidates.
-        tail: the ids in which the prompt must end, so that the candidates stand where they are thought to.
+        tail: the ids in which the prompt must end, so that the candidates are scored at the intended position.
         options: of the call.
 
     Raises:
-        EngineResponseError: where the prompt ends otherwise, or an id is not answered.
+        EngineResponseError: if the prompt ends differently, or an id is missing from the reply.
     """
     sent = await openai_chat.messages(conversation)
     chunks = [list(ids[start : start + MOST]) for start in range(0, len(ids), MOST)]
@@ -62,10 +62,10 @@ async def chosen_rows(
     prompt = answer.prompt_ids
     assert prompt is not None
     if conversation.images and engine.tokens.image_ids:
-        engine.tokens.spans(prompt, conversation, engine.title)  # raises where the images are not in it
+        engine.tokens.spans(prompt, conversation, engine.title)  # raises if the images are not in it
     if list(tail) != prompt[len(prompt) - len(tail) :].tolist():
         raise EngineResponseError(
-            f"{engine.title}: the server's prompt ends otherwise than that of processor=: is it of the served model?"
+            f"{engine.title}: the server's prompt ends differently from that of processor=: is it the served model's?"
         )
     top = answer.output[0].top
     values = {token: value for reply in replies for token, value in reply.items()}
@@ -92,5 +92,5 @@ async def _named(engine: Asks, sent: list[dict[str, Any]], continues: bool, ids:
         raise EngineResponseError(f"{reply.where} holds no token.")
     found = {token_of(token): value for token, value in ((said[0].token, said[0].value), *said[0].top)}
     if lost := [each for each in ids if each not in found]:
-        raise EngineResponseError(f"{reply.where} does not hold the log-probability of the ids {lost[:8]}.")
+        raise EngineResponseError(f"{reply.where} does not hold the log-probabilities of the ids {lost[:8]}.")
     return {each: found[each] for each in ids}

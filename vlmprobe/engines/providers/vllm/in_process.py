@@ -1,8 +1,8 @@
 """vLLM in this process: ``vlmprobe.load(MODEL, engine="vllm")``.
 
-The prompt is written and tokenised here, and vLLM puts the pictures in itself. Started with
-``logprobs_mode="raw_logits"``, every call reads whole rows of logits, as ``keep="logits"`` needs; else only the
-likeliest tokens are read.
+The prompt is rendered and tokenised here, and vLLM inserts the images itself. Started with
+``logprobs_mode="raw_logits"``, every call reads whole rows of logits, as ``keep="logits"`` needs; otherwise only the
+most likely tokens are read.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ MODES = {
     "processed_logprobs": Meaning("filtered"),
 }
 TAKES = BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"}
-CONTEXT = 32  # ids before a candidate that decide how its text is read
+CONTEXT = 32  # ids before a candidate that affect how its text decodes
 RESERVED = ("model", "logprobs_mode", "max_logprobs", "trust_remote_code")
 
 
 class VLLMEngine:
-    """A ``vllm.LLM``. Calls from several threads take turns: vLLM's object is not safe to share."""
+    """A ``vllm.LLM``. Calls from several threads are serialised: vLLM's object is not thread-safe."""
 
     def __init__(self, llm: Any, tokens: Tokens, mode: str) -> None:
         self.llm = llm
@@ -59,19 +59,19 @@ class VLLMEngine:
             **options: of ``vllm.LLM``: ``dtype``, ``tensor_parallel_size``, ``max_model_len``, ...
 
         Raises:
-            CapabilityError: where vLLM is not installed.
+            CapabilityError: if vLLM is not installed.
             GenerationOptionError: for an option that a probe sets itself.
         """
         if logprobs_mode not in MODES:
-            raise GenerationOptionError(f"logprobs_mode must be of {', '.join(MODES)}, not {logprobs_mode!r}")
+            raise GenerationOptionError(f"logprobs_mode must be one of {', '.join(MODES)}, not {logprobs_mode!r}")
         for name in RESERVED:
             if options.get(name):
-                raise GenerationOptionError(f"{name} cannot be given: a probe sets it")
+                raise GenerationOptionError(f"{name} cannot be passed: a probe sets it")
         try:
             from vllm import LLM
         except ImportError as error:
             raise CapabilityError(
-                "vLLM is not installed here: it brings a torch of its own, so install vlmprobe into the environment of "
+                "vLLM is not installed here: it needs a torch of its own, so install vlmprobe into the environment of "
                 "vLLM, or start its server and use vlmprobe.connect. See docs/reference/engines.md."
             ) from error
         tokens = Tokens.of(model)
@@ -80,7 +80,7 @@ class VLLMEngine:
     # -- the protocol of engines -------------------------------------------------------------------
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before anything runs."""
+        """Validate a request before anything runs."""
         refuse(TITLE, self.abilities, conversations, options)
         self._decoding(options)
         adapter = self.tokens.need("A prompt")
@@ -88,7 +88,7 @@ class VLLMEngine:
             adapter.check(conversation)
 
     def batch_size(self, wanted: int, options: Options) -> int:
-        """vLLM schedules requests itself, and one does not touch another."""
+        """vLLM schedules requests itself, and they do not affect each other."""
         return wanted
 
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
@@ -115,7 +115,7 @@ class VLLMEngine:
         ]
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
-        """Score each candidate as the answer to the conversation, in its exact ids."""
+        """Score each candidate as the answer to the conversation, by its exact ids."""
         from vlmprobe.adapter import EncodedPrompt
         from vlmprobe.inputs.image_spans import ImageSpan, placeholder_runs
 
@@ -127,7 +127,7 @@ class VLLMEngine:
         try:
             written = [adapter.continuation(prompt, candidate) for candidate in candidates]
         except AdapterError as error:
-            raise CapabilityError(f"vLLM cannot be given this candidate: {error}") from error
+            raise CapabilityError(f"vLLM cannot score this candidate: {error}") from error
         width = -1 if self.meaning.logits else options.alternatives
         sampling = self._sampling(Decoding(max_new_tokens=1), None, None, width)
         whole = [np.concatenate([ids[: each.shared], np.array(each.ids, dtype=np.int64)]) for each in written]
@@ -157,14 +157,14 @@ class VLLMEngine:
         return Decoding.read(options.generation, TAKES, TITLE)
 
     def _ids(self, conversation: Conversation) -> tuple[np.ndarray, str]:
-        """The prompt as the template writes it: one placeholder for each picture, which vLLM expands."""
+        """The prompt as the template renders it: one placeholder per image, which vLLM expands."""
         adapter = self.tokens.need("A prompt")
         text = adapter.render([conversation])[0]
         return np.array(adapter.tokenize(text), dtype=np.int64), text
 
     def _prompt(self, conversation: Conversation, ids: np.ndarray) -> dict[str, Any]:
-        pictures = list(conversation.images)
-        return {"prompt_token_ids": ids.tolist(), **({"multi_modal_data": {"image": pictures}} if pictures else {})}
+        images = list(conversation.images)
+        return {"prompt_token_ids": ids.tolist(), **({"multi_modal_data": {"image": images}} if images else {})}
 
     def _sampling(self, decoding: Decoding, seed: int | None, top: int | None, prompt: int | None) -> Any:
         from vllm import SamplingParams
@@ -199,7 +199,7 @@ class VLLMEngine:
         return Answer(made.text or "", str(made.finish_reason or "length"), rows, ids, prompt)
 
     def _rows(self, flat: Any, ids: Sequence[int]) -> list[Row]:
-        """Rows of tokens from vLLM's flat container: at each place the token itself, then the likeliest ones."""
+        """Rows of tokens from vLLM's flat container: at each position the token itself, then the most likely ones."""
         starts, ends = flat.start_indices, flat.end_indices
         if len(starts) != len(ids):
             raise EngineResponseError(f"{TITLE}: {len(starts)} rows of log-probabilities for {len(ids)} tokens")
@@ -217,9 +217,9 @@ class VLLMEngine:
 
 def _whole(tokens: np.ndarray, values: np.ndarray, token: int) -> Row:
     row = np.full(int(tokens.max()) + 1, np.nan, np.float32)
-    row[tokens] = values  # the token itself stands twice, with one value
+    row[tokens] = values  # the token itself appears twice, with the same value
     if np.isnan(row).any():
-        raise EngineResponseError(f"{TITLE}: a row that was to hold the whole vocabulary does not")
+        raise EngineResponseError(f"{TITLE}: a row does not cover the whole vocabulary as requested")
     return Row(float(row[token]), token, full=row)
 
 
@@ -228,7 +228,7 @@ def _likeliest(tokens: np.ndarray, values: np.ndarray, ranks: Sequence[int | Non
     rank = ranks[own]
     found: dict[int, float] = {}
     for place, (each, value) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
-        # The token itself comes first whatever its rank, so the likeliest are those within the rest's number.
+        # The token itself comes first whatever its rank; it is an alternative only if its rank is among theirs.
         among = place > 0 or (rank is not None and rank < len(tokens))
         if among and value > FLOOR:
             found[each] = value

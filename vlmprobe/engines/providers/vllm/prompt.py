@@ -25,8 +25,8 @@ def vllm_prompt(reply: Node, ids: np.ndarray, image_ids: Collection[int], top: i
     Args:
         reply: with ``prompt_logprobs``.
         ids: int64 [S], image placeholders included.
-        image_ids: ids of placeholders, whose numbers mean nothing and are not read.
-        top: how many alternatives were asked for; None for the whole vocabulary.
+        image_ids: ids of placeholders, whose numbers are meaningless and not read.
+        top: how many alternatives were requested; None for the whole vocabulary.
         texts: whether to take the text of tokens from the reply.
     """
     found = reply["prompt_logprobs"]
@@ -47,16 +47,16 @@ def vllm_prompt(reply: Node, ids: np.ndarray, image_ids: Collection[int], top: i
 
 
 def token_of(text: str) -> int | None:
-    """The id in what vLLM writes for a token with ``return_tokens_as_token_ids``; None where it wrote its text."""
+    """The id of a token that vLLM writes with ``return_tokens_as_token_ids``; None if it wrote the text."""
     digits = text[len(TOKEN_ID) :] if text.startswith(TOKEN_ID) else ""
     return int(digits) if digits.isdecimal() and len(digits) <= 10 and digits.isascii() else None
 
 
 def whole_row(values: Mapping[int | None, float], where: str) -> np.ndarray:
-    """float32 [V] from values by id, which are to be those of a whole vocabulary."""
+    """float32 [V] from values by id, which must cover the whole vocabulary."""
     ids = [each for each in values if each is not None]
     if not ids or sorted(ids) != list(range(len(values))):
-        raise EngineResponseError(f"{where}: a row that was to hold the whole vocabulary does not.")
+        raise EngineResponseError(f"{where}: a row does not cover the whole vocabulary as requested.")
     row = np.empty(len(values), np.float32)
     row[ids] = [values[each] for each in ids]
     return row
@@ -70,8 +70,8 @@ def vllm_row(said: openai_chat.Said, token: int, *, whole: bool) -> Row:
     worded = token_of(said.token) is None
     listed = [Alternative(value, token_of(text), text if worded else None) for text, value in top]
     rank = None
-    # The drawn token comes first whatever its place, so where it is below all others its place is not known. Where all
-    # others were filtered out, it is the only one.
+    # The drawn token comes first whatever its rank, so if it is below all others its rank is not known. If all others
+    # were filtered out, it is the only one.
     if said.value > FLOOR and len(said.top) > 1 and (not top or said.value >= top[-1][1]):
         rank = sum([value > said.value for _, value in top])
         listed.insert(rank, Alternative(said.value, token, said.token if worded else None))
@@ -80,7 +80,7 @@ def vllm_row(said: openai_chat.Said, token: int, *, whole: bool) -> Row:
 
 def _row(entry: Any, each: int, top: int | None, where: str, texts: bool) -> Row:
     if not isinstance(entry, dict) or (top is not None and len(entry) > top + 1):
-        raise EngineResponseError(f"{where} is no object of at most {top} alternatives and the prompt's own token.")
+        raise EngineResponseError(f"{where} is not an object of at most {top} alternatives and the prompt's own token.")
     own = entry.get(str(each))
     if not isinstance(own, dict):
         raise EngineResponseError(f"{where} does not hold the prompt's own token {each}.")
@@ -91,7 +91,7 @@ def _row(entry: Any, each: int, top: int | None, where: str, texts: bool) -> Row
     for key, told in entry.items():
         number = _value(told, where)
         if not key.isdecimal() or len(key) > 10:
-            raise EngineResponseError(f"{where} holds {key[:20]!r}, which is no token id.")
+            raise EngineResponseError(f"{where} holds {key[:20]!r}, which is not a token id.")
         place = told.get("rank")
         if number > FLOOR and (type(place) is not int or place <= top):
             listed.append((number, Alternative(number, int(key), _text(entry, key) if texts else None)))
@@ -101,12 +101,12 @@ def _row(entry: Any, each: int, top: int | None, where: str, texts: bool) -> Row
 
 def _value(told: Any, where: str) -> float:
     if not isinstance(told, dict):
-        raise EngineResponseError(f"{where} holds an entry that is no object.")
+        raise EngineResponseError(f"{where} holds an entry that is not an object.")
     return real(told.get("logprob"), where)
 
 
 def _rank(told: dict[str, Any]) -> int | None:
-    """The place among all tokens, from 0; vLLM counts from 1."""
+    """The rank among all tokens, from 0; vLLM counts from 1."""
     rank = told.get("rank")
     return rank - 1 if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1 else None
 

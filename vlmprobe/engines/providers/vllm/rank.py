@@ -23,8 +23,8 @@ async def rank_documents(
 
     Args:
         client: of the server.
-        model: by its name there.
-        query: text, or a picture, or both.
+        model: its name on the server.
+        query: text, or an image, or both.
         documents: likewise.
         activation: True for probabilities, sigmoid(yes - no); False for the difference of the logits, in nats.
     """
@@ -40,7 +40,7 @@ async def rank_documents(
         if error.status in (404, 405):
             raise CapabilityError(
                 "This vLLM server has no /score: start it with --runner pooling and a reranker, or rank with a "
-                "generating model that is open here (vlmprobe.load)."
+                "generative model that is opened locally (vlmprobe.load)."
             ) from error
         raise
     data = reply["data"]

@@ -1,7 +1,8 @@
 """vLLM behind its OpenAI-compatible server: ids, alternatives, prompt log-probabilities, candidates, rerankers.
 
-Read in and run against vLLM 0.32. What its numbers mean is set for the whole server (``--logprobs-mode``) and told in
-no reply, so it is found out by short requests, as is the largest number of alternatives (``--max-logprobs``).
+Written from the source of vLLM 0.32 and run against it. What its numbers mean is set for the whole server
+(``--logprobs-mode``) and reported in no reply, so short requests determine it, and the maximum number of alternatives
+(``--max-logprobs``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ RAW_LOGITS = "start the server with --logprobs-mode raw_logits --max-logprobs -1
 
 
 class VLLM(StreamedEngine):
-    """A vLLM server of a generating model, or of a reranker (``--runner pooling``), which can only rank."""
+    """A vLLM server of a generative model, or of a reranker (``--runner pooling``), which can only rank."""
 
     title = "vLLM"
     abilities = Abilities(
@@ -46,8 +47,8 @@ class VLLM(StreamedEngine):
         no_logits=RAW_LOGITS,
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
     )
-    tokens_in: bool | None = None  # whether the server takes ids (--enable-scale-out); None until it was asked
-    full: bool = False  # whether it gives whole rows
+    tokens_in: bool | None = None  # whether the server accepts ids (--enable-scale-out); None until tried
+    full: bool = False  # whether it returns whole rows
 
     @classmethod
     async def recognise(cls, facts: Facts) -> Server | None:
@@ -73,7 +74,7 @@ class VLLM(StreamedEngine):
         return VLLMEngine.open(model, **options)
 
     async def find_out(self) -> None:
-        """How many alternatives the server gives, and what its numbers mean."""
+        """Determine how many alternatives the server returns, and what its numbers mean."""
         given = self.meaning
         most = await self._most()
         self.full = most is None
@@ -84,13 +85,13 @@ class VLLM(StreamedEngine):
             self.abilities = replace(self.abilities, no_logits=RAW_LOGITS)
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
-        """Raise what is wrong with a request before it is sent; what depends on the server's flags is asked first."""
+        """Validate a request before it is sent; what depends on the server's flags is determined first."""
         if "logits" in options.keep or ("alternatives" in options.demanded and options.alternatives > DEFAULT_MOST):
             self.know()
         super().check(conversations, options)
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Ask one question over the chat route."""
+        """Send one request over the chat route."""
         request, whole = await self._request(conversation, decoding, options)
         top, every = self.asked(options)
         if options.prompt:
@@ -112,7 +113,7 @@ class VLLM(StreamedEngine):
     async def pieces(
         self, conversation: Conversation, decoding: Decoding, options: Options
     ) -> AsyncGenerator[Answer, None]:
-        """The same, while it is written; vLLM streams no log-probabilities of the prompt."""
+        """The same, streamed; vLLM streams no log-probabilities of the prompt."""
         request, whole = await self._request(conversation, decoding, options)
         most = _most(self.asked(options)[0], whole)
         async with aclosing(
@@ -129,9 +130,9 @@ class VLLM(StreamedEngine):
     async def _request(
         self, conversation: Conversation, decoding: Decoding, options: Options
     ) -> tuple[dict[str, Any], bool]:
-        """What is sent, and whether whole rows come back."""
+        """The request's body, and whether whole rows come back."""
         top, every = self.asked(options)
-        # A logit alone says nothing of a probability: of a server that gives logits, whole rows are read.
+        # A logit alone gives no probability: from a server that returns logits, whole rows are read.
         whole = every or (self.full and self.meaning is not None and self.meaning.logits)
         by_id = self.tokens.detokenizer is not None or whole
         request = await openai_chat.body(
@@ -143,31 +144,31 @@ class VLLM(StreamedEngine):
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
     ) -> tuple[list[Scored], dict[str, Any]]:
-        """The rows of each candidate: see ``vllm_candidates.py``."""
+        """The rows of each candidate: see ``candidates.py``."""
         if self.meaning is not None and self.meaning.logits and "logits" not in options.keep:
             raise CapabilityError(
-                "This vLLM server gives logits, of which a log-probability needs the whole row: score with "
+                "This vLLM server returns logits, and a log-probability needs the whole row of them: score with "
                 'keep="logits", or start the server with --logprobs-mode raw_logprobs.'
             )
         scored, told = await score_candidates(self, conversation, candidates, options)
         return scored, {**self.told(), **told}
 
     def rank(self, query: Any, documents: Sequence[Any], **options: Any) -> np.ndarray:
-        """float64 [D]: relevance of each document to a query, from a reranker server; see ``vllm_rank.py``."""
+        """float64 [D]: relevance of each document to a query, from a reranker server; see ``rank.py``."""
         asked = [Conversation.build(each) for each in (query, *documents)]
         return np.array(background_loop.run(rank_documents(self.client, self.model, asked[0], asked[1:], **options)))
 
     async def without_chat(self, error: EngineError) -> list[Finding]:
-        """A reranker answers no questions, and ranks."""
+        """A reranker cannot generate, but can rank."""
         pair = Conversation.build("a cat"), [Conversation.build("a cat"), Conversation.build("a dog")]
         try:
             await rank_documents(self.client, self.model, *pair)
         except (EngineError, CapabilityError):
             return await super().without_chat(error)
-        return [Finding("ranking", "yes", "a reranker: probe.rank(query, documents); it answers no questions")]
+        return [Finding("ranking", "yes", "a reranker: probe.rank(query, documents); it does not generate")]
 
     async def further_findings(self) -> list[Finding]:
-        """Whether ids are taken, and what flags would give more."""
+        """Whether ids are accepted, and which flags would enable more."""
         takes = await takes_ids(self)
         remedy = "" if takes else "--enable-scale-out"
         found = [Finding("candidates by ids", "yes" if takes else "no", "exact across any boundary", remedy)]
@@ -183,7 +184,7 @@ class VLLM(StreamedEngine):
     # -- what the flags of the server allow --------------------------------------------------------
 
     def know(self) -> None:
-        """Find out now what else would be found out with the first request."""
+        """Determine now what would otherwise be determined with the first request."""
 
         async def nothing() -> None:
             return None
@@ -191,31 +192,31 @@ class VLLM(StreamedEngine):
         self.run(nothing())
 
     def asked(self, options: Options) -> tuple[int, bool]:
-        """How many alternatives to ask for, and whether that is the whole vocabulary."""
+        """How many alternatives to request, and whether that is the whole vocabulary."""
         if "logits" in options.keep:
             return -1, True
         most = self.abilities.alternatives
-        # The drawn token stands among them, so one more is asked for where the server allows it.
+        # The drawn token is among them, so one more is requested if the server allows it.
         wanted = options.alternatives + 1
         return (wanted if most is None else min(wanted, most)), False
 
     def told(self) -> dict[str, Any]:
-        """What ``meta`` says of the server's flags."""
+        """What ``meta`` records of the server's flags."""
         return {"logprobs_mode": self.meaning.mode} if self.meaning is not None else {}
 
     async def _most(self) -> int | None:
-        """The largest number of alternatives; None where every id of the vocabulary can be had."""
+        """The maximum number of alternatives; None if the whole vocabulary is available."""
         refused = await self._refused(UNLIMITED)
         if refused is None:
             return None
         found = TOO_MANY.search(refused)
         most = int(found[1]) if found else DEFAULT_MOST
-        # The server counts its vocabulary where it sets no limit; a small one could also be a limit.
+        # Without a limit the server reports its vocabulary's size; a small number could also be a limit.
         whole = most >= LARGE or await self._refused(-1) is None
         return None if whole else most
 
     async def _refused(self, top: int) -> str | None:
-        """What the server says against so many alternatives, or None where it gives them."""
+        """The server's error for so many alternatives, or None if it returns them."""
         request = {
             "model": self.model,
             "messages": [{"role": "user", "content": "Hi"}],
@@ -233,7 +234,7 @@ class VLLM(StreamedEngine):
 
 
 def decoding_fields(decoding: Decoding) -> dict[str, Any]:
-    """vLLM's own fields of a request; each is sent, or the checkpoint's generation config would take its place."""
+    """vLLM's own fields of a request; each is sent, or the checkpoint's generation config would apply."""
     return {
         "top_k": decoding.top_k if decoding.do_sample and decoding.top_k else -1,
         "min_p": decoding.min_p if decoding.do_sample else 0.0,
@@ -246,7 +247,7 @@ def decoding_fields(decoding: Decoding) -> dict[str, Any]:
 
 
 def _most(top: int, whole: bool) -> int | None:
-    """How many alternatives may come: the drawn token stands before those that were asked for."""
+    """How many alternatives may come back: the drawn token precedes the requested ones."""
     return None if whole else top + 1
 
 

@@ -1,1 +1,1 @@
-"""Transport: requests within bounds, connections that are thrown away where they were cancelled, events, one loop."""
+"""HTTP transport: bounded requests, connections dropped on cancellation, server-sent events, one event loop."""

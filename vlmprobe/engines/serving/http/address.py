@@ -1,4 +1,4 @@
-"""Where a server is, and which key is meant for it."""
+"""Normalises the address of a server, and picks the API key for it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vlmprobe.errors import MessageError
 __all__ = ["address_of", "key_for"]
 
 KEY_VARIABLE = "VLMPROBE_API_KEY"
-KEYS_OF_HOSTS = {"api.openai.com": "OPENAI_API_KEY"}  # a key goes to the host that it was issued for, and no other
+KEYS_OF_HOSTS = {"api.openai.com": "OPENAI_API_KEY"}  # a key is only sent to the host that it was issued for
 
 
 def address_of(url: Any) -> str:
-    """The address of a server without a trailing slash, or ``/v1``, which every path brings itself."""
+    """The address of a server without a trailing slash, or ``/v1``, which every path includes."""
     if not isinstance(url, str):
         raise MessageError(f"A server's address is a string such as 'http://localhost:8000', not {type(url).__name__}.")
     text = url.strip()
@@ -26,7 +26,7 @@ def address_of(url: Any) -> str:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError as error:
-        raise MessageError(f"This is no address of a server: {error}.") from None
+        raise MessageError(f"This is not the address of a server: {error}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise MessageError("A server's address begins with http:// or https://, such as 'http://localhost:8000'.")
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -36,7 +36,7 @@ def address_of(url: Any) -> str:
 
 
 def key_for(url: str, given: str | None) -> str | None:
-    """The key for a server: the given one, else that of the environment which was issued for it."""
+    """The API key for a server: the given one, else the environment's key for its host."""
     host = urlsplit(url).hostname or ""
     key = given if given is not None else os.environ.get(KEYS_OF_HOSTS.get(host, KEY_VARIABLE))
     if not key:

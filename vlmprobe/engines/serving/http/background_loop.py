@@ -1,7 +1,7 @@
-"""One event loop in a background thread, on which every client of the process works; many pieces of work in order.
+"""One event loop in a background thread, shared by all clients of the process; concurrent work, results in order.
 
 So a probe of a server is called like any other, from a script, from several threads, and from Jupyter, whose own loop
-is running already.
+is already running.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vlmprobe.errors import VlmprobeError
 __all__ = ["in_order", "reading", "run", "settle", "start"]
 
 T = TypeVar("T")
-PATIENCE_S = 5.0  # for connections to close after an interrupt
+PATIENCE_S = 5.0  # to wait for connections to close after an interrupt
 LOCK = threading.Lock()
 
 
 class _Background:
-    """The loop and the process that it belongs to: a fork does not take threads along."""
+    """The loop and the process that it belongs to: threads do not survive a fork."""
 
     loop: asyncio.AbstractEventLoop | None = None
     reader: ThreadPoolExecutor
@@ -34,12 +34,12 @@ class _Background:
 
 
 def start(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Begin some work on the loop. Cancelling the future cancels the work."""
+    """Schedule a coroutine on the loop. Cancelling the future cancels it."""
     return asyncio.run_coroutine_threadsafe(work, _loop())
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Do some work on the loop and wait for it; an interrupt of the waiting thread cancels it first."""
+    """Run a coroutine on the loop and wait for it; interrupting the waiting thread cancels it first."""
     future = start(work)
     try:
         return future.result()
@@ -49,10 +49,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def reading(work: Callable[..., T], /, *given: Any, large: bool, **named: Any) -> T:
-    """Do some computing for the loop, after what is ready to be sent.
+    """Run a computation for the loop, after pending requests are sent.
 
-    Large work is done in a thread beside the loop, which goes on. Small work is not: Python's threads hand over every
-    5 ms, and to wait for that at each step of each request would cost more than the work.
+    Large work runs in a thread, without blocking the loop. Small work does not: Python switches threads every 5 ms, and
+    waiting for that at each step of each request would cost more than the work.
     """
     if large:
         return await asyncio.get_running_loop().run_in_executor(_Background.reader, partial(work, *given, **named))
@@ -61,11 +61,11 @@ async def reading(work: Callable[..., T], /, *given: Any, large: bool, **named: 
 
 
 def settle(futures: list[Future[Any]]) -> None:
-    """Cancel what has not ended, and wait until its connections are closed."""
+    """Cancel unfinished futures, and wait until their connections are closed."""
     for future in futures:
         future.cancel()
     if any(not future.done() or future.cancelled() for future in futures):
-        # A cancelled future is done at once; its task closes its connection in the loop's next rounds.
+        # A cancelled future is done at once; its task closes its connection in the loop's next iterations.
         try:
             asyncio.run_coroutine_threadsafe(_rounds(), _loop()).result(PATIENCE_S)
         except (FutureTimeoutError, CancelledError):
@@ -90,12 +90,12 @@ def _loop() -> asyncio.AbstractEventLoop:
 def in_order(
     work: Iterable[Coroutine[Any, Any, Any] | VlmprobeError], *, ahead: int, keep_errors: bool = False
 ) -> Iterator[Any]:
-    """The results of pieces of work in their order; each is begun as soon as it is near its turn.
+    """The results of coroutines in their order; at most ``ahead`` are in progress or waiting to be read.
 
     Args:
         work: coroutines for the background loop, or an error in the place of one.
-        ahead: how many may be begun, or be done and wait, before the one that is due.
-        keep_errors: whether an error stands in the place of its result, or is raised there and ends the rest.
+        ahead: the maximum number that run, or are done and wait for an earlier one.
+        keep_errors: whether to yield an error in place of its result, or raise it there and cancel the rest.
     """
     waiting: deque[Future[Any] | VlmprobeError] = deque()
     pieces = iter(work)

@@ -1,4 +1,4 @@
-"""The HTTP client of all serving engines: bounded in requests, time and bytes, and silent about its key."""
+"""The HTTP client of all serving engines: bounded in requests, time and bytes; it never reveals its key."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ BUSY = (429, 503)
 LOST = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
 FAILURES = (httpx.HTTPError, httpx.InvalidURL, asyncio.TimeoutError)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-LARGE = 2**20  # bytes of JSON that take more than 10 ms to read
-TOLD = 400  # characters of a server's own words in a message
+LARGE = 2**20  # bytes of JSON that take more than 10 ms to parse
+TOLD = 400  # characters of a server's own message quoted in an error
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server may cost."""
+    """Resource limits for one server."""
 
     in_flight: int = 64  # requests at once
     connect_s: float = 10.0
-    request_s: float = 600.0  # for one request, its retries apart
+    request_s: float = 600.0  # for one request, not counting retries
     response_bytes: int = 512 * 2**20
     retries: int = 4  # after 429, 503 or a lost connection
 
 
 class Client:
-    """Requests to one server. Safe to use from several threads; all work runs on one background loop.
+    """Requests to one server. Thread-safe; all work runs on one background loop.
 
-    The key is read from ``VLMPROBE_API_KEY`` (for api.openai.com: ``OPENAI_API_KEY``) where none is given. It appears
+    The key is read from ``VLMPROBE_API_KEY`` (for api.openai.com: ``OPENAI_API_KEY``) if none is given. It appears
     in the ``Authorization`` header of requests to this server and nowhere else.
     """
 
@@ -77,7 +77,7 @@ class Client:
         return f"Client({self.url!r})"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a client of a server holds a key and connections: call vlmprobe.connect where it is needed")
+        raise TypeError("a client holds a key and connections, and cannot be pickled: use vlmprobe.connect there")
 
     async def get(self, path: str) -> Any:
         """JSON of a GET request."""
@@ -87,15 +87,15 @@ class Client:
         """JSON of a POST request with a JSON body.
 
         Raises:
-            EngineConnectionError: where the server cannot be reached, or breaks off, again and again.
-            EngineTimeoutError: where it takes too long.
-            EngineError: where it refuses or fails; ``status`` is the HTTP status.
-            EngineResponseError: where it redirects, answers too much, or no JSON.
+            EngineConnectionError: if the server cannot be reached, or drops every connection.
+            EngineTimeoutError: if it takes too long.
+            EngineError: if it refuses or fails; ``status`` is the HTTP status.
+            EngineResponseError: if it redirects, or returns too much or no JSON.
         """
         return await self.request("POST", path, json.dumps(body, allow_nan=False).encode())
 
     async def request(self, method: str, path: str, body: bytes | None) -> Any:
-        """One request, tried again after 429, 503 and lost connections."""
+        """One request, retried after 429, 503 and lost connections."""
         for trial in range(self.limits.retries + 1):
             pause = min(FIRST_PAUSE_S * 2**trial, LONGEST_PAUSE_S)
             last = trial == self.limits.retries
@@ -112,16 +112,16 @@ class Client:
                         break
                     pause = _asked_pause(headers, pause)
             await asyncio.sleep(pause)
-        # After the place is free: what is waiting goes out before what came is read.
+        # After the slot is free: waiting requests are sent before the reply is parsed.
         return await background_loop.reading(self._read, path, status, headers, content, large=len(content) > LARGE)
 
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
-        """JSON of each server-sent event that answers a POST request, as it comes; tried again until the first one.
+        """JSON of each server-sent event that answers a POST request, as it comes; retried until the first one.
 
-        ``request_s`` is the longest silence. Closing the generator hangs up.
+        ``request_s`` is the longest silence. Closing the generator closes the connection.
 
         Raises:
-            EngineError: as :meth:`post`; also where an event says that something failed.
+            EngineError: as :meth:`post`; also if an event reports an error.
         """
         content = json.dumps(body, allow_nan=False).encode()
         for trial in range(self.limits.retries + 1):
@@ -155,7 +155,7 @@ class Client:
     # -- one exchange ------------------------------------------------------------------------------
 
     def _open(self) -> Connections:
-        """The connections, made in the loop that uses them."""
+        """The connections, created in the loop that uses them."""
         if self._connections is None or self._connections.loop is not asyncio.get_running_loop():  # after a fork
             timeout = httpx.Timeout(self.limits.request_s, connect=self.limits.connect_s, pool=None)
             most = self.limits.in_flight
@@ -179,22 +179,22 @@ class Client:
             length += len(chunk)
             if length > self.limits.response_bytes:
                 raise EngineResponseError(
-                    f"{self.url}{path} answers more than {self.limits.response_bytes:,} bytes: ask for fewer "
+                    f"{self.url}{path} returned more than {self.limits.response_bytes:,} bytes: request fewer "
                     "tokens or alternatives."
                 )
             yield chunk
 
     def _failure(self, error: Exception, path: str) -> EngineError:
-        """What went wrong on the way, in a message of ours."""
+        """A transport failure as an error of ours."""
         if isinstance(error, LOST):
             return EngineConnectionError(
-                f"{self.url} cannot be reached, or broke off: {self._plain(error)}. "
+                f"{self.url} cannot be reached, or dropped the connection: {self._plain(error)}. "
                 "Check that the server runs and the address is right."
             )
         if isinstance(error, (httpx.TimeoutException, asyncio.TimeoutError)):
             return EngineTimeoutError(
                 f"{self.url} did not answer {path} in time ({self.limits.request_s:g} s, "
-                f"{self.limits.connect_s:g} s to connect): raise timeout= of vlmprobe.connect, or ask for less."
+                f"{self.limits.connect_s:g} s to connect): raise timeout= of vlmprobe.connect, or request less."
             )
         return EngineConnectionError(f"{self.url}{path}: {self._plain(error)}")
 
@@ -214,7 +214,7 @@ class Client:
                 status=status,
             )
         if status >= 400:
-            raise EngineError(f"{where} answers HTTP {status}: {self._told(content)}{_remedy(status)}", status=status)
+            raise EngineError(f"{where} returned HTTP {status}: {self._told(content)}{_remedy(status)}", status=status)
         return self._json(content, where, status)
 
     def _json(self, content: bytes | bytearray, where: str, status: int | None) -> Any:
@@ -223,12 +223,12 @@ class Client:
         except (ValueError, RecursionError):
             what = "nothing" if not content.strip() else f"no JSON but {self._told(content)}"
             raise EngineResponseError(
-                f"{where} answers {what}: is there an engine at this address, and did nothing cut it off?",
+                f"{where} returned {what}: is there an engine at this address, and is the reply complete?",
                 status=status,
             ) from None
 
     def _told(self, content: bytes | bytearray) -> str:
-        """What a server says of an error, short, in one line, without the key."""
+        """A server's error message, shortened, on one line, without the key."""
         try:
             document = json.loads(content[: 2**20])
         except (ValueError, RecursionError):
@@ -245,7 +245,7 @@ class Client:
 
 
 def _message(document: Any) -> str:
-    """The message in what engines send as an error: ``{"error": {"message": ...}}``, ``{"detail": ...}``, ..."""
+    """The message in an engine's error reply: ``{"error": {"message": ...}}``, ``{"detail": ...}``, ..."""
     for _ in range(3):
         if isinstance(document, str):
             return document
@@ -259,7 +259,7 @@ def _remedy(status: int) -> str:
     known = {
         401: " Pass api_key=, or set VLMPROBE_API_KEY.",
         403: " Pass api_key=, or set VLMPROBE_API_KEY.",
-        413: " Send fewer or smaller pictures, or raise the limit of the server or its proxy.",
+        413: " Send fewer or smaller images, or raise the limit of the server or its proxy.",
         429: " It is busy: lower max_concurrency= of vlmprobe.connect.",
         503: " It is busy or starting: try again, or lower max_concurrency= of vlmprobe.connect.",
     }
@@ -267,11 +267,11 @@ def _remedy(status: int) -> str:
 
 
 def _asked_pause(headers: httpx.Headers, pause: float) -> float:
-    """How long the server asks to wait, within reason."""
+    """How long the server asks to wait, capped; else ``pause``."""
     asked = headers.get("retry-after", "")
     return min(float(asked), LONGEST_PAUSE_S) if re.fullmatch(r"\d{1,6}(\.\d+)?", asked) else pause
 
 
 def _drop(connections: Connections) -> None:
-    """Close the connections of a client that nothing holds any more."""
+    """Close the connections of a client that was garbage-collected."""
     background_loop.start(connections.aclose())

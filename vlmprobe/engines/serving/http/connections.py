@@ -1,7 +1,7 @@
-"""Connections to one server, as many as may be in flight.
+"""Connections to one server, as many as there may be requests in flight.
 
-Each is a client of its own. httpx would keep all of them in one pool, look at every one of them for every request (with
-64 that is most of what a request costs), and now and then count one whose request was cancelled as busy for ever.
+Each is an httpx client of its own. In one pool, httpx would scan all connections for every request (with 64 that is
+most of a request's cost), and occasionally leave one whose request was cancelled marked busy forever.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1)
 
 
 class Connections:
-    """At most so many requests at once to one server. To be made and used in the loop that runs the requests.
+    """Limits concurrent requests to one server. Create and use it in the loop that runs the requests.
 
     Attributes:
-        loop: in which they were made.
+        loop: in which they were created.
 
     Args:
         url: of the server.
-        most: requests at once.
+        most: maximum number of concurrent requests.
         headers: of every request.
         timeout: of every step of a request.
     """
@@ -34,18 +34,18 @@ class Connections:
         self._url = url
         self._headers = headers
         self._timeout = timeout
-        self._trusted = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest
+        self._trusted = httpx.create_ssl_context()  # loading the certificates takes longer than everything else
         self.loop = asyncio.get_running_loop()
         self._open: set[httpx.AsyncClient] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        # The place that was freed last is taken first: few requests at once need few connections.
+        # The slot freed last is taken first: few concurrent requests need few connections.
         self._free: asyncio.LifoQueue[httpx.AsyncClient | None] = asyncio.LifoQueue()
         for _ in range(most):
             self._free.put_nowait(None)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A client for one request, as soon as there is a place; its connection is kept where the request ends well."""
+        """A client for one request, once a slot is free; its connection is kept if the request succeeds."""
         client = await self._free.get()
         if client is None:
             client = self._client()
@@ -64,7 +64,7 @@ class Connections:
         return not self._open
 
     async def aclose(self) -> None:
-        """Close all connections. In another process than that which opened them they are left alone."""
+        """Close all connections. In a process other than the one that opened them, leave them alone."""
         if self.loop is not asyncio.get_running_loop():
             return
         for client in list(self._open):
@@ -84,7 +84,7 @@ class Connections:
         return client
 
     def _drop(self, client: httpx.AsyncClient) -> None:
-        """Close a client in a task of its own, which the end of the request that failed does not cut off."""
+        """Close a client in a task of its own, which outlives the failed request."""
         self._open.discard(client)
         closing = asyncio.ensure_future(client.aclose())
         self._closing.add(closing)

@@ -1,4 +1,4 @@
-"""Server-sent events, as engines send an answer while they write it: ``data: {...}`` lines until ``data: [DONE]``."""
+"""Server-sent events of a streamed answer: ``data: {...}`` lines until ``data: [DONE]``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ END = b"[DONE]"
 
 
 class NoEventsError(Exception):
-    """What came is no stream of events, or not all of it; said in words that follow the server's address."""
+    """The body is not an event stream, or incomplete; the message follows the server's address."""
 
 
 async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The data of each event. Every engine that is read here writes an event in one line.
+    """The data of each event. Every supported engine writes an event on one line.
 
     Args:
-        chunks: of the body, as they come; bounded by who reads them.
+        chunks: of the body, as they come; bounded by the caller.
 
     Raises:
-        NoEventsError: where the body is something else, or ends before its end was said.
+        NoEventsError: if the body is something else, or ends before ``[DONE]``.
     """
-    begun: list[bytes] = []  # of the line that is not whole yet
+    begun: list[bytes] = []  # of the line that is not complete yet
     async for chunk in chunks:
         begun.append(chunk)
         if b"\n" not in chunk:
@@ -36,7 +36,7 @@ async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
             if data is not None:
                 yield data
     if _data(b"".join(begun)) != END:
-        raise NoEventsError("broke off before the end of its stream: look at the server's log.")
+        raise NoEventsError("broke off before the end of its stream: see the server's log.")
 
 
 def _data(line: bytes) -> bytes | None:
@@ -44,5 +44,5 @@ def _data(line: bytes) -> bytes | None:
     name, _, data = line.strip().partition(b":")
     if name not in (b"", b"data", b"event", b"id", b"retry"):
         said = line.strip()[:80].decode("utf-8", "replace")
-        raise NoEventsError(f'sends no stream of events but {said!r}: does the server know "stream": true?')
+        raise NoEventsError(f'sends no event stream but {said!r}: does the server support "stream": true?')
     return data.strip() if name == b"data" else None

@@ -1,4 +1,4 @@
-"""Reading what a server answered: every step says what is missing or impossible, and where in the answer."""
+"""Parses the reply of a server: errors say what is missing or invalid, and where."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LARGEST_ID = 2**31 - 1
 
 @dataclass(frozen=True)
 class Node:
-    """A value in a server's answer, and its place there.
+    """A value in a server's reply, and its path there.
 
     Raises (all methods):
-        EngineResponseError: where the answer holds something else.
+        EngineResponseError: if the reply holds something else.
     """
 
     value: Any
@@ -40,19 +40,19 @@ class Node:
         return self[key] if isinstance(self.value, dict) and self.value.get(key) is not None else None
 
     def items(self, *, most: int = MOST_IDS) -> list[Any]:
-        """The plain values of a list of at most so many."""
+        """The plain values of a list of at most ``most``."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
         if len(self.value) > most:
-            raise self.wrong(f"a list of at most {most:,}, and it has {len(self.value):,}")
+            raise self.wrong(f"a list of at most {most:,}")
         return self.value
 
     def mapping(self, *, most: int = MOST_IDS) -> dict[str, Any]:
-        """The plain values of an object of at most so many members."""
+        """The plain values of an object of at most ``most`` members."""
         if not isinstance(self.value, dict):
             raise self.wrong("an object")
         if len(self.value) > most:
-            raise self.wrong(f"an object of at most {most:,} members, and it has {len(self.value):,}")
+            raise self.wrong(f"an object of at most {most:,} members, but of {len(self.value):,}")
         return self.value
 
     def string(self) -> str:
@@ -71,15 +71,13 @@ class Node:
         """int64 [S]: token ids, within the vocabulary where its size is known."""
         values = self.items()
         limit = LARGEST_ID if vocabulary is None else vocabulary - 1
-        if set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= limit:  # nearly always, and quick
+        if set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= limit:  # the common case, fast
             return np.array(values, dtype=np.int64)
         return np.array([token_id(each, self.where, vocabulary) for each in values], dtype=np.int64)
 
     def wrong(self, due: str) -> EngineResponseError:
-        """The error that says what was due here."""
-        return EngineResponseError(
-            f"{self.where} is no {due.removeprefix('an ').removeprefix('a ')}: {_brief(self.value)}."
-        )
+        """The error that says what was expected here."""
+        return EngineResponseError(f"{self.where} is not {due}: {_brief(self.value)}.")
 
     def _at(self, key: Any) -> Any:
         try:
@@ -92,20 +90,20 @@ def token_id(value: Any, where: str, vocabulary: int | None = None) -> int:
     """A token id: an integer, not negative, below the size of the vocabulary where that is known."""
     limit = LARGEST_ID if vocabulary is None else vocabulary - 1
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
-        raise EngineResponseError(f"{where} holds {_brief(value)}, which is no token id from 0 to {limit}.")
+        raise EngineResponseError(f"{where} holds {_brief(value)}, which is not a token id from 0 to {limit}.")
     return value
 
 
 def real(value: Any, where: str) -> float:
-    """A number that is not NaN and not above every number; minus infinity is a probability of zero."""
-    if type(value) is float and value < math.inf:  # nearly all of many thousands; a NaN is below nothing
+    """A number other than NaN and plus infinity; minus infinity is a probability of zero."""
+    if type(value) is float and value < math.inf:  # the common case of many thousands; a NaN is below nothing
         return value
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
     except OverflowError:
         number = math.nan
     if math.isnan(number) or number == math.inf:
-        raise EngineResponseError(f"{where} holds {_brief(value)} where a number is due.")
+        raise EngineResponseError(f"{where} holds {_brief(value)} where a number is expected.")
     return number
 
 

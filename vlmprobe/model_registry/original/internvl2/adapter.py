@@ -68,12 +68,12 @@ class InternVL2(Adapter):
             device_map=device_map,
             **options,
         )
-        model.generation_config.eos_token_id = [end]  # the original stops at the template's separator alone
+        model.generation_config.eos_token_id = [end]  # the original stops only at the template's separator
         model.generation_config.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         adapter = cls(model, processor)
         language: Any = model.config.text_config
         if language.rope_parameters["rope_type"] == "longrope":
-            # Phi-3 rotates every row of a batch by the factors of the longest, so a short row would not stand alone
+            # Phi-3 applies the rope factors of the longest row to the whole batch, which changes short rows
             adapter.capabilities = replace(cls.capabilities, batching=False)
         return adapter
 
@@ -89,11 +89,11 @@ class InternVL2(Adapter):
         return self.processor.encode(conversations, self.model.config.image_token_id)
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a written prompt, with the begin token where the tokenizer adds one."""
+        """Ids of a rendered prompt, with BOS if the tokenizer adds it."""
         return self.processor.tokenize(text)
 
     def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
-        """How ``text``, written right after the prompt, is tokenised together with it."""
-        # One placeholder stands for thousands: they are tokens of their own and change nothing in what follows.
+        """The ids of ``text`` directly after the prompt, tokenised together with it."""
+        # One placeholder replaces thousands: each is a separate token and does not affect what follows.
         short = RUN_OF_CONTEXTS.sub(IMAGE_CONTEXT, prompt.text) if prompt.spans else prompt.text
         return super().continuation(replace(prompt, text=short), text)

@@ -1,4 +1,4 @@
-"""config.json of the original format as a configuration of the model here."""
+"""Translates config.json of the original format to the configuration of the model here."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ PIXEL_SHUFFLES = ("v1", "v2")
 
 
 class InternVL2Config(FusedConfig):
-    """Sizes of the parts, and how the tower's patches become positions of the language model."""
+    """Sizes of the components, and how the tower's patches become positions of the language model."""
 
     model_type = "internvl_chat"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": InternViTConfig}
 
     image_token_id: int = 0
-    image_seq_length: int = 256  # positions that a tile takes
+    image_seq_length: int = 256  # positions of a tile
     downsample_ratio: float = 0.5
-    vision_layers: int = 24  # of the tower, whose states are read
-    ps_version: str = "v2"  # v1 leaves the shuffled picture transposed
+    vision_layers: int = 24  # number of tower layers to run; the output of the last of them is used
+    ps_version: str = "v2"  # v1 leaves the shuffled grid transposed
 
 
 def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Config:
-    """The configuration of the model that an original config.json describes; absent fields have its defaults.
+    """The configuration of the model that an original config.json describes; absent fields get the original's defaults.
 
     Args:
         original: the object in config.json.
         image_token_id: id of ``<IMG_CONTEXT>``.
 
     Raises:
-        CheckpointError: for a language model, pixel shuffle, layer or size that the original code does not know
+        CheckpointError: for a language model, pixel shuffle, layer or size that the original code does not support
             either, and for LoRA weights that are not merged.
     """
     vision = original.get("vision_config") or {}
@@ -77,15 +77,15 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
     shuffle = original.get("ps_version", "v1")
     if shuffle not in PIXEL_SHUFFLES:
         raise CheckpointError(
-            f"config.json asks for ps_version {shuffle!r}; known are {', '.join(PIXEL_SHUFFLES)}."
+            f"config.json has ps_version {shuffle!r}; supported are {', '.join(PIXEL_SHUFFLES)}."
             f"{near(str(shuffle), PIXEL_SHUFFLES)}"
         )
     if original.get("use_llm_lora") or original.get("use_backbone_lora"):
-        raise CheckpointError("config.json says that LoRA weights stand beside the model's own: merge them first.")
+        raise CheckpointError("config.json declares LoRA weights apart from the model's own: merge them first.")
     tower = _vision(vision)
     layer, layers = int(original.get("select_layer", -1)), tower.num_hidden_layers
     if not -layers - 1 <= layer <= layers:
-        raise CheckpointError(f"config.json asks for select_layer {layer} of a vision tower with {layers} layers.")
+        raise CheckpointError(f"config.json has select_layer {layer} for a vision tower with {layers} layers.")
     language = _language(original.get("llm_config") or {})
     try:
         return InternVL2Config(
@@ -94,7 +94,7 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
             image_token_id=image_token_id,
             image_seq_length=int(side * ratio) ** 2,
             downsample_ratio=ratio,
-            vision_layers=layer if layer >= 0 else layers + 1 + layer,  # state 0 is what enters the first layer
+            vision_layers=layer if layer >= 0 else layers + 1 + layer,  # state 0 is the input of the first layer
             tie_word_embeddings=False,
             ps_version=shuffle,
         )
@@ -103,7 +103,7 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
 
 
 def tile_size(original: Mapping[str, Any]) -> int:
-    """Side of a tile, pixels; it may differ from the size that the position embeddings were trained at."""
+    """Side of a tile, pixels; it may differ from the size that the position embeddings were trained for."""
     vision = original.get("vision_config") or {}
     return int(original.get("force_image_size") or vision.get("image_size", InternViTConfig.image_size))
 
@@ -116,7 +116,7 @@ def _vision(original: Mapping[str, Any]) -> InternViTConfig:
     for name, known in (("hidden_act", ACTIVATIONS), ("norm_type", NORMS)):
         if (asked := getattr(tower, name)) not in known:
             raise CheckpointError(
-                f"vision_config in config.json asks for {name} {asked!r}; known are {', '.join(known)}."
+                f"vision_config in config.json has {name} {asked!r}; supported are {', '.join(known)}."
                 f"{near(str(asked), known)}"
             )
     return tower
@@ -127,14 +127,14 @@ def _language(original: Mapping[str, Any]) -> PreTrainedConfig:
     kind = LANGUAGE_MODELS.get(str(architecture))
     if kind is None:
         raise CheckpointError(
-            f"config.json asks for the language model {architecture!r}; known are {', '.join(LANGUAGE_MODELS)}."
+            f"config.json has the language model {architecture!r}; supported are {', '.join(LANGUAGE_MODELS)}."
             f"{near(str(architecture), LANGUAGE_MODELS)}"
         )
     fields = {**original, "rope_scaling": _rope(original, kind), "bos_token_id": None, "eos_token_id": None}
     if architecture == "InternLM2ForCausalLM":
         fields["attention_bias"] = bool(original.get("bias", True))
     language = language_config(kind, fields)
-    language.pad_token_id = None  # like the other two, a matter of the tokenizer
+    language.pad_token_id = None  # like the other two, defined by the tokenizer
     language.tie_word_embeddings = False
     return language
 
@@ -147,7 +147,7 @@ def _rope(original: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if kind == "phi3" and rope["rope_type"] in ("su", "yarn"):
         trained = int(original.get("original_max_position_embeddings", 4096))
         factor = int(original.get("max_position_embeddings", 4096)) / trained
-        if rope["rope_type"] == "yarn":  # Phi-3's own: the frequencies of longrope, another attention factor
+        if rope["rope_type"] == "yarn":  # Phi-3's variant: the frequencies of longrope, another attention factor
             rope["attention_factor"] = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
         rope |= {"rope_type": "longrope", "original_max_position_embeddings": trained, "factor": factor}
     return rope

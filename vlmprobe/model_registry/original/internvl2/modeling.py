@@ -11,7 +11,7 @@ from vlmprobe.model_registry.original.internvl2.vision import InternViT
 
 __all__ = ["InternVL2ForConditionalGeneration", "InternVL2Model", "pixel_shuffle"]
 
-EPS = 1e-5  # of the projector's norm, whatever the tower has
+EPS = 1e-5  # of the projector's norm, whatever the tower's is
 
 
 class InternVL2Model(FusedModel):
@@ -34,15 +34,15 @@ class InternVL2Model(FusedModel):
         patches = self.vision_tower(pixel_values)
         side = round(patches.shape[1] ** 0.5)
         shuffled = pixel_shuffle(patches.unflatten(1, (side, side)), self.config.downsample_ratio)
-        # v1 leaves the axes swapped: the projector of such a checkpoint learnt the transposed picture
+        # v1 leaves the axes swapped: the projector of such a checkpoint was trained on the transposed grid
         ordered = shuffled if self.config.ps_version == "v2" else shuffled.transpose(1, 2)
         return self.projector(ordered.flatten(1, 2))
 
 
 def pixel_shuffle(patches: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Neighbouring patches as one position: [N, rows, columns, C] to [N, rows * ratio, columns * ratio, C / ratio**2].
+    """Merge neighbouring patches: [N, rows, columns, C] to [N, rows * ratio, columns * ratio, C / ratio**2].
 
-    ``ratio`` is one over a whole number; the channels of neighbours lie side by side, row by row.
+    ``ratio`` is one over an integer; the channels of neighbours are concatenated row by row.
     """
     step = round(1 / ratio)
     count, rows, columns, width = patches.shape

@@ -1,4 +1,4 @@
-"""From a conversation to what InternVL2 sees: the written prompt, its ids, and the tiles of its images."""
+"""Convert a conversation to the inputs of InternVL2: the rendered prompt, its ids, and the tiles of its images."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class InternVL2Processor:
-    """What ``chat()`` and its ``load_image`` do in the original, from the fields of config.json."""
+    """The preprocessing of the original ``chat()`` and its ``load_image``, configured by config.json."""
 
     tokenizer: Any
     template: Template
     system: str  # default system text
     size: int  # side of a tile, pixels
-    positions: int  # that a tile takes in the sequence
-    dynamic: bool  # whether a picture is tiled at all
+    positions: int  # of a tile in the sequence
+    dynamic: bool  # whether images are tiled at all
     min_tiles: int
-    max_tiles: int  # of one picture, its thumbnail not counted
+    max_tiles: int  # per image, its thumbnail not counted
     thumbnail: bool
     pad_to_square: bool
 
@@ -64,7 +64,7 @@ class InternVL2Processor:
         )
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """Tiles of an RGB picture, thumbnail last: float32 [tiles, 3, size, size], ImageNet-normalised."""
+        """Tiles of an RGB image, thumbnail last: float32 [tiles, 3, size, size], ImageNet-normalised."""
         if self.dynamic:
             tiles = tile_image(
                 image, min_tiles=self.min_tiles, max_tiles=self.max_tiles, size=self.size, thumbnail=self.thumbnail
@@ -75,18 +75,18 @@ class InternVL2Processor:
         return torch.stack([normalize(to_tensor(tile), IMAGENET_MEAN, IMAGENET_STD) for tile in tiles])
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a written prompt, with the begin token where the tokenizer adds one."""
+        """Ids of a rendered prompt, with BOS if the tokenizer adds it."""
         return list(self.tokenizer(text)["input_ids"])
 
     def encode(self, conversations: Sequence[Conversation], context_id: int) -> Encoding:
         """A left-padded batch; with images, ``pixel_values`` of all tiles and ``image_index`` [N, S]."""
-        pictures = [[self.pixels(image) for image in conversation.images] for conversation in conversations]
+        pixels = [[self.pixels(image) for image in conversation.images] for conversation in conversations]
         prompts = [
             self._prompt(conversation, [len(tiles) for tiles in images], context_id)
-            for conversation, images in zip(conversations, pictures, strict=True)
+            for conversation, images in zip(conversations, pixels, strict=True)
         ]
         inputs = sequence_inputs(prompts, pad_id=self.tokenizer.pad_token_id or 0)
-        tiles = [each for images in pictures for each in images]
+        tiles = [each for images in pixels for each in images]
         if tiles:
             inputs["pixel_values"] = torch.cat(tiles)
         return Encoding(inputs, tuple(prompts))

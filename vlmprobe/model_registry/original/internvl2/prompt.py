@@ -15,7 +15,7 @@ IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 @dataclass(frozen=True)
 class Template:
-    """How a chat becomes text. Each part is followed by its end, but for the answer that the model is to write."""
+    """How a chat is rendered. Each part is followed by its end, except the answer to be generated."""
 
     begin: str  # before the system text
     system: str  # the system text of a conversation that has none of its own
@@ -23,8 +23,8 @@ class Template:
     user: str
     user_end: str
     assistant: str
-    assistant_end: str  # without white space it is the token that ends an answer
-    answer: str  # what invites the answer: the assistant's role, in its own spelling where nothing follows yet
+    assistant_end: str  # stripped, it is the token that ends an answer
+    answer: str  # the generation prompt: the assistant's role, which some templates spell differently here
 
     @property
     def end_token(self) -> str:
@@ -57,12 +57,12 @@ def find_template(name: object) -> Template:
     """The template that config.json names.
 
     Raises:
-        CheckpointError: for a template that is not known.
+        CheckpointError: for a template that is not supported.
     """
     if not isinstance(name, str) or name not in TEMPLATES:
         raise CheckpointError(
-            f"config.json names the conversation template {name!r}, which is not known. "
-            f"Known are: {', '.join(TEMPLATES)}.{near(str(name), TEMPLATES)}"
+            f"config.json names the conversation template {name!r}, which is not supported. "
+            f"Supported are: {', '.join(TEMPLATES)}.{near(str(name), TEMPLATES)}"
         )
     return TEMPLATES[name]
 
@@ -71,13 +71,13 @@ def write_prompt(conversation: Conversation, template: Template, system: str, co
     """The text that is tokenised.
 
     Args:
-        conversation: a system message of its own takes the place of ``system``.
+        conversation: its system message, if it has one, replaces ``system``.
         template: of the checkpoint.
         system: the default system text.
         contexts: how many positions each image takes, all tiles together; in the order of the images.
 
     Raises:
-        MessageError: a text holds the image placeholder beside real images, which the model could not tell apart.
+        MessageError: a text contains the image placeholder alongside real images, which the model could not tell apart.
     """
     messages = list(conversation.messages)
     if messages[0].role == "system":
@@ -103,7 +103,7 @@ def _content(message: Message, contexts: Iterator[int], has_images: bool) -> str
         if not isinstance(part, TextPart):
             written += IMAGE_START + IMAGE_CONTEXT * next(contexts) + IMAGE_END + "\n"
         elif has_images and IMAGE_CONTEXT in part.text:
-            raise MessageError(f"The text holds {IMAGE_CONTEXT}, this model's image placeholder: leave it out.")
+            raise MessageError(f"The text contains {IMAGE_CONTEXT}, this model's image placeholder: leave it out.")
         else:
             written += part.text
     return written

@@ -1,4 +1,4 @@
-"""InternVL's dynamic tiling: a picture becomes a grid of square tiles and, where asked, a thumbnail."""
+"""InternVL's dynamic tiling: an image is split into a grid of square tiles and, optionally, a thumbnail."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["choose_grid", "tile_image"]
 
 
 def choose_grid(width: int, height: int, *, min_tiles: int, max_tiles: int, size: int) -> tuple[int, int]:
-    """The grid (columns, rows) whose aspect ratio is nearest to that of the picture.
+    """The grid (columns, rows) whose aspect ratio is closest to that of the image.
 
-    Between grids that are exactly as near, a later one (of at least as many tiles) wins only where the picture has
-    more than half of its pixels.
+    Among equally close grids, a later one (of at least as many tiles) wins only if the image has more than half of
+    its pixels.
 
     Args:
-        width: of the picture, pixels.
-        height: of the picture, pixels.
+        width: of the image, pixels.
+        height: of the image, pixels.
         min_tiles: the fewest tiles of a grid.
         max_tiles: the most tiles of a grid.
         size: side of a tile, pixels.
@@ -34,7 +34,7 @@ def choose_grid(width: int, height: int, *, min_tiles: int, max_tiles: int, size
 
 
 def tile_image(image: Image.Image, *, min_tiles: int, max_tiles: int, size: int, thumbnail: bool) -> list[Image.Image]:
-    """The tiles of a picture, row by row, each ``size`` pixels square; a thumbnail comes last, if there are several."""
+    """The tiles of an image, row by row, each ``size`` pixels square; a thumbnail comes last, if there are several."""
     columns, rows = choose_grid(*image.size, min_tiles=min_tiles, max_tiles=max_tiles, size=size)
     whole = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
     tiles = [
@@ -49,8 +49,8 @@ def tile_image(image: Image.Image, *, min_tiles: int, max_tiles: int, size: int,
 
 @lru_cache(maxsize=64)
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    # The original sorts a set by number of tiles alone, so grids of one number stand in the set's own order, and that
-    # order decides between two that are equally near. The set is therefore filled in the original's order.
+    # The original sorts a set by number of tiles only, so grids of equal number keep the set's own order, which breaks
+    # ties between equally close ones. The set is therefore filled in the original's order.
     grids: set[tuple[int, int]] = set()
     for most in range(min_tiles, max_tiles + 1):
         for columns in range(1, most + 1):

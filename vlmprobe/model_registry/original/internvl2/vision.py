@@ -17,7 +17,7 @@ __all__ = ["NORMS", "InternViT", "InternViTConfig"]
 NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
 
 
-@strict  # reads the annotations, so they are no strings in this module
+@strict  # reads the annotations, which therefore must not be strings in this module
 class InternViTConfig(PreTrainedConfig):
     """Sizes of the tower, under the names of the original ``vision_config``; the defaults are those of the 6B tower."""
 
@@ -32,17 +32,17 @@ class InternViTConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     norm_type: str = "rms_norm"
     layer_norm_eps: float = 1e-6
-    image_size: int = 224  # pixels of the side that the position embeddings stand for
+    image_size: int = 224  # image side, pixels, that the stored position embeddings cover
     patch_size: int = 14
     num_channels: int = 3
 
 
 class InternViT(nn.Module):
-    """From pixels to patch features, without a norm at the end.
+    """From pixels to patch features, without a final norm.
 
     Args:
         config: of the tower.
-        layers: how many of its layers have a say; the others keep their weights and never run.
+        layers: how many of its layers run; the others keep their weights and never run.
     """
 
     def __init__(self, config: Any, layers: int) -> None:
@@ -60,7 +60,7 @@ class InternViT(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Patches, a class token before them, and position embeddings resized where the image has another size."""
+    """Patch embeddings after a class token, plus position embeddings, resized if the image has another size."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward, each scaled by channel before it is added."""
+    """Pre-norm attention and feed-forward, each scaled per channel before it is added."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every patch attends to every other; queries and keys are normalised over all heads at once, where they are."""
+    """Full attention; queries and keys are normalised, if at all, over all heads at once."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.q_norm: nn.Module
         self.k_norm: nn.Module
-        if config.qk_normalization:  # RMS norms whatever the layers have
+        if config.qk_normalization:  # RMS norms, whichever norm the layers have
             self.q_norm, self.k_norm = (nn.RMSNorm(width, eps=config.layer_norm_eps) for _ in range(2))
         else:
             self.q_norm = self.k_norm = nn.Identity()

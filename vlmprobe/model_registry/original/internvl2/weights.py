@@ -45,7 +45,7 @@ CONVERSIONS: list[WeightRenaming | WeightConverter] = [
     WeightRenaming(INTERNLM2 + r"feed_forward\.w2\.", LLAMA + "mlp.down_proj."),
     WeightRenaming(INTERNLM2 + r"feed_forward\.w3\.", LLAMA + "mlp.up_proj."),
     WeightRenaming(r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
-    WeightRenaming(r"^language_model\.model\.", "model.language_model."),  # after InternLM2's: the rest stands as it is
+    WeightRenaming(r"^language_model\.model\.", "model.language_model."),  # after InternLM2's: the rest keeps its names
     WeightRenaming(r"^language_model\.(?:output|lm_head)\.", "lm_head."),
     WeightConverter(
         r"\.attention\.wqkv\.",

@@ -30,7 +30,7 @@ RENAMED = {
 class MiniCPMV(Adapter):
     """MiniCPM-V 2.0, Llama3-V 2.5, 2.6, 4.0 and 4.5.
 
-    An image part may carry ``max_slice_nums``, the most slices that its image is cut into.
+    An image part may set ``max_slice_nums``, the most slices that its image is cut into.
     """
 
     model_types = ("minicpmv",)
@@ -112,7 +112,7 @@ class MiniCPMV(Adapter):
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """As in the base class.
 
-        Inputs beside ids and mask: ``pixel_values`` [P, ...] of all P slices, ``tgt_sizes`` [P, 2] (rows and columns
+        Inputs besides ids and mask: ``pixel_values`` [P, ...] of all P slices, ``tgt_sizes`` [P, 2] (rows and columns
         of patches), ``owners`` [P] (the conversation of each slice) and ``image_index`` [N, S].
         """
         import torch

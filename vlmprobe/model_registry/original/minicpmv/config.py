@@ -1,4 +1,4 @@
-"""MiniCPM-V's original ``config.json`` and ``preprocessor_config.json`` as facts that the code here reads."""
+"""Translates MiniCPM-V's original ``config.json`` and ``preprocessor_config.json`` to the configuration here."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ VISION_KEYS = (
 
 
 class MiniCPMVConfig(FusedConfig):
-    """Sizes of the parts, and the release that decides how they work together."""
+    """Sizes of the components, and the release, which determines how they work together."""
 
     model_type = "minicpmv"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": PreTrainedConfig}
 
     release: str = "2.6"
     query_num: int = 64
-    vision_batch: int = 16  # slices that enter the tower at once (2.6 and later)
+    vision_batch: int = 16  # slices per forward of the tower (2.6 and later)
     pad_together: bool = True  # 2.5: strips of a conversation are padded to one length
-    embedding_scale: float = 1.0  # on text embeddings alone, not on image features
-    head_divisor: float = 1.0  # on what enters the LM head
+    embedding_scale: float = 1.0  # of text embeddings only, not of image features
+    head_divisor: float = 1.0  # of the input of the LM head
 
 
 def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, ImageRules]:
@@ -70,7 +70,7 @@ def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, 
         vision = _vision(config)
     rules = _rules(folder, config, release)
     if config.get("slice_mode", True) is not True:
-        raise CheckpointError(f"{folder} sets slice_mode to false, which no release does and vlmprobe cannot run.")
+        raise CheckpointError(f"{folder} sets slice_mode to false, which no release does: it is not supported.")
     return (
         MiniCPMVConfig(
             release=release.version,
@@ -89,10 +89,10 @@ def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, 
 def _named_tower(folder: Path, config: Mapping[str, Any]) -> TimmTowerConfig:
     named = str(config["vision_encoder"])
     if named.split(".")[0] != TOWER:
-        raise CheckpointError(f"{folder} names the vision tower {named!r}; MiniCPM-V 2.0 is known with {TOWER} alone.")
+        raise CheckpointError(f"{folder} names the vision tower {named!r}; MiniCPM-V 2.0 supports only {TOWER}.")
     queries = config.get("query_num", 64)
     if math.isqrt(queries) ** 2 != queries:
-        raise CheckpointError(f"{folder}: query_num is {queries}; in 2.0 the queries stand on a square grid.")
+        raise CheckpointError(f"{folder}: query_num is {queries}; in 2.0 the queries form a square grid.")
     return read_tower(folder, "vpm.", "siglip")
 
 
@@ -104,7 +104,7 @@ def _vision(config: Mapping[str, Any]) -> NavitConfig:
         raise CheckpointError(f"vision_config in config.json does not describe a vision tower: {error}") from error
     if vision.hidden_act not in ACTIVATIONS:
         raise CheckpointError(
-            f"vision_config in config.json asks for hidden_act {vision.hidden_act!r}; known are "
+            f"vision_config in config.json has hidden_act {vision.hidden_act!r}; supported are "
             f"{', '.join(ACTIVATIONS)}.{near(str(vision.hidden_act), ACTIVATIONS)}"
         )
     vision.num_hidden_layers -= bool(config.get("drop_vision_last_layer", True))

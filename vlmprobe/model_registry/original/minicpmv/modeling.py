@@ -49,7 +49,7 @@ class MiniCPMVModel(FusedModel):
         """Features [P, Q, H] of P slices.
 
         Args:
-            pixel_values: strips [P, 3, 14, 14 * L], or for 2.0 images [P, 3, H, W]; zeros beyond each slice.
+            pixel_values: strips [P, 3, 14, 14 * L], or for 2.0 images [P, 3, H, W]; each slice zero-padded.
             tgt_sizes: [P, 2], rows and columns of patches.
             owners: [P], the conversation of each slice.
         """
@@ -82,8 +82,8 @@ class MiniCPMVModel(FusedModel):
     def _batches(self, grids: Sequence[Grid], owners: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Which slices are padded together.
 
-        In 2.5 padding is attended to, so a slice's features depend on the longest slice of its call. A conversation
-        is one call: in a batch it keeps the numbers that it has alone.
+        In 2.5 padding is attended to, so a slice's features depend on the longest slice of its call. Each conversation
+        is one call, so that it gets the same numbers in a batch as alone.
         """
         start = 0
         for stop in range(1, len(grids) + 1):
@@ -108,5 +108,5 @@ class MiniCPMVForConditionalGeneration(FusedForConditionalGeneration):
         self.post_init()
 
     def enter_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Divided in 2.0, before the head as in the original, so that low precision rounds alike."""
+        """Divided in 2.0, before the head as in the original, so that low precision rounds the same way."""
         return hidden if self.config.head_divisor == 1 else hidden / self.config.head_divisor

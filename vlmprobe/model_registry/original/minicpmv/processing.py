@@ -1,4 +1,4 @@
-"""From a conversation to MiniCPM-V's prompt, token ids and pixels."""
+"""Convert a conversation to MiniCPM-V's prompt, token ids and pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 2.0, which has no templ
 
 @dataclass(frozen=True)
 class Slices:
-    """One image as the vision tower will see it."""
+    """One image as the vision tower receives it."""
 
     plan: SlicePlan
     pixels: tuple[torch.Tensor, ...]  # float32 [3, h, w] each: the overview, then the slices row by row
@@ -41,7 +41,7 @@ class MiniCPMVProcessor:
         tokenizer: of the checkpoint.
         rules: its image rules.
         release: its release.
-        thinking: 4.5 alone: let the model write its thoughts first (the original's ``enable_thinking``).
+        thinking: 4.5 only: thinking mode (the original's ``enable_thinking``).
     """
 
     def __init__(self, tokenizer: Any, rules: ImageRules, release: Release, *, thinking: bool = False) -> None:
@@ -72,7 +72,7 @@ class MiniCPMVProcessor:
         return torch.from_numpy(((scaled - mean) / std).transpose(2, 0, 1).copy())
 
     def stack(self, images: Sequence[Slices]) -> torch.Tensor:
-        """All slices as one tensor with zeros beyond each: strips [P, 3, patch, patch * L], or for 2.0 [P, 3, H, W]."""
+        """All slices as one zero-padded tensor: strips [P, 3, patch, patch * L], or for 2.0 [P, 3, H, W]."""
         pixels = [piece for image in images for piece in image.pixels]
         if self.release.strips:
             pixels = [self._strip(piece) for piece in pixels]
@@ -98,7 +98,7 @@ class MiniCPMVProcessor:
         return EncodedPrompt(ids, tuple(self._spans(ids, images)), text)
 
     def _placeholder(self, image: Slices, place: int) -> str:
-        """The tags of an image: the overview, then the rows of slices on lines of their own."""
+        """The tags of an image: the overview, then each row of slices on its own line."""
         holes = "<unk>" * self.rules.queries
         number = f"<image_id>{place}</image_id>" if self.rules.numbered else ""
         overview = f"{number}<image>{holes}</image>"
@@ -115,7 +115,7 @@ class MiniCPMVProcessor:
         slices = [(image, tile) for image, cut in enumerate(images) for tile in range(len(cut.pixels))]
         if len(starts) != len(slices) or len(stops) != len(slices) or np.any(stops - starts != self.rules.queries):
             raise MessageError(
-                "The text holds tags that enclose images (<image>, <slice>), which this model would take for images. "
+                "The text contains tags that enclose images (<image>, <slice>), which this model would read as images. "
                 "Remove them, and pass images as image parts."
             )
         for (image, tile), start, stop in zip(slices, starts.tolist(), stops.tolist(), strict=True):
@@ -127,11 +127,13 @@ class MiniCPMVProcessor:
         if not asked or asked[0].role != "user":
             raise MessageError("MiniCPM-V needs a user message first (after a system message, if there is one).")
         if any(IMAGE_TAG in message.text for message in messages):
-            raise MessageError(f"The text holds {IMAGE_TAG!r}, which stands for an image; pass images as image parts.")
+            raise MessageError(
+                f"The text contains {IMAGE_TAG!r}, which stands for an image; pass images as image parts."
+            )
         if not self.release.template:
             return self._render_plain(conversation, placeholders)
         chat = [{"role": message.role, "content": _joined(message)} for message in messages]
-        # An answer that is continued follows the prompt as it was begun, whatever the template does with answers.
+        # A partial answer to be continued is appended verbatim, whatever the template does with answers.
         begun = chat.pop()["content"] if conversation.continues else ""
         options = {"enable_thinking": self.thinking} if self.release.version == "4.5" else {}
         prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
@@ -157,5 +159,5 @@ class MiniCPMVProcessor:
 
 
 def _joined(message: Message) -> str:
-    """The parts of a message, one a line, as the original ``chat()`` joins them."""
+    """The parts of a message, one per line, as the original ``chat()`` joins them."""
     return "\n".join(IMAGE_TAG if isinstance(part, ImagePart) else part.text for part in message.parts)

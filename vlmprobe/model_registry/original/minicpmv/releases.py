@@ -1,4 +1,4 @@
-"""The releases of MiniCPM-V, and what sets them apart."""
+"""The releases of MiniCPM-V and their differences."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["RELEASES", "ImageRules", "Release", "release_of"]
 
 @dataclass(frozen=True)
 class Release:
-    """What the code of one release does and its config does not say."""
+    """Behaviour of one release's code that its config does not declare."""
 
     version: str
     language: str  # model type of the language model in transformers
     ends: tuple[str, ...]  # tokens at which the original chat() ends an answer
-    strips: bool = True  # slices as strips of patches; else each as an image of its own
+    strips: bool = True  # slices as strips of patches; else each as a separate image
     patch_mask: bool = True  # padding patches are masked and positions are two-dimensional
     slice_tag: str = "slice"  # how a slice is enclosed in the prompt
-    hides_first_id: bool = True  # chat() hides every token with id 0 from attention
+    hides_first_id: bool = True  # chat() masks every token with id 0 from attention
     template: bool = True  # the tokenizer has a chat template
 
 
@@ -30,7 +30,7 @@ RELEASES: Mapping[str, Release] = {
     for release in (
         Release(
             "2.0",
-            "granite",  # MiniCPM's architecture by another name: Llama with a factor on what each sublayer adds
+            "granite",  # MiniCPM's architecture under another name: Llama with a factor on each sublayer's output
             ("</s>",),
             strips=False,
             patch_mask=False,
@@ -65,7 +65,7 @@ class ImageRules:
     queries: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    numbered: bool  # images carry their number in the prompt
+    numbered: bool  # images are numbered in the prompt
 
 
 def release_of(config: Mapping[str, Any]) -> Release:

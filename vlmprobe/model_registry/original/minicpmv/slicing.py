@@ -1,7 +1,7 @@
-"""How MiniCPM-V cuts an image: one overview of it, and a grid of slices where the image is large.
+"""How MiniCPM-V cuts an image: one overview, and a grid of slices if the image is large.
 
-The decisions are those of the original ``slice_image``; that Python's ``round`` goes to the even neighbour and
-``int`` cuts off is part of them.
+The decisions are those of the original ``slice_image``, including that Python's ``round`` rounds half to even and
+``int`` truncates.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """What becomes of an image of one size."""
+    """How an image of one size is cut."""
 
     source: Size  # size of the overview
-    grid: Size | None  # (columns, rows) of slices; None where the overview is all
+    grid: Size | None  # (columns, rows) of slices; None if there is only the overview
     slice: Size | None  # size of each slice
 
 
@@ -30,7 +30,7 @@ def plan_slices(size: Size, *, max_slices: int, resolution: int, patch: int) -> 
 
     Args:
         size: (width, height).
-        max_slices: the most slices beside the overview.
+        max_slices: the most slices besides the overview.
         resolution: the side of the square whose area an overview or slice should have.
         patch: sides become multiples of this.
     """
@@ -57,14 +57,14 @@ def slice_image(image: Image.Image, plan: SlicePlan) -> list[Image.Image]:
 
 
 def _nearest_grid(log_ratio: float, wanted: int, max_slices: int) -> Size:
-    """The grid of ``wanted`` cells, one fewer or one more whose shape is nearest to the image's; the first wins."""
+    """The grid of ``wanted`` cells, one fewer or one more whose shape is closest to the image's; ties: the first."""
     counts = [count for count in (wanted - 1, wanted, wanted + 1) if 1 < count <= max_slices]
     grids = [(columns, count // columns) for count in counts for columns in range(1, count + 1) if count % columns == 0]
     return min(grids, key=lambda grid: abs(log_ratio - math.log(grid[0] / grid[1])))
 
 
 def _fit(size: tuple[float, float], resolution: int, patch: int, *, upscale: bool) -> Size:
-    """``size`` in the same shape with about ``resolution`` squared pixels, sides as multiples of ``patch``."""
+    """``size`` in the same aspect ratio with about ``resolution`` squared pixels, sides as multiples of ``patch``."""
     width, height = size
     if upscale or width * height > resolution**2:
         ratio = width / height

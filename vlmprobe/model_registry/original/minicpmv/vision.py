@@ -1,6 +1,6 @@
 """The SigLIP tower of MiniCPM-V 2.5 and later, which reads slices of any shape as strips of patches.
 
-A slice of rows x columns patches arrives as a strip [3, 14, 14 * L]: its patches side by side, row by row, then
+A slice of rows x columns patches is passed as a strip [3, 14, 14 * L]: its patches side by side, row by row, then
 zeros.
 """
 
@@ -23,7 +23,7 @@ Grid = tuple[int, int]  # (rows, columns) of patches
 def _buckets(length: int, side: int) -> torch.Tensor:
     """Which of the ``side`` stored positions each of ``length`` evenly spaced patches takes: [length] int64.
 
-    The step is rounded to float32 first, as where the originals divide by a tensor: at patches that fall on the
+    The step is rounded to float32 first, as in the originals, which divide by a tensor: for patches that fall on the
     boundary of two positions the rounding decides.
     """
     boundaries = torch.arange(1 / side, 1.0, 1 / side)
@@ -45,12 +45,12 @@ def patch_positions(grids: Sequence[Grid], longest: int, side: int) -> torch.Ten
 
 
 def patches_mask(grids: Sequence[Grid], longest: int) -> torch.Tensor:
-    """Which patches of the strips are there and no padding: [n, longest] bool."""
+    """Which patches of the strips are not padding: [n, longest] bool."""
     lengths = torch.tensor([rows * columns for rows, columns in grids])
     return torch.arange(longest) < lengths[:, None]
 
 
-@strict  # reads the annotations, so they are no strings in this module
+@strict  # reads the annotations, which therefore must not be strings in this module
 class NavitConfig(PreTrainedConfig):
     """Sizes of the tower; the defaults are those of the original configuration class."""
 
@@ -68,7 +68,7 @@ class NavitConfig(PreTrainedConfig):
 
 
 class NavitTower(nn.Module):
-    """The tower, whose position ids and patch mask are given."""
+    """The tower; position ids and patch mask are passed in."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class NavitTower(nn.Module):
         Args:
             pixel_values: [n, 3, 14, 14 * L].
             position_ids: [n, L].
-            patches: [n, L] bool, what may be attended to; None for everything.
+            patches: [n, L] bool, True for patches to attend to; None for all.
 
         Returns:
             [n, L, hidden_size], final norm applied.
@@ -119,7 +119,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every patch attends to every other that the mask [n, 1, 1, L] allows."""
+    """Full attention under the mask [n, 1, 1, L]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

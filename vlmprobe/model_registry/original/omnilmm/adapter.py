@@ -24,7 +24,7 @@ RENAMED = {r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
 
 
 class OmniLMM(Adapter):
-    """OmniLMM-12B: one image a conversation, in the first message."""
+    """OmniLMM-12B: one image per conversation, in the first message."""
 
     model_types = ("omnilmm",)
 
@@ -52,7 +52,7 @@ class OmniLMM(Adapter):
         folder = local_folder(checkpoint, revision=revision, options=options)
         translated = _translate(folder, config)
         tokenizer = original_tokenizer(folder, prefer_fast=True)
-        tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)  # as the original, where they are missing
+        tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)  # as in the original, if they are missing
         if max(tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS))) >= translated.text_config.vocab_size:
             raise CheckpointError(f"{folder}: the image tokens lie beyond the vocabulary of config.json.")
         model = load_weights(
@@ -75,7 +75,7 @@ class OmniLMM(Adapter):
         return self.backbone, "image_features"
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
-        """As in the base class; beside ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""
+        """As in the base class; besides ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""
         import torch
 
         from vlmprobe.model_registry.original.fused_inputs import sequence_inputs
@@ -91,7 +91,7 @@ class OmniLMM(Adapter):
         return Encoding(inputs, tuple(prompts))
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a whole prompt, with the begin token."""
+        """Ids of a whole prompt, with BOS."""
         return list(self.tokenizer(text)["input_ids"])
 
 
@@ -102,10 +102,10 @@ def _translate(folder: Path, config: Mapping[str, Any]) -> OmniLMMConfig:
 
     named = str(config.get("mm_vision_tower"))
     if named.split(".")[0] != TOWER:
-        raise CheckpointError(f"{folder} names the vision tower {named!r}; the original code knows {TOWER} alone.")
+        raise CheckpointError(f"{folder} names the vision tower {named!r}; the original code supports only {TOWER}.")
     queries = config.get("num_query", 64)
     if math.isqrt(queries) ** 2 != queries:
-        raise CheckpointError(f"{folder}: num_query is {queries}; the queries stand on a square grid.")
+        raise CheckpointError(f"{folder}: num_query is {queries}; the queries form a square grid.")
     return OmniLMMConfig(
         text_config=language_config("mistral", config),
         vision_config=read_tower(folder, "model.vision_tower.", "eva02"),

@@ -16,7 +16,7 @@ __all__ = ["OmniLMMConfig", "OmniLMMForConditionalGeneration", "OmniLMMModel"]
 
 
 class OmniLMMConfig(FusedConfig):
-    """Sizes of the parts."""
+    """Sizes of the components."""
 
     model_type = "omnilmm"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": PreTrainedConfig}
@@ -45,7 +45,7 @@ class OmniLMMModel(FusedModel):
         return self.resampler(encoded, (side, side))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As upstream; EVA's keys have a bias that is zero by definition and in no checkpoint."""
+        """As upstream; EVA's keys have a bias that is zero by definition and stored in no checkpoint."""
         super()._init_weights(module)
         if isinstance(bias := getattr(module, "k_bias", None), torch.Tensor):
             nn.init.zeros_(bias)

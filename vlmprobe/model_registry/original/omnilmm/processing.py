@@ -1,4 +1,4 @@
-"""From a conversation to OmniLMM's prompt, token ids and pixels."""
+"""Convert a conversation to OmniLMM's prompt, token ids and pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmprobe.inputs.messages import Conversation, ImagePart, Message
 
 __all__ = ["IMAGE_TOKENS", "OmniLMMProcessor"]
 
-IMAGE_TAG = "<image>"  # where a text has it, the image goes there
+IMAGE_TAG = "<image>"  # in a text, where the image goes
 IMAGE_TOKENS = ("<im_start>", "<im_patch>", "<im_end>")
 SYSTEM = (
     "You are an artificial intelligence assistant, which gives helpful, detailed, and polite answers "
@@ -30,8 +30,8 @@ class OmniLMMProcessor:
 
     Args:
         tokenizer: of the checkpoint, with the image tokens.
-        image_size: side of the square that every image is resized to; its shape is not kept.
-        queries: placeholders of an image.
+        image_size: side of the square that every image is resized to; its aspect ratio is not kept.
+        queries: number of placeholders of an image.
     """
 
     def __init__(self, tokenizer: Any, *, image_size: int, queries: int) -> None:
@@ -82,21 +82,21 @@ class OmniLMMProcessor:
         tokens = start + patch * self.queries + stop
         marks = message.text.count(IMAGE_TAG)
         if marks > 1:
-            raise MessageError(f"The text holds {IMAGE_TAG!r} {marks} times and there is one image: keep one.")
+            raise MessageError(f"The text contains {IMAGE_TAG!r} {marks} times and there is one image: keep one.")
         if marks:
             return message.text.replace(IMAGE_TAG, tokens)
         if isinstance(message.parts[0], ImagePart):
             return f"{tokens}\n{message.text}"
         return "".join(tokens if isinstance(part, ImagePart) else part.text for part in message.parts)
 
-    def _spans(self, ids: np.ndarray, pictured: bool) -> tuple[ImageSpan, ...]:
+    def _spans(self, ids: np.ndarray, has_image: bool) -> tuple[ImageSpan, ...]:
         holes = np.flatnonzero(ids == self.patch)
         starts, stops = np.flatnonzero(ids == self.start), np.flatnonzero(ids == self.stop)
         spans = tuple(ImageSpan(0, 0, int(start) + 1, int(start) + 1 + self.queries) for start in starts)
         due = np.concatenate([np.arange(span.start, span.stop) for span in spans] or [holes[:0]])
-        if len(spans) != pictured or not np.array_equal(holes, due) or [span.stop for span in spans] != stops.tolist():
+        if len(spans) != has_image or not np.array_equal(holes, due) or [span.stop for span in spans] != stops.tolist():
             raise MessageError(
-                f"The text holds {', '.join(IMAGE_TOKENS)}, which enclose an image for this model. Remove them, and "
+                f"The text contains {', '.join(IMAGE_TOKENS)}, which enclose an image for this model. Remove them, and "
                 "pass the image as an image part."
             )
         return spans

@@ -1,1 +1,1 @@
-"""Tiny checkpoints, one module for families that are built alike."""
+"""Tiny checkpoints, one module for each group of similar families."""

@@ -1,4 +1,4 @@
-"""DeepSeek-VL, Janus, Aria, Emu 3, Apertus 1.5 and Llama 4: other ways from pictures to tokens."""
+"""DeepSeek-VL, Janus, Aria, Emu 3, Apertus 1.5 and Llama 4: other ways of turning images into tokens."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _janus() -> Parts:
     return Parts(config, processor, (END,))
 
 
-@family("aria", notes="Pictures are scaled to 980 pixels; an image has 256 tokens.")
+@family("aria", notes="Images are scaled to 980 pixels; an image has 256 tokens.")
 def _aria() -> Parts:
     tokenizer = sentence_piece(
         specials=("<|im_start|>", "<|im_end|>", "<fim_prefix>", "<fim_suffix>", "<|img|>", "<pad>"),
@@ -211,7 +211,7 @@ def _llama4() -> Parts:
 @family(
     "emu3",
     batching=False,
-    notes="Pictures become tokens of a codebook, one id per patch. In a batch they are padded to the largest, which "
+    notes="Images become tokens of a codebook, one id per patch. In a batch they are padded to the largest, which "
     "changes the codes of the others (1.9 in a logit).",
 )
 def _emu3() -> Parts:
@@ -256,8 +256,8 @@ def _emu3() -> Parts:
 
 @family(
     "apertus1p5",
-    notes="Pictures become tokens of a codebook, each at its own size. As in the released checkpoints, the head ends "
-    "before those tokens: they have no logit.",
+    notes="Images become tokens of a codebook, each at its own size. As in the released checkpoints, the head does not "
+    "cover those tokens: they have no logit.",
 )
 def _apertus1p5() -> Parts:
     named = {

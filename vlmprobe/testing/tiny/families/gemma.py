@@ -1,4 +1,4 @@
-"""Gemma 3, 3n and 4, and PaliGemma: scaled embeddings, windows, soft-capped logits."""
+"""Gemma 3, 3n and 4, and PaliGemma: scaled embeddings, sliding windows, soft-capped logits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vlmprobe.testing.tiny.vision_configs import MEAN_STD, square, tower
 
 __all__: list[str] = []
 
-# Gemma multiplies its embeddings, which are its head too, by the root of the width: a token would mostly say
-# itself again. Smaller embeddings behind a larger final norm leave the say to the layers.
+# Gemma multiplies its embeddings, tied to its head, by the square root of the width: the model would mostly repeat its
+# input token. With smaller embeddings and larger norms the layers dominate.
 QUIET: dict[str, Any] = {
     "scales": {"embed_tokens.weight": 0.5},
     "shifts": {"language_model.norm.weight": 1.0, "post_attention_layernorm": 0.5, "post_feedforward_layernorm": 0.5},
@@ -213,7 +213,7 @@ def _gemma4_unified() -> Parts:
     "paligemma",
     text_only=False,
     notes="The processor refuses text only, and adds <bos> after the images and a newline at the end. The prompt "
-    "attends in both directions: token_type_ids of further tokens must be 1, or the prompt sees them (7.4 in a logit).",
+    "attends bidirectionally: token_type_ids of further tokens must be 1, or it attends to them (7.4 in a logit).",
 )
 def _paligemma() -> Parts:
     tokenizer = gemma_tokenizer(image_token="<image>")

@@ -1,4 +1,4 @@
-"""The GLM-V models: one tower, dense or mixture decoders, an OCR model."""
+"""The GLM-V models: one vision tower, dense or mixture-of-experts decoders, an OCR model."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _glm_ocr() -> Parts:
 
 @family(
     "glm5_next",
-    notes="Its sparse attention may choose among all positions here. With a choice of 16, decoding on a cache differs "
+    notes="Its sparse attention selects up to 512 positions here, that is, all. With 16, decoding on a cache differs "
     "from the full forward (8.0 in a logit).",
 )
 def _glm5_next() -> Parts:

@@ -113,7 +113,7 @@ def _cosmos3_omni() -> Parts:
 @family(
     "cosmos3_edge",
     processor_kwargs={"return_mm_token_type_ids": True},
-    notes="The model needs mm_token_type_ids, which its processor returns only when asked.",
+    notes="The model needs mm_token_type_ids, which its processor returns only on request.",
 )
 def _cosmos3_edge() -> Parts:
     tokenizer = qwen_tokenizer(cls="PreTrainedTokenizerFast")

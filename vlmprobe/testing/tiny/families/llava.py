@@ -1,4 +1,4 @@
-"""LLaVA and the families that grew from it: a CLIP or SigLIP tower, a projector, a decoder."""
+"""LLaVA and the families derived from it: a CLIP or SigLIP tower, a projector, a decoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlmprobe.testing.tiny.vision_configs import square, tower
 
 __all__: list[str] = []
 
-GRID = [[32, 64], [64, 32], [64, 64]]  # the sizes that pictures are cut into squares of 32 pixels at
+GRID = [[32, 64], [64, 32], [64, 64]]  # the sizes at which images are cut into squares of 32 pixels
 
 
 @family("internvl")
@@ -79,7 +79,7 @@ def _llava_next() -> Parts:
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        # The space at the end is the trap: it may belong to the first token of the answer.
+        # The space at the end is the trap: it may merge with the first token of the answer.
         chat_template=vicuna_template(generation="ASSISTANT: "),
     )
     config = hf.LlavaNextConfig(

@@ -1,4 +1,4 @@
-"""Readers of documents, and relatives by their processors: ERNIE 4.5 VL, PaddleOCR-VL, HunYuan VL, Hy 4."""
+"""Document readers, and families with similar processors: ERNIE 4.5 VL, PaddleOCR-VL, HunYuan VL, Hy 4."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _ernie_tokenizer() -> Any:
 
 
 def _ernie_template(image: str) -> str:
-    # The generation prompt ends in a space, which may belong to the first token of the answer.
+    # The generation prompt ends in a space, which may merge with the first token of the answer.
     roles = {
         "system": ("", "\n"),
         "user": ("User: ", "\n"),
@@ -70,7 +70,7 @@ def _ernie4_5_vl_moe() -> Parts:
         image="Ernie4_5_VLMoe",
         video="Ernie4_5_VLMoe",
         frames=1,
-        temporal_patch_size=2,  # videos know no other
+        temporal_patch_size=2,  # the video processor supports no other
         draw_on_frames=False,  # drawing needs a font file in the folder
     )
     return Parts(config, processor, ("</s>", "<|end_of_sentence|>"))
@@ -164,7 +164,7 @@ def _hunyuan_vl() -> Parts:
     return Parts(config, processor, ("<｜hy_Assistant｜>", "<｜hy_end▁of▁sentence｜>"))
 
 
-@family("hy_v4_vl", notes="Its sparse attention chooses 16 positions, fewer than most prompts with a picture have.")
+@family("hy_v4_vl", notes="Its sparse attention selects 16 positions, fewer than most prompts with an image have.")
 def _hy_v4_vl() -> Parts:
     begin, end, pad = "<｜hy_begin▁of▁sentence｜>", "<｜hy_end▁of▁sentence｜>", "<｜hy_▁pad▁｜>"
     marks = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
@@ -200,8 +200,8 @@ def _hy_v4_vl() -> Parts:
             rope_parameters=mrope(2, 1, 1),
             index_topk=16,
             index_head_dim=16,
-            # Positions whose score is zero in every head tie, and a tie may go another way on a cache. With 32 heads,
-            # the configuration's default, the suite meets none; with 8 it met one, which moved a logit by 0.85.
+            # Positions whose score is zero in every head tie, and a tie may be broken differently on a cache. With 32
+            # heads, the configuration's default, the suite meets none; with 8 it met one, which moved a logit by 0.85.
             index_n_heads=32,
             indexer_types=["full", "full", "shared"],
             hc_mult=2,

@@ -1,4 +1,4 @@
-"""Families of their own kind: Molmo 2, Muse, MiniMax M3, Step 3.7, Perception LM, FastVLM, Video-LLaVA, MiniCPM-OCR."""
+"""Families unlike the others: Molmo 2, Muse, MiniMax M3, Step 3.7, Perception LM, FastVLM, Video-LLaVA, MiniCPM-OCR."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _video_llava() -> Parts:
     "perception_lm",
     packages=("timm",),
     batching=False,
-    notes="Its processor cannot stack pictures that were cut into different numbers of tiles.",
+    notes="Its processor cannot stack images that were split into different numbers of tiles.",
 )
 def _perception_lm() -> Parts:
     tokenizer = llama3_tokenizer(image_token="<|image|>", video_token="<|video|>")
@@ -124,7 +124,7 @@ def _minicpm_ocr() -> Parts:
     return minicpm_v("Ocr", "MiniCPMOcr")
 
 
-@family("molmo2", notes="The tokenizer is longer than the head: an image's marks have no logit.")
+@family("molmo2", notes="The tokenizer has more entries than the head: an image's markers have no logit.")
 def _molmo2() -> Parts:
     marks = (
         "<im_start>",
@@ -273,7 +273,7 @@ def _muse_spark() -> Parts:
     return Parts(config, processor, ("<|eot_id|>", "<|end_of_text|>"))
 
 
-@family("minimax_m3_vl", since="5.23.0", before="a picture changes the features of the one beside it")
+@family("minimax_m3_vl", since="5.23.0", before="an image changes the features of the one next to it")
 def _minimax_m3_vl() -> Parts:
     marks = ("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")
     tokenizer = byte_level(

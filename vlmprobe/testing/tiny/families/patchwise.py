@@ -1,4 +1,4 @@
-"""Families that cut a picture of any shape into rows, strips or slices: Idefics 3, SmolVLM, Mistral 3, MiniCPM-V."""
+"""Families that cut an image of any shape into rows, strips or slices: Idefics 3, SmolVLM, Mistral 3, MiniCPM-V."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _mistral3() -> Parts:
 
 
 def minicpm_v(version: str, family_name: str = "MiniCPMV4_6") -> Parts:
-    """The parts of a MiniCPM-V 4.6 and its successors.
+    """The parts of MiniCPM-V 4.6 and its successors.
 
     Args:
         version: what follows ``MiniCPM`` in the names of processor and configuration.

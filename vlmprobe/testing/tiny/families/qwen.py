@@ -1,4 +1,4 @@
-"""Qwen-VL and the families with its grids of patches and rotary positions over time, height and width."""
+"""Qwen-VL and the families with its grids of patches and M-RoPE (time, height and width)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _cohere_compass() -> Parts:
             logit_scale=0.6,
             sliding_window=16,
             layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-            # As in Command A, layers without a window have no rotary positions either.
+            # As in Command A, layers without a sliding window have no rotary positions either.
             rope_parameters={
                 "sliding_attention": mrope(4, 2, 2, mrope_interleaved=True),
                 "full_attention": None,

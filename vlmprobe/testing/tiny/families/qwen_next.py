@@ -1,4 +1,4 @@
-"""The later Qwen models: mixtures of experts, linear attention, speech beside sight."""
+"""The later Qwen models: mixtures of experts, linear attention, audio besides images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _qwen3_5() -> Parts:
 def _qwen3_5_moe() -> Parts:
     tokenizer = qwen_tokenizer(cls="Qwen3_5Tokenizer")
     text = decoder(tokenizer, shared_expert_intermediate_size=32, **deltanet(), **experts())
-    del text["intermediate_size"]  # every layer is a mixture
+    del text["intermediate_size"]  # every layer is a mixture of experts
     config = hf.Qwen3_5MoeConfig(vision_config=vision3(layers=2), text_config=text, **qwen_ids(tokenizer))
     processor = grid_processor("Qwen3VLProcessor", tokenizer, chatml_template(IMAGE), patch=16, video="Qwen3VL")
     return Parts(config, processor, END)

@@ -1,4 +1,4 @@
-"""Readers whose pictures pass through a SAM tower (DeepSeek-OCR 2, Unlimited-OCR), and the Inkling models."""
+"""Document readers with a SAM tower (DeepSeek-OCR 2, Unlimited-OCR), and the Inkling models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 
 
 def _reader(kind: str, size: int, tile: int) -> tuple[Any, Any]:
-    """Tokenizer and processor: pictures of ``size`` pixels, tiles of ``tile``, patches of two, merged four by four."""
+    """Tokenizer and processor: images of ``size`` pixels, tiles of ``tile``, patches of two, merged four by four."""
     tokenizer = byte_level(
         specials=(BEGIN, END, "<｜▁pad▁｜>", "<image>"),
         bos=BEGIN,
@@ -68,7 +68,7 @@ def _experts(tokenizer: Any, **more: Any) -> dict[str, Any]:
 @family(
     "deepseek_ocr2",
     since="5.23.0",
-    before="it refuses a conversation without a picture",
+    before="it refuses a conversation without an image",
     notes="An image has 257 tokens and more.",
 )
 def _deepseek_ocr2() -> Parts:
@@ -197,7 +197,7 @@ def _inkling2() -> Parts:
 
 @family(
     "inkling2_loop",
-    notes="Layers 1 and 2 of 4 run three times, and each pass after the first takes messages from the one before.",
+    notes="Layers 1 and 2 of 4 run three times, and each pass after the first takes messages from the previous one.",
 )
 def _inkling2_loop() -> Parts:
     return _second_inkling(

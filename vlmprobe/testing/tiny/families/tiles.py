@@ -1,4 +1,4 @@
-"""Families of tiles or variable pictures: Ovis 2, Granite Docling, GOT-OCR 2, Qianfan-OCR, Idefics 2, LightOnOCR."""
+"""Families of tiles or variable image sizes: Ovis 2, Granite Docling, GOT-OCR 2, Qianfan-OCR, Idefics 2, LightOnOCR."""
 
 from __future__ import annotations
 
@@ -227,7 +227,11 @@ def _lighton_ocr() -> Parts:
     return Parts(config, processor, END)
 
 
-@family("mistral_large4", positions=True, notes="Its queries are scaled by their position: 3.9 without position_ids.")
+@family(
+    "mistral_large4",
+    positions=True,
+    notes="Its queries are scaled by their position: without position_ids a logit differs by 3.9.",
+)
 def _mistral_large4() -> Parts:
     tokenizer = mistral_tokenizer()
     processor = hf.PixtralProcessor(
