@@ -8,6 +8,11 @@ from common import ROOT
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LONG = {  # what make test-all runs
+    "06_calibration_and_gating": "attacks and answers hundreds of scenes, of which each map and bound needs enough",
+    "08_add_a_model": "runs the conformance suite three times, as test_the_page_from_top_to_bottom does",
+}
+RUN = [pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LONG)) for path in NOTEBOOKS]
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -32,8 +37,8 @@ def shown(notebook):
 FAR_TOO_LONG = {"timeout": 1800, "startup_timeout": 600}
 
 
-# 08 installs the adapter that it writes and runs the conformance suite on it twice: half a minute on an idle machine.
-@notebooks
+# 04 scores the words of sixty scenes anew without their object, the others start a kernel that imports torch: 20 s each.
+@pytest.mark.parametrize("path", RUN)
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": path.parent}}

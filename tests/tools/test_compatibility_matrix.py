@@ -25,7 +25,6 @@ REPRESENTATIVE = (  # every adapter of the registry, and every way in which pict
     "hunyuan_vl",
     "hy_v4_vl",
     "inkling2",
-    "inkling2_loop",
     "internvl",
     "lfm2_vl",
     "llama4",

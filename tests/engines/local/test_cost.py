@@ -344,7 +344,7 @@ def test_an_engine_without_memory_has_no_sessions(probe_of):
     class Served:
         pass
 
-    with pytest.raises(CapabilityError, match="remember"):
+    with pytest.raises(CapabilityError, match="image features cached"):
         vlmprobe.Probe(Served(), {}).session(picture())
 
 
