@@ -10,7 +10,7 @@ from counting import counting
 from reference import chat, encode, extended, forward
 from transformers import LogitsProcessor, SuppressTokensLogitsProcessor
 
-from vlmprobe.analysis import pictures
+from vlmprobe.analysis import image_variants
 from vlmprobe.analysis.decoding import ImageContrast
 from vlmprobe.engines.base import Options
 from vlmprobe.errors import CapabilityError, GenerationOptionError
@@ -34,7 +34,7 @@ def contrasted(own, ids: list[int], alpha: float, beta: float, real, other) -> t
 @pytest.mark.parametrize("name", FEW)
 def test_contrastive_decoding_is_the_papers(probe_of, own, name):
     probe, model, image = probe_of(name), own(name), picture()
-    other = pictures.diffused(image, 700, seed=3)
+    other = image_variants.diffused(image, 700, seed=3)
     strategy = ImageContrast(probe, QUESTION, image, alpha=1.5, beta=0.2, step=700, seed=3)
     result = probe.generate(QUESTION, image, logits_processor=[strategy], keep="logits", **OPTIONS)
     ids: list[int] = []

@@ -10,7 +10,7 @@ from counting import counting
 from PIL import Image
 from reference import chat, columns, encode, extended, forward
 
-from vlmprobe.analysis import pictures
+from vlmprobe.analysis import image_variants
 from vlmprobe.analysis.image_contrast import Contrast, contrast
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.results.table import TokenTable, empty_numbers
@@ -33,8 +33,9 @@ def test_gain_and_entropy_drop_are_those_of_two_forwards(probe_of, own, name):
     found = contrast(probe, QUESTION, image, against=["blank", "blur", "none"], **OPTIONS)
     ids = found.answer.ids.tolist()
     real = own_columns(model, ids, image)
-    blurred = pictures.blur(image)
-    others = [own_columns(model, ids, pictures.blank(image)), own_columns(model, ids, blurred), own_columns(model, ids)]
+    blurred = image_variants.blur(image)
+    blank = image_variants.blank(image)
+    others = [own_columns(model, ids, blank), own_columns(model, ids, blurred), own_columns(model, ids)]
     for place, other in enumerate(others):
         np.testing.assert_allclose(found.gain[place], real["logprobs"] - other["logprobs"], atol=1e-4)
         np.testing.assert_allclose(found.entropy_drop[place], other["entropy"] - real["entropy"], atol=1e-4)
@@ -110,7 +111,7 @@ def test_one_of_several_pictures(probe_of, own):
     found = contrast(probe, QUESTION, [first, second], which=1, **OPTIONS)
     ids = found.answer.ids.tolist()
     real = own_columns(own("qwen2_vl"), ids, first, second)
-    other = own_columns(own("qwen2_vl"), ids, first, pictures.blank(second))
+    other = own_columns(own("qwen2_vl"), ids, first, image_variants.blank(second))
     np.testing.assert_allclose(found.gain[0], real["logprobs"] - other["logprobs"], atol=1e-4)
     with pytest.raises(CapabilityError, match="no image 2"):
         contrast(probe, QUESTION, [first, second], which=2)
@@ -193,27 +194,27 @@ def test_a_model_that_needs_a_picture_refuses_none(probe_of):
 
 def test_variants_of_a_picture():
     image = picture(1, 60, 40)
-    assert all(make(image).size == image.size for make in pictures.VARIANTS.values())
-    blank = np.array(pictures.blank(image))
+    assert all(make(image).size == image.size for make in image_variants.VARIANTS.values())
+    blank = np.array(image_variants.blank(image))
     assert (blank == blank[0, 0]).all()
     np.testing.assert_allclose(blank[0, 0], np.array(image).reshape(-1, 3).mean(axis=0), atol=0.5)
-    assert (np.array(pictures.blank(image, (1, 2, 3)))[5, 5] == (1, 2, 3)).all()
-    assert np.array(pictures.blur(image)).std() < np.array(image).std()
-    assert pictures.variant(image, "none") is None
-    box = pictures.covered(image, (10, 5, 30, 20), (9, 9, 9))
+    assert (np.array(image_variants.blank(image, (1, 2, 3)))[5, 5] == (1, 2, 3)).all()
+    assert np.array(image_variants.blur(image)).std() < np.array(image).std()
+    assert image_variants.variant(image, "none") is None
+    box = image_variants.covered(image, (10, 5, 30, 20), (9, 9, 9))
     changed = (np.array(box) != np.array(image)).any(axis=-1)
     inside = np.zeros((40, 60), bool)
     inside[5:20, 10:30] = True
     assert not (changed & ~inside).any()
     assert (np.array(box)[inside] == 9).all()
-    found = list(pictures.cells((60, 40), (3, 7)))
+    found = list(image_variants.cells((60, 40), (3, 7)))
     covered = np.zeros((40, 60), int)
     for _, _, (left, upper, right, lower) in found:
         covered[upper:lower, left:right] += 1
     assert len(found) == 21
     assert (covered == 1).all(), "the cells tile the picture"
     with pytest.raises(MessageError, match="does not lie"):
-        pictures.covered(image, (0, 0, 61, 10))
+        image_variants.covered(image, (0, 0, 61, 10))
 
 
 def test_diffusion_noise_follows_the_schedule_of_the_paper():
@@ -223,12 +224,12 @@ def test_diffusion_noise_follows_the_schedule_of_the_paper():
     for beta in betas[:501]:
         mean, variance = mean * float(torch.sqrt(1 - beta)), variance * float(1 - beta) + float(beta)
     grey = Image.new("RGB", (400, 300), (148, 148, 148))
-    noisy = np.array(pictures.diffused(grey, 500), dtype=np.float64) / 127.5 - 1
+    noisy = np.array(image_variants.diffused(grey, 500), dtype=np.float64) / 127.5 - 1
     level = 148 / 127.5 - 1
     low, middle, high = np.quantile(noisy, [0.158655, 0.5, 0.841345])  # of what a picture can show: within -1 .. 1
     assert middle == pytest.approx(mean * level, abs=0.01)
     assert (middle - low, high - middle) == pytest.approx((np.sqrt(variance),) * 2, abs=0.01)
-    assert (np.array(pictures.diffused(grey, 500)) == np.array(pictures.diffused(grey, 500))).all()
+    assert (np.array(image_variants.diffused(grey, 500)) == np.array(image_variants.diffused(grey, 500))).all()
 
 
 @pytest.mark.parametrize("style", ["default", "dark_background", "grayscale"])

@@ -323,18 +323,18 @@ def test_models_lists_every_adapter(run):
 
 
 def test_demo_asks_about_every_picture_and_writes_a_report(run, tmp_path):
-    from vlmprobe.demo import pictures
+    from vlmprobe.demo import sample_images
 
     out = tmp_path / "made" / "demo.html"
     shown = run("demo", "--out", out).stdout
-    assert pictures()
-    for path in pictures():
+    assert sample_images()
+    for path in sample_images():
         assert path.name in shown
-    assert shown.count("Are the two digits the same?") == len(pictures())
+    assert shown.count("Are the two digits the same?") == len(sample_images())
     assert " on the left" in shown
     assert str(out) in shown
     page = out.read_text(encoding="utf-8")
-    assert page.count("<article") == 4 * len(pictures())
+    assert page.count("<article") == 4 * len(sample_images())
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 

@@ -183,15 +183,16 @@ def test_checkpoint_is_small_safe_and_described():
 
 
 def test_importing_the_package_loads_neither_torch_nor_scikit_learn():
-    code = "import sys, vlmprobe.demo as d; d.checkpoint(); d.pictures(); print({'torch', 'sklearn'} & {*sys.modules})"
+    calls = "d.checkpoint(), d.sample_images()"
+    code = f"import sys, vlmprobe.demo as d; {calls}; print({{'torch', 'sklearn'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_bundled_pictures_are_the_scenes_they_are_named_after():
     made = bundled()
-    assert sorted(made) == [path.name for path in demo.pictures()]
-    for path in demo.pictures():
+    assert sorted(made) == [path.name for path in demo.sample_images()]
+    for path in demo.sample_images():
         shown, drawn = np.asarray(Image.open(path)).astype(int), np.asarray(made[path.name].picture).astype(int)
         assert shown.shape == drawn.shape
         assert abs(shown - drawn).max() <= 3
@@ -199,7 +200,7 @@ def test_bundled_pictures_are_the_scenes_they_are_named_after():
 
 def test_bundled_pictures_are_described_right_and_the_unsure_one_is_unsure(loaded):
     sure = {}
-    for path in demo.pictures():
+    for path in demo.sample_images():
         text, probabilities = ask(*loaded, "Describe the picture.", Image.open(path))
         sure[path.name] = float(probabilities.max(-1).values.prod())
         if not path.name.startswith("unsure"):

@@ -37,7 +37,7 @@ def shown(notebook):
 FAR_TOO_LONG = {"timeout": 1800, "startup_timeout": 600}
 
 
-# 04 scores the words of sixty scenes anew without their object, the others start a kernel that imports torch: 20 s each.
+# 04 scores the words of sixty scenes anew without their object; each starts a kernel that imports torch: 20 s and more.
 @pytest.mark.parametrize("path", RUN)
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from common import DOCS
 
-from vlmprobe.demo import pictures
+from vlmprobe.demo import sample_images
 
 PAGES = ("candidates", "rank", "heads", "decoding")
 
@@ -18,7 +18,7 @@ PAGES = ("candidates", "rank", "heads", "decoding")
 def test_python_of_the_page_runs_in_order_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    shutil.copy(pictures()[0], tmp_path / "scene.png")
+    shutil.copy(sample_images()[0], tmp_path / "scene.png")
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "use" / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     script = tmp_path / f"{page}.py"

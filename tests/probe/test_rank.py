@@ -238,7 +238,7 @@ def test_the_ranking_as_a_table_and_as_a_picture(probe_of):
     assert frame["index"].tolist() == ranking.order.tolist()
     assert frame.score.is_monotonic_decreasing
     assert len(ranking) == 3
-    assert max(next(each for each in ranking if each.picture is not None).picture.size) <= 256
+    assert max(next(each for each in ranking if each.image is not None).image.size) <= 256
     ax = ranking.plot()
     ax.figure.canvas.draw()
     widths = [patch.get_width() for patch in ax.patches]

@@ -15,7 +15,7 @@ from PIL import Image
 
 import vlmprobe
 from vlmprobe.analysis import calibration, contrast, lens, plots
-from vlmprobe.analysis.pictures import covered
+from vlmprobe.analysis.image_variants import covered
 from vlmprobe.demo.bundle import bundled
 from vlmprobe.demo.drawing import BACKGROUND
 from vlmprobe.demo.handwriting import DIGITS

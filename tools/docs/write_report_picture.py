@@ -13,7 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 import vlmprobe
-from vlmprobe.demo import pictures
+from vlmprobe.demo import sample_images
 
 WIDTH, HEIGHT, SCALE = 900, 640, 2
 CUT = {"x": 0, "y": 30, "width": WIDTH, "height": 455, "scale": 1}  # crop of the page, CSS pixels
@@ -45,7 +45,7 @@ def main() -> None:
 
 def unsure() -> Path:
     """The bundled image with a digit that is hard to read."""
-    return next(path for path in pictures() if path.stem.startswith("unsure"))
+    return next(path for path in sample_images() if path.stem.startswith("unsure"))
 
 
 if __name__ == "__main__":

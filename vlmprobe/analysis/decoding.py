@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from vlmprobe.analysis.pictures import diffused, exchanged, variant
+from vlmprobe.analysis.image_variants import diffused, exchanged, variant
 from vlmprobe.engines.base import GivesPromptIds, ReadsSecondPrompt, require
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.inputs.messages import Conversation, Prompt
@@ -61,7 +61,7 @@ class ImageContrast(LogitsProcessor):
             probe: that will generate.
             question, image: the same as in the call of ``generate``.
             against: what replaces the images: ``"diffused"`` (the paper's noise), another variant of
-                :mod:`vlmprobe.analysis.pictures`, ``"none"``, or an image.
+                :mod:`vlmprobe.analysis.image_variants`, ``"none"``, or an image.
             alpha: weight of the contrast; 0 leaves only the cut-off by ``beta``.
             beta: tokens below this share of the likeliest token's probability are ruled out; above 0, at most 1.
             step: of the diffusion, 0 to 999.

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from vlmprobe.analysis.pictures import Cover, cells, covered, exchanged, variant
+from vlmprobe.analysis.image_variants import Cover, cells, covered, exchanged, variant
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
-from vlmprobe.errors import CapabilityError, MessageError, ResultError
+from vlmprobe.errors import CapabilityError, MessageError, ResultError, renamed
 from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.frame import data_frame
@@ -45,9 +45,21 @@ class Contrast:
     names: list[str]  # [V], of the variants
     tables: list[TokenTable]  # [V] of T rows
     regions: np.ndarray | None = None  # float64 [rows, columns, T], what each token loses by masking each cell
-    picture: Image | None = None  # the real image, downscaled for display
-    pictures: list[Image | None] = field(default_factory=list)  # [V], likewise; None where there was none
+    image: Image | None = None  # the real one, downscaled for display
+    variants: list[Image | None] = field(default_factory=list)  # [V], likewise; None where there was none
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def picture(self) -> Image | None:
+        """The former name of ``image``."""
+        renamed("Contrast.picture", "Contrast.image")
+        return self.image
+
+    @property
+    def pictures(self) -> list[Image | None]:
+        """The former name of ``variants``."""
+        renamed("Contrast.pictures", "Contrast.variants")
+        return self.variants
 
     @cached_property
     def gain(self) -> np.ndarray:
@@ -127,7 +139,7 @@ class Contrast:
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_regions
 
-        if self.regions is None or self.picture is None:
+        if self.regions is None or self.image is None:
             raise ResultError("This contrast has no regions: call contrast(..., regions=(rows, columns)).")
         count = len(self.answer)
         if isinstance(row, (int, np.integer)):
@@ -136,7 +148,7 @@ class Contrast:
             row = slice(int(row) % count, int(row) % count + 1)
         rows = np.arange(count)[row or slice(None)]
         title = "".join(self.answer.tokens[place] for place in rows)
-        return draw_regions(np.nansum(self.regions[:, :, rows], axis=-1), self.picture, title, ax, limit=limit)
+        return draw_regions(np.nansum(self.regions[:, :, rows], axis=-1), self.image, title, ax, limit=limit)
 
     @property
     def _others(self) -> np.ndarray:
@@ -195,9 +207,9 @@ def contrast(
     if grid is not None:
         if len(places) > 1:
             raise CapabilityError(f"regions are of one image, and there are {len(places)}: pass which=0, 1, ...")
-        picture = conversation.images[places[0]]
-        boxes = [(row, column, covered(picture, box, cover)) for row, column, box in cells(picture.size, grid)]
-    asked = [exchanged(conversation, pictures) for pictures in changed.values()]
+        image = conversation.images[places[0]]
+        boxes = [(row, column, covered(image, box, cover)) for row, column, box in cells(image.size, grid)]
+    asked = [exchanged(conversation, images) for images in changed.values()]
     asked += [exchanged(conversation, {places[0]: each}) for _, _, each in boxes]
     options = Options(alternatives=alternatives, generation=ONE_STEP)
     probe.engine.check(asked, options)
@@ -209,14 +221,14 @@ def contrast(
         worth = np.full((*grid, len(table)), np.nan)
         for (row, column, _), each in zip(boxes, tables[len(changed) :], strict=True):
             worth[row, column] = table.logprobs.astype(np.float64) - each.logprobs
-    shown = [pictures[places[0]] for pictures in changed.values()]
+    shown = [images[places[0]] for images in changed.values()]
     return Contrast(
         answer=table,
         names=list(changed),
         tables=tables[: len(changed)],
         regions=worth,
-        picture=thumbnail(conversation.images[places[0]], THUMBNAIL),
-        pictures=[None if each is None else thumbnail(each, THUMBNAIL) for each in shown],
+        image=thumbnail(conversation.images[places[0]], THUMBNAIL),
+        variants=[None if each is None else thumbnail(each, THUMBNAIL) for each in shown],
         meta={**probe.meta, "question": conversation.question, **meta},
     )
 

@@ -41,11 +41,11 @@ def demo(
     one that it was least sure of; the HTML report shows every token of every answer.
     """
     with guarded(debug):
-        from vlmprobe.demo import pictures
+        from vlmprobe.demo import sample_images
         from vlmprobe.display import page
         from vlmprobe.errors import CheckpointError
 
-        files = pictures()
+        files = sample_images()
         if not files:
             raise CheckpointError("The installation lacks the bundled images: reinstall vlmprobe.")
         opened = open_probe("demo")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmprobe.errors import CheckpointError
+from vlmprobe.errors import CheckpointError, renamed
 
-__all__ = ["checkpoint", "pictures"]
+__all__ = ["checkpoint", "sample_images"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -30,6 +30,12 @@ def checkpoint() -> Path:
     return folder
 
 
-def pictures() -> list[Path]:
+def sample_images() -> list[Path]:
     """The bundled images, PNG files named after what they show; the ``unsure_`` one holds a digit hard to read."""
     return sorted((_HERE / "pictures").glob("*.png"))
+
+
+def pictures() -> list[Path]:
+    """The former name of :func:`sample_images`."""
+    renamed("vlmprobe.demo.pictures", "vlmprobe.demo.sample_images")
+    return sample_images()

@@ -365,9 +365,9 @@ class Probe:
 
 @dataclass(frozen=True, repr=False)
 class Session(Probe):
-    """A :class:`Probe` that adds ``pictures`` to questions without images of their own."""
+    """A :class:`Probe` that adds ``images`` to questions without images of their own."""
 
-    pictures: tuple[Image, ...] = ()
+    images: tuple[Image, ...] = ()
 
     def forget(self) -> None:
         """Drop all cached features; the session stays usable."""
@@ -382,6 +382,6 @@ class Session(Probe):
         self.forget()
 
     def _conversation(self, question: Prompt, image: Any) -> Conversation:
-        if image is None and self.pictures and not shows_images(question):
-            image = list(self.pictures)
+        if image is None and self.images and not shows_images(question):
+            image = list(self.images)
         return super()._conversation(question, image)

@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import ONE_STEP, Engine, HasAdapter, Options, Ranks, TokenisesAnswers
-from vlmprobe.errors import CapabilityError, MessageError
+from vlmprobe.errors import CapabilityError, MessageError, renamed
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
@@ -47,7 +47,13 @@ class Ranked:
     score: float  # 0 to 1
     margin: float  # logit of yes minus logit of no, nats
     text: str  # of the document; empty for an image alone
-    picture: Image | None  # its first image, downscaled for display
+    image: Image | None  # its first, downscaled for display
+
+    @property
+    def picture(self) -> Image | None:
+        """The former name of ``image``."""
+        renamed("Ranked.picture", "Ranked.image")
+        return self.image
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +63,14 @@ class Ranking:
     query: str  # its text
     margins: np.ndarray  # float64 [D], nats: logit of yes minus logit of no, in input order
     texts: list[str]  # [D]
-    pictures: list[Image | None]  # [D] first image of each document, downscaled for display
+    images: list[Image | None]  # [D] first image of each document, downscaled for display
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> list[Image | None]:
+        """The former name of ``images``."""
+        renamed("Ranking.pictures", "Ranking.images")
+        return self.images
 
     @property
     def scores(self) -> np.ndarray:
@@ -77,7 +89,7 @@ class Ranking:
         scores = self.scores
         for place in self.order.tolist():
             margin = float(self.margins[place])
-            yield Ranked(place, float(scores[place]), margin, self.texts[place], self.pictures[place])
+            yield Ranked(place, float(scores[place]), margin, self.texts[place], self.images[place])
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per document, the most relevant first."""
@@ -89,7 +101,7 @@ class Ranking:
         from vlmprobe.display.plots.ranking import draw_ranking
 
         order = self.order.tolist()
-        texts, images = [self.texts[place] for place in order], [self.pictures[place] for place in order]
+        texts, images = [self.texts[place] for place in order], [self.images[place] for place in order]
         return draw_ranking(self.query, self.scores[order], texts, images, ax, most=most)
 
     def __repr__(self) -> str:
@@ -131,7 +143,7 @@ def rank(
         query=_text(asked),
         margins=margins,
         texts=[_text(each) for each in listed],
-        pictures=[_first_image(each) for each in listed],
+        images=[_first_image(each) for each in listed],
         meta={**meta, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
     )
 

@@ -183,7 +183,10 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> FusedOutput:
-        """Logits [N, kept, V]; arguments as in :meth:`FusedModel.forward`, the rest as in transformers."""
+        """Logits [N, kept, V]; arguments as in :meth:`FusedModel.forward`, the rest as in transformers.
+
+        They are named one by one, since ``generate`` rejects inputs that this signature does not name.
+        """
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,

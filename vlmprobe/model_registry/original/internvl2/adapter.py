@@ -8,13 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.adapter import Adapter, Capabilities, Continuation, EncodedPrompt, Encoding
+from vlmprobe.adapter import Capabilities, Continuation, EncodedPrompt, Encoding
+from vlmprobe.model_registry.original.adapter import OriginalAdapter, Parts
 from vlmprobe.model_registry.original.internvl2.prompt import IMAGE_CONTEXT
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["InternVL2"]
@@ -22,65 +20,42 @@ __all__ = ["InternVL2"]
 RUN_OF_CONTEXTS = re.compile(f"(?:{re.escape(IMAGE_CONTEXT)})+")
 
 
-class InternVL2(Adapter):
+class InternVL2(OriginalAdapter):
     """InternVL2 1B to 76B and InternVL2.5 1B to 78B: Qwen2, InternLM2, Phi-3 and Llama language models."""
 
     model_types = ("internvl_chat",)
 
     capabilities = Capabilities(mixed_images=True)
 
-    @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        *,
-        config: Mapping[str, Any],
-        dtype: torch.dtype | str = "auto",
-        device_map: Any = "cpu",
-        revision: str | None = None,
-        **options: Any,
-    ) -> InternVL2:
-        """Load an original checkpoint; see :meth:`vlmprobe.adapter.Adapter.load`.
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        if model.config.text_config.rope_parameters["rope_type"] == "longrope":
+            # Phi-3 applies the rope factors of the longest row to the whole batch, which changes short rows
+            self.capabilities = replace(self.capabilities, batching=False)
 
-        Raises:
-            CheckpointError: a file or weight is missing or does not fit, or a field has an unknown value.
-        """
-        from vlmprobe.model_registry.original.checkpoint import load_weights, local_folder
+    @classmethod
+    def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
+        """As in the base class."""
         from vlmprobe.model_registry.original.internvl2.configuration import tile_size, translate
         from vlmprobe.model_registry.original.internvl2.modeling import InternVL2ForConditionalGeneration
         from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
         from vlmprobe.model_registry.original.internvl2.weights import CONVERSIONS
         from vlmprobe.model_registry.original.tokenizer import original_tokenizer, token_id
 
-        folder = local_folder(checkpoint, revision=revision, options=options)
         tokenizer = original_tokenizer(folder)
         translated = translate(config, image_token_id=token_id(tokenizer, IMAGE_CONTEXT))
         processor = InternVL2Processor.build(
             config, tokenizer, size=tile_size(config), positions=translated.image_seq_length
         )
         end = token_id(tokenizer, processor.template.end_token)
-        model = load_weights(
+        return Parts(
             InternVL2ForConditionalGeneration,
-            folder,
             translated,
-            conversions=CONVERSIONS,
-            dtype=dtype,
-            device_map=device_map,
-            **options,
+            CONVERSIONS,
+            processor,
+            end_ids=[end],  # the original stops only at the template's separator
+            pad_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
-        model.generation_config.eos_token_id = [end]  # the original stops only at the template's separator
-        model.generation_config.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        adapter = cls(model, processor)
-        language: Any = model.config.text_config
-        if language.rope_parameters["rope_type"] == "longrope":
-            # Phi-3 applies the rope factors of the longest row to the whole batch, which changes short rows
-            adapter.capabilities = replace(cls.capabilities, batching=False)
-        return adapter
-
-    @property
-    def image_encoder(self) -> tuple[nn.Module, str]:
-        """The vision tower and the projector."""
-        return self.backbone, "image_features"
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """The conversations as one left-padded batch of model inputs, on the CPU; one span for each tile."""

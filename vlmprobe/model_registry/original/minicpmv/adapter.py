@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.adapter import Adapter, Encoding
+from vlmprobe.adapter import Encoding
 from vlmprobe.errors import CapabilityError
+from vlmprobe.model_registry.original.adapter import OriginalAdapter, Parts
 from vlmprobe.model_registry.original.minicpmv.releases import RELEASES, Release, release_of
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["MiniCPMV"]
@@ -27,7 +25,7 @@ RENAMED = {
 }
 
 
-class MiniCPMV(Adapter):
+class MiniCPMV(OriginalAdapter):
     """MiniCPM-V 2.0, Llama3-V 2.5, 2.6, 4.0 and 4.5.
 
     An image part may set ``max_slice_nums``, the most slices that its image is cut into.
@@ -47,20 +45,10 @@ class MiniCPMV(Adapter):
         )
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        *,
-        config: Mapping[str, Any],
-        dtype: torch.dtype | str = "auto",
-        device_map: Any = "cpu",
-        revision: str | None = None,
-        **options: Any,
-    ) -> MiniCPMV:
+    def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
         """As in the base class; 4.5 also takes ``enable_thinking``, as its original ``chat()`` does."""
         from transformers.core_model_loading import WeightRenaming
 
-        from vlmprobe.model_registry.original.checkpoint import load_weights, local_folder
         from vlmprobe.model_registry.original.minicpmv.config import translate
         from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
         from vlmprobe.model_registry.original.minicpmv.processing import MiniCPMVProcessor
@@ -70,24 +58,18 @@ class MiniCPMV(Adapter):
         thinking = bool(options.pop("enable_thinking", False))
         if thinking and release.version != "4.5":
             raise CapabilityError(f"enable_thinking is for MiniCPM-V 4.5; this checkpoint is {release.version}.")
-        folder = local_folder(checkpoint, revision=revision, options=options)
         translated, rules = translate(folder, config)
         # The original of 2.0 reads tokenizer.model; those of later releases read tokenizer.json.
         tokenizer = original_tokenizer(folder, prefer_fast=release.version != "2.0")
         processor = MiniCPMVProcessor(tokenizer, rules, release, thinking=thinking)
-        ends = [token_id(tokenizer, token) for token in release.ends]
-        model = load_weights(
+        return Parts(
             MiniCPMVForConditionalGeneration,
-            folder,
             translated,
-            conversions=[WeightRenaming(source, target) for source, target in RENAMED.items()],
-            dtype=dtype,
-            device_map=device_map,
-            **options,
+            [WeightRenaming(source, target) for source, target in RENAMED.items()],
+            processor,
+            end_ids=[token_id(tokenizer, token) for token in release.ends],
+            pad_id=0,
         )
-        model.generation_config.eos_token_id = ends
-        model.generation_config.pad_token_id = 0
-        return cls(model, processor)
 
     @property
     def release(self) -> Release:
@@ -98,11 +80,6 @@ class MiniCPMV(Adapter):
     def image_options(self) -> frozenset[str]:
         """``max_slice_nums``."""
         return frozenset({"max_slice_nums"})
-
-    @property
-    def image_encoder(self) -> tuple[nn.Module, str]:
-        """The vision tower and the resampler."""
-        return self.backbone, "image_features"
 
     @property
     def batch_arguments(self) -> frozenset[str]:

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.adapter import Adapter, Capabilities, Encoding
+from vlmprobe.adapter import Capabilities, Encoding
 from vlmprobe.errors import CheckpointError
+from vlmprobe.model_registry.original.adapter import OriginalAdapter, Parts
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from vlmprobe.inputs.messages import Conversation
     from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMConfig
 
@@ -23,7 +21,7 @@ TOWER = "eva02_enormous_patch14_clip_224"  # the only one that the original code
 RENAMED = {r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
 
 
-class OmniLMM(Adapter):
+class OmniLMM(OriginalAdapter):
     """OmniLMM-12B: one image per conversation, in the first message."""
 
     model_types = ("omnilmm",)
@@ -31,48 +29,27 @@ class OmniLMM(Adapter):
     capabilities = Capabilities(several_images=False, mixed_images=True)
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        *,
-        config: Mapping[str, Any],
-        dtype: torch.dtype | str = "auto",
-        device_map: Any = "cpu",
-        revision: str | None = None,
-        **options: Any,
-    ) -> OmniLMM:
-        """As in the base class; safetensors or ``.bin`` shards."""
+    def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
+        """As in the base class."""
         from transformers.core_model_loading import WeightRenaming
 
-        from vlmprobe.model_registry.original.checkpoint import load_weights, local_folder
         from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMForConditionalGeneration
         from vlmprobe.model_registry.original.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
         from vlmprobe.model_registry.original.tokenizer import original_tokenizer
 
-        folder = local_folder(checkpoint, revision=revision, options=options)
         translated = _translate(folder, config)
         tokenizer = original_tokenizer(folder, prefer_fast=True)
         tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)  # as in the original, if they are missing
         if max(tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS))) >= translated.text_config.vocab_size:
             raise CheckpointError(f"{folder}: the image tokens lie beyond the vocabulary of config.json.")
-        model = load_weights(
+        return Parts(
             OmniLMMForConditionalGeneration,
-            folder,
             translated,
-            conversions=[WeightRenaming(source, target) for source, target in RENAMED.items()],
-            dtype=dtype,
-            device_map=device_map,
-            **options,
+            [WeightRenaming(source, target) for source, target in RENAMED.items()],
+            OmniLMMProcessor(tokenizer, image_size=translated.image_size, queries=translated.num_query),
+            end_ids=[tokenizer.eos_token_id],
+            pad_id=tokenizer.pad_token_id,
         )
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        processor = OmniLMMProcessor(tokenizer, image_size=translated.image_size, queries=translated.num_query)
-        return cls(model, processor)
-
-    @property
-    def image_encoder(self) -> tuple[nn.Module, str]:
-        """The vision tower and the resampler."""
-        return self.backbone, "image_features"
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """As in the base class; besides ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""
