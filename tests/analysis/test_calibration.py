@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -42,6 +44,49 @@ def test_bins_by_hand():
     np.testing.assert_allclose(found.accuracy, [1 / 3, 2 / 3])
     assert found.ece == pytest.approx((abs(1 / 3 - 0.1) + abs(2 / 3 - 2.8 / 3)) / 2)
     assert calibration.reliability(sure, right, bins=100).count.max() == 2  # empty bins are left out
+
+
+@pytest.mark.parametrize("bins", [*range(1, 31), 49, 98, 100])
+def test_an_edge_value_is_in_the_lower_bin(bins):
+    """Bins used to begin at ``numpy.linspace``, which puts 5/6, 7/9 or 11/12 below the number of that name."""
+    sure = np.array([Fraction(place, bins) for place in range(bins + 1)])
+    found = calibration.reliability(sure.astype(np.float64), [1] * (bins + 1), bins)
+    wanted = [max(math.ceil(each * bins) - 1, 0) for each in sure]  # exact: which bin (k/B, (k+1)/B] holds it
+    assert found.count.tolist() == np.bincount(wanted, minlength=bins).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 20, 40, 41, 100, 101])
+def test_bins_of_equal_count_are_numpy_s_quantiles(count):
+    """The bin of an answer, ties together, by ``numpy.quantile`` and counting."""
+    random = np.random.default_rng(count)
+    for sure in (random.random(count), np.round(random.random(count), 1)):
+        for bins in (1, 3, 10, 20):
+            shares = [Fraction(place, bins) for place in range(1, bins + 1)]
+            ordered = sorted(sure)
+            edges = sorted({ordered[math.ceil(share * count) - 1] for share in shares})
+            assert max(edges) == np.quantile(sure, 1.0)
+            wanted = [sum(each > edge for edge in edges) for each in sure]
+            found = calibration.reliability(sure, np.ones(count, bool), bins, "quantile")
+            assert found.count.tolist() == [each for each in np.bincount(wanted).tolist() if each]
+
+
+def test_accuracy_at_every_coverage():
+    random = np.random.default_rng(0)
+    for count in (1, 2, 3, 7, 20, 100):
+        sure, right = np.round(random.random(count), 1), random.random(count) < 0.6
+        found = calibration.risk_coverage(sure, right)
+        for kept in range(1, count + 1):
+            threshold = np.sort(sure)[-kept]  # the answers that reach it are the fewest that are at least so many
+            assert found.accuracy_at(kept / count) == pytest.approx(right[sure >= threshold].mean()), (count, kept)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_auroc_counts_ties_half_and_takes_infinite_scores(seed):
+    random = np.random.default_rng(seed)
+    sure = random.choice([-np.inf, -1.0, 0.0, 2.5, np.inf], 40)
+    right = random.random(40) < 0.5
+    pairs = [(good > bad) + 0.5 * (good == bad) for good in sure[right] for bad in sure[~right]]
+    assert calibration.auroc(sure, right) == pytest.approx(np.mean(pairs))
 
 
 def test_bins_of_equal_count():

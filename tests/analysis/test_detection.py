@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from analysis_cases import random_result, random_table
 from scipy.special import log_softmax, logsumexp
+from sklearn.metrics import roc_curve
 
 from vlmprobe.analysis import detection
 from vlmprobe.analysis.confidences import CalibrationError
@@ -49,10 +50,29 @@ def test_detection_by_hand():
     found = detection.detection([1, 2, 3, 4], [3.5, 5, 6, 7], resamples=20)
     assert found.auroc.value == pytest.approx(15 / 16)
     assert found.fpr95 == pytest.approx(1 / 4)  # all of the unusual reach 3.5, and so does the 4
-    many = np.arange(100.0)
-    assert detection.detection(np.array([4.0, 5.0]), many, resamples=5).fpr95 == 1.0 - 0.5 * (
-        np.quantile(many, 0.05, method="lower") > 4
-    )
+    many = np.arange(100.0)  # 95 of them reach 5
+    assert detection.detection([4.0, 5.0], many, resamples=5).fpr95 == 0.5
+
+
+@pytest.mark.parametrize("spread", [None, 3, 12], ids=["no ties", "many ties", "some ties"])
+def test_fpr95_flags_at_least_95_percent_and_no_more_at_every_count(spread):
+    """A count that is a multiple of 20 used to flag one more of the unusual, 96 to 100%."""
+    random = np.random.default_rng(0)
+    for count in range(1, 201):
+        usual, unusual = random.normal(0, 1, 60), random.normal(1, 1, count)
+        if spread:
+            usual, unusual = np.round(usual * spread), np.round(unusual * spread)
+        labels, values = [0] * 60 + [1] * count, np.concatenate([usual, unusual])
+        flagged, caught, _ = roc_curve(labels, values, drop_intermediate=False)
+        wanted = flagged[np.argmax(caught >= 0.95 - 1e-12)]
+        assert detection.detection(usual, unusual, resamples=1).fpr95 == pytest.approx(wanted, abs=1e-12), count
+
+
+def test_infinite_scores_are_scores():
+    """A token that the model excludes has an infinite energy or margin; scikit-learn takes finite scores only."""
+    found = detection.detection([0.0, -np.inf, 1.0], [np.inf, 2.0, 0.5], resamples=20)
+    assert found.auroc.value == pytest.approx(8 / 9)
+    assert found.fpr95 == pytest.approx(1 / 3)
 
 
 def test_same_input_is_chance():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from analysis_cases import outcomes, random_result
 from scipy.stats import binom
+from sklearn.metrics import confusion_matrix
 
 from vlmprobe.analysis import gating
 from vlmprobe.analysis.confidences import CalibrationError
@@ -142,6 +145,48 @@ def test_errors_by_hand():
     assert (right & (sure < reject.value)).sum() == 2
     tied = gating.accept_for_errors(np.full(100, 0.8), right, errors=0.03)
     assert tied.kept == 0  # all or none of equal confidences
+
+
+@pytest.mark.parametrize("share", [Fraction(1, 20), Fraction(1, 10), Fraction(3, 10), Fraction(1, 3)])
+def test_no_threshold_that_keeps_the_promise_is_lower_or_higher_at_any_count(share):
+    """Against brute force over every threshold, in exact fractions, with and without ties."""
+    random = np.random.default_rng(0)
+    for count in range(1, 121):
+        sure, right = random.random(count), random.random(count) < 0.7
+        if count % 2:
+            sure = np.round(sure, 1)
+        places = [-np.inf, *np.unique(sure), *np.nextafter(np.unique(sure), np.inf), np.inf]
+        accepted = [int(((sure >= place) & ~right).sum()) for place in places]
+        lost = [int(((sure < place) & right).sum()) for place in places]
+        allowed = [place for place, bad in zip(places, accepted, strict=True) if Fraction(bad + 1, count + 1) <= share]
+        wasted = [place for place, bad in zip(places, lost, strict=True) if Fraction(bad + 1, count + 1) <= share]
+        if not allowed:
+            with pytest.raises(CalibrationError, match=f"{count} answers are too few"):
+                gating.accept_for_errors(sure, right, float(share))
+            continue
+        assert gating.accept_for_errors(sure, right, float(share)).kept == (sure >= min(allowed)).sum(), count
+        assert gating.accept_for_errors(sure, right, float(share)).value == min(allowed), count
+        assert gating.reject_for_losses(sure, right, float(share)).value == max(wasted), count
+
+
+def test_accuracy_is_tested_on_all_answers_that_reach_a_threshold():
+    """Confidences that equal a threshold of the grid count, against scikit-learn's counts."""
+    random = np.random.default_rng(3)
+    sure = np.round(random.random(3000), 1)
+    right = random.random(3000) < np.where(sure >= 0.5, 0.99, 0.5)
+    grid = np.arange(11) / 10
+    found = gating.accept_for_accuracy(sure, right, 0.95, grid=grid)
+    assert found.value == 0.5
+    confusion = confusion_matrix(right, sure >= found.value, labels=[False, True])
+    assert (found.wrong, found.kept) == (confusion[0, 1], confusion[:, 1].sum())
+
+
+def test_an_infinite_confidence_of_a_wrong_answer_is_never_promised_away():
+    sure = np.array([np.inf] * 3 + [0.5] * 97)
+    right = np.array([False] * 3 + [True] * 97)
+    with pytest.raises(CalibrationError, match="infinite confidence"):
+        gating.accept_for_errors(sure, right, 0.03)
+    assert gating.accept_for_errors(sure, right, 0.05).value == -np.inf
 
 
 def test_too_few_answers_promise_nothing():

@@ -29,6 +29,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("numpy", ". linalg ma random"),
     **_of("packaging", "version"),
     **_of("pandas", "."),
+    **_of("peft", "tuners.tuners_utils", "package reference: tuners", frozenset({"BaseTunerLayer"})),
     **_of("psutil", "."),
     **_of("pyarrow", ". parquet"),
     **_of("pytest", "."),

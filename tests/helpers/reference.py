@@ -16,19 +16,9 @@ def chat(text: str, *images: Image.Image) -> list[dict[str, Any]]:
 
 
 def encode(own: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """A conversation as the processor encodes it; pictures of Qwen-VL are sized by qwen-vl-utils, as its authors do."""
+    """A conversation as the checkpoint's processor encodes it."""
     begun = messages[-1]["role"] == "assistant"
     asked = {"add_generation_prompt": not begun, "continue_final_message": begun}
-    pictures = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
-    if own.name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") and pictures:
-        from qwen_vl_utils import process_vision_info
-
-        pixels = own.processor.image_processor
-        limits = {"min_pixels": pixels.size["shortest_edge"], "max_pixels": pixels.size["longest_edge"]}
-        sized = [{"type": "image", "image": each, **limits} for each in pictures]
-        images, _ = process_vision_info([{"role": "user", "content": sized}], image_patch_size=pixels.patch_size)
-        text = own.processor.apply_chat_template(messages, tokenize=False, **asked)
-        return own.processor(text=[text], images=images, do_resize=False, return_tensors="pt")
     return own.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", **asked)
 
 

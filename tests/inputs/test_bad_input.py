@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 from common import QUESTION, picture
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 import vlmprobe
 from vlmprobe.errors import (
@@ -227,6 +229,19 @@ OPTIONS = [
     ({"guidance_scale": 2.0}, "second time"),
     ({"custom_generate": "some/repository"}, "no generation option"),
     ({"num_beams": 4, "num_beam_groups": 2}, "group_beam_search"),
+    ({"num_beams": 4, "diversity_penalty": 0.5}, "not accept diversity_penalty: .*group_beam_search"),
+    ({"num_beams": 2, "low_memory": True}, "not accept low_memory: transformers no longer has it"),
+    ({"num_beams": 2, "force_words_ids": [[5]]}, "not accept force_words_ids: .*constrained_beam_search"),
+    ({"dola_layers": "high"}, "not accept dola_layers: DoLa"),
+    ({"use_mtp": True}, "not accept use_mtp: speculative"),
+    ({"assistant_early_exit": 1}, "not accept assistant_early_exit: speculative"),
+    ({"assistant_tokenizer": object()}, "not accept assistant_tokenizer: speculative"),
+    ({"stopping_criteria": [len]}, "not accept stopping_criteria: use stop_strings, eos_token_id or max_time"),
+    ({"generation_config": GenerationConfig(max_new_tokens=5)}, "not accept generation_config: pass its options"),
+    ({"prefix_allowed_tokens_fn": len}, "not accept prefix_allowed_tokens_fn: pass logits_processor="),
+    ({"negative_prompt_ids": torch.ones(1, 1)}, "not accept negative_prompt_ids: they are for guidance_scale"),
+    ({"past_key_values": object()}, "not accept past_key_values: .*probe.session"),
+    ({"attention_mask": torch.ones(1, 1)}, "not accept attention_mask: a probe encodes"),
     ({"max_length": 5}, "max_length"),
     ({"max_length": "x"}, "integer"),
     ({"bad_words_ids": []}, "bad_words_ids"),
@@ -411,6 +426,53 @@ def test_guidance_of_the_checkpoint_is_told(folder, probe_of):
     result = probe.generate(QUESTION, image=picture(), guidance_scale=None, **CALL)
     plain = probe_of("llava").generate(QUESTION, image=picture(), **CALL)
     assert np.array_equal(result.output.logprobs, plain.output.logprobs)
+
+
+CHECKPOINT_SETS = {
+    "penalty_alpha": 0.6,
+    "dola_layers": "high",
+    "num_beam_groups": 2,
+    "diversity_penalty": 0.4,
+    "force_words_ids": [[5]],
+    "assistant_early_exit": 1,
+    "use_mtp": True,
+    "is_assistant": True,
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_SETS)
+def test_what_a_probe_does_not_support_is_named_where_the_checkpoint_sets_it(name, own, probe_of):
+    """Contrastive search used to end in an AttributeError of transformers."""
+    model = copy.copy(own("llava").model)
+    model.generation_config = copy.deepcopy(model.generation_config)
+    setattr(model.generation_config, name, CHECKPOINT_SETS[name])
+    probe = vlmprobe.wrap(model, own("llava").processor)
+    for call in (
+        lambda: probe.generate(QUESTION, picture(), **CALL),
+        lambda: probe.generate(QUESTION, picture(), num_beams=2, **CALL),
+        lambda: probe.score(QUESTION, ["yes", "no"], picture()),
+    ):
+        with pytest.raises(GenerationOptionError, match=rf"sets {name}=.*Pass {name}=None") as caught:
+            call()
+        assert "set it to None in the model's generation_config" in str(caught.value)
+    result = probe.generate(QUESTION, picture(), **{name: None}, **CALL)
+    plain = probe_of("llava").generate(QUESTION, picture(), **CALL)
+    assert np.array_equal(result.output.logprobs, plain.output.logprobs)
+    setattr(model.generation_config, name, None)
+    assert probe.score(QUESTION, ["yes", "no"], picture()).best in ("yes", "no")
+
+
+def test_values_without_an_effect_are_not_refused(folder, probe_of):
+    """Former versions of transformers wrote their defaults; low_memory never changed an answer."""
+    idle = {"num_beam_groups": 1, "diversity_penalty": 0.0, "penalty_alpha": 0.0, "low_memory": True}
+    rewrite(folder / "generation_config.json", **idle)
+    probe = vlmprobe.load(folder, device="cpu", dtype="float32")
+    for beams in (1, 3):
+        plain = probe_of("llava").generate(QUESTION, image=picture(), num_beams=beams, **CALL)
+        given = {name: value for name, value in idle.items() if name != "low_memory"}
+        for options in ({}, given, {"low_memory": False, "stopping_criteria": None, "generation_config": None}):
+            result = probe.generate(QUESTION, image=picture(), num_beams=beams, **options, **CALL)
+            assert np.array_equal(result.output.logprobs, plain.output.logprobs)
 
 
 def test_none_leaves_out_what_the_checkpoint_sets(folder, probe_of):

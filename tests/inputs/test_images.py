@@ -2,15 +2,18 @@
 
 import base64
 import io
+import mmap
 import os
 import random
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
 import warnings
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +83,124 @@ def test_every_source_gives_the_same_pixels(tmp_path):
     ]
     for source in sources:
         assert pixels(source) == PICTURE.tolist(), type(source)
+
+
+class Unbuffered(io.RawIOBase):
+    """Gives seven bytes at a time, as a pipe or a socket may."""
+
+    def __init__(self, data: bytes, seekable: bool) -> None:
+        self.held, self.can_seek = io.BytesIO(data), seekable
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.can_seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if not self.can_seek:
+            raise io.UnsupportedOperation("seek")
+        return self.held.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.seek(0, 1)
+
+    def read(self, size: int = -1) -> bytes:
+        return self.held.read(7)
+
+
+class Bare:
+    """Has ``read`` and nothing else, as wrappers of other libraries have."""
+
+    def __init__(self, data: bytes) -> None:
+        self.read = io.BytesIO(data).read
+
+
+def open_files(folder: Path) -> dict[str, object]:
+    path, archive = folder / "picture.png", folder / "pictures.zip"
+    path.write_bytes(encoded(PICTURE))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(path, "picture.png")
+    temporary, spooled = tempfile.NamedTemporaryFile(), tempfile.SpooledTemporaryFile()  # noqa: SIM115 - given back open
+    mapped = mmap.mmap(-1, len(encoded(PICTURE)))
+    for file in (temporary, spooled, mapped):
+        file.write(encoded(PICTURE))  # and stands at its end
+    return {
+        "buffered": path.open("rb"),
+        "raw": path.open("rb", buffering=0),
+        "BytesIO": io.BytesIO(encoded(PICTURE)),
+        "random access": io.BufferedRandom(path.open("r+b", buffering=0)),
+        "in an archive": zipfile.ZipFile(archive).open("picture.png"),
+        "mapped": mapped,
+        "temporary": temporary,
+        "spooled": spooled,
+        "a few bytes at a time": Unbuffered(encoded(PICTURE), seekable=True),
+    }
+
+
+def test_an_open_file_gives_the_same_image_each_time_and_stays_where_it_was(tmp_path):
+    """It used to be iterated over, line by line, as a list of images."""
+    for name, file in open_files(tmp_path).items():
+        for place in (0, 5, file.tell()):
+            file.seek(place)
+            assert pixels(file) == PICTURE.tolist(), name
+            assert pixels(file) == PICTURE.tolist(), name
+            assert file.tell() == place, name
+
+
+def test_a_stream_is_read_once_and_said_so():
+    for stream in (Unbuffered(encoded(PICTURE), seekable=False), Bare(encoded(PICTURE))):
+        assert pixels(stream) == PICTURE.tolist()
+        with pytest.raises(
+            ImageError, match=rf"\({type(stream).__name__}\) is empty or was read before.*pass the bytes"
+        ):
+            load_image(stream)
+
+
+async def coroutine(size: int) -> bytes:
+    return b""
+
+
+def test_files_that_give_no_image(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(PICTURE))
+    closed, words = path.open("rb"), tmp_path / "words.txt"
+    closed.close()
+    words.write_text("words")
+    gone = io.BytesIO(encoded(PICTURE))
+    gone.close()
+    waiting = Bare(b"")
+    waiting.read = coroutine
+    cases = [
+        (closed, r"'.*picture\.png' is closed: open it again"),
+        (gone, r"open file \(BytesIO\) is closed"),
+        (io.BytesIO(), r"open file \(BytesIO\): it is empty \(0 bytes\)"),
+        (io.BytesIO(b"<html></html>"), r"open file \(BytesIO\) is not an image .* web page"),
+        (io.BytesIO(encoded(PICTURE)[:40]), r"open file \(BytesIO\) is"),
+        (io.StringIO("words"), r"open file \(StringIO\) does not give bytes \(its read\(\) returns str\): .*'rb'"),
+        (words.open(), r"'.*words\.txt' does not give bytes .*'rb'"),
+        (path.open(), r"'.*picture\.png' cannot be read .*'rb'"),
+        ((tmp_path / "new.png").open("wb"), r"'.*new\.png' cannot be read .*'rb'"),
+        (waiting, r"open file \(Bare\) does not give bytes \(its read\(\) returns coroutine\)"),
+    ]
+    for file, message in cases:
+        with pytest.raises(ImageError, match=message):
+            load_image(file)
+
+
+def test_an_open_file_is_limited_like_a_path():
+    file = io.BytesIO(encoded(PICTURE) + bytes(1000))
+    with pytest.raises(ImageError, match="more than 500 bytes"):
+        load_image(file, Limits(max_bytes=500))
+    assert file.tell() == 0
+
+
+def test_threads_may_share_one_open_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    for file in (Unbuffered(encoded(noise), seekable=True), io.BytesIO(encoded(noise))):
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(load_image, [file] * 24))
+        assert all((np.asarray(each) == noise).all() for each in found)
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
@@ -541,7 +662,6 @@ def test_folders_and_devices(tmp_path):
         (3, "type int"),
         ({"path": "x"}, "type dict"),
         ([PICTURE], "one image at a time"),
-        (io.BytesIO(encoded(PICTURE)), r"read\(\)"),
         (Image.new("RGB", (0, 4)), "image is empty"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,

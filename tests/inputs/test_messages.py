@@ -28,6 +28,9 @@ def text64(image: Image.Image) -> str:
     return base64.b64encode(png(image)).decode()
 
 
+URL = f"data:image/png;base64,{text64(RED)}"
+
+
 def said(conversation: Conversation) -> list:
     """The conversation in short: (role, texts, and names of images in brackets)."""
     names = {colour: f"[{name}]" for name, colour in COLOURS.items()}
@@ -187,6 +190,34 @@ def test_images_are_loaded_once_upright_in_rgb():
     assert (image.mode, image.size) == ("RGB", (2, 3))
 
 
+def test_keys_that_hold_nothing_are_no_keys():
+    """Tables fill absent keys with None, and so do the messages of OpenAI's client."""
+    blank = {"type": "image", "image": RED, "text": None, "max_pixels": None}
+    answer = {"role": "assistant", "content": "c", "tool_calls": None, "refusal": None}
+    conversation = Conversation.build([*user(blank, {**text("b"), "image": None}), answer, *user(text("d"))])
+    assert said(conversation) == [("user", "[red]", "b"), ("assistant", "c"), ("user", "d")]
+    assert conversation.image_parts[0].options == {}
+
+
+def test_an_open_file_is_an_image_wherever_an_image_can_stand(tmp_path):
+    path = tmp_path / "red.png"
+    path.write_bytes(png(RED))
+    for opened in (lambda: path.open("rb"), lambda: io.BytesIO(png(RED))):
+        file = opened()
+        for _ in range(2):  # it is rewound
+            assert said(Conversation.build("Why?", file)) == [("user", "[red]", "Why?")]
+        assert said(Conversation.build("Why?", [file, GREEN, file])) == [("user", "[red]", "[green]", "[red]", "Why?")]
+        assert said(Conversation.build("Why?", (each for each in (opened(), GREEN)))) == [
+            ("user", "[red]", "[green]", "Why?")
+        ]
+        for key in ("image", "path", "url"):
+            assert said(Conversation.build(user({"type": "image", key: file}, text("a")))) == [("user", "[red]", "a")]
+        for link in (file, {"url": file}):
+            assert said(Conversation.build(user({"type": "image_url", "image_url": link}))) == [("user", "[red]")]
+        assert said(Conversation.build(user(text("a"), {"type": "image"}), file)) == [("user", "a", "[red]")]
+        assert Conversation.build("Why?", file).image_parts[0].encoded == png(RED)
+
+
 # Wrong ones
 
 
@@ -231,6 +262,31 @@ def test_images_are_loaded_once_upright_in_rgb():
         (user({"type": "image_url"}), "no string under 'image_url' or its 'url'"),
         (user({"type": "image_url", "image_url": {"uri": "a"}}), "no string under 'image_url' or its 'url'"),
         (user({"type": "image_url", "image_url": RED}), "no string under 'image_url' or its 'url'"),
+        # What would be dropped.
+        ([{"role": "user", "content": "a", "name": "Ann"}], "Message 0 has 'name', and only 'role' and 'content' are"),
+        (
+            [*user(text("a")), {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+            "Message 1 has 'tool_calls', and only",
+        ),
+        (
+            [{"role": "user", "content": "a", "tool_call_id": "", "cache_control": {}}],
+            "'tool_call_id', 'cache_control'",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": "b", "reasoning_content": "c"}],
+            "Message 1 has 'reasoning",
+        ),
+        (user({**text("a"), "image": RED}), "Message 0, part 0 has 'image', and only 'type' and 'text' are read"),
+        (
+            user(text("a"), {**text("b"), "cache_control": {"type": "ephemeral"}}),
+            "Message 0, part 1 has 'cache_control'",
+        ),
+        (user({"type": "image_url", "image_url": URL, "uuid": "7"}), "Message 0, part 0 has 'uuid', and only 'type'"),
+        (user({"type": "image_url", "image_url": {"url": URL, "size": 3}}), "Message 0, part 0, image_url has 'size'"),
+        (
+            user({"type": "image_url", "image_url": {"url": URL, "detail": "low"}}),
+            "has detail 'low': images keep their",
+        ),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -264,6 +320,8 @@ def test_wrong_collections_of_images(images, message):
         ([RED, None], r"^Image 2 of 2 in image=: .* None"),
         ([[RED], [GREEN]], r"^Image 1 of 2 in image=: .* one image at a time"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"^Image in image=: .* list\(array\)"),
+        (io.BytesIO(), r"^Image in image=: The open file \(BytesIO\): it is empty"),
+        ([RED, io.StringIO("a")], r"^Image 2 of 2 in image=: The open file \(StringIO\) does not give bytes"),
         ("file:///a.png", r"without file://"),
     ],
 )

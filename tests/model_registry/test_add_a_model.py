@@ -131,11 +131,11 @@ def test_the_page_from_top_to_bottom(page, tmp_path):
 
 def every_check_passes_as_generated(told):
     first, broken, last = output_of(told, "vlmprobe check tiny-checkpoint")
-    assert "15 passed in" in first
-    assert "15 passed in" in last
+    assert "19 passed in" in first
+    assert "19 passed in" in last
     assert "1 passed, 1 failed in" in broken
     (tested,) = output_of(told, "python -m pytest")
-    assert "16 passed" in tested
+    assert "20 passed" in tested
 
 
 def the_page_shows_what_is_printed(page, told):
@@ -143,7 +143,7 @@ def the_page_shows_what_is_printed(page, told):
     _, broken, last = output_of(told, "vlmprobe check tiny-checkpoint")
     assert failure in broken
     assert rows_of(table) == rows_of(last)
-    assert len(rows_of(table)) == 15
+    assert len(rows_of(table)) == 19
 
 
 def the_record_says_with_what(page, told):
@@ -238,7 +238,7 @@ def test_for_a_type_that_transformers_knows(run, tmp_path):
     package = tmp_path / "deep" / "down"
     assert not list(package.rglob("modeling.py"))
     environment.install(package)
-    assert "16 passed" in environment.run(["python", "-m", "pytest", "-q", "deep/down"])
+    assert "20 passed" in environment.run(["python", "-m", "pytest", "-q", "deep/down"])
 
 
 def test_it_says_what_to_do_next(run, tmp_path):
@@ -292,7 +292,7 @@ def test_a_model_type_that_is_none(run, tmp_path, kind):
         (["mllama"], "An adapter named 'mllama' already exists"),
         (["qwen-vl"], "An adapter named 'qwen_vl' already exists"),
         (["llama-vision", "--model-type", "mllama"], "The adapter 'mllama' (vlmprobe.model_registry.mllama) handles"),
-        (["cham", "--model-type", "chameleon"], "no tiny checkpoint of it to start from (its processor takes no chat"),
+        (["fuy", "--model-type", "fuyu"], "no tiny checkpoint of it to start from (it has no chat template"),
     ],
 )
 def test_what_is_there_already(run, tmp_path, arguments, told):

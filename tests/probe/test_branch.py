@@ -76,7 +76,7 @@ def test_a_choice_by_its_text(probe_of):
     first = probe.branch(result, 0, "a cat sits there", **OPTIONS)
     assert first.text.startswith("a cat sits there")
     assert first.output.ids[: -OPTIONS["max_new_tokens"]].tolist() == probe.engine.answer_ids(
-        probe._conversation(QUESTION, picture()), "a cat sits there"
+        probe.conversation(QUESTION, picture()), "a cat sits there"
     )
     several = probe.branch(result, 1, result.output.top_ids[1, :3].tolist(), **OPTIONS)
     assert several.output.ids[1:4].tolist() == result.output.top_ids[1, :3].tolist()

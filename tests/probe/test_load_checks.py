@@ -121,7 +121,7 @@ def test_a_special_id_beside_the_features(checkpoint, given_adapter):
 
 def test_lost_scaling(checkpoint, monkeypatch):
     def bare(self, hidden):
-        return self._outer.lm_head(hidden)
+        return self.outer.lm_head(hidden)
 
     monkeypatch.setattr(capture.Head, "__call__", bare)
     told = findings(checkpoint("cohere_compass"))

@@ -115,9 +115,7 @@ def test_a_checkpoint_with_roles_query_and_document(reranker):
             text = processor.apply_chat_template(messages, chat_template="reranker", tokenize=False)
             assert ("Find tigers." in text) == bool(instruction)
             images = [part["image"] for part in content if part["type"] == "image"]
-            inputs = processor(
-                text=[text], return_tensors="pt", **({"images": images, "do_resize": False} if images else {})
-            )
+            inputs = processor(text=[text], return_tensors="pt", **({"images": images} if images else {}))
             row = model(**inputs).logits[0, -1].detach().double().numpy()
             ids = [processor.tokenizer.encode(word)[0] for word in "?."]
             assert ranking.margins[place] == pytest.approx(row[ids[0]] - row[ids[1]], abs=1e-4)
@@ -159,7 +157,8 @@ def test_a_picture_as_the_query(probe_of):
 
 def test_a_session_puts_its_picture_to_no_document(probe_of):
     probe = probe_of("llava")
-    plain = probe.rank("a tiger", ["a tiger", picture(2)], yes="?", no=".")
+    query = {"image": picture(7), "text": "a tiger"}
+    plain = probe.rank(query, ["a tiger", picture(2)], yes="?", no=".")
     with probe.session(picture(7)) as session:
         np.testing.assert_allclose(
             session.rank("a tiger", ["a tiger", picture(2)], yes="?", no=".").margins, plain.margins, atol=1e-5

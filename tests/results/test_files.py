@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from common import QUESTION, picture
 from safetensors.numpy import load_file, save_file
 
 import vlmprobe
+from vlmprobe.analysis.linear_head import LinearHead
 from vlmprobe.errors import ResultError, VlmprobeError
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.results.table import TokenTable
@@ -275,6 +278,29 @@ def test_results_cannot_be_changed(result, scores, tmp_path):
     derived = result.output.confidence
     derived[0] = 2.0
     assert result.output.confidence[0] != 2.0
+
+
+@pytest.mark.parametrize("again", [lambda each: pickle.loads(pickle.dumps(each)), copy.deepcopy, copy.copy])
+def test_arrays_stay_read_only_after_pickling(again, result, scores, probe_of, tmp_path):
+    """NumPy restores a read-only array as a writable one."""
+    mapped = probe_of("llava").generate("Hi", keep=tmp_path, max_new_tokens=2, do_sample=False)
+    yes_no = probe_of("llava").yes_no(QUESTION, image=picture())
+    choices = result.top(3)
+    head = LinearHead(np.ones((2, 3)), np.zeros(2))
+    copies = [again(each) for each in (result, mapped, scores, yes_no, choices, head)]
+    tables = [copies[0].prompt, copies[0].output, mapped.output, copies[1].output, *copies[2].tables]
+    tables += [*copies[3].tables, *copies[3].spellings.tables]
+    held = [value for each in (*copies, *tables) for value in vars(each).values() if isinstance(value, np.ndarray)]
+    assert len(held) > 60
+    for array in held:
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    assert_tables_equal(copies[0].prompt, result.prompt)
+    assert_tables_equal(copies[1].output, mapped.output)
+    assert np.array_equal(copies[0].input_ids, result.input_ids)
+    assert copies[2].best == scores.best
+    assert copies[3].probability == yes_no.probability
+    assert_same_images(copies[0].images, result.images)
 
 
 def test_a_table_leaves_the_arrays_that_it_was_made_from_alone(result):

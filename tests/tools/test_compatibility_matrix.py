@@ -13,19 +13,23 @@ from vlmprobe.testing import tiny
 
 REPRESENTATIVE = (  # nearly every adapter of the registry, and every way in which images enter
     "aria",
+    "chameleon",
     "cohere_compass",
     "cosmos3_edge",
     "emu3",
     "gemma3",
     "gemma3n",
     "gemma4",
+    "git",
     "glm4v",
     "got_ocr2",
     "granite4_vision",
     "hunyuan_vl",
     "hy_v4_vl",
     "inkling2",
+    "instructblip",
     "internvl",
+    "kosmos_2",
     "lfm2_vl",
     "llama4",
     "llava_next",
@@ -59,7 +63,7 @@ def require_all(record):
     failed = [f"{each['id']}: {each['failure']}" for each in record["checks"].values() if each["status"] == "failed"]
     assert record["quick"] == []  # no false warning at load
     assert record["passed"], "\n".join(failed)
-    assert len(record["checks"]) == 15
+    assert len(record["checks"]) == 19
 
 
 @pytest.mark.parametrize("name", architectures())
@@ -80,7 +84,7 @@ def test_a_third_is_representative():
     assert len(REPRESENTATIVE) >= len(tiny.names()) / 3
     points = entry_points(group="vlmprobe.adapters")
     ours = {point.name for point in points if point.value.startswith("vlmprobe.model_registry")}
-    native = {"one_by_one": "emu3", "nested": "llama4", "qwen_vl": "qwen2_vl"}
+    native = {"one_by_one": "emu3", "nested": "llama4", "qwen_vl": "qwen2_vl", "query_transformer": "instructblip"}
     original = {"internvl2", "minicpmv", "omnilmm"}
     elsewhere = {
         "glm5_next",
@@ -161,7 +165,7 @@ def test_the_command_writes_page_and_records(tmp_path):
     done = typer.testing.CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
     assert "1 of 1 architectures pass" in done.output
-    assert "| `llava` | passes 15 | `native` |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| `llava` | passes 19 | `native` |" in (tmp_path / "page.md").read_text(encoding="utf-8")
     assert (tmp_path / "r.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 

@@ -7,17 +7,17 @@ them overrides the method where it departs, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError
 
-from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, VlmprobeError
-from vlmprobe.inputs.chat_templates import template_for, templates_of
-from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs
+from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
+from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, MessageError, VlmprobeError
+from vlmprobe.inputs.chat_templates import rendering, template_for, templates_of
+from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message
 
 if TYPE_CHECKING:
@@ -35,45 +35,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """What a family supports. The rest raises a clear error, or runs one request at a time."""
-
-    batching: bool = True  # a left-padded batch of several prompts gives the same numbers as single calls
-    several_images: bool = True  # more than one image in a conversation
-    text_only: bool = True  # a conversation without an image
-    prefix_reuse: bool = True  # one prompt's KV cache can be continued with several candidates
-    mixed_images: bool = False  # conversations with different numbers of images can share a batch
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """One prompt as the model receives it, without padding."""
-
-    ids: np.ndarray  # int64 [S], image placeholders included
-    spans: tuple[ImageSpan, ...]  # in sequence order; empty for text only
-    text: str  # the rendered template that was tokenised (image placeholders as the processor reads them)
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """A left-padded batch of N prompts: the keyword arguments of the model, and each prompt's own ids and spans."""
-
-    inputs: dict[str, Any]  # for model.forward and model.generate; input_ids [N, S], attention_mask [N, S], pixels, ...
-    prompts: tuple[EncodedPrompt, ...]  # N
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """Token ids of a prompt followed by a text: the first ``shared`` ids of the prompt, then ``ids``.
-
-    ``shared`` is the full prompt length unless the tokenizer merges across the boundary.
-    """
-
-    shared: int
-    ids: tuple[int, ...]
-
-
 class Adapter:
     """One family of models: how to load and encode, and where the modules of the network are.
 
@@ -87,6 +48,8 @@ class Adapter:
         generic: a generic adapter is tried only if no other handles the checkpoint.
         capabilities: what the family supports; an instance may narrow it.
         processor_options: arguments that the processor needs besides the conversation.
+        resizers: what can resize the images, if the caller has a choice; the argument ``resize`` of ``load`` and
+            ``wrap`` then sets ``resize``, one of them.
     """
 
     name: ClassVar[str] = ""
@@ -94,6 +57,9 @@ class Adapter:
     generic: ClassVar[bool] = False
     capabilities: Capabilities = Capabilities()
     processor_options: Mapping[str, Any] = MappingProxyType({})
+    peft: Any = None  # the PEFT model around the model, if it was given as one
+    resizers: ClassVar[tuple[str, ...]] = ()
+    resize: str = ""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
@@ -169,25 +135,35 @@ class Adapter:
         """The conversations as one left-padded batch of model inputs, on the CPU.
 
         Raises:
-            CapabilityError: if the processor does not support what the conversations contain.
+            CapabilityError: if the chat template or the processor does not support what the conversations contain.
+            MessageError: for a text that contains an image placeholder of the model.
         """
+        written = self._placeholders()
         for conversation in conversations:
             self.check(conversation)
-        from jinja2 import TemplateError
-
+            require_no_placeholder(conversation, written)
+        texts = self.render(conversations)
         try:
             inputs = self.process(conversations)
-        except (ValueError, TemplateError) as error:
+        except ValueError as error:
             if isinstance(error, VlmprobeError):
                 raise
-            what = "this conversation" if conversations[0].images else "a conversation without an image"
-            raise CapabilityError(f"The processor of {self.model.config.model_type} refuses {what}: {error}") from error
-        texts = self.render(conversations)
+            bare = "" if conversations[0].images else ", which has no image"
+            raise CapabilityError(
+                f"The processor of {self.model.config.model_type} refuses this conversation{bare}: {error}"
+            ) from error
         prompts = []
         for row, conversation in enumerate(conversations):
             ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].numpy()
+            require_images(placeholder_runs(ids, self.image_ids), conversation, written)
             prompts.append(EncodedPrompt(ids, self.spans(ids, conversation), texts[row]))
         return Encoding(dict(inputs), tuple(prompts))
+
+    def _placeholders(self) -> tuple[str, ...]:
+        """How the image placeholders are written in a text."""
+        names = [*self.tokenizer.convert_ids_to_tokens(sorted(self.image_ids))]
+        names.append(getattr(self.processor, "image_token", None))
+        return tuple(dict.fromkeys(each for each in names if isinstance(each, str) and each))
 
     def check(self, conversation: Conversation) -> None:
         """Reject conversations that the family does not support, before anything runs."""
@@ -196,12 +172,13 @@ class Adapter:
             raise CapabilityError(f"{self.name} needs an image in every conversation: pass image=.")
         if count > 1 and not self.capabilities.several_images:
             raise CapabilityError(f"{self.name} takes one image per conversation, got {count}.")
-        unknown = {key for part in conversation.image_parts for key in part.options} - self.image_options
-        if unknown:
-            raise CapabilityError(
-                f"{self.name} does not support the image option {', '.join(sorted(unknown))}; "
-                f"supported: {', '.join(sorted(self.image_options)) or 'none'}."
-            )
+        for place, message in enumerate(conversation.messages):
+            options = {key for part in message.parts if isinstance(part, ImagePart) for key in part.options}
+            if unknown := options - self.image_options:
+                raise CapabilityError(
+                    f"Message {place}: {self.name} does not support the image option {', '.join(sorted(unknown))}; "
+                    f"supported: {', '.join(sorted(self.image_options)) or 'none'}."
+                )
 
     @property
     def image_options(self) -> frozenset[str]:
@@ -209,14 +186,15 @@ class Adapter:
         return frozenset()
 
     def render(self, conversations: Sequence[Conversation]) -> list[str]:
-        """Each conversation rendered by the chat template, up to where the model continues."""
-        return list(
-            self.processor.apply_chat_template(
-                [conversation.to_chat() for conversation in conversations],
-                tokenize=False,
-                **self._template(conversations),
-            )
-        )
+        """Each conversation rendered by the chat template, up to where the model continues.
+
+        Raises:
+            CapabilityError: if the template raises an error; it is quoted.
+        """
+        chats = [conversation.to_chat() for conversation in conversations]
+        options = self._template(conversations)
+        with rendering(self.model.config.model_type):
+            return list(self.processor.apply_chat_template(chats, tokenize=False, **options))
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         """Everything that the processor returns for the conversations, left-padded if there are several."""
@@ -241,6 +219,10 @@ class Adapter:
             )
         continues = conversations[0].continues
         return {"chat_template": template, "add_generation_prompt": not continues, "continue_final_message": continues}
+
+    def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
+        """What ``meta`` says of how conversations become model inputs: of this one, or of most if None."""
+        return {}
 
     # -- where the images are ----------------------------------------------------------------------
 
@@ -295,6 +277,7 @@ class Adapter:
 
         Raises:
             AdapterError: if neither reproduces the ids at the end of the prompt.
+            MessageError: for a text that contains an image placeholder of the model.
         """
         after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
         written = str(
@@ -304,8 +287,23 @@ class Adapter:
             alone, whole = self.tokenize(source), self.tokenize(source + text)
             merged = len(alone) - _shared(alone, whole)
             if merged < _shared(alone[::-1], prompt.ids[::-1].tolist()):
-                return Continuation(len(prompt.ids) - merged, tuple(whole[len(alone) - merged :]))
+                ids = tuple(whole[len(alone) - merged :])
+                self.require_answer(ids)
+                return Continuation(len(prompt.ids) - merged, ids)
         raise AdapterError(f"{self.name}: {text!r} cannot be tokenised together with the end of the prompt.")
+
+    def require_answer(self, ids: Iterable[int]) -> None:
+        """Reject ids of an answer that hold an image placeholder, for which the model would expect an image.
+
+        Raises:
+            MessageError: it names the placeholder.
+        """
+        if held := sorted(self.image_ids.intersection(map(int, ids))):
+            names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(held)))
+            raise MessageError(
+                f"The answer contains {names} (id {', '.join(map(str, held))}), an image placeholder of this model, "
+                "and an answer holds no image: leave it out, or write it differently."
+            )
 
     def extend(self, inputs: Mapping[str, Any], ids: torch.Tensor, drop: int = 0) -> dict[str, Any]:
         """Model inputs for each prompt without its last ``drop`` positions, followed by ``ids`` [N, T].

@@ -134,7 +134,7 @@ def reliability(
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise CalibrationError(f"bins must be an integer of at least 1, not {bins!r}")
     if strategy == "uniform":
-        edges = np.linspace(0, 1, bins + 1)
+        edges = np.arange(bins + 1) / bins  # linspace rounds twice: 5/6 would lie above the edge that it is
     elif strategy == "quantile":
         last = (np.arange(1, bins + 1) * len(sure) + bins - 1) // bins - 1  # the last answer of each bin, in order
         edges = np.append(0.0, np.unique(np.sort(sure)[last]))
@@ -178,7 +178,8 @@ def auroc(confidence: Any, correct: Any) -> float:
     ``confidence`` may be any score, not only a probability.
     """
     sure, right = checked(confidence, correct, both=True, scale=False)
-    return float(_sklearn().roc_auc_score(right, sure))
+    ranks = np.unique(sure, return_inverse=True)[1]  # scikit-learn rejects infinite scores
+    return float(_sklearn().roc_auc_score(right, ranks))
 
 
 def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:

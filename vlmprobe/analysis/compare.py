@@ -19,7 +19,6 @@ from vlmprobe.analysis.token_alignment import Aligned, align, first_difference, 
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import Options, ScoresIds
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
-from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Request
 from vlmprobe.results.frame import data_frame
 
@@ -231,7 +230,7 @@ def compare(
         **generation: as in :meth:`Probe.generate`; greedy and 64 tokens unless given here or by a request.
 
     Raises:
-        MessageError: for no requests, or a malformed one.
+        MessageError: for no requests, a malformed one, or sessions about different images.
         CapabilityError: for what one of the probes does not support.
     """
     wanted = {"prompt": prompt, "alternatives": alternatives}
@@ -266,6 +265,7 @@ def _generated(
         for probe, what in zip(probes, asked, strict=True)
     ]
     for case, one, other in zip(cases, *both, strict=True):
+        _require_same_images(one, other)
         same_prompt = _same_prompt(one, other)
         diverged = first_difference(one.output, other.output)
         table, how = other.output, "same" if diverged is None else "prefix"
@@ -293,6 +293,7 @@ def _scored(
             probe.score(case.question, case.candidates, case.image, **_scoring(what))
             for probe, what in zip(probes, asked, strict=True)
         )
+        _require_same_images(one, other)
         rows = joined_rows([align(*tables) for tables in zip(one.tables, other.tables, strict=True)])
         best = (one.best, other.best)
         question = str(one.meta["question"])
@@ -304,7 +305,7 @@ def _forced(probe: Probe, case: Case, answer: Result, what: Mapping[str, Any]) -
     ids = answer.output.ids
     if ids is None or not len(ids):
         return None
-    conversation = Conversation.build(case.question, case.image)
+    conversation = probe.conversation(case.question, case.image)
     try:
         if isinstance(probe.engine, ScoresIds):
             options = Options(generation=ONE_STEP, demanded=frozenset(), **_scoring(what))
@@ -333,6 +334,14 @@ def _given(probe: Probe, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scoring(what: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in what.items() if name != "prompt"}
+
+
+def _require_same_images(a: Result | Scores, b: Result | Scores) -> None:
+    if a.meta.get("image_digests") != b.meta.get("image_digests"):
+        raise MessageError(
+            f"The two probes are asked {a.meta['question']!r} about different images, those of their sessions: give "
+            "the images with the requests."
+        )
 
 
 def _same_prompt(a: Result, b: Result) -> bool | None:

@@ -23,6 +23,7 @@ from transformers import LogitsProcessor
 from vlmprobe.analysis.image_variants import diffused, exchanged, variant
 from vlmprobe.engines.base import GivesPromptIds, ReadsSecondPrompt, require
 from vlmprobe.errors import CapabilityError, GenerationOptionError
+from vlmprobe.inputs.images import digest
 from vlmprobe.inputs.messages import Conversation, Prompt
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ImageContrast(LogitsProcessor):
 
         Args:
             probe: that will generate.
-            question, image: the same as in the call of ``generate``.
+            question, image: the same as in the call of ``generate``, which refuses others.
             against: what replaces the images: ``"diffused"`` (the paper's noise), another variant of
                 :mod:`vlmprobe.analysis.image_variants`, ``"none"``, or an image.
             alpha: weight of the contrast; 0 leaves only the cut-off by ``beta``.
@@ -75,7 +76,7 @@ class ImageContrast(LogitsProcessor):
             raise GenerationOptionError(f"alpha must be a number of at least 0, not {alpha!r}")
         if not (isinstance(beta, (int, float)) and 0 < beta <= 1):
             raise GenerationOptionError(f"beta must be a number above 0 and at most 1, not {beta!r}")
-        conversation = Conversation.build(question, image)
+        conversation = probe.conversation(question, image)
         if not conversation.images:
             raise CapabilityError("There is no image to contrast: pass image=, or messages with an image in them.")
         images = {
@@ -87,6 +88,16 @@ class ImageContrast(LogitsProcessor):
             exchanged(conversation, images)
         )
         self._prompt = torch.tensor(require(probe.engine, GivesPromptIds).prompt_ids(conversation))  # [S]
+        self._images = [digest(each) for each in conversation.images]
+
+    def require_conversation(self, conversation: Conversation) -> None:
+        """Called by the engine before it generates; the ids in :meth:`__call__` do not tell images apart.
+
+        Raises:
+            CapabilityError: for other images.
+        """
+        if [digest(each) for each in conversation.images] != self._images:
+            raise CapabilityError("This ImageContrast was made for other images: make one for each question.")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Contrasted scores [1, V] for the next token after ``input_ids`` [1, S + t].

@@ -99,7 +99,7 @@ class Detection:
     """How well one score separates unusual input from usual input."""
 
     auroc: calibration.Interval  # probability that an unusual input scores higher than a usual one; 0.5 is chance
-    fpr95: float  # share of usual input that is flagged when 95% of the unusual is (lower is better)
+    fpr95: float  # share of usual input that is flagged when at least 95% of the unusual is (lower is better)
 
 
 def detection(usual: Any, unusual: Any, *, resamples: int = 1000, seed: int = 0) -> Detection:
@@ -110,7 +110,8 @@ def detection(usual: Any, unusual: Any, *, resamples: int = 1000, seed: int = 0)
     joined = np.concatenate(values)
     labels = np.repeat([False, True], [len(each) for each in values])
     area = calibration.bootstrap(calibration.auroc, joined, labels, resamples=resamples, seed=seed)
-    threshold = np.quantile(values[1], 0.05, method="lower")  # at least 95% of the unusual reach it
+    flagged = -(-95 * len(values[1]) // 100)  # the fewest that are at least 95%, in whole numbers: no rounding
+    threshold = np.sort(values[1])[-flagged]  # the highest that so many of the unusual reach
     return Detection(area, float((values[0] >= threshold).mean()))
 
 

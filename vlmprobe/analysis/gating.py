@@ -131,13 +131,16 @@ def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05) -> Th
         errors: share of all answers that may be accepted and wrong.
 
     Raises:
-        CalibrationError: for fewer than ``1 / errors - 1`` answers, with which nothing can be guaranteed.
+        CalibrationError: for fewer than ``1 / errors - 1`` answers, with which nothing can be guaranteed; for too many
+            wrong answers of infinite confidence.
     """
     sure, right = checked(confidence, correct, scale=False)
     allowed = _allowed(len(sure), _share("errors", errors))
     bad = np.sort(sure[~right])[::-1]
     # As many wrong answers as allowed may lie strictly above the threshold, so the next one is the first rejected.
     value = -np.inf if allowed >= len(bad) else float(np.nextafter(bad[allowed], np.inf))
+    if np.isposinf(value):
+        raise CalibrationError(f"{allowed + 1} wrong answers have an infinite confidence, which no threshold rejects")
     kept = sure >= value
     promise = (
         f"On average at most {errors:.3g} of future answers reach it and are wrong (counted among all answers), "

@@ -19,7 +19,7 @@ from vlmprobe.analysis.linear_head import LinearHead, load_head
 from vlmprobe.engines.answer_ids import answer_ids
 from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.inputs.messages import Prompt
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -75,16 +75,17 @@ def answer_states(
     Args:
         probe: whose model is read.
         question, image: as in :meth:`Probe.generate`.
-        answer: a text, a result of this question, or token ids; T tokens.
+        answer: a text, a result of this question about these images, or token ids; T tokens.
 
     Returns:
         float32 [T + 1, H]: row t is the state after t tokens of the answer; the last is that of the whole answer.
 
     Raises:
-        MessageError: for an answer that has no tokens, or merges with the end of the prompt.
+        MessageError: for an answer that has no tokens, merges with the end of the prompt, or is a result of another
+            prompt or of other images.
         CapabilityError: for an engine that cannot run a given answer.
     """
-    conversation = Conversation.build(question, image)
+    conversation = probe.conversation(question, image)
     options = Options(keep=frozenset({"hidden"}), alternatives=1, generation=ONE_STEP)
     probe.engine.check([conversation], options)
     score_ids = require(probe.engine, ScoresIds).score_ids

@@ -25,6 +25,7 @@ from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
 from vlmprobe.errors import CapabilityError, MessageError, ResultError, renamed
 from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.probe.request import with_meta
 from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
@@ -179,7 +180,8 @@ def contrast(
     Args:
         probe: whose model is run.
         question, image: as in :meth:`Probe.generate`.
-        answer: to analyse: a text, a result of this question, or token ids; generated if None.
+        answer: to analyse: a text, a result of this question about these images, or token ids; generated if None.
+            The tokens of a result are scored anew, by the model as it is now.
         against: what replaces the image: ``"blank"`` (its mean colour), ``"blur"``, ``"noise"``, ``"diffused"``,
             ``"none"`` (no image at all), an image, a list of these, or a mapping of names to them.
         regions: rows and columns of a grid (or one number for both); each cell is masked once.
@@ -191,9 +193,10 @@ def contrast(
     Raises:
         CapabilityError: without an image; for ``"none"`` with a model that needs one; if the engine cannot score a
             given answer.
-        MessageError: for an unknown variant, or an answer that merges with the end of the prompt.
+        MessageError: for an unknown variant, an answer that merges with the end of the prompt, or a result of another
+            prompt or of other images.
     """
-    conversation = Conversation.build(question, image)
+    conversation = probe.conversation(question, image)
     if not conversation.images:
         raise CapabilityError("There is no image to contrast: pass image=, or messages with an image in them.")
     places = list(range(len(conversation.images))) if which is None else [which]
@@ -222,15 +225,16 @@ def contrast(
         for (row, column, _), each in zip(boxes, tables[len(changed) :], strict=True):
             worth[row, column] = table.logprobs.astype(np.float64) - each.logprobs
     shown = [images[places[0]] for images in changed.values()]
-    return Contrast(
+    found = Contrast(
         answer=table,
         names=list(changed),
         tables=tables[: len(changed)],
         regions=worth,
         image=thumbnail(conversation.images[places[0]], THUMBNAIL),
         variants=[None if each is None else thumbnail(each, THUMBNAIL) for each in shown],
-        meta={**probe.meta, "question": conversation.question, **meta},
+        meta=meta,
     )
+    return with_meta(found, probe.meta, conversation)
 
 
 def _answer(
@@ -243,8 +247,6 @@ def _answer(
         return result.output, result.meta
     require_no_options(generation, "The answer is given")
     ids = answer_ids(probe.engine, conversation, answer)
-    if isinstance(answer, Result):
-        return answer.output, answer.meta
     return _scored(probe, [conversation], ids, options)[0], {}
 
 

@@ -100,7 +100,8 @@ def variant(image: Image.Image, wanted: Any) -> Image.Image | None:
 
     Args:
         image: the real one.
-        wanted: a name of :data:`VARIANTS`, ``"none"``, or any image source (path, URL, bytes, PIL image, array).
+        wanted: a name of :data:`VARIANTS`, ``"none"``, or any image source (path, URL, open file, bytes, PIL
+            image, array).
     """
     if isinstance(wanted, str):
         if wanted == "none":

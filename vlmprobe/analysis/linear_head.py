@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.errors import CheckpointError, ResultError, near
+from vlmprobe.results.choices import StaysReadOnly, read_only
 from vlmprobe.results.layouts import require_readable
-from vlmprobe.results.table import read_only
 
 __all__ = ["LinearHead", "load_head"]
 
@@ -22,7 +22,7 @@ TRL = "summary"  # trl's name for the layer of its value head
 
 
 @dataclass(frozen=True, eq=False)
-class LinearHead:
+class LinearHead(StaysReadOnly):
     """K outputs of a state of width H: ``weight @ state + bias``. The arrays are read-only."""
 
     weight: np.ndarray  # float64 [K, H]

@@ -10,7 +10,7 @@ may have been settled before (Belrose et al. 2023 train a translator per layer f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,8 @@ import numpy as np
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import Options, ReadsLayers, require
 from vlmprobe.errors import MessageError
-from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.inputs.messages import Prompt
+from vlmprobe.probe.request import with_meta
 from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
@@ -118,7 +119,7 @@ def lens(
     Args:
         probe: of a model in this process.
         question, image: as in :meth:`Probe.generate`.
-        answer: to analyse: a text, a result of this question, or token ids; generated if None.
+        answer: to analyse: a text, a result of this question about these images, or token ids; generated if None.
         of: ``"answer"``, or ``"prompt"`` for the prompt's own tokens.
         rows: which rows of that table: a slice, or indices from 0 (negative ones from the end); all if None. Images and
             the first token of a prompt have no distribution and are left out.
@@ -129,7 +130,7 @@ def lens(
     Raises:
         CapabilityError: for a layer that does not exist, an engine without layers, beams, or a model whose logits
             are not norm and head of its last layer.
-        MessageError: for rows that do not exist.
+        MessageError: for rows that do not exist, or a result of another prompt or of other images.
     """
     if of not in ("answer", "prompt"):
         raise MessageError(f"of must be 'answer' or 'prompt', not {of!r}")
@@ -139,18 +140,18 @@ def lens(
         require_no_options(generation, "The prompt is analysed")
     elif answer is not None:
         require_no_options(generation, "The answer is given")
-    conversation = Conversation.build(question, image)
+    conversation = probe.conversation(question, image)
     options = Options(alternatives=alternatives, prompt=False, generation=generation)
     probe.engine.check([conversation], options)
     look = require(probe.engine, ReadsLayers).layers
     ids = None if answer is None else answer_ids(probe.engine, conversation, answer)
     result, table, columns = look(conversation, options, layers=layers, ids=ids, prompt=of == "prompt")
-    meta = {**probe.meta, "question": conversation.question}
     if result is not None:
-        result = replace(result, meta={**meta, **result.meta})
+        result = with_meta(result, probe.meta, conversation)
     has_row = np.flatnonzero(~np.isnan(table.logsumexp))
     kept = np.isin(has_row, _wanted(rows, len(table), has_row))
-    return _made(probe, table, has_row[kept], columns.cut(rows=np.flatnonzero(kept)), result, meta)
+    found = _made(probe, table, has_row[kept], columns.cut(rows=np.flatnonzero(kept)), result)
+    return with_meta(found, probe.meta, conversation)
 
 
 def _wanted(rows: Rows, count: int, has_row: np.ndarray) -> np.ndarray:
@@ -173,7 +174,6 @@ def _made(
     rows: np.ndarray,
     columns: LayerColumns,
     result: Result | None,
-    meta: dict[str, Any],
 ) -> Lens:
     alone = probe.engine.detokenizer.alone  # type: ignore[attr-defined]
     return Lens(
@@ -188,5 +188,4 @@ def _made(
         top_logprobs=columns.top_logprobs,
         top_tokens=[[[alone(each) for each in row] for row in layer] for layer in columns.top_ids.tolist()],
         result=result,
-        meta=meta,
     )

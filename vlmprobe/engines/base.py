@@ -30,6 +30,7 @@ __all__ = [
     "Engine",
     "GivesPromptIds",
     "HasAdapter",
+    "MadeForOneConversation",
     "MixesImages",
     "Options",
     "Ranks",
@@ -179,6 +180,14 @@ class Ranks(Protocol):
         self, query: Conversation, documents: Sequence[Conversation], *, activation: bool = True
     ) -> Sequence[float]:
         """The relevance of each document to the query; without activation, the difference of two logits."""
+
+
+@runtime_checkable
+class MadeForOneConversation(Protocol):
+    """A logits processor that fits one conversation only."""
+
+    def require_conversation(self, conversation: Conversation) -> None:
+        """Raise a :class:`~vlmprobe.errors.VlmprobeError` for another one."""
 
 
 @runtime_checkable

@@ -1,13 +1,16 @@
-"""Selects the chat template of a conversation: a checkpoint may have several named ones."""
+"""Selects the chat template of a conversation (a checkpoint may have several named ones), and reports its errors."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from vlmprobe.errors import CapabilityError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["PAIR", "pair_template", "template_for", "templates_of"]
+__all__ = ["PAIR", "pair_template", "rendering", "template_for", "templates_of"]
 
 PAIR = ("query", "document")  # the roles of a pair that is scored for relevance
 DEFAULT = "default"  # the name that transformers gives to chat_template.jinja
@@ -32,3 +35,24 @@ def template_for(templates: dict[str, str], conversation: Conversation) -> str |
     """The template for a conversation; None if there is none."""
     pair = any(message.role in PAIR for message in conversation.messages)
     return pair_template(templates) if pair else templates.get(DEFAULT)
+
+
+@contextmanager
+def rendering(model_type: str) -> Iterator[None]:
+    """Report errors of a chat template as such.
+
+    Raises:
+        CapabilityError: for an error that the template raises, as with ``raise_exception``, or runs into.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except VlmprobeError:
+        raise
+    except TemplateError as error:
+        raise CapabilityError(f"The chat template of {model_type} refuses this conversation: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # of Python, in the template's expressions
+        raise CapabilityError(
+            f"The chat template of {model_type} cannot render this conversation ({type(error).__name__}: {error})."
+        ) from error

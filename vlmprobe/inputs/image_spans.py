@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ImageSpan", "divide_runs", "placeholder_runs"]
+from vlmprobe.errors import CapabilityError, MessageError
+from vlmprobe.inputs.messages import Conversation, TextPart
+
+__all__ = ["ImageSpan", "divide_runs", "placeholder_runs", "require_images", "require_no_placeholder"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,36 @@ def divide_runs(runs: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[
             spans.append(ImageSpan(image, tile, start, start + taken))
             start, tile, left = start + taken, tile + 1, left - taken
     return tuple(spans)
+
+
+def require_no_placeholder(conversation: Conversation, written: Sequence[str]) -> None:
+    """Reject a text that contains an image placeholder: tokenizers read it as an image, which is not there.
+
+    Args:
+        conversation: of texts and images.
+        written: how the model's placeholders are written.
+
+    Raises:
+        MessageError: it names the message and the placeholder.
+    """
+    for place, message in enumerate(conversation.messages):
+        texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+        if found := next((each for each in written if any(each in text for text in texts)), None):
+            raise MessageError(
+                f"Message {place}: the text contains {found}, an image placeholder of this model, and would be read as "
+                f"an image. Leave it out (image= and image parts place their images themselves), or write it "
+                f"differently, such as {' '.join((found[:1], found[1:]))!r}."
+            )
+
+
+def require_images(runs: Sequence[tuple[int, int]], conversation: Conversation, written: Sequence[str]) -> None:
+    """Reject placeholders, as :func:`placeholder_runs` finds them, in the prompt of a conversation without an image.
+
+    Raises:
+        CapabilityError: it names the placeholders.
+    """
+    if runs and not conversation.images:
+        raise CapabilityError(
+            "The prompt has image positions, and the conversation has no image: its text, or the chat template, "
+            f"writes an image placeholder ({', '.join(written)}). Pass an image, or reword the text."
+        )

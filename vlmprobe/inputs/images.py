@@ -1,4 +1,4 @@
-"""Load an image from a path, URL, bytes, Pillow image or array.
+"""Load an image from a path, URL, open file, bytes, Pillow image or array.
 
 Files, URLs and bytes are untrusted: formats are limited to those that Pillow decodes itself (none that starts
 another program, such as PostScript), sizes are checked in the header before anything is decoded, and any exception
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import inspect
 import io
 import itertools
 import os
@@ -17,7 +19,7 @@ import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -36,6 +38,8 @@ __all__ = [
     "ImageSource",
     "Limits",
     "data_uri",
+    "digest",
+    "is_file",
     "load_encoded",
     "load_image",
     "thumbnail",
@@ -44,7 +48,7 @@ __all__ = [
 THUMBNAIL = 512  # longer side, in pixels, of the images that a result keeps for display
 
 ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"
+    "str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"
 )
 
 # Only formats that Pillow decodes in process. JPEG includes its multi-picture variant (MPO).
@@ -55,7 +59,7 @@ SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|file):", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{40,}={0,2}\s*")
 ORIENTATION = 0x0112  # EXIF tag of the image orientation
 PNG_DEPTH = 24  # byte offset of the bit depth in a PNG file
-LAZY = threading.Lock()  # Pillow's lazily opened images share one file position between threads
+LAZY = threading.Lock()  # open files, and Pillow's lazily opened images, share one position between threads
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,12 @@ def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Im
     """Load an image, upright and in RGB.
 
     Args:
-        source: a path, an ``http(s)`` URL, a base64 ``data:`` URL, the bytes of a file, a Pillow image (its
-            current frame), or a NumPy array or torch tensor as :func:`vlmprobe.inputs.pixels.from_array` accepts
-            them; if a shape such as [3, W, 3] fits both layouts, tensors are channels first and arrays channels last.
-            URLs are fetched wherever they point, including the local network: see :mod:`vlmprobe.inputs.download`.
+        source: a path, an ``http(s)`` URL, a base64 ``data:`` URL, the bytes of a file, a file open for reading bytes
+            (also ``io.BytesIO``), a Pillow image (its current frame), or a NumPy array or torch tensor as
+            :func:`vlmprobe.inputs.pixels.from_array` accepts them; if a shape such as [3, W, 3] fits both layouts,
+            tensors are channels first and arrays channels last. An open file is read from its beginning, as Pillow
+            does, and its position is restored. URLs are fetched wherever they point, including the local network: see
+            :mod:`vlmprobe.inputs.download`.
         limits: on size, pixels and time. To exceed the default for one image, load it with this function and
             other limits, and pass the result.
 
@@ -114,9 +120,16 @@ def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[
         return _decoded(bytes(source), "The image bytes", limits)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
         return _from_array(source), None
+    if is_file(source):
+        return _from_file(source, limits)
     raise ImageError(
         f"An image cannot be {'None' if source is None else f'of type {type(source).__name__}'}: {_remedy(source)}."
     )
+
+
+def is_file(source: Any) -> bool:
+    """Whether something is an open file: it has ``read``, and is neither an image nor a path."""
+    return callable(getattr(source, "read", None)) and not isinstance(source, (Image.Image, os.PathLike))
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
@@ -124,6 +137,11 @@ def thumbnail(image: Image.Image, side: int) -> Image.Image:
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
+
+
+def digest(image: Image.Image) -> str:
+    """BLAKE2b of an RGB image's size and pixels, 16 bytes in hexadecimal: equal only for equal images."""
+    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
 def data_uri(image: Image.Image) -> str:
@@ -219,6 +237,59 @@ def _from_path(source: str | os.PathLike[str], limits: Limits) -> tuple[Image.Im
     return _decoded(data, name, limits)
 
 
+def _from_file(file: Any, limits: Limits) -> tuple[Image.Image, bytes | None]:
+    held = getattr(file, "name", None)
+    name = f"The open file {_short(held)}" if isinstance(held, str) else f"The open file ({type(file).__name__})"
+    if getattr(file, "closed", False) is True:
+        raise ImageError(f"{name} is closed: open it again, or pass its path or the bytes that it held.")
+    try:
+        again = _seekable(file)
+        data = _read_from_start(file, limits.max_bytes + 1) if again else _read(file, limits.max_bytes + 1)
+    except TypeError as error:
+        raise ImageError(f"{name} does not give bytes ({error}): open it with mode 'rb', or pass bytes.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # files of archives and networks raise errors of their own
+        raise ImageError(f"{name} cannot be read ({error}): open it with mode 'rb', or pass bytes.") from error
+    if not data and not again:
+        raise ImageError(
+            f"{name} is empty or was read before, and cannot be read again from its beginning: pass the bytes that "
+            "its read() returns."
+        )
+    return _decoded(data, name, limits)
+
+
+def _seekable(file: Any) -> bool:
+    told = getattr(file, "seekable", None)
+    return bool(told()) if callable(told) else hasattr(file, "seek") and hasattr(file, "tell")
+
+
+def _read_from_start(file: Any, most: int) -> bytes:
+    """A file read from its beginning, so that a second reading finds the same; its position is restored."""
+    with LAZY:
+        place = file.tell()
+        file.seek(0)
+        try:
+            return _read(file, most)
+        finally:
+            file.seek(place)
+
+
+def _read(file: Any, most: int) -> bytes:
+    """Up to ``most`` bytes; an unbuffered file may return fewer at a time."""
+    data = bytearray()
+    while len(data) < most:
+        piece = file.read(most - len(data))
+        if not isinstance(piece, (bytes, bytearray, memoryview)):
+            if inspect.iscoroutine(piece):
+                piece.close()  # it is never awaited
+            raise TypeError(f"its read() returns {type(piece).__name__}")
+        if not len(piece):
+            break
+        data += piece
+    return bytes(data)
+
+
 def _missing(text: str, path: Path, name: str) -> ImageError:
     if BASE64.fullmatch(text):
         return ImageNotFoundError(
@@ -297,12 +368,10 @@ def _guess(data: bytes) -> str:
 
 def _remedy(source: Any) -> str:
     if source is None:
-        return "pass a path, a URL, bytes, a Pillow image or an array, or leave the image out"
+        return "pass a path, a URL, an open file, bytes, a Pillow image or an array, or leave the image out"
     if isinstance(source, (list, tuple)):
         return "pass one image at a time, or numpy.asarray(...) if these are pixels"
-    if hasattr(source, "read"):
-        return "pass the path, or the bytes that its read() returns"
-    return "pass a path, a URL, bytes, a Pillow image or an array"
+    return "pass a path, a URL, an open file, bytes, a Pillow image or an array"
 
 
 def _too_many_bytes(name: str, limits: Limits) -> ImageError:

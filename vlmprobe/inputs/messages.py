@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
-from vlmprobe.inputs.images import load_encoded
+from vlmprobe.inputs.images import is_file, load_encoded
 
 __all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
 
 Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
 ROLES = ("system", "user", "assistant")
+DETAILS = (None, "auto", "high")  # values of OpenAI's "detail" that leave the image as it is
 IMAGE_KEYS = ("image", "path", "url", "base64")  # where an image part may hold its image, as in transformers
 
 
@@ -84,11 +85,12 @@ class Conversation:
             prompt: a question, or chat messages (see the module docstring), or a conversation.
             image: one image, or a list, tuple or iterator of images. If the messages have bare
                 ``{"type": "image"}`` parts, the images fill those in order, one each; otherwise they go to the
-                start of the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, bytes, a PIL
-                image or an array.
+                start of the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, an open file,
+                bytes, a PIL image or an array.
 
         Raises:
-            MessageError: for a wrong role, part or type, an empty conversation, or nothing to answer.
+            MessageError: for a wrong role, part or type, a key that would be dropped, an empty conversation, or nothing
+                to answer.
             ImageError: for an image that cannot be read; the message says which one.
         """
         images = _image_list(image)
@@ -169,7 +171,7 @@ def _image_list(image: Any) -> list[ImagePart]:
         return []
     if isinstance(image, (Set, Mapping)):
         raise MessageError(f"image= is a {type(image).__name__}: pass one image, or a list, which has an order.")
-    if not isinstance(image, (list, tuple, Iterator)):
+    if not isinstance(image, (list, tuple, Iterator)) or is_file(image):  # an open file iterates over its lines
         return [_loaded(image, "Image in image=")]
     several = list(image)
     if not several and isinstance(image, Iterator):
@@ -224,6 +226,7 @@ def _message(raw: Any, place: int, images: Iterator[ImagePart]) -> Message:
     role, content = raw["role"], raw["content"]
     if role not in ROLES:
         raise MessageError(f"{where} has role {role!r}; roles are {', '.join(ROLES)}.{near(str(role), ROLES)}")
+    _require_known(raw, ("role", "content"), where)
     if isinstance(content, str):
         return Message(role, (TextPart(content),))
     if isinstance(content, Mapping):
@@ -249,14 +252,23 @@ def _part(raw: Any, where: str, images: Iterator[ImagePart]) -> TextPart | Image
         text = raw.get("text")
         if not isinstance(text, str):
             raise MessageError(f"{where} has type 'text' and no string under 'text'.")
+        _require_known(raw, ("type", "text"), where)
         return TextPart(text)
     if kind == "image":
         return _image_part(raw, where, images)
     if kind == "image_url":
         link = raw.get("image_url")
         url = link.get("url") if isinstance(link, Mapping) else link
-        if not isinstance(url, str):
+        if not isinstance(url, str) and not is_file(url):
             raise MessageError(f"{where} has type 'image_url' and no string under 'image_url' or its 'url'.")
+        _require_known(raw, ("type", "image_url"), where)
+        if isinstance(link, Mapping):
+            _require_known(link, ("url", "detail"), f"{where}, image_url")
+            if link.get("detail") not in DETAILS:
+                raise MessageError(
+                    f"{where} has detail {link['detail']!r}: images keep their size; make the image smaller yourself, "
+                    "or leave 'detail' out."
+                )
         return _loaded(url, where)
     if kind in ("video", "audio", "video_url", "input_audio"):
         raise MessageError(f"{where} is {kind}: vlmprobe reads text and images; pass frames as images.")
@@ -266,8 +278,23 @@ def _part(raw: Any, where: str, images: Iterator[ImagePart]) -> TextPart | Image
     raise MessageError(f"{where} has type {kind!r}; types are {', '.join(known)}.{near(str(kind), known)}")
 
 
+def _require_known(raw: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Reject keys that would be dropped; a key that is None holds nothing.
+
+    Raises:
+        MessageError: it names the keys.
+    """
+    unknown = [key for key, value in raw.items() if key not in known and value is not None]
+    if unknown:
+        raise MessageError(
+            f"{where} has {', '.join(map(repr, unknown))}, and only {' and '.join(map(repr, known))} are read: leave "
+            "it out, or write it into the text."
+        )
+
+
 def _image_part(raw: Mapping[str, Any], where: str, images: Iterator[ImagePart]) -> ImagePart:
-    options = {key: value for key, value in raw.items() if key not in (*IMAGE_KEYS, "type")}
+    known = (*IMAGE_KEYS, "type")
+    options = {key: value for key, value in raw.items() if key not in known and value is not None}
     held = _keys_held(raw)
     if not held:
         return replace(next(images), options=options)

@@ -1,9 +1,12 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images are resized by Qwen's own qwen-vl-utils."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images are resized by the checkpoint's processor, or by Qwen's qwen-vl-utils."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.errors import ImageError
@@ -11,29 +14,81 @@ from vlmprobe.inputs.messages import Conversation, ImagePart
 
 __all__ = ["QwenVL"]
 
+PROCESSOR, UTILS = "processor", "qwen-vl-utils"
+
 
 class QwenVL(Adapter):
     """An image part may set ``min_pixels``, ``max_pixels``, or ``resized_height`` and ``resized_width``.
 
-    Otherwise the limits of the checkpoint's own image processor apply.
+    Such a part is resized by qwen-vl-utils, whose options these are; all others by the checkpoint's own image
+    processor, as in transformers, vLLM and SGLang. With ``resize="qwen-vl-utils"`` it resizes every image, within the
+    pixel limits of the image processor.
     """
 
     model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    resizers: ClassVar[tuple[str, ...]] = (PROCESSOR, UTILS)
+    resize = PROCESSOR
 
     @property
     def image_options(self) -> frozenset[str]:
         """The size options that qwen-vl-utils reads."""
         return frozenset({"min_pixels", "max_pixels", "resized_height", "resized_width"})
 
-    def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """As the base class, with every image resized by qwen-vl-utils before the processor sees it."""
-        images = [self._sized(part) for conversation in conversations for part in conversation.image_parts]
-        pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
-        # The sizes are those that the processor would choose itself, so it must not interpolate a second time.
-        sized = {"images": images, "do_resize": False} if images else {}
-        return dict(self.processor(text=self.render(conversations), return_tensors="pt", **sized, **pad))
+    def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
+        """``resize``: what resizes the images; a list with one entry per image if they differ in it."""
+        by = [self._resizer(part) for part in conversation.image_parts] if conversation else []
+        return {**super().facts(conversation), "resize": by if len(set(by)) > 1 else (by or [self.resize])[0]}
 
-    def _sized(self, part: ImagePart) -> Any:
+    def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        """As the base class; what qwen-vl-utils has resized is not resized again.
+
+        Raises:
+            ImageError: for an image that cannot be resized, or that does not fit a processor that does not resize.
+        """
+        parts = [part for conversation in conversations for part in conversation.image_parts]
+        for part in parts:
+            self._check_sides(part)
+        by = {self._resizer(part) for part in parts}
+        if by <= {PROCESSOR}:
+            return super().process(conversations)
+        if by == {UTILS}:
+            return self._call(conversations, [self._sized(part) for part in parts])
+        return self._process_mixed(conversations, parts)
+
+    def _process_mixed(self, conversations: Sequence[Conversation], parts: Sequence[ImagePart]) -> dict[str, Any]:
+        # The processor resizes all images of a call or none. So its image processor is called for each image, and the
+        # processor, for the prompt, with blank images of the sizes that result.
+        pixels = self.processor.image_processor
+        single = [
+            pixels(self._sized(part), do_resize=False, return_tensors="pt")
+            if self._resizer(part) == UTILS
+            else pixels(part.image, return_tensors="pt")
+            for part in parts
+        ]
+        grids = [each["image_grid_thw"][0].tolist() for each in single]
+        side = pixels.patch_size
+        inputs = self._call(conversations, [Image.new("RGB", (wide * side, high * side)) for _, high, wide in grids])
+        return {**inputs, "pixel_values": torch.cat([each["pixel_values"] for each in single])}
+
+    def _call(self, conversations: Sequence[Conversation], sized: Sequence[Image.Image]) -> dict[str, Any]:
+        pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
+        text = self.render(conversations)
+        return dict(self.processor(text=text, images=list(sized), do_resize=False, return_tensors="pt", **pad))
+
+    def _resizer(self, part: ImagePart) -> str:
+        return UTILS if part.options else self.resize
+
+    def _check_sides(self, part: ImagePart) -> None:
+        pixels = self.processor.image_processor
+        factor = pixels.patch_size * pixels.merge_size
+        width, height = part.image.size
+        if self._resizer(part) == PROCESSOR and not pixels.do_resize and (width % factor or height % factor):
+            raise ImageError(
+                f"The image processor does not resize (do_resize is False), and the sides of a {width} x {height} "
+                f"image are not multiples of {factor}: resize it, or set resized_width and resized_height in its part."
+            )
+
+    def _sized(self, part: ImagePart) -> Image.Image:
         from qwen_vl_utils import process_vision_info
 
         pixels = self.processor.image_processor

@@ -10,6 +10,7 @@ import numpy as np
 
 from vlmprobe.engines.answer_ids import answer_ids
 from vlmprobe.engines.base import Engine, GivesPromptIds, require
+from vlmprobe.engines.recorded_prompt import holds_images, require_answer_to
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.results.result import Result
@@ -58,19 +59,13 @@ def conversation_of(
         MessageError: if the result lacks part of it, or answers another one.
     """
     again = "pass the original question= and image="
-    prompts = require(engine, GivesPromptIds)
-    sizes = [tuple(each) for each in result.meta.get("image_sizes") or [each.size for each in result.images]]
-    if question is None and image is None and sizes == [each.size for each in result.images]:
-        image = list(result.images) or None
+    require(engine, GivesPromptIds)
+    if question is None and image is None and holds_images(result):
+        image = list(result.images)  # those of the result, also if it has none and a session would add its own
     conversation = converse(result.meta.get("question", "") if question is None else question, image)
-    if question is None and sizes and not conversation.images:
+    if question is None and not holds_images(result) and not conversation.images:
         raise MessageError(f"The result holds its images only downscaled for display: {again}.")
-    if not np.array_equal(prompts.prompt_ids(conversation), result.input_ids):
-        raise MessageError(
-            f"The result does not answer this conversation, their prompts differ: {again}, with all messages."
-        )
-    if sizes != [each.size for each in conversation.images]:
-        raise MessageError(f"The result is about images of {sizes} pixels, not these: {again}.")
+    require_answer_to(engine, conversation, result, f"{again}, with all messages")
     return conversation
 
 

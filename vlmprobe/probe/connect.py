@@ -99,7 +99,7 @@ def opened(model: str, engine: str, name: str, asked: Mapping[str, Any], options
         model: a folder or hub id.
         engine: its name.
         name: of the model, for ``meta``.
-        asked: ``load``'s own arguments (``device``, ``dtype``, ``revision``, ``adapter``).
+        asked: ``load``'s own arguments (``device``, ``dtype``, ``revision``, ``adapter``, ``resize``).
         options: of the engine.
     """
     from vlmprobe._version import __version__
@@ -110,9 +110,10 @@ def opened(model: str, engine: str, name: str, asked: Mapping[str, Any], options
         raise GenerationOptionError(
             f"No engine is named {engine!r}.{near(engine, known)} There are: {', '.join(known)}."
         )
-    if asked["adapter"] is not None or asked["device"] != "auto":
+    if asked["adapter"] is not None or asked["resize"] is not None or asked["device"] != "auto":
         raise CapabilityError(
-            f"{known[engine].title} chooses its own model code and devices: leave out adapter, device."
+            f"{known[engine].title} chooses its own model code, image sizes and devices: leave out adapter, resize, "
+            "device."
         )
     given = {key: str(asked[key]).removeprefix("torch.") for key in ("dtype", "revision") if asked[key] is not None}
     if given.get("dtype") == "auto":

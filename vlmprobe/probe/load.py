@@ -37,6 +37,7 @@ def load(
     adapter: str | None = None,
     check: bool = True,
     engine: str | None = None,
+    resize: str | None = None,
     **from_pretrained: Any,
 ) -> Probe:
     """A probe of a checkpoint.
@@ -51,6 +52,9 @@ def load(
             :class:`~vlmprobe.errors.VlmprobeWarning`. With a newer transformers than the tested one, a log line says
             so and lists the checks that passed. The environment variable ``VLMPROBE_CHECK=0`` also turns this off.
         engine: ``"vllm"``, or another engine that runs in this process in place of transformers.
+        resize: what resizes the images, for Qwen2-VL, Qwen2.5-VL and Qwen3-VL: ``"processor"``, the checkpoint's own
+            image processor, as in transformers and the serving engines, if None; or ``"qwen-vl-utils"``. An image part
+            with options (``max_pixels``, ...) is always resized by qwen-vl-utils. ``meta["resize"]`` says which.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
             ``quantization_config``, ``attn_implementation``, ...), or of the engine.
 
@@ -58,6 +62,7 @@ def load(
         UnknownModelError: if there is no such checkpoint, or no adapter for it.
         RemoteCodeError: if the checkpoint needs its own code, or ``trust_remote_code`` is set.
         CheckpointError: for missing or damaged files.
+        CapabilityError: for a device that does not exist, or a ``resize`` that the model family does not have.
     """
     from vlmprobe.model_registry import registry
     from vlmprobe.probe import load_checks
@@ -85,30 +90,37 @@ def load(
     if engine is not None:
         from vlmprobe.probe.connect import opened
 
-        asked = {"device": device, "dtype": dtype, "revision": revision, "adapter": adapter}
+        asked = {"device": device, "dtype": dtype, "revision": revision, "adapter": adapter, "resize": resize}
         return opened(os.fspath(model), engine, name, asked, from_pretrained)
     config, commit = registry.config_and_commit(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
+    _check_resize(found, resize)
     device_map = from_pretrained.pop("device_map", None) or _device(device)
     options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained):
         made = found.load(os.fspath(model), config=config, **options)
-    probe = _probe(made, name, commit or revision)
+    probe = _probe(made, name, commit or revision, resize)
     if check and load_checks.switched_on():
         load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
     return probe
 
 
-def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
+def wrap(model: Any, processor: Any, *, adapter: str | None = None, resize: str | None = None) -> Probe:
     """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters.
 
     Args:
         model: a transformers model with a language-modelling head, or a PEFT model around one.
         processor: its processor, with a chat template.
         adapter: name of the adapter to use; detected from ``model.config`` if None.
+        resize: as in :func:`load`.
+
+    Raises:
+        CapabilityError: for a ``resize`` that the model family does not have.
     """
     from vlmprobe.model_registry import registry
 
+    # The generate of what torch.compile made of a model is that of the model inside it.
+    model = getattr(getattr(model, "generate", None), "__self__", model)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(inner, "generate") or not hasattr(inner, "config"):
         raise TypeError(f"wrap takes a transformers model and its processor; {type(model).__name__} cannot generate")
@@ -116,7 +128,10 @@ def wrap(model: Any, processor: Any, *, adapter: str | None = None) -> Probe:
         raise TypeError(f"wrap takes the model's processor second, not {type(processor).__name__}")
     name = inner.config.name_or_path or type(inner).__name__
     found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=name)
-    return _probe(found(inner, processor), name, None)
+    _check_resize(found, resize)
+    made = found(inner, processor)
+    made.peft = None if inner is model else model
+    return _probe(made, name, None, resize)
 
 
 @contextmanager
@@ -142,20 +157,32 @@ def _explained(name: str, given: Mapping[str, Any]) -> Iterator[None]:
         raise CheckpointError(f"{name} cannot be loaded{blamed}: {type(error).__name__}: {error}") from error
 
 
-def _probe(adapter: Adapter, name: str, revision: str | None) -> Probe:
+def _check_resize(adapter: type[Adapter], resize: Any) -> None:
+    if resize is None or resize in adapter.resizers:
+        return
+    known = " or ".join(map(repr, adapter.resizers))
+    remedy = f"pass {known}" if known else "leave resize out, its processor resizes the images"
+    raise CapabilityError(f"The adapter {adapter.name!r} has no resize={resize!r}: {remedy}.")
+
+
+def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None = None) -> Probe:
     from importlib.metadata import version
 
     from vlmprobe._version import __version__
     from vlmprobe.engines.local import LocalEngine
+    from vlmprobe.engines.local.model_state import device_of
 
+    if resize is not None:
+        adapter.resize = resize
     meta = {
         "model": name,
         "revision": revision,
         "adapter": adapter.name,
         "engine": "local",
         "dtype": str(adapter.model.dtype).removeprefix("torch."),
-        "device": str(adapter.model.device),
+        "device": str(device_of(adapter.model)),
         "versions": {"vlmprobe": __version__, "transformers": version("transformers"), "torch": version("torch")},
+        **adapter.facts(),
     }
     return Probe(LocalEngine(adapter), meta)
 

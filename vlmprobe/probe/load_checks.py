@@ -24,7 +24,7 @@ from vlmprobe._version import TESTED, __version__
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local import LocalEngine
-from vlmprobe.engines.local.run_generate import alone, to_model
+from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.errors import CapabilityError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 from vlmprobe.probe import passed_checks
@@ -117,7 +117,7 @@ def run(engine: LocalEngine) -> list[Finding]:
     found = []
     for name, check in CHECKS.items():
         try:
-            with alone(engine.adapter.model):
+            with alone(engine.adapter):
                 told = check(engine)
         except Exception as error:  # noqa: BLE001 - an adapter may fail in any way; the failure is reported
             told = f"{type(error).__name__}: {error}"
@@ -142,6 +142,8 @@ def end_tokens(engine: LocalEngine) -> str | None:
     ends = adapter.end_ids
     if not ends:
         return "no end token is known, so every answer runs to max_new_tokens: end_ids of the adapter is empty"
+    if adapter.facts().get("chat_template", "") is None:  # asked plainly: nothing says where a turn ends
+        return None
     written = adapter.encode([_short_text(adapter, ANSWER, FURTHER)]).prompts[0].text
     between = written.partition(ANSWER)[2].partition(FURTHER)[0]
     special = [

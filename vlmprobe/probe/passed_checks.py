@@ -31,12 +31,12 @@ def fingerprint(adapter: type, meta: Mapping[str, Any], config: Mapping[str, Any
     """A hash of everything that the outcome depends on; a change to any of it reruns the checks.
 
     That is the configuration, the revision or the state of the folder's files, the adapter and the state of its
-    source files, dtype, device type and versions.
+    source files, dtype, device type, versions and what resizes the images.
     """
     source = getattr(sys.modules.get(adapter.__module__), "__file__", None)
     record = {
         "config": config,
-        "meta": {key: meta.get(key) for key in ("model", "revision", "adapter", "dtype", "versions")},
+        "meta": {key: meta.get(key) for key in ("model", "revision", "adapter", "dtype", "versions", "resize")},
         "device": str(meta.get("device")).partition(":")[0],
         "files": _state(Path(checkpoint).glob("*")),
         "adapter": _state(Path(source).parent.glob("*.py")) if source else [],

@@ -54,7 +54,7 @@ class Probe:
         Args:
             question: a string, or chat messages such as
                 ``[{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "Hi"}]}]``.
-            image: an image or a list of images, put before the text: path, URL, bytes, PIL image or array.
+            image: an image or a list of images, put before the text: path, URL, open file, bytes, PIL image or array.
             keep: ``"stats"`` keeps the columns; ``"logits"`` also the full rows [T, V]; ``"hidden"`` also the states
                 [T, H] that enter the LM head; a set keeps both. A ``pathlib.Path`` in place of ``"logits"`` is a folder
                 to which the full rows are written as they are computed, memory-mapped instead of held in memory;
@@ -75,7 +75,7 @@ class Probe:
             NonFiniteLogitsError: if the model returns NaN or infinite logits.
         """
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        conversation = self._conversation(question, image)
+        conversation = self.conversation(question, image)
         self.engine.check([conversation], options)
         return self._with_meta(self.engine.generate([conversation], options)[0], conversation)
 
@@ -111,7 +111,7 @@ class Probe:
             :meth:`generate`.
         """
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        conversation = self._conversation(question, image)
+        conversation = self.conversation(question, image)
         self.engine.check([conversation], options)
         stream = require(self.engine, Streams).stream(conversation, options)
         stream.told = lambda result: self._with_meta(result, conversation)
@@ -154,7 +154,7 @@ class Probe:
         from vlmprobe.probe.generate_many import answered
 
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        return answered(self.engine, self.meta, self._conversation, requests, batch_size, options, progress, on_error)
+        return answered(self.engine, self.meta, self.conversation, requests, batch_size, options, progress, on_error)
 
     def session(self, image: Any = None, *, images: int = 8) -> Session:
         """This probe with a cache of image features: an image encoded in one call is not encoded again in the next.
@@ -168,12 +168,12 @@ class Probe:
         Results are identical to those without a session; ``meta["image_features"]`` says whether features were reused.
 
         Args:
-            image: default image or list of images, for questions without images of their own.
+            image: default image or list of images, for questions (and queries of :meth:`rank`) without images of their
+                own; those of the session that this is called on if None. ``image=[]`` in a call asks without any.
             images: how many images (or sets of images of one conversation) to cache, at most 1 GB of them.
         """
         engine = require(self.engine, RemembersImages).remembering(images_to_remember(images))
-        about = () if image is None else Conversation.build("about", image).images
-        return Session(engine, self.meta, about)
+        return Session(engine, self.meta, self.conversation("about", image).images)
 
     @overload
     def score(
@@ -228,7 +228,7 @@ class Probe:
         options = options_of(keep, None, alternatives, None, {})
         groups = candidate_groups(candidates) if isinstance(candidates, Mapping) else {}
         listed = [each for texts in groups.values() for each in texts] or candidate_list(candidates)
-        conversation = self._conversation(question, image)
+        conversation = self.conversation(question, image)
         self.engine.check([conversation], options)
         scores = self._with_meta(self.engine.score(conversation, listed, options), conversation)
         return grouped(groups, scores) if groups else scores
@@ -274,8 +274,8 @@ class Probe:
 
         Args:
             query: a text, an image (a path object, bytes, PIL image or array), ``{"image": ..., "text": ...}``, or chat
-                parts. A string is text, never a path.
-            documents: likewise.
+                parts. A string is text, never a path. In a session, one without an image is about the session's.
+            documents: likewise; never given a session's images.
             instruction: what makes a document relevant; the template's own, or
                 :data:`vlmprobe.probe.rank.INSTRUCTION`, if None.
             template: the prompt to use instead, with the fields ``{query}``, ``{document}`` and ``{instruction}``.
@@ -293,7 +293,8 @@ class Probe:
             renamed("rank(prompt=)", "rank(template=)")
             template = prompt
         asked: dict[str, Any] = {"instruction": instruction, "template": template, "yes": yes, "no": no}
-        return rank(self.engine, self.meta, query, documents, **asked, batch_size=batch_size, progress=progress)
+        asked |= {"batch_size": batch_size, "progress": progress}
+        return rank(self.engine, self.conversation, self.meta, query, documents, **asked)
 
     def branch(
         self,
@@ -334,7 +335,7 @@ class Probe:
 
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         return self._with_meta(
-            *branch(self.engine, self._conversation, result, position, token, question, image, options)
+            *branch(self.engine, self.conversation, result, position, token, question, image, options)
         )
 
     def sample(self, question: Prompt, /, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
@@ -356,7 +357,8 @@ class Probe:
         )
         return f"Probe({known})"
 
-    def _conversation(self, question: Prompt, image: Any) -> Conversation:
+    def conversation(self, question: Prompt | Conversation, image: Any = None) -> Conversation:
+        """What the methods ask for a question and its images: every one of them, and every analysis, builds it here."""
         return Conversation.build(question, image)
 
     def _with_meta(self, result: Any, conversation: Conversation) -> Any:
@@ -365,7 +367,7 @@ class Probe:
 
 @dataclass(frozen=True, repr=False)
 class Session(Probe):
-    """A :class:`Probe` that adds ``images`` to questions without images of their own."""
+    """A :class:`Probe` that adds ``images`` to questions without images of their own, in every method and analysis."""
 
     images: tuple[Image, ...] = ()
 
@@ -381,7 +383,8 @@ class Session(Probe):
     ) -> None:
         self.forget()
 
-    def _conversation(self, question: Prompt, image: Any) -> Conversation:
+    def conversation(self, question: Prompt | Conversation, image: Any = None) -> Conversation:
+        """As in :class:`Probe`; the session's images unless the question or ``image`` has some, or ``image`` is []."""
         if image is None and self.images and not shows_images(question):
             image = list(self.images)
-        return super()._conversation(question, image)
+        return super().conversation(question, image)

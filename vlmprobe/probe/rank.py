@@ -26,7 +26,7 @@ from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
 from vlmprobe.inputs.images import thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 from vlmprobe.probe.generate_many import answered
-from vlmprobe.probe.request import Request, options_of
+from vlmprobe.probe.request import Converse, Request, options_of
 from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 
@@ -111,6 +111,7 @@ class Ranking:
 
 def rank(
     engine: Engine,
+    converse: Converse,
     meta: Mapping[str, Any],
     query: Any,
     documents: Sequence[Any],
@@ -123,7 +124,8 @@ def rank(
     progress: bool | None = None,
 ) -> Ranking:
     """Order documents by their relevance to a query. See :meth:`Probe.rank`."""
-    asked = parts_of(query, "The query")
+    # The query is the question, which a session may be about; documents stand for themselves.
+    asked = converse(Conversation((Message("user", parts_of(query, "The query")),)), None).messages[0].parts
     if isinstance(documents, (str, Mapping)) or not isinstance(documents, Sequence):
         raise MessageError(f"documents must be a list of texts and images, not {type(documents).__name__}")
     listed = [parts_of(each, f"Document {place}") for place, each in enumerate(documents)]
@@ -152,8 +154,8 @@ def parts_of(source: Any, name: str) -> tuple[Part, ...]:
     """A query or a document as message parts.
 
     Args:
-        source: a text, an image (path object, bytes, PIL image, array), a mapping with ``"image"`` (also a URL or the
-            name of a file) and ``"text"``, chat parts, or a list of these.
+        source: a text, an image (path object, open file, bytes, PIL image, array), a mapping with ``"image"`` (also a
+            URL or the name of a file) and ``"text"``, chat parts, or a list of these.
         name: what it is, for error messages.
 
     Raises:
@@ -176,7 +178,10 @@ def _read(source: Any, name: str) -> tuple[Part, ...]:
             raise MessageError(f"{name} must be a mapping with 'image' and 'text', or a chat part with its 'type'.")
         images = source.get("image")
         shown = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
-        said = [TextPart(source["text"])] if isinstance(source.get("text"), str) and source["text"] else []
+        text = source.get("text") or ""
+        if not isinstance(text, str):
+            raise MessageError(f"{name} has {type(text).__name__} under 'text': give a string.")
+        said = [TextPart(text)] if text else []
         return (*(_image(each) for each in shown), *said)
     if isinstance(source, (list, tuple)):
         return tuple(part for each in source for part in _read(each, name))

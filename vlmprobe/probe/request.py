@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, TypeAlias
 
 from vlmprobe.engines.base import KEEP, Options
+from vlmprobe.engines.recorded_prompt import record
 from vlmprobe.errors import GenerationOptionError, MessageError, near, renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, TextPart
 from vlmprobe.results.row_files import OnDisk
@@ -29,7 +30,8 @@ ON_DISK = (OnDisk, PathLike)
 ALTERNATIVES = 10  # default K
 UNSET: Any = object()  # an argument that was not given; None is a valid value
 
-Converse: TypeAlias = Callable[[Prompt, Any], Conversation]  # builds a conversation from a question and its image
+# Builds a conversation from a question and its image.
+Converse: TypeAlias = Callable[["Prompt | Conversation", Any], Conversation]
 Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
 
@@ -177,7 +179,5 @@ def images_to_remember(images: Any) -> int:
 
 
 def with_meta(result: Any, meta: Mapping[str, Any], conversation: Conversation, **more: Any) -> Any:
-    """The result with the model and the question recorded in its ``meta``."""
-    sizes = [list(image.size) for image in conversation.images]
-    asked = {"question": conversation.question, **({"image_sizes": sizes} if sizes else {})}
-    return replace(result, meta={**meta, **asked, **result.meta, **more})
+    """The result with the model, the question and the images recorded in its ``meta``."""
+    return replace(result, meta={**meta, **record(conversation), **result.meta, **more})

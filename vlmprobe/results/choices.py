@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,24 @@ from vlmprobe.display.shown import ShownTable
 from vlmprobe.errors import ResultError
 from vlmprobe.results.frame import data_frame
 
-__all__ = ["Choices", "choices_of", "read_only"]
+__all__ = ["Choices", "StaysReadOnly", "choices_of", "read_only"]
+
+
+class StaysReadOnly:
+    """Base of dataclasses with read-only arrays, which pickle and copy.deepcopy would restore as writable ones."""
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, name, read_only(value))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        StaysReadOnly.__post_init__(self)
 
 
 @dataclass(frozen=True, eq=False)
-class Choices:
+class Choices(StaysReadOnly):
     """N choices over the steps of a token table, ordered by step and, within one, likeliest first.
 
     A chosen token outside the top k of its step comes last in it. Rows of the token table without alternatives (an
@@ -29,12 +42,6 @@ class Choices:
     logprobs: np.ndarray  # float32 [N], nats
     chosen: np.ndarray  # bool [N], whether this is the chosen token
     k: int  # number of top tokens per step
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                object.__setattr__(self, field.name, read_only(value))
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlmprobe.errors import MessageError
+from vlmprobe.results.choices import read_only
 from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Scores
 
@@ -37,7 +38,7 @@ class GroupedScores(Scores):
     @cached_property
     def logprobs(self) -> np.ndarray:
         """float64 [G], nats: log of the summed probabilities of each answer's spellings."""
-        return np.array([np.logaddexp.reduce(self.spellings.logprobs[places]) for places in self.members])
+        return read_only(np.array([np.logaddexp.reduce(self.spellings.logprobs[places]) for places in self.members]))
 
     @property
     def means(self) -> np.ndarray:

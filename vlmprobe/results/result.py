@@ -12,7 +12,8 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from vlmprobe.errors import ResultError
-from vlmprobe.results.table import Ids, TokenTable, read_only
+from vlmprobe.results.choices import StaysReadOnly, read_only
+from vlmprobe.results.table import Ids, TokenTable
 
 if TYPE_CHECKING:
     from vlmprobe.display.shown import Shown, ShownResult, ShownScores
@@ -76,7 +77,7 @@ class Saved:
 
 
 @dataclass(frozen=True, eq=False)
-class Result(Saved):
+class Result(Saved, StaysReadOnly):
     """The answer to one request, with statistics of every token of prompt and answer."""
 
     text: str  # the answer, special tokens removed
@@ -85,10 +86,6 @@ class Result(Saved):
     input_ids: Ids  # int64 [S], the prompt in the model's own sequence, image placeholders included
     meta: dict[str, Any] = field(default_factory=dict)  # model, adapter, dtype, device, versions, options, timings, ...
     images: tuple[Image, ...] = ()  # the input images, downscaled for display
-
-    def __post_init__(self) -> None:
-        if self.input_ids is not None:
-            object.__setattr__(self, "input_ids", read_only(self.input_ids))
 
     @property
     def finish_reason(self) -> str:
@@ -142,8 +139,8 @@ class Result(Saved):
 
 
 @dataclass(frozen=True, eq=False)
-class Scores(Saved):
-    """Log-probabilities of C candidate answers, each placed right after the prompt."""
+class Scores(Saved, StaysReadOnly):
+    """Log-probabilities of C candidate answers, each placed right after the prompt. The arrays are read-only."""
 
     candidates: list[str]  # [C]
     tables: list[TokenTable]  # [C], one row per candidate token
@@ -154,7 +151,7 @@ class Scores(Saved):
     @cached_property
     def logprobs(self) -> np.ndarray:
         """float64 [C], nats: log-probability of each candidate, summed over all its tokens; NaN where one has none."""
-        return np.array([table.logprobs.sum(dtype=np.float64) for table in self.tables])
+        return read_only(np.array([table.logprobs.sum(dtype=np.float64) for table in self.tables]))
 
     @property
     def means(self) -> np.ndarray:
@@ -175,7 +172,7 @@ class Scores(Saved):
         if np.isnan(self.logprobs).all():
             return self.logprobs
         shifted = np.exp(self.logprobs - np.nanmax(self.logprobs))
-        return shifted / np.nansum(shifted)
+        return read_only(shifted / np.nansum(shifted))
 
     @property
     def mass(self) -> float:

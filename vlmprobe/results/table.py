@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.results.choices import Choices, choices_of, read_only
+from vlmprobe.results.choices import Choices, StaysReadOnly, choices_of, read_only
 from vlmprobe.results.frame import data_frame
 
 __all__ = ["KINDS", "TokenTable", "read_only"]
@@ -28,7 +28,7 @@ COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
 
 
 @dataclass(frozen=True, eq=False)
-class TokenTable:
+class TokenTable(StaysReadOnly):
     """T tokens and the model's statistics of each.
 
     Row t describes token t under the distribution from which token t was drawn: the model's output one position
@@ -64,8 +64,7 @@ class TokenTable:
             value = getattr(self, field.name)
             if field.name != "image_spans" and value is not None and len(value) != len(self.tokens):
                 raise ResultError(f"column {field.name} has {len(value)} rows, tokens has {len(self.tokens)}")
-            if isinstance(value, np.ndarray):
-                object.__setattr__(self, field.name, read_only(value))
+        super().__post_init__()
 
     def __len__(self) -> int:
         return len(self.tokens)

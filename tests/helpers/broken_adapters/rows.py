@@ -27,9 +27,9 @@ class RowsOffByOne(Rewriting):
 @broken("C1", "gemma4", "the head without soft-capping")
 @broken("C1", "cohere_compass", "the head without scaling")
 class ScalingLost(LocalEngine):
-    def __init__(self, adapter):
-        super().__init__(adapter)
-        self.head = BareHead(adapter)
+    @property
+    def head(self):
+        return BareHead(self.adapter)
 
 
 @broken("C1", "molmo2")
@@ -86,14 +86,18 @@ class LastRowLost(Rewriting):
 @broken("C11", "gemma4", "selected rows without soft-capping")
 @broken("C11", "cohere_compass", "selected rows without scaling")
 class BareHeadForSelectedRows(LocalEngine):
+    selected = False
+
+    @property
+    def head(self):
+        return BareHead(self.adapter) if self.selected else super().head
+
     def generate(self, conversations, options, *more, **given):
-        whole = self.head
-        if "logits" not in options.keep:
-            self.head = BareHead(self.adapter)
+        self.selected = "logits" not in options.keep
         try:
             return super().generate(conversations, options, *more, **given)
         finally:
-            self.head = whole
+            self.selected = False
 
 
 @broken("C11")

@@ -11,7 +11,6 @@ Two sources, both computed by the model itself:
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,28 +36,32 @@ class Kept(Protocol):
 
 
 class Head:
-    """From hidden states [R, H] to logits [R, V] by the model's own outer ``forward``.
+    """From hidden states [R, H] to logits [R, V] by the model's own outer module, as it is at the time of the call.
 
     Calling the LM head alone would miss what many models do around it (scaling of the hidden state, scaling and
-    soft-capping of the logits). So the outer module is shallow-copied, its backbone replaced by one that returns
-    the given rows, and its class's ``forward`` called. The model itself is not modified; weights are shared.
+    soft-capping of the logits), and a copy of the module what was done to it since (another head, hooks, a patched
+    ``forward``). So the outer module itself is called, with its backbone replaced for this thread by one that returns
+    the given rows. The caller holds the model's lock (:func:`~vlmprobe.engines.local.model_state.alone`).
     """
 
     def __init__(self, outer: nn.Module, backbone: nn.Module) -> None:
-        name = next(name for name, child in outer.named_children() if child is backbone)
-        self._outer = copy.copy(outer)
-        self._given = _Given()
-        self._outer.__dict__["_modules"] = {**outer._modules, name: self._given}
+        self.outer = outer
+        path = next(name for name, module in outer.named_modules() if module is backbone)
+        holder, _, self._name = path.rpartition(".")
+        self._holder = outer.get_submodule(holder)  # usually the outer module; OPT's calls a grandchild
+        self._given = _Given(backbone)
 
     @torch.no_grad()
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits [R, V] in the model's dtype for hidden states [R, H]."""
+        backbone = getattr(self._holder, self._name)
         self._given.rows.hidden = hidden.unsqueeze(0)
+        setattr(self._holder, self._name, self._given)
         try:
             ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-            # The class's forward: accelerate may have put a wrapper bound to the original on the instance.
-            return type(self._outer).forward(self._outer, input_ids=ids, use_cache=False, return_dict=True).logits[0]
+            return self.outer(input_ids=ids, use_cache=False, return_dict=True).logits[0]
         finally:
+            setattr(self._holder, self._name, backbone)
             self._given.rows.hidden = None
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -90,14 +93,19 @@ class Head:
 
 
 class _Given(nn.Module):
-    """A backbone that returns the hidden states it was given (by this thread) instead of computing them."""
+    """Stands in for a backbone: returns the hidden states that this thread gave it; else it is the backbone."""
 
-    def __init__(self) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
+        self.__dict__["backbone"] = backbone  # not as a child: its weights keep their names
         self.rows = threading.local()
 
-    def forward(self, *_: Any, **__: Any) -> _Output:
-        return _Output(self.rows.hidden)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = getattr(self.rows, "hidden", None)
+        return self.backbone(*args, **kwargs) if hidden is None else _Output(hidden)
+
+    def __getattr__(self, name: str) -> Any:  # an outer forward may ask for the vocabulary, a dtype, a config
+        return getattr(self.__dict__["backbone"], name)
 
 
 class _Output(dict[str, Tensor]):

@@ -14,13 +14,16 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, EncodedPrompt
-from vlmprobe.engines.base import Options
+from vlmprobe.engines.base import MadeForOneConversation, Options
 from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.capture import Head, Steps
+from vlmprobe.engines.local.context_length import warn_if_beyond
 from vlmprobe.engines.local.feature_cache import ImageMemory, remembered
 from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
-from vlmprobe.engines.local.run_generate import alone, drawing, run, to_model
+from vlmprobe.engines.local.model_state import alone, device_of, to_model
+from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
+from vlmprobe.engines.local.run_generate import drawing, run
 from vlmprobe.engines.local.scoring import score
 from vlmprobe.engines.local.second_prompt import SecondPrompt
 from vlmprobe.engines.local.streamed_rows import Rows
@@ -54,9 +57,24 @@ class LocalEngine:
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
-        self.head = Head(adapter.outer, adapter.backbone)
         self.detokenizer = Detokenizer(adapter.tokenizer)
         self.memory = None
+
+    def _facts(self, conversation: Conversation) -> dict[str, Any]:
+        """What ``meta`` says of the model as it is now, and of how a conversation becomes its input."""
+        model = self.adapter.model
+        adapters = active_adapters(self.adapter)
+        return {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(device_of(model)),
+            **({"peft": adapters} if adapters else {}),
+            **self.adapter.facts(conversation),
+        }
+
+    @property
+    def head(self) -> Head:
+        """From states to logits, by the modules that the model has now."""
+        return Head(self.adapter.outer, self.adapter.backbone)
 
     def remembering(self, images: int) -> LocalEngine:
         """This engine with a cache of the features of the ``images`` most recently used images (or sets of images)."""
@@ -74,11 +92,16 @@ class LocalEngine:
         for conversation in conversations:
             self.adapter.check(conversation)
         self._config(options)
+        for processor in options.processors:
+            if isinstance(processor, MadeForOneConversation):
+                for conversation in conversations:
+                    processor.require_conversation(conversation)
         known = self.adapter.outer.get_input_embeddings().weight.shape[0] if options.begin else 0
         if any(not 0 <= each < known for each in options.begin):
             raise MessageError(
                 f"The answer cannot begin with ids {list(options.begin)}: the model has {known:,} tokens."
             )
+        self.adapter.require_answer(options.begin)
 
     @property
     def mixes_images(self) -> bool:
@@ -98,7 +121,7 @@ class LocalEngine:
         counts = config.max_new_tokens is None or any(
             getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
         )
-        counts = counts or bool(options.processors)
+        counts = counts or bool(options.processors) or puts_virtual_tokens(self.adapter)
         return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
 
     def generate(
@@ -112,11 +135,12 @@ class LocalEngine:
         model = self.adapter.model
         clock = [time.perf_counter()]
         with (
-            alone(model),
+            alone(self.adapter),
             drawing(model, config, options.seed),
             remembered(self.adapter, self.memory, conversations) as features,
         ):
             encoding = self.adapter.encode(conversations)
+            warn_if_beyond(self.adapter.model.config, encoding.prompts)
             clock.append(time.perf_counter())
             inputs = begun(self.adapter, encoding.inputs, options.begin)
             # The rows of forced first tokens come from the prefill, like those of the prompt.
@@ -151,6 +175,7 @@ class LocalEngine:
                 output=output,
                 input_ids=prompt.ids,
                 meta={
+                    **self._facts(conversation),
                     **meta,
                     "finish_reason": finish_reason(output[len(options.begin) :], ran.length, config),
                     **({"logits_file": str(file.path)} if file else {}),
@@ -163,12 +188,17 @@ class LocalEngine:
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
         started = time.perf_counter()
-        memory = ImageMemory(images=1) if self.memory is None else self.memory
-        with alone(self.adapter.model), remembered(self.adapter, memory, [conversation]) as features:
+        memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
+        with alone(self.adapter), remembered(self.adapter, memory, [conversation]) as features:
             tables, boundaries, told = score(
                 self.adapter, self.head, self.detokenizer, conversation, candidates, options
             )
-        meta: dict[str, Any] = {"value_kind": "raw", **told, "timings": {"score_s": time.perf_counter() - started}}
+        meta: dict[str, Any] = {
+            **self._facts(conversation),
+            "value_kind": "raw",
+            **told,
+            "timings": {"score_s": time.perf_counter() - started},
+        }
         if features is not None:
             meta["image_features"] = str(features)
         images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
@@ -199,8 +229,9 @@ class LocalEngine:
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
     ) -> list[TokenTable]:
         """The tables of the same answer ids after each of the conversations, all with the same number of images."""
-        with alone(self.adapter.model), remembered(self.adapter, self.memory, conversations):
+        with alone(self.adapter), remembered(self.adapter, self.memory, conversations):
             encoding = self.adapter.encode(conversations)
+            warn_if_beyond(self.adapter.model.config, encoding.prompts)
             return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
 
     def layers(
@@ -221,7 +252,7 @@ class LocalEngine:
     def second_prompt(self, conversation: Conversation) -> SecondPrompt:
         """A second prompt on this model, fed an answer's tokens while that answer is generated."""
         self.adapter.check(conversation)
-        return SecondPrompt(self.adapter, self.head, conversation)
+        return SecondPrompt(self.adapter, conversation)
 
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
         """int64 [S]: a conversation's prompt as the model receives it, image placeholders included."""

@@ -2,7 +2,8 @@
 
 An adapter names the method of its model that encodes images, and nothing else, into features
 (:attr:`vlmprobe.adapter.Adapter.image_encoder`). During one call on the model, that method is replaced by one that
-looks its arguments up first. A hit needs equal arguments, number for number, so reuse changes no result.
+looks its arguments up first. A hit needs equal arguments, number for number, and an encoder that
+has not changed since, so reuse changes no result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.engines.local.run_generate import to_model
+from vlmprobe.engines.local.encoder_state import encoder_state
+from vlmprobe.engines.local.model_state import to_model
 from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["ImageMemory", "Reuse", "remembered"]
@@ -42,7 +44,15 @@ class ImageMemory:
 
     images: int = 8  # maximum number of encoded inputs (all images of one conversation)
     limit: int = 2**30  # bytes; the most recently used input is kept even if it is larger
+    lasts: bool = True  # whether it outlives a call, so that the model may change in between
+    _state: Any = None  # of the encoder that the entries come from
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
+
+    def follow(self, adapter: Adapter) -> None:
+        """Drop the entries if what they depend on besides the images has changed since."""
+        if self.lasts and (state := encoder_state(adapter)) != self._state:
+            self._entries.clear()
+            self._state = state
 
     def find(self, arguments: Mapping[str, Any]) -> Any | None:
         """The output for equal arguments, or None."""
@@ -92,6 +102,7 @@ def remembered(
     if place is None:
         yield Reuse(f"the adapter {adapter.name} names no method that encodes images alone")
         return
+    memory.follow(adapter)
     owner, name = place
     encoder = _Encoder(adapter, memory, conversations, getattr(owner, name))
     caller = threading.get_ident()

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 from transformers import GenerationConfig
 
+from vlmprobe.engines.base import ONE_STEP
 from vlmprobe.engines.option_checks import check_value
 from vlmprobe.errors import GenerationOptionError, near
 
-__all__ = ["generation_config"]
+__all__ = ["generation_config", "prefill_config"]
 
 DEFAULT_NEW_TOKENS = 128
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("early_stopping", "length_penalty")
 LENGTHS = (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length"))  # without and with the prompt
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
-OURS = {  # options of transformers that a probe replaces or does not support
+SPECULATIVE = "speculative steps draw several tokens at once"
+ENCODED = "a probe encodes question and image= itself"
+OURS = {  # options of transformers, and arguments of its generate, that a probe replaces or does not support
     "output_logits": 'the full raw rows come with keep="logits"',
     "output_scores": "processed log-probabilities are in the column scores",
     "output_hidden_states": 'the states that enter the head come with keep="hidden"',
@@ -27,15 +30,38 @@ OURS = {  # options of transformers that a probe replaces or does not support
     "return_dict_in_generate": "a probe always returns a Result",
     "num_return_sequences": "one request has one answer: call again with another seed",
     "guidance_scale": "it runs the model a second time within a step, whose numbers would be mixed in",
-    "prompt_lookup_num_tokens": "speculative steps draw several tokens at once",
-    "assistant_model": "speculative steps draw several tokens at once",
+    **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask"), "they are for guidance_scale"),
+    **dict.fromkeys(("assistant_model", "assistant_tokenizer", "is_assistant", "use_mtp"), SPECULATIVE),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit"), SPECULATIVE),
+    "penalty_alpha": "contrastive search runs the model several times for each token",
+    "dola_layers": "DoLa draws from the differences of two layers, not from the model's own distribution",
+    "low_memory": "transformers no longer has it; it never changed an answer",
+    **dict.fromkeys(("num_beam_groups", "diversity_penalty"), "transformers no longer has group_beam_search"),
+    **dict.fromkeys(("constraints", "force_words_ids"), "transformers no longer has constrained_beam_search"),
+    "generation_config": "pass its options themselves, such as max_new_tokens=64",
+    "stopping_criteria": "use stop_strings, eos_token_id or max_time, or leave the loop over probe.stream",
+    "prefix_allowed_tokens_fn": "pass logits_processor=[PrefixConstrainedLogitsProcessor(function, num_beams)]",
     "streamer": "use probe.stream",
-    "is_assistant": "speculative steps draw several tokens at once",
+    "tokenizer": "the model's own is used",
+    "synced_gpus": "a probe runs the model in one process",
+    "use_model_defaults": "an option that is None goes without the checkpoint's default",
+    **dict.fromkeys(("inputs", "input_ids", "attention_mask", "inputs_embeds", "pixel_values"), ENCODED),
+    "past_key_values": "a probe keeps its own cache: use probe.session for questions about one image",
     "prefill_chunk_size": "where a prompt is attended to in both directions, chunked prefill gives other numbers",
     "token_healing": "it rewrites the prompt",
 }
-# In a checkpoint's own config these only change what generate returns, so they are ignored.
-PUT_ASIDE = ("output_logits", "output_scores", "output_hidden_states", "output_attentions", "num_return_sequences")
+# In a checkpoint's own config these change no answer, only what generate returns or needs, so they are ignored.
+PUT_ASIDE = (
+    *("output_logits", "output_scores", "output_hidden_states", "output_attentions", "num_return_sequences"),
+    "low_memory",
+)
+NEUTRAL = {  # values without an effect, besides None and False
+    "num_return_sequences": 1,
+    "guidance_scale": 1,
+    "num_beam_groups": 1,
+    "penalty_alpha": 0,
+    "diversity_penalty": 0,
+}
 
 
 def generation_config(
@@ -66,7 +92,8 @@ def generation_config(
             if name not in options and name not in PUT_ASIDE:
                 raise GenerationOptionError(
                     f"The checkpoint's generation config sets {name}={value!r}, which a probe does not support: "
-                    f"{reason}. Pass {name}=None to go without it."
+                    f"{reason}. Pass {name}=None to go without it, or set it to None in the model's generation_config "
+                    "for calls that take no options."
                 )
             setattr(config, name, None)
     given = {
@@ -76,7 +103,7 @@ def generation_config(
     }
     try:
         config.update(**given)  # validates
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # of a checkpoint's options too
         raise GenerationOptionError(f"invalid generation options: {error}") from error
     # The checkpoint's defaults that have no effect in this call are cleared: transformers would warn of them.
     for unused, names in ((config.do_sample is not True, SAMPLING), ((config.num_beams or 1) == 1, BEAMS)):
@@ -102,5 +129,17 @@ def generation_config(
     return config
 
 
+def prefill_config(base: GenerationConfig) -> GenerationConfig:
+    """The config of a run that only reads: one greedy step, and a cache that can be continued.
+
+    How a cache is stored (static, sliding, offloaded) has no say in the numbers of a prefill; what is stored in
+    lower precision (a quantised cache) would only be read by later steps, which are not run.
+    """
+    config = generation_config(base, ONE_STEP)
+    config.cache_implementation = config.cache_config = None
+    config.use_cache = True
+    return config
+
+
 def _is_neutral(name: str, value: Any) -> bool:
-    return value is None or value is False or (name in ("num_return_sequences", "guidance_scale") and value == 1)
+    return value is None or value is False or (name in NEUTRAL and bool(value == NEUTRAL[name]))

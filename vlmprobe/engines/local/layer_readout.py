@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from vlmprobe.engines.local.answer_tables import prompt_table
+from vlmprobe.engines.local.context_length import warn_if_beyond
+from vlmprobe.engines.local.model_state import alone
+from vlmprobe.engines.local.peft_state import puts_virtual_tokens
 from vlmprobe.engines.local.row_stats import RowStats, numpy_columns
-from vlmprobe.engines.local.run_generate import alone
 from vlmprobe.engines.local.teacher_forcing import forced_run, score_ids
 from vlmprobe.engines.token_tables import prompt_rows
 from vlmprobe.errors import CapabilityError
@@ -90,10 +92,12 @@ def layer_columns(
         CapabilityError: for a layer that does not exist; for beams; if the last layer does not reproduce the model's
             own logits.
     """
+    if puts_virtual_tokens(adapter):
+        raise CapabilityError("Layers cannot be read while PEFT puts virtual tokens before the prompt.")
     wanted = _chosen(adapter, layers)
     watch = LayerWatch(adapter, head, sorted({*wanted, len(adapter.layers) - 1}), options.alternatives)
     result: Result | None = None
-    with alone(adapter.model):
+    with alone(adapter):
         if ids is None and not prompt:
             if options.generation.get("num_beams") not in (None, 1):
                 raise CapabilityError("Beams are reordered between steps: read layers with num_beams=1.")
@@ -103,6 +107,7 @@ def layer_columns(
             columns = watch.followed(table.ids)
         else:
             encoding = adapter.encode([conversation])
+            warn_if_beyond(adapter.model.config, encoding.prompts)
             length = len(encoding.prompts[0].ids)
             if prompt:
                 asked = encoding.prompts[0]

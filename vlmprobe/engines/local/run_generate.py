@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.kv_cache import cache_of
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.local.capture import Kept, Steps, watch_backbone
+from vlmprobe.engines.local.capture import Head, Kept, Steps, watch_backbone
+from vlmprobe.engines.local.model_state import changes_of, device_of
+from vlmprobe.engines.local.peft_state import with_virtual_tokens
 from vlmprobe.engines.token_tables import non_finite
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError
 
-__all__ = ["Run", "alone", "drawing", "run", "to_model"]
+__all__ = ["Run", "drawing", "run"]
 
-# Hooks, and state that models keep (rope deltas), belong to one call at a time, whichever probe holds the model.
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _RNG = threading.RLock()  # torch has one global generator per device
 # Relative tolerance between the states of one prompt's beams before their first token.
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -83,6 +82,7 @@ def run(
         nonlocal covered
         if steps.processing:  # a processor runs the model itself
             return
+        hidden = hidden[:, virtual if not covered else 0 :]
         covered += hidden.shape[1]
         if covered <= length and options.prompt:
             prefill.append(hidden)
@@ -92,6 +92,10 @@ def run(
     def decode(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **rest: Any) -> Any:
         nonlocal began
         began = True
+        # A generate of the model's own may not hand on what it is given (Janus).
+        logits_processor = _with_ours(logits_processor, options.processors)
+        criteria = rest["stopping_criteria"]
+        rest["stopping_criteria"] = StoppingCriteriaList([*criteria, *(each for each in stops if each not in criteria)])
         # Beam search passes log-softmax to its processors, and reorders its rows.
         logits_processor = steps.watching(logits_processor) if beams else steps.around(logits_processor)
         loop = getattr(type(model), GENERATION_MODES_MAPPING[rest["generation_config"].get_generation_mode()])
@@ -105,6 +109,7 @@ def run(
     # generate fills what is None from the model's own config, which would restore what this call leaves out.
     model = copy.copy(adapter.model)
     model.generation_config = GenerationConfig()
+    virtual = with_virtual_tokens(adapter, model)
     stops = StoppingCriteriaList([told] if listen else [])
     stop_strings, config.stop_strings = config.stop_strings, None
     if stop_strings:  # generate passes its tokenizer to no custom decoding function
@@ -134,6 +139,8 @@ def run(
         steps.finish(output.sequences[:, length + steps.count])
     if beams:
         _require_one_prompt(decoded[0], len(output.sequences))
+    if prefill and not virtual and changes_of(adapter.outer):
+        _require_rows_alone(adapter, inputs, torch.cat(prefill, dim=1))
     return Run(
         length=length,
         sequences=output.sequences,
@@ -143,6 +150,33 @@ def run(
         prefill=torch.cat(prefill, dim=1) if prefill else None,
         decoded=decoded,
     )
+
+
+def _with_ours(processors: LogitsProcessorList, ours: Sequence[Any]) -> LogitsProcessorList:
+    """The loop's processors with those of ours that are missing, where generate puts them: before sampling filters."""
+    missing = [each for each in ours if not any(each is other for other in processors)]
+    if not missing:
+        return processors
+    place = next((n for n, each in enumerate(processors) if type(each).__name__.endswith("Warper")), len(processors))
+    return LogitsProcessorList([*processors[:place], *missing, *processors[place:]])
+
+
+def _require_rows_alone(adapter: Adapter, inputs: Mapping[str, Any], states: Tensor) -> None:
+    """What was hooked to the outer module must give a row the same logits whatever rows stand beside it."""
+    head = Head(adapter.outer, adapter.backbone)
+    whole = adapter.model(**inputs, use_cache=False, return_dict=True).logits  # [N, S, V]
+    beams = len(states) // len(whole)
+    for own, hidden, mask in zip(whole, states[::beams], inputs["attention_mask"], strict=True):
+        rows = mask.bool().to(hidden.device)
+        for part, logits in head.chunks(hidden[rows]):
+            wanted = own.to(logits.device)[rows.to(logits.device)][part].float()
+            apart = (logits.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-6)
+            if (apart > ROUNDING.get(states.dtype, COARSE)).any():
+                raise CapabilityError(
+                    f"A hook or a patched forward of {type(adapter.outer).__name__} changes the logits of a row by "
+                    "where it stands, so prompt rows and answer rows would not have the same meaning. Hook lm_head or "
+                    "a layer, or pass logits_processor=."
+                )
 
 
 def _require_one_prompt(states: Tensor, prompts: int) -> None:
@@ -158,31 +192,6 @@ def _require_one_prompt(states: Tensor, prompts: int) -> None:
         )
 
 
-def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device, floating-point tensors in its dtype."""
-    return {
-        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        if isinstance(value, Tensor)
-        else value
-        for key, value in inputs.items()
-    }
-
-
-@contextmanager
-def alone(model: nn.Module) -> Iterator[None]:
-    """One call on the model at a time, dropout and gradients off; every module's mode is restored."""
-    with _LOCKS.setdefault(model, threading.RLock()):
-        training = [module for module in model.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module in training:
-                module.training = True
-
-
 @contextmanager
 def drawing(model: Any, config: GenerationConfig, seed: int | None) -> Iterator[None]:
     """Sample with a seed and restore the global generators; without a seed they advance as usual.
@@ -196,7 +205,8 @@ def drawing(model: Any, config: GenerationConfig, seed: int | None) -> Iterator[
         with _RNG:
             yield
         return
-    devices = [model.device] if model.device.type == "cuda" else []
+    device = device_of(model)
+    devices = [device] if device.type == "cuda" else []
     with _RNG, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

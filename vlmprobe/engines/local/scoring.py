@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
-from vlmprobe.engines.base import ONE_STEP, Options
+from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept
-from vlmprobe.engines.local.generation_config import generation_config
+from vlmprobe.engines.local.context_length import warn_if_beyond
+from vlmprobe.engines.local.generation_config import prefill_config
+from vlmprobe.engines.local.model_state import to_model
 from vlmprobe.engines.local.row_stats import numpy_columns
-from vlmprobe.engines.local.run_generate import Run, run, to_model
+from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, why_not_shared
 from vlmprobe.engines.token_tables import require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
@@ -44,6 +46,7 @@ def score(
         ``"shared"`` or why the prefill was not shared, and the file of full rows where there is one.
     """
     encoding = adapter.encode([conversation])
+    warn_if_beyond(adapter.model.config, encoding.prompts)
     prompt = encoding.prompts[0]
     continuations = [adapter.continuation(prompt, text) for text in candidates]
     for text, each in zip(candidates, continuations, strict=True):
@@ -87,7 +90,7 @@ def _forward_states(adapter: Adapter, encoding: Encoding, candidate: Continuatio
 
 def _prefill(adapter: Adapter, inputs: dict[str, object]) -> tuple[Run, Tensor]:
     """Run a single prompt as generate does; the run and its states [S, H]."""
-    ran = run(adapter, inputs, generation_config(adapter.model.generation_config, ONE_STEP), Options(alternatives=1))
+    ran = run(adapter, inputs, prefill_config(adapter.model.generation_config), Options(alternatives=1))
     assert ran.prefill is not None  # requested by Options.prompt
     return ran, ran.prefill[0]
 

@@ -12,13 +12,12 @@ from torch import Tensor
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.kv_cache import cache_name
 from vlmprobe.engines.local.capture import Head, watch_backbone
-from vlmprobe.engines.local.run_generate import alone, to_model
+from vlmprobe.engines.local.model_state import STATE, alone, to_model
+from vlmprobe.engines.local.peft_state import puts_virtual_tokens
 from vlmprobe.engines.local.teacher_forcing import begun, forced_run
 from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["SecondPrompt"]
-
-STATE = ("rope_deltas",)  # what models keep of a prompt between steps
 
 
 class SecondPrompt:
@@ -27,9 +26,8 @@ class SecondPrompt:
     It may be queried while the same model generates: the model's state of the other prompt is saved and restored.
     """
 
-    def __init__(self, adapter: Adapter, head: Head, conversation: Conversation) -> None:
+    def __init__(self, adapter: Adapter, conversation: Conversation) -> None:
         self.adapter = adapter
-        self.head = head
         self.conversation = conversation
         self._encoded: dict[str, Any] | None = None
         self._fed: tuple[int, ...] = ()
@@ -46,7 +44,7 @@ class SecondPrompt:
         continued, reruns the whole sequence.
         """
         ids = tuple(map(int, ids))
-        with alone(self.adapter.model), self._own_state():
+        with alone(self.adapter), self._own_state():
             goes_on = self._cache is not None and ids[: len(self._fed)] == self._fed
             if not goes_on:
                 self._begin(ids)
@@ -54,7 +52,7 @@ class SecondPrompt:
                 self._feed(new)
             self._fed = ids
             assert self._last is not None
-            return self.head(self._last.unsqueeze(0))[0]
+            return Head(self.adapter.outer, self.adapter.backbone)(self._last.unsqueeze(0))[0]
 
     def _begin(self, ids: tuple[int, ...]) -> None:
         if self._encoded is None:
@@ -63,7 +61,8 @@ class SecondPrompt:
         assert ran.prefill is not None
         self._last = ran.prefill[0, -1]
         self._inputs = to_model(self.adapter.model, begun(self.adapter, self._encoded, ids))
-        self._cache = ran.cache if self.adapter.capabilities.prefix_reuse else None
+        goes_on = self.adapter.capabilities.prefix_reuse and not puts_virtual_tokens(self.adapter)
+        self._cache = ran.cache if goes_on else None
 
     def _feed(self, new: tuple[int, ...]) -> None:
         assert self._inputs is not None

@@ -18,6 +18,7 @@ from torch import Tensor
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.kv_cache import cache_name
 from vlmprobe.engines.local.capture import states_of
+from vlmprobe.engines.local.peft_state import puts_virtual_tokens
 
 __all__ = ["Path", "SharedPrefix", "longest", "why_not_shared"]
 
@@ -38,6 +39,8 @@ def why_not_shared(adapter: Adapter, cache: Any) -> str | None:
     """Why the prompt's cache cannot be continued by several candidates, or None where it can."""
     if not adapter.capabilities.prefix_reuse:
         return f"the adapter {adapter.name} declares that its cache cannot be continued"
+    if puts_virtual_tokens(adapter):
+        return "PEFT puts virtual tokens before the prompt"
     if cache is None or not hasattr(cache, "layers"):
         return "the model returns no cache"
     for layer in cache.layers:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
-from vlmprobe.engines.base import ONE_STEP, Options
+from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head
-from vlmprobe.engines.local.generation_config import generation_config
+from vlmprobe.engines.local.generation_config import prefill_config
+from vlmprobe.engines.local.model_state import to_model
 from vlmprobe.engines.local.row_stats import numpy_columns
-from vlmprobe.engines.local.run_generate import Run, run, to_model
+from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.token_tables import require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
 from vlmprobe.results.detokenize import Detokenizer
@@ -44,6 +45,7 @@ def score_ids(
     """
     if not len(ids):
         raise MessageError("The answer to score has no tokens.")
+    adapter.require_answer(ids)
     prompts = encoding.prompts
     ran = forced_run(adapter, encoding.inputs, ids)
     assert ran.prefill is not None  # requested by Options.prompt
@@ -82,7 +84,7 @@ def preceded(columns: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str
 
 def forced_run(adapter: Adapter, inputs: Mapping[str, Any], ids: Sequence[int]) -> Run:
     """One forward over prompts and answer. The last T states of ``prefill`` are those that the T ids are drawn from."""
-    config = generation_config(adapter.model.generation_config, ONE_STEP)
+    config = prefill_config(adapter.model.generation_config)
     grown = begun(adapter, inputs, ids[:-1])  # what comes after the last token is not needed
     return run(adapter, to_model(adapter.model, grown), config, Options(alternatives=1))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmprobe.testing.conformance import batches, candidates, images, meaning, rows, safety
+from vlmprobe.testing.conformance import batches, candidates, current_model, images, meaning, rows, safety
 from vlmprobe.testing.conformance.check import Check
 
 __all__ = ["ALL", "Check"]
@@ -23,4 +23,8 @@ ALL: tuple[Check, ...] = (
     safety.errors,
     safety.no_trace,
     safety.threads,
+    current_model.other_head,
+    current_model.fresh_state,
+    current_model.cache_of_config,
+    current_model.processors_of_caller,
 )

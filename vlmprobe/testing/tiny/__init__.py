@@ -28,23 +28,19 @@ MODULES = (
     "tiles",
     "deepseek",
     "sam",
+    "no_chat",
     "other",
 )
-NO_TEMPLATE = "its processor takes no chat template"
+NO_TEMPLATE = "it has no chat template, and no adapter knows its plain prompt"
 ENCODER_DECODER = "an encoder-decoder: the prompt is not in the sequence that is generated"
 SKIPPED: dict[str, str] = {  # name of an architecture -> why there is no tiny checkpoint of it
     "blip": NO_TEMPLATE,
-    "blip_2": NO_TEMPLATE,
-    "chameleon": NO_TEMPLATE,
     "diffusion_gemma": "generates by diffusion over blocks, not token by token",
     "evolla": "reads proteins, not images",
     "florence2": ENCODER_DECODER,
     "fuyu": NO_TEMPLATE,
-    "git": NO_TEMPLATE,
     "idefics": NO_TEMPLATE,
-    "instructblip": NO_TEMPLATE,
     "instructblipvideo": NO_TEMPLATE,
-    "kosmos_2": NO_TEMPLATE,
     "kosmos_2_5": NO_TEMPLATE,
     "mistral4": "a text model; the vision-language model built on it is a mistral3",
     "pi0": "generates robot actions, not text",

@@ -36,6 +36,7 @@ class Family:
         since: the oldest transformers version on which this entry was verified.
         before: what fails with versions older than ``since``.
         broken: transformers version -> what fails with this version only.
+        chat: whether the processor has a chat template.
         text_only: whether the model accepts a conversation without an image.
         several_images: whether the model accepts more than one image in a conversation.
         batching: whether a left-padded batch gives the logits of single calls, within 1e-4 in float32.
@@ -52,6 +53,7 @@ class Family:
     since: str = "5.17.0"
     before: str = ""
     broken: Mapping[str, str] = field(default_factory=dict)
+    chat: bool = True
     text_only: bool = True
     several_images: bool = True
     batching: bool = True

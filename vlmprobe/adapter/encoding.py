@@ -1,0 +1,52 @@
+"""What an adapter says of its family, and what it makes of conversations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmprobe.inputs.image_spans import ImageSpan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Capabilities", "Continuation", "EncodedPrompt", "Encoding"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a family supports. The rest raises a clear error, or runs one request at a time."""
+
+    batching: bool = True  # a left-padded batch of several prompts gives the same numbers as single calls
+    several_images: bool = True  # more than one image in a conversation
+    text_only: bool = True  # a conversation without an image
+    prefix_reuse: bool = True  # one prompt's KV cache can be continued with several candidates
+    mixed_images: bool = False  # conversations with different numbers of images can share a batch
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt as the model receives it, without padding."""
+
+    ids: np.ndarray  # int64 [S], image placeholders included
+    spans: tuple[ImageSpan, ...]  # in sequence order; empty for text only
+    text: str  # the rendered template that was tokenised (image placeholders as the processor reads them)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A left-padded batch of N prompts: the keyword arguments of the model, and each prompt's own ids and spans."""
+
+    inputs: dict[str, Any]  # for model.forward and model.generate; input_ids [N, S], attention_mask [N, S], pixels, ...
+    prompts: tuple[EncodedPrompt, ...]  # N
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Token ids of a prompt followed by a text: the first ``shared`` ids of the prompt, then ``ids``.
+
+    ``shared`` is the full prompt length unless the tokenizer merges across the boundary.
+    """
+
+    shared: int
+    ids: tuple[int, ...]

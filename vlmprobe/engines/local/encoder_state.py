@@ -1,0 +1,104 @@
+"""What image features depend on besides the images: weights, switches and hooks outside the decoder layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.engines.local.model_state import changes_of
+from vlmprobe.errors import AdapterError
+
+__all__ = ["encoder_state"]
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
+ODD = 0x9E3779B1  # so that the same numbers at other places give another sum
+SMALL, WIDTH = 2**18, 1024  # elements: of a tensor that is read together with others, and of their common rows
+PLAIN = (bool, int, float, str)
+
+
+def encoder_state(adapter: Adapter) -> Any:
+    """Equal for two calls between which nothing changed that image features depend on.
+
+    Compared are the contents of weights, however they were changed, the switches of PEFT adapters, which hooks and
+    patched forwards there are (not what they do: one that acts differently in the next call is taken for the same),
+    and the config. Decoder layers and LM head are left out. An offloaded weight cannot be compared: then the state
+    equals no other.
+    """
+    aside = set(_modules_aside(adapter))
+    known: list[Any] = [repr(adapter.model.config.to_dict())]
+    tensors: list[Tensor] = []
+    for name, module in adapter.model.named_modules():
+        if module in aside:
+            continue
+        known.append((name, type(module), _switches(module), changes_of(module)))
+        for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if value.device.type == "meta":
+                return object()
+            known.append((key, value.shape, value.dtype, value.device))
+            tensors.append(value)
+    return known, _digests(tensors)
+
+
+def _modules_aside(adapter: Adapter) -> Iterator[nn.Module]:
+    try:
+        layers: Iterable[nn.Module] = adapter.layers
+    except (AdapterError, AttributeError):  # an adapter that does not locate them: they are compared like the rest
+        layers = ()
+    for layer in layers:
+        yield from layer.modules()
+    yield adapter.head
+
+
+def _switches(module: nn.Module) -> str:
+    """Plain attributes: which adapters are active, merged or disabled, how they are scaled."""
+    named = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    named |= {name: getattr(module, name, None) for name in ("active_adapters", "disable_adapters")}  # of PEFT layers
+    return repr({name: value for name, value in named.items() if _is_plain(value)})
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(each) for each in (*value, *value.values()))
+    if isinstance(value, (list, tuple, set)):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, PLAIN)
+
+
+def _digests(tensors: list[Tensor]) -> list[int]:
+    """Numbers that depend on every element of the tensors and on its place; exact, in integers.
+
+    Small tensors are read together, for each operation costs more than their content.
+    """
+    small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    found: dict[torch.device, list[Tensor]] = {}
+    for each in tensors:
+        numbers = _integers(each.detach())
+        if numbers.numel() < SMALL:
+            small.setdefault((numbers.dtype, numbers.device), []).append(numbers.flatten())
+        else:
+            found.setdefault(each.device, []).append(_digest(numbers.flatten(0, -2)))
+    for (_, device), several in small.items():
+        line = torch.cat(several)
+        line = torch.nn.functional.pad(line, (0, -len(line) % WIDTH))
+        found.setdefault(device, []).append(_digest(line.view(-1, WIDTH)))
+    return [number for sums in found.values() for number in torch.stack(sums).tolist()]
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.bool:
+        return tensor.to(torch.uint8)
+    return tensor if tensor.dtype in INTEGERS.values() else tensor.view(INTEGERS[tensor.element_size()])
+
+
+def _digest(table: Tensor) -> Tensor:
+    """Of integers [R, C]: the sums of columns and rows, each weighed by its place."""
+    return _placed(table.sum(0, dtype=torch.int64)) + 3 * _placed(table.sum(1, dtype=torch.int64))
+
+
+def _placed(numbers: Tensor) -> Tensor:
+    places = torch.arange(1, len(numbers) + 1, device=numbers.device)
+    return (numbers * (places * ODD)).sum()
