@@ -101,7 +101,7 @@ def contrasted():
     random = np.random.default_rng(0)
     lost = [replace(table, logprobs=table.logprobs - random.random(len(table)).astype(np.float32)) for _ in range(2)]
     regions = random.normal(size=(2, 3, len(table)))
-    return Contrast(table, ["blank", "blur"], lost, regions=regions, picture=Image.new("RGB", (90, 60)))
+    return Contrast(table, ["blank", "blur"], lost, regions=regions, image=Image.new("RGB", (90, 60)))
 
 
 def compared():

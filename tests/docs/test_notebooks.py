@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LONG = {  # what make test-all runs
+    "04_does_it_look": "scores the words of sixty scenes anew without their object",
     "06_calibration_and_gating": "attacks and answers hundreds of scenes, of which each map and bound needs enough",
     "08_add_a_model": "runs the conformance suite three times, as test_the_page_from_top_to_bottom does",
 }
@@ -37,7 +38,7 @@ def shown(notebook):
 FAR_TOO_LONG = {"timeout": 1800, "startup_timeout": 600}
 
 
-# 04 scores the words of sixty scenes anew without their object; each starts a kernel that imports torch: 20 s and more.
+# Each starts a kernel that imports torch and transformers: some need 20 s on a slow machine.
 @pytest.mark.parametrize("path", RUN)
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)

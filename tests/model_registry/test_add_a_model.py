@@ -231,6 +231,7 @@ def test_links_and_names_on_the_page_exist(page):
 # -- the command -------------------------------------------------------------------------------
 
 
+@pytest.mark.long  # the page from top to bottom once more, with less to write
 def test_for_a_type_that_transformers_knows(run, tmp_path):
     """There is no modelling code, and the adapter goes before the native one."""
     environment = Environment(tmp_path)

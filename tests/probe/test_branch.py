@@ -58,10 +58,12 @@ def test_one_picture_and_one_prefill(probe_of, name):
         probe.branch(result, 1, int(result.output.top_ids[1, 2]), **OPTIONS)
     assert count.pictures == plain.pictures
     assert count.prefills == 1
-    with probe.session(image) as session:
+    # Its hooks are there from the beginning: a session does not reuse features across a new hook on their encoder.
+    with counting(adapter.model, adapter.layers) as count, probe.session(image) as session:
         first = session.generate(QUESTION, **OPTIONS)
-        with counting(adapter.model, adapter.layers) as count:
-            session.branch(first, 1, int(first.output.top_ids[1, 2]), **OPTIONS)
+        assert count.pictures == plain.pictures
+        count.pictures.clear(), count.positions.clear()
+        session.branch(first, 1, int(first.output.top_ids[1, 2]), **OPTIONS)
         assert not count.pictures
         assert count.prefills == 1
 

@@ -248,6 +248,7 @@ def test_the_data_of_the_page(script, file, table, keys):
     assert text.count("\n| ") >= len(found)
 
 
+@pytest.mark.long  # two runs of the suite in processes of their own, for what make versions does alone
 def test_every_side_runs_with_the_python_that_is_given(run, tmp_path):
     """Here it is one and the same: it runs once and nothing differs. A second run resumes, and so runs nothing."""
     arguments = [each for name in ("oldest", "tested", "newest") for each in (f"--{name}", sys.executable)]

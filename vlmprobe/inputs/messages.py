@@ -279,12 +279,12 @@ def _part(raw: Any, where: str, images: Iterator[ImagePart]) -> TextPart | Image
 
 
 def _require_known(raw: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Reject keys that would be dropped; a key that is None holds nothing.
+    """Reject keys that would be dropped; a key that is None or empty (``"tool_calls": []`` in replies) holds nothing.
 
     Raises:
         MessageError: it names the keys.
     """
-    unknown = [key for key, value in raw.items() if key not in known and value is not None]
+    unknown = [key for key, value in raw.items() if key not in known and value not in (None, "", [], {})]
     if unknown:
         raise MessageError(
             f"{where} has {', '.join(map(repr, unknown))}, and only {' and '.join(map(repr, known))} are read: leave "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import tempfile
 import types
 import warnings
 from contextlib import suppress
@@ -149,17 +151,34 @@ def test_a_hook_on_the_model_acts_on_every_row(loaded):
     assert_follows(probe, model, processor, picture())
 
 
-@pytest.mark.parametrize("call", [lambda p: p.generate(QUESTION, **ONE), lambda p: p.score(QUESTION, ["yes"])])
-def test_a_hook_that_asks_where_a_row_stands_is_refused(call, loaded):
+CALLS = {
+    "generate": lambda probe: probe.generate(QUESTION, **ONE),
+    "score": lambda probe: probe.score(QUESTION, ["yes"]),
+    "beams": lambda probe: probe.generate(QUESTION, max_new_tokens=2, do_sample=False, num_beams=2, prompt=False),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("place", ["model", "head"])
+def test_a_hook_that_asks_where_a_row_stands_is_refused(place, call, loaded):
     model, processor = loaded("llava")
 
     def last_row_alone(_, __, output):
-        output.logits[:, -1] *= 2
+        logits = output.logits if place == "model" else output
+        logits[:, -1, 7] += 0.5
         return output
 
-    model.register_forward_hook(last_row_alone)
+    (model if place == "model" else model.lm_head).register_forward_hook(last_row_alone)
     with pytest.raises(CapabilityError, match="by where it stands"):
         call(vlmprobe.wrap(model, processor))
+
+
+def test_a_hook_on_a_model_around_the_one_that_has_the_head_is_refused(loaded):
+    model, processor = loaded("nemotron_h_omni")
+    probe = vlmprobe.wrap(model, processor)
+    model.register_forward_hook(lambda _, __, output: output)
+    with pytest.raises(CapabilityError, match="in answer rows only"):
+        probe.generate(QUESTION, picture(), **ONE)
 
 
 def test_beams_and_branches_use_the_head_that_is_there(loaded):
@@ -200,9 +219,20 @@ def test_the_backbone_is_in_its_place_again_after_an_error(loaded):
 # PEFT
 
 
+def expert_of(model):
+    """The folder of a saved LoRA adapter, for X-LoRA."""
+    import peft
+
+    folder = tempfile.mkdtemp()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4, init_lora_weights=False)
+    peft.get_peft_model(copy.deepcopy(model), config).save_pretrained(folder)
+    return folder
+
+
 def peft_of(kind, model):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
+    experts = expert_of(model) if kind == "x-lora" else None
     configs = {
         "lora on the head": lambda: peft.LoraConfig(target_modules=["lm_head"], r=4, init_lora_weights=False),
         "dora": lambda: peft.LoraConfig(target_modules=["q_proj"], r=4, use_dora=True, init_lora_weights=False),
@@ -212,6 +242,11 @@ def peft_of(kind, model):
         "loha": lambda: peft.LoHaConfig(target_modules=["v_proj"], r=4, init_weights=False),
         "prompt tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
         "p-tuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        "x-lora": lambda: peft.XLoraConfig(
+            task_type="CAUSAL_LM",
+            hidden_size=model.config.text_config.hidden_size,
+            adapters={"0": experts, "1": experts},
+        ),
         "prefix tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
         "alora": lambda: peft.LoraConfig(
             task_type="CAUSAL_LM", target_modules=["q_proj"], r=4, alora_invocation_tokens=[5, 6]
@@ -277,10 +312,24 @@ def test_virtual_tokens_are_those_of_pefts_own_forward(kind, shown, loaded):
         np.testing.assert_allclose(table.logprobs, wanted, atol=CLOSE)
     assert result.meta["peft"] == ["default"]
     with tuned.disable_adapter():
-        assert_follows(probe, model, processor, image)
+        assert "peft" not in assert_follows(probe, model, processor, image).meta
+    again = probe.generate(QUESTION, image, max_new_tokens=3, do_sample=False)
+    np.testing.assert_array_equal(again.output.logprobs, result.output.logprobs)
+    without = probe.generate(QUESTION, image, max_new_tokens=3, do_sample=False, use_cache=False)
+    np.testing.assert_allclose(without.output.logprobs, result.output.logprobs, atol=CLOSE)
+    with pytest.raises(CapabilityError, match="virtual tokens"):
+        probe.generate(QUESTION, image, cache_implementation="static", **ONE)
 
 
-@pytest.mark.parametrize("kind", ["prefix tuning", "alora"])
+def test_virtual_tokens_beside_token_types(loaded):
+    model, processor = loaded("gemma3")
+    tuned = peft_of("prompt tuning", model)
+    result = vlmprobe.wrap(tuned, processor).generate(QUESTION, **ONE)
+    rows = forward(tuned, processor)
+    assert abs(rows[-1, result.output.ids[0]] - result.output.logprobs[0]) < CLOSE
+
+
+@pytest.mark.parametrize("kind", ["prefix tuning", "alora", "x-lora"])
 def test_adapters_that_act_in_pefts_forward_alone_are_refused(kind, loaded):
     model, processor = loaded("llava")
     tuned = peft_of(kind, model)
@@ -288,8 +337,11 @@ def test_adapters_that_act_in_pefts_forward_alone_are_refused(kind, loaded):
     for call in (lambda: probe.generate(QUESTION, **ONE), lambda: probe.score(QUESTION, ["yes"])):
         with pytest.raises(CapabilityError, match=r"PEFT adapter 'default' \(.*\) cannot be probed: "):
             call()
-    with tuned.disable_adapter():
-        assert_follows(probe, model, processor)
+    if kind != "x-lora":  # which cannot be disabled
+        with tuned.disable_adapter():
+            assert_follows(probe, model, processor)
+        with pytest.raises(CapabilityError, match="cannot be probed"):
+            probe.generate(QUESTION, **ONE)
 
 
 # What a session remembers

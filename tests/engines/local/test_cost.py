@@ -215,7 +215,10 @@ def test_a_session_encodes_a_picture_once_and_changes_no_number(name, checkpoint
     assert scores.meta["image_features"] == "reused"
 
 
-@pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "mllama", "gemma3", *ORIGINAL])
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ORIGINAL]
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "mllama", "gemma3", *LONG])
 def test_the_conformance_suite_passes_with_reuse_on(name, checkpoint):
     """C1 to C19, batches, threads and candidates among them, where features may be found in memory at every call."""
     session = load(name if name in ORIGINAL else built(name), checkpoint).session()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from unittest import mock
 
 from broken_adapters.case import broken
-from vlmprobe.engines.local import LocalEngine, model_state, run_generate
+from vlmprobe.engines.local import LocalEngine, engine, model_state, run_generate
 from vlmprobe.engines.local.capture import Head
 
 # C16
@@ -35,8 +35,19 @@ class HeadOfTheFirstCall(LocalEngine):
 
 @broken("C17", "minicpmv4_7")
 @contextmanager
-def rope_deltas_kept() -> Iterator[None]:
-    with mock.patch.object(model_state, "STATE", ()):
+def rope_deltas_of_the_models_own_run() -> Iterator[None]:
+    """A call leaves none behind, but begins with those that it finds."""
+    whole = model_state.alone
+
+    @contextmanager
+    def begins_as_it_is(adapter) -> Iterator[None]:
+        with whole(adapter):
+            try:
+                yield
+            finally:
+                adapter.model.model.rope_deltas = None
+
+    with mock.patch.object(model_state, "STATE", ()), mock.patch.object(engine, "alone", begins_as_it_is):
         yield
 
 

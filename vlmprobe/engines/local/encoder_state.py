@@ -15,7 +15,7 @@ from vlmprobe.errors import AdapterError
 __all__ = ["encoder_state"]
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
-ODD = 0x9E3779B1  # so that the same numbers at other places give another sum
+ODD, OTHER = 0x9E3779B1, 0x85EBCA77  # so that the same numbers at other places give another sum
 SMALL, WIDTH = 2**18, 1024  # elements: of a tensor that is read together with others, and of their common rows
 PLAIN = (bool, int, float, str)
 
@@ -30,13 +30,16 @@ def encoder_state(adapter: Adapter) -> Any:
     """
     aside = set(_modules_aside(adapter))
     known: list[Any] = [repr(adapter.model.config.to_dict())]
+    if adapter.image_encoder is not None:
+        owner, name = adapter.image_encoder
+        known.append(vars(owner).get(name))  # a patched method
     tensors: list[Tensor] = []
     for name, module in adapter.model.named_modules():
         if module in aside:
             continue
         known.append((name, type(module), _switches(module), changes_of(module)))
         for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if value.device.type == "meta":
+            if value.device.type == "meta" or value.element_size() not in INTEGERS:
                 return object()
             known.append((key, value.shape, value.dtype, value.device))
             tensors.append(value)
@@ -50,7 +53,7 @@ def _modules_aside(adapter: Adapter) -> Iterator[nn.Module]:
         layers = ()
     for layer in layers:
         yield from layer.modules()
-    yield adapter.head
+    yield from adapter.head.modules()
 
 
 def _switches(module: nn.Module) -> str:
@@ -80,7 +83,7 @@ def _digests(tensors: list[Tensor]) -> list[int]:
         if numbers.numel() < SMALL:
             small.setdefault((numbers.dtype, numbers.device), []).append(numbers.flatten())
         else:
-            found.setdefault(each.device, []).append(_digest(numbers.flatten(0, -2)))
+            found.setdefault(each.device, []).append(_digest(numbers.reshape(-1, numbers.shape[-1])))
     for (_, device), several in small.items():
         line = torch.cat(several)
         line = torch.nn.functional.pad(line, (0, -len(line) % WIDTH))
@@ -96,7 +99,7 @@ def _integers(tensor: Tensor) -> Tensor:
 
 def _digest(table: Tensor) -> Tensor:
     """Of integers [R, C]: the sums of columns and rows, each weighed by its place."""
-    return _placed(table.sum(0, dtype=torch.int64)) + 3 * _placed(table.sum(1, dtype=torch.int64))
+    return _placed(table.sum(0, dtype=torch.int64)) + OTHER * _placed(table.sum(1, dtype=torch.int64))
 
 
 def _placed(numbers: Tensor) -> Tensor:

@@ -148,6 +148,7 @@ class LocalEngine:
             prompts = encoding.prompts
             with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
                 rows = StepRows(files, len(options.begin)) if files else None
+                facts = [self._facts(conversation) for conversation in conversations]
                 ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows)
                 clock.append(time.perf_counter())
                 answers = Answers(self.head, self.detokenizer, ran, config, options)
@@ -175,14 +176,16 @@ class LocalEngine:
                 output=output,
                 input_ids=prompt.ids,
                 meta={
-                    **self._facts(conversation),
+                    **fact,
                     **meta,
                     "finish_reason": finish_reason(output[len(options.begin) :], ran.length, config),
                     **({"logits_file": str(file.path)} if file else {}),
                 },
                 images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
             )
-            for conversation, prompt, (prompt_side, output), file in zip_longest(conversations, prompts, tables, files)
+            for conversation, fact, prompt, (prompt_side, output), file in zip_longest(
+                conversations, facts, prompts, tables, files
+            )
         ]
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
@@ -190,11 +193,12 @@ class LocalEngine:
         started = time.perf_counter()
         memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
         with alone(self.adapter), remembered(self.adapter, memory, [conversation]) as features:
+            facts = self._facts(conversation)
             tables, boundaries, told = score(
                 self.adapter, self.head, self.detokenizer, conversation, candidates, options
             )
         meta: dict[str, Any] = {
-            **self._facts(conversation),
+            **facts,
             "value_kind": "raw",
             **told,
             "timings": {"score_s": time.perf_counter() - started},
@@ -239,15 +243,16 @@ class LocalEngine:
     ) -> tuple[Result | None, TokenTable, LayerColumns]:
         """Decode every decoder layer: see :func:`~vlmprobe.engines.local.layer_readout.layer_columns`."""
         self._config(options)
-        return layer_columns(
-            self.adapter,
-            self.head,
-            self.detokenizer,
-            lambda: self.generate([conversation], options)[0],
-            conversation,
-            options,
-            **what,
-        )
+        with alone(self.adapter):
+            return layer_columns(
+                self.adapter,
+                self.head,
+                self.detokenizer,
+                lambda: self.generate([conversation], options)[0],
+                conversation,
+                options,
+                **what,
+            )
 
     def second_prompt(self, conversation: Conversation) -> SecondPrompt:
         """A second prompt on this model, fed an answer's tokens while that answer is generated."""

@@ -32,8 +32,8 @@ def alone(adapter: Adapter) -> Iterator[None]:
     Raises:
         CapabilityError: if a PEFT adapter is active that a probe cannot follow.
     """
-    active_adapters(adapter)
     with _LOCKS.setdefault(adapter.model, threading.RLock()):
+        active_adapters(adapter)
         modules = list((adapter.peft or adapter.model).modules())
         training = [module for module in modules if module.training]
         for module in training:

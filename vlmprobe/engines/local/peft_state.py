@@ -44,8 +44,10 @@ def active_adapters(adapter: Adapter) -> list[str]:
             )
         names |= set(adapter.peft.active_adapters)
         configs |= adapter.peft.peft_config
-    for name in names & configs.keys():
-        _require_followed(name, configs[name])
+    for name, config in configs.items():
+        # An X-LoRA model weighs experts that are active by names of their own.
+        if name in names or (names and str(config.peft_type).endswith("XLORA")):
+            _require_followed(name, config)
     return sorted(names)
 
 
@@ -54,7 +56,7 @@ def puts_virtual_tokens(adapter: Adapter) -> bool:
     peft = adapter.peft
     if peft is None or not peft.active_peft_config.is_prompt_learning:
         return False
-    return "prepare_inputs_for_generation" not in vars(peft)  # which disable_adapter() covers by the base model's
+    return bool(peft.has_active_enabled_adapter)
 
 
 def with_virtual_tokens(adapter: Adapter, model: Any) -> int:
@@ -70,10 +72,11 @@ def with_virtual_tokens(adapter: Adapter, model: Any) -> int:
     @functools.wraps(prepare)  # generate reads its signature
     def prepared(input_ids: Tensor, *args: Any, **given: Any) -> dict[str, Any]:
         inputs = dict(prepare(input_ids, *args, **given))
-        inputs.pop("position_ids", None)  # the model's own, from the cache
+        for name in ("position_ids", "token_type_ids", "mm_token_type_ids"):  # of the prompt alone: PEFT drops them too
+            inputs.pop(name, None)
         if (mask := inputs.get("attention_mask")) is not None:  # None where there is no padding
             inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), count), mask], dim=1)
-        if given.get("is_first_iteration"):
+        if given.get("is_first_iteration") or given.get("use_cache") is False:  # the whole sequence runs
             embeds = model.get_input_embeddings()(input_ids)
             virtual = adapter.peft.get_prompt(batch_size=len(input_ids)).to(embeds)
             inputs |= {"input_ids": None, "inputs_embeds": torch.cat([virtual, embeds], dim=1)}

@@ -29,6 +29,8 @@ _RNG = threading.RLock()  # torch has one global generator per device
 # Relative tolerance between the states of one prompt's beams before their first token.
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 COARSE = 5e-2  # in half precision
+COARSE_ROW = 2e-2  # of one logit to the row's largest, likewise
+MASKED = 1e30  # logits beyond it say that a token is ruled out
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ def run(
         rows: receives the full rows [N, V] of every step without beams; if None and they are kept, a list is used.
 
     Raises:
-        CapabilityError: if transformers gives the beams of one prompt different images.
-        GenerationOptionError: if transformers rejects the options before anything runs.
+        CapabilityError: if transformers gives the beams of one prompt different images, or something hooked to the
+            model cannot be in every row.
+        GenerationOptionError: if transformers rejects the options before anything runs, or the model fails with the
+            cache that its generation config names.
         NonFiniteLogitsError: if sampling failed because of NaN or infinite logits.
     """
     beams = (config.num_beams or 1) > 1
@@ -77,6 +81,7 @@ def run(
     decoded: list[Tensor] = []
     covered = 0
     began = False
+    altered = _is_altered(adapter)
 
     def look(hidden: Tensor) -> None:
         nonlocal covered
@@ -84,7 +89,7 @@ def run(
             return
         hidden = hidden[:, virtual if not covered else 0 :]
         covered += hidden.shape[1]
-        if covered <= length and options.prompt:
+        if covered <= length and (options.prompt or altered):
             prefill.append(hidden)
         if covered >= length and (beams or "hidden" in options.keep):
             decoded.append(hidden[:, -1].clone())
@@ -110,6 +115,11 @@ def run(
     model = copy.copy(adapter.model)
     model.generation_config = GenerationConfig()
     virtual = with_virtual_tokens(adapter, model)
+    if virtual and (altered or config.cache_implementation):
+        raise CapabilityError(
+            "PEFT's virtual tokens cannot be put before the prompt together with "
+            + ("a hook or a patched forward around the LM head." if altered else "cache_implementation=.")
+        )
     stops = StoppingCriteriaList([told] if listen else [])
     stop_strings, config.stop_strings = config.stop_strings, None
     if stop_strings:  # generate passes its tokenizer to no custom decoding function
@@ -126,6 +136,11 @@ def run(
     except RuntimeError as error:
         if (step := steps.first_bad()) is not None:
             raise NonFiniteLogitsError(non_finite(f"generated token {step}")) from error
+        if config.cache_implementation and not isinstance(error, torch.OutOfMemoryError):
+            raise GenerationOptionError(
+                f"{type(adapter.model).__name__} fails with cache_implementation={config.cache_implementation!r}: "
+                f"{error}. Pass cache_implementation=None to go without it."
+            ) from error
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # The options are at fault if they fail before the model runs, or in one of transformers' own processors.
@@ -139,7 +154,7 @@ def run(
         steps.finish(output.sequences[:, length + steps.count])
     if beams:
         _require_one_prompt(decoded[0], len(output.sequences))
-    if prefill and not virtual and changes_of(adapter.outer):
+    if prefill and altered:
         _require_rows_alone(adapter, inputs, torch.cat(prefill, dim=1))
     return Run(
         length=length,
@@ -147,7 +162,7 @@ def run(
         beam_indices=output.beam_indices if beams else None,
         cache=cache_of(output),
         steps=steps,
-        prefill=torch.cat(prefill, dim=1) if prefill else None,
+        prefill=torch.cat(prefill, dim=1) if prefill and options.prompt else None,
         decoded=decoded,
     )
 
@@ -161,8 +176,26 @@ def _with_ours(processors: LogitsProcessorList, ours: Sequence[Any]) -> LogitsPr
     return LogitsProcessorList([*processors[:place], *missing, *processors[place:]])
 
 
+def _is_altered(adapter: Adapter) -> bool:
+    """Whether there are hooks or patched forwards around the backbone, which see the rows of prompt and answer apart.
+
+    Raises:
+        CapabilityError: if they are on a model that runs the outer module inside it, which prompt rows do not pass.
+    """
+    if adapter.model is not adapter.outer and changes_of(adapter.model):
+        raise CapabilityError(
+            f"A hook or a patched forward of {type(adapter.model).__name__} would be in answer rows only: put it on "
+            f"{type(adapter.outer).__name__}, which runs inside it, or pass logits_processor=."
+        )
+    inside = set(adapter.backbone.modules())
+    return any(changes_of(module) for module in adapter.outer.modules() if module not in inside)
+
+
 def _require_rows_alone(adapter: Adapter, inputs: Mapping[str, Any], states: Tensor) -> None:
-    """What was hooked to the outer module must give a row the same logits whatever rows stand beside it."""
+    """What was hooked around the backbone must give a row the same logits whatever rows stand beside it.
+
+    Costs a forward over the prompts, with all of their logits.
+    """
     head = Head(adapter.outer, adapter.backbone)
     whole = adapter.model(**inputs, use_cache=False, return_dict=True).logits  # [N, S, V]
     beams = len(states) // len(whole)
@@ -170,12 +203,15 @@ def _require_rows_alone(adapter: Adapter, inputs: Mapping[str, Any], states: Ten
         rows = mask.bool().to(hidden.device)
         for part, logits in head.chunks(hidden[rows]):
             wanted = own.to(logits.device)[rows.to(logits.device)][part].float()
-            apart = (logits.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-6)
-            if (apart > ROUNDING.get(states.dtype, COARSE)).any():
+            given = logits.float()
+            ordinary = (wanted.abs() < MASKED) & (given.abs() < MASKED)  # models mask tokens by the lowest float
+            largest = torch.where(ordinary, wanted, 0.0).abs().amax(dim=-1, keepdim=True).clamp(min=1e-6)
+            apart = torch.where(ordinary, (given - wanted) / largest, (given != wanted).float()).abs().amax()
+            if apart > ROUNDING.get(states.dtype, COARSE_ROW):
                 raise CapabilityError(
-                    f"A hook or a patched forward of {type(adapter.outer).__name__} changes the logits of a row by "
-                    "where it stands, so prompt rows and answer rows would not have the same meaning. Hook lm_head or "
-                    "a layer, or pass logits_processor=."
+                    f"A hook or a patched forward of {type(adapter.outer).__name__}, or around its head, changes the "
+                    "logits of a row by where it stands, so prompt rows and answer rows would not have the same "
+                    "meaning. Pass logits_processor= instead."
                 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlmprobe.errors import GenerationOptionError
 from vlmprobe.results.result import Result
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.report import CheckFailure, SkipCheck
@@ -98,7 +99,11 @@ def cache_of_config(subject: Subject) -> Sequence[str] | None:
                 reason = f"the model's own generate fails: {type(error).__name__}"
                 notes.append(f"generation with {name}={value!r}: not checked ({reason})")
                 continue
-            made = subject.ask("main", keep="logits", **FEW)
+            try:
+                made = subject.ask("main", keep="logits", **FEW)
+            except GenerationOptionError as error:
+                notes.append(f"generation with {name}={value!r}: refused ({str(error).partition(':')[0]})")
+                continue
         require_rows(
             _rows(made)[: len(own)],
             own,
