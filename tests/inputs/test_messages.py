@@ -191,9 +191,9 @@ def test_images_are_loaded_once_upright_in_rgb():
 
 
 def test_keys_that_hold_nothing_are_no_keys():
-    """Tables fill absent keys with None, and so do the messages of OpenAI's client."""
+    """Tables fill absent keys with None, and so do the messages of OpenAI's client; vLLM's replies have empty lists."""
     blank = {"type": "image", "image": RED, "text": None, "max_pixels": None}
-    answer = {"role": "assistant", "content": "c", "tool_calls": None, "refusal": None}
+    answer = {"role": "assistant", "content": "c", "tool_calls": [], "annotations": [], "refusal": None, "name": ""}
     conversation = Conversation.build([*user(blank, {**text("b"), "image": None}), answer, *user(text("d"))])
     assert said(conversation) == [("user", "[red]", "b"), ("assistant", "c"), ("user", "d")]
     assert conversation.image_parts[0].options == {}
@@ -269,7 +269,7 @@ def test_an_open_file_is_an_image_wherever_an_image_can_stand(tmp_path):
             "Message 1 has 'tool_calls', and only",
         ),
         (
-            [{"role": "user", "content": "a", "tool_call_id": "", "cache_control": {}}],
+            [{"role": "user", "content": "a", "tool_call_id": "7", "cache_control": {"type": "ephemeral"}}],
             "'tool_call_id', 'cache_control'",
         ),
         (
