@@ -74,9 +74,13 @@ def _first_frequencies(modules: list[nn.Module]) -> Iterator[None]:
                 setattr(module, name, value)
 
 
-def changes_of(module: nn.Module) -> list[Any]:
-    """Hooks and patched forward of a module, without those of transformers and accelerate, which change no number."""
-    found = [*module._forward_pre_hooks.values(), *module._forward_hooks.values(), vars(module).get("forward")]
+def changes_of(module: nn.Module, *, before: bool = True) -> list[Any]:
+    """Hooks and patched forward of a module, without those of transformers and accelerate, which change no number.
+
+    ``before`` says whether hooks that are called before the forward count.
+    """
+    found = [*module._forward_hooks.values(), vars(module).get("forward")]
+    found += module._forward_pre_hooks.values() if before else ()
     return [each for each in found if each is not None and not _source(each).startswith(THEIRS)]
 
 

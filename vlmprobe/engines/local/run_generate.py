@@ -81,7 +81,8 @@ def run(
     decoded: list[Tensor] = []
     covered = 0
     began = False
-    altered = _is_altered(adapter)
+    # Where all rows are those of the decoding loop, whatever is hooked to the model is in each of them.
+    altered = (options.prompt or beams) and _is_altered(adapter)
 
     def look(hidden: Tensor) -> None:
         nonlocal covered
@@ -179,6 +180,8 @@ def _with_ours(processors: LogitsProcessorList, ours: Sequence[Any]) -> LogitsPr
 def _is_altered(adapter: Adapter) -> bool:
     """Whether there are hooks or patched forwards around the backbone, which see the rows of prompt and answer apart.
 
+    Hooks that are called before a forward are taken to look only, as those that count do.
+
     Raises:
         CapabilityError: if they are on a model that runs the outer module inside it, which prompt rows do not pass.
     """
@@ -188,7 +191,7 @@ def _is_altered(adapter: Adapter) -> bool:
             f"{type(adapter.outer).__name__}, which runs inside it, or pass logits_processor=."
         )
     inside = set(adapter.backbone.modules())
-    return any(changes_of(module) for module in adapter.outer.modules() if module not in inside)
+    return any(changes_of(module, before=False) for module in adapter.outer.modules() if module not in inside)
 
 
 def _require_rows_alone(adapter: Adapter, inputs: Mapping[str, Any], states: Tensor) -> None:
