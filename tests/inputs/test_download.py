@@ -7,6 +7,8 @@ import io
 import socket
 import threading
 import time
+import urllib.request
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -200,6 +202,16 @@ def test_a_server_that_accepts_and_never_answers(monkeypatch):
         with pytest.raises(ImageError, match=r"within 0\.3 s"):
             load_image(f"http://127.0.0.1:{server.getsockname()[1]}/a.png", Limits(url_seconds=0.3))
         assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("late", [TimeoutError("timed out"), URLError(TimeoutError("timed out"))])
+def test_whichever_of_the_two_limits_comes_first_is_told_alike(late, monkeypatch):
+    def open_(*_, **__):
+        raise late
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", open_)
+    with pytest.raises(ImageError, match=r"did not arrive within 7 s"):
+        load_image("http://127.0.0.1/a.png", Limits(url_seconds=7))
 
 
 def test_reading_stops_at_the_limit(site):

@@ -57,9 +57,13 @@ def fetch(url: str, *, seconds: float, max_bytes: int, redirects: int) -> bytes:
     try:
         return done.result(timeout=seconds)
     except FutureTimeoutError:
-        raise ImageError(f"{shown(url)} did not arrive within {seconds:g} s: try again, or {BY_HAND}.") from None
+        raise _late(url, seconds) from None
     finally:
         line.cut()
+
+
+def _late(url: str, seconds: float) -> ImageError:
+    return ImageError(f"{shown(url)} did not arrive within {seconds:g} s: try again, or {BY_HAND}.")
 
 
 def shown(url: str) -> str:
@@ -148,6 +152,8 @@ def _download(line: _Line, url: str, seconds: float, max_bytes: int, redirects: 
         if isinstance(error, ImageError):
             raise
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError):  # the connection's own limit, which is the same and may come first
+            raise _late(url, seconds) from error
         raise ImageError(f"{shown(url)} cannot be downloaded ({reason}): check the address, or {BY_HAND}.") from error
     raise ImageError(f"{shown(url)} redirects more than {redirects} times: use the final address, or {BY_HAND}.")
 
