@@ -48,6 +48,7 @@ class Adapter:
         generic: a generic adapter is tried only if no other handles the checkpoint.
         capabilities: what the family supports; an instance may narrow it.
         processor_options: arguments that the processor needs besides the conversation.
+        peft: the PEFT model around the model, if ``wrap`` was given one; else None.
         resizers: what can resize the images, if the caller has a choice; the argument ``resize`` of ``load`` and
             ``wrap`` then sets ``resize``, one of them.
     """
@@ -57,7 +58,7 @@ class Adapter:
     generic: ClassVar[bool] = False
     capabilities: Capabilities = Capabilities()
     processor_options: Mapping[str, Any] = MappingProxyType({})
-    peft: Any = None  # the PEFT model around the model, if it was given as one
+    peft: Any = None
     resizers: ClassVar[tuple[str, ...]] = ()
     resize: str = ""
 

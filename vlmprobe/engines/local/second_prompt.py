@@ -80,14 +80,9 @@ class SecondPrompt:
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:
-        """Swap in the model's state of this prompt, and restore that of the prompt being generated from."""
+        """Swap in the model's state of this prompt; :func:`alone` restores that of the prompt being generated from."""
         held = [(module, name) for module in self.adapter.model.modules() for name in STATE if name in vars(module)]
-        before = [getattr(module, name) for module, name in held]
         for (module, name), value in zip(held, self._state, strict=False):
             setattr(module, name, value)
-        try:
-            yield
-            self._state = [getattr(module, name) for module, name in held]
-        finally:
-            for (module, name), value in zip(held, before, strict=True):
-                setattr(module, name, value)
+        yield
+        self._state = [getattr(module, name) for module, name in held]
