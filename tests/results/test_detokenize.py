@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 import unicodedata
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from common import picture
 
-from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.detokenize import Detokenizer, TextsOfIds
 
 TEXTS = [
     "What animal is this?",
@@ -274,3 +276,18 @@ def test_chinese_answers_are_whole_characters(probe_of):
     assert result.text == answer == "".join(result.output.tokens)
     spans = np.unique(result.output.offsets, axis=0)
     assert "".join(result.text[start:stop] for start, stop in spans) == answer
+
+
+def test_texts_of_ids_are_read_as_lists_and_travel_as_lists(own):
+    detokenizer = Detokenizer(own("internvl").processor.tokenizer)
+    ids = np.array([[5, 6, 7], [8, -1, 9]])
+    texts = TextsOfIds(detokenizer.alone, ids)
+    wanted = [[detokenizer.alone(each) for each in row] for row in ids.tolist()]
+    assert wanted[1][1] == ""
+    assert texts == wanted
+    assert wanted == texts
+    assert texts != wanted[:1]
+    assert (len(texts), texts[-1], texts[1:], repr(texts)) == (2, wanted[1], wanted[1:], repr(wanted))
+    for travelled in (pickle.loads(pickle.dumps(texts)), copy.deepcopy(texts)):
+        assert type(travelled) is list
+        assert travelled == wanted

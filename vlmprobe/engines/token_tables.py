@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmprobe.errors import NonFiniteLogitsError
 from vlmprobe.inputs.image_spans import ImageSpan
-from vlmprobe.results.detokenize import Detokenizer
+from vlmprobe.results.detokenize import Detokenizer, TextsOfIds
 from vlmprobe.results.table import TokenTable, empty_numbers
 
 __all__ = ["PromptRows", "boundary", "prompt_rows", "require_finite", "token_kinds", "token_table"]
@@ -102,7 +102,7 @@ def token_table(
         kinds=kinds,
         positions=np.asarray(positions, dtype=np.int64),
         offsets=np.array(detokenizer.offsets(ids.tolist(), texts), dtype=np.int64).reshape(count, 2),
-        top_tokens=[list(map(detokenizer.alone, row.tolist())) for row in columns["top_ids"]],
+        top_tokens=TextsOfIds(detokenizer.alone, columns["top_ids"]),
         image_spans=spans,
         **columns,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
-__all__ = ["Detokenizer"]
+import numpy as np
+
+__all__ = ["Detokenizer", "TextsOfIds"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece writes a single byte
@@ -99,6 +101,38 @@ class Detokenizer:
         if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
             return " " + text  # SentencePiece decoders drop the space of a first token
         return text
+
+
+class TextsOfIds(Sequence[list[str]]):
+    """The texts [T][K] of ids [T, K], decoded when they are read: as strings they take ten times the memory of ids, and
+    most are never looked at. Equal to the same lists of texts, and pickled and copied as such.
+    """
+
+    def __init__(self, alone: Callable[[int], str], ids: np.ndarray) -> None:
+        self._alone, self._ids = alone, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, row: int) -> list[str]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> TextsOfIds: ...
+
+    def __getitem__(self, row: int | slice) -> list[str] | TextsOfIds:
+        if isinstance(row, slice):
+            return TextsOfIds(self._alone, self._ids[row])
+        return [self._alone(each) for each in self._ids[row].tolist()]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __reduce__(self) -> tuple[type[list[list[str]]], tuple[list[list[str]]]]:
+        return list, (list(self),)
 
 
 @lru_cache(maxsize=1)

@@ -50,7 +50,7 @@ class TokenTable(StaysReadOnly):
     logsumexp: np.ndarray  # float32 [T]; raw logit of the token = logprobs + logsumexp
     top_ids: np.ndarray  # int64 [T, K], the likeliest tokens, best first; -1 where undefined
     top_logprobs: np.ndarray  # float32 [T, K], nats
-    top_tokens: list[list[str]]  # [T][K] text of the likeliest tokens
+    top_tokens: Sequence[Sequence[str]]  # [T][K] text of the likeliest tokens
     image_spans: tuple[ImageSpan, ...] = ()  # every run of image positions, in sequence order
     logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"; memory-mapped if on disk
     hidden: np.ndarray | None = None  # float32 [T, H], what entered the LM head, with keep="hidden"
@@ -128,7 +128,7 @@ class TokenTable(StaysReadOnly):
             "rank": self.ranks,
             "logsumexp": self.logsumexp,
             "top_ids": self.top_ids.tolist(),
-            "top_tokens": self.top_tokens,
+            "top_tokens": list(self.top_tokens),
             "top_logprobs": self.top_logprobs.tolist(),
         }
         if self.ids is None:
@@ -193,6 +193,8 @@ class TokenTable(StaysReadOnly):
                 arrays[field.name] = value
             elif field.name == "image_spans":
                 rest[field.name] = [[span.image, span.tile, span.start, span.stop] for span in value]
+            elif field.name == "top_tokens":
+                rest[field.name] = [list(row) for row in value]
             elif value is not None or field.name == "ids":
                 rest[field.name] = value
         return arrays, rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -142,6 +143,38 @@ def test_scores_hold_a_few_rows_of_logits(probe_of, long_prompt, small_chunks):
         scores = probe.score(long_prompt, candidates, image=picture())
     assert sum(len(table) for table in scores.tables) > 150
     assert rows.largest <= 4
+
+
+def test_a_chunk_of_rows_goes_before_the_next_is_computed(probe_of, long_prompt, small_chunks, monkeypatch):
+    chunks: list[weakref.ref[torch.UntypedStorage]] = []
+    computed = capture.Head.__call__
+
+    def followed(head, hidden):
+        assert all(each() is None for each in chunks)
+        logits = computed(head, hidden)
+        chunks.append(weakref.ref(logits.untyped_storage()))
+        return logits
+
+    monkeypatch.setattr(capture.Head, "__call__", followed)
+    probe_of("internvl").generate(long_prompt, image=picture(), max_new_tokens=1, do_sample=False)
+    assert len(chunks) > 10
+
+
+def test_a_token_takes_half_a_kilobyte(probe_of, monkeypatch):
+    """The strings of ten alternatives took 1.8 KB a token; they are made of their ids when they are read."""
+    probe = probe_of("internvl")
+    monkeypatch.setattr(probe.engine.detokenizer, "alone", lambda each: f" word {each}")  # as if no text came twice
+    held = []
+    for new in (8, 136):
+        probe.generate("Hi", max_new_tokens=new, do_sample=True, seed=1, min_new_tokens=new)  # what is made only once
+        gc.collect()
+        tracemalloc.start()
+        result = probe.generate("Hi", max_new_tokens=new, do_sample=True, seed=1, min_new_tokens=new, alternatives=10)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert result.output.top_ids.shape == (new, 10)
+    assert (held[1] - held[0]) / 128 < 500
 
 
 def test_results_hold_columns_only(probe_of):

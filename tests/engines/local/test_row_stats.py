@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import columns
 
-from vlmprobe.engines.local.row_stats import RowStats, processed_logprobs, row_stats
+from vlmprobe.engines.local.row_stats import SPAN, RowStats, processed_logprobs, row_stats
 
 ROWS, VOCABULARY = 40, 333
 
@@ -117,6 +117,44 @@ def test_joined_blocks_are_the_whole(logits, ids):
     for name in RowStats.__dataclass_fields__:
         assert torch.equal(getattr(RowStats.join(parts), name), getattr(whole, name))
         assert torch.equal(getattr(whole.rows(slice(2, 5)), name), getattr(whole, name)[2:5])
+
+
+def test_blocks_written_into_columns_of_the_whole(logits, ids):
+    whole = row_stats(logits, ids, 6)
+    found = RowStats.empty(len(ids), 6, logits.device)
+    for start, stop in ((23, ROWS), (0, 1), (1, 23)):
+        found.put(start, row_stats(logits[start:stop], ids[start:stop], 6))
+    for name in RowStats.__dataclass_fields__:
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("vocabulary", [40 * SPAN, 40 * SPAN + 1, 41 * SPAN - 1])
+@pytest.mark.parametrize("top", [1, 2, 9])
+def test_the_most_likely_of_a_large_vocabulary(vocabulary, top):
+    drawn = torch.Generator().manual_seed(2)
+    logits = torch.randn(12, vocabulary, generator=drawn)
+    logits[1] = logits[1].round()  # ties
+    logits[2, 5:] = -torch.inf
+    logits[3] = logits[3].sort().values  # the greatest lie in one span, or beyond the last
+    logits[4] = logits[4].sort(descending=True).values
+    logits[5] = 0.25
+    logits[6, -1] = logits[7, 0] = 60.0
+    ids = torch.randint(vocabulary, (12,), generator=drawn)
+    stats = row_stats(logits, ids, top)
+    wanted = logits.double().log_softmax(-1)
+    assert (stats.top_logprobs.double() - wanted.topk(top).values).nan_to_num(0, 0, 0).abs().max() < 1e-5
+    assert torch.equal(logits.gather(1, stats.top_ids), logits.topk(top).values)
+    assert all(len(set(row)) == top for row in stats.top_ids.tolist())
+    assert stats.ranks.tolist() == (logits > logits.gather(1, ids[:, None])).sum(-1).tolist()
+
+
+def test_a_large_vocabulary_costs_no_digits():
+    """Softmax's own sum is off by 1e-5 over 150,000 words."""
+    logits = torch.randn(4, 151_656, generator=torch.Generator().manual_seed(3)) * 3
+    stats = row_stats(logits, torch.arange(4), 5)
+    wanted = columns(logits.double().numpy(), np.arange(4))
+    assert np.abs(stats.logsumexp.numpy() - wanted["logsumexp"]).max() < 4e-6
+    assert np.abs(stats.entropy.numpy() - wanted["entropy"]).max() < 4e-6
 
 
 def test_processed_logprobs_over_what_the_filters_left(logits, ids):

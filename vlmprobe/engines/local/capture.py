@@ -70,8 +70,9 @@ class Head:
         while start < len(hidden):
             rows = slice(start, min(start + step, len(hidden)))
             logits = self(hidden[rows])
-            yield rows, logits
             start, step = rows.stop, max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
+            yield rows, logits
+            del logits  # else the next chunk is computed beside it
 
     def stats(
         self, hidden: Tensor, ids: Tensor, top: int, *, of: Tensor | None = None, keep: Kept | None = None
@@ -80,16 +81,21 @@ class Head:
 
         ``of`` [M], in ascending order, is the row that each token is drawn from; if None, token i is drawn from row i.
         """
-        parts = []
+        count = 0
+        found: RowStats | None = None  # allocated once the size of the vocabulary is known
         for rows, logits in self.chunks(hidden):
-            if of is None:
-                parts.append(row_stats(logits, ids[rows].to(logits.device), top))
-            else:
-                mine = (of >= rows.start) & (of < rows.stop)
-                parts.append(row_stats(logits, ids[mine].to(logits.device), top, of[mine] - rows.start))
+            mine = rows if of is None else torch.arange(len(of))[(of >= rows.start) & (of < rows.stop)]
+            own = ids[mine].to(logits.device)
+            part = row_stats(logits, own, top, None if of is None else of[mine] - rows.start)
+            if found is None:
+                found = RowStats.empty(len(hidden) if of is None else len(of), part.top_ids.shape[1], logits.device)
+            found.put(count, part)
+            count += len(own)
             if keep is not None:
                 keep.append(logits.float().cpu())
-        return RowStats.join(parts)
+            del logits
+        assert found is not None  # there is at least one row
+        return found
 
 
 class _Given(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ __all__ = ["RowStats", "numpy_columns", "processed_logprobs", "row_stats"]
 
 # Float32 rows that are reduced together: on a CPU what fits its caches, else what keeps the device busy.
 BLOCK_BYTES = {True: 4 * 2**20, False: 128 * 2**20}
+SPAN = 128  # neighbouring logits of which the greatest is taken first, to find the greatest of all of them
 MANY = 256  # tokens per row above which sorting the row once is faster than comparing it with each of them
 NOTHING = -1e4  # exp of it is 0 in float32
 
@@ -31,6 +33,20 @@ class RowStats:
     def join(cls, parts: list[RowStats]) -> RowStats:
         """The rows of several blocks as one block."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+    @classmethod
+    def empty(cls, count: int, top: int, device: torch.device) -> RowStats:
+        """Columns of ``count`` rows to be written by :meth:`put`. Allocated before the large temporaries of a loop:
+        small results that stay between them keep an allocator from using their memory again."""
+        numbers = partial(torch.empty, count, dtype=torch.float32, device=device)
+        ids = partial(torch.empty, dtype=torch.int64, device=device)
+        return cls(numbers(), numbers(), ids(count), numbers(), ids(count, top), torch.empty(count, top, device=device))
+
+    def put(self, start: int, part: RowStats) -> None:
+        """Write the rows of ``part`` from row ``start`` on."""
+        for name in self.__dataclass_fields__:
+            values = getattr(part, name)
+            getattr(self, name)[start : start + len(values)] = values
 
     def rows(self, index: Tensor | slice) -> RowStats:
         """A selection of rows."""
@@ -53,33 +69,43 @@ def row_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None = None) -
         :class:`RowStats` of M rows. ``logprobs`` is log-softmax at the token; ``entropy`` is -sum p log p;
         ``ranks`` counts the tokens with a strictly greater logit, so 0 is the most likely.
     """
+    vocabulary = logits.shape[-1]
     of = torch.arange(len(logits)) if of is None else of
-    size = max(1, BLOCK_BYTES[logits.device.type == "cpu"] // (4 * logits.shape[-1]))
+    size = max(1, BLOCK_BYTES[logits.device.type == "cpu"] // (4 * vocabulary))
     bounds = torch.searchsorted(of, torch.arange(0, len(logits) + size, size)).tolist()
-    return RowStats.join(
-        [
-            _block_stats(logits[start : start + size].float(), ids[first:last], top, of[first:last] - start, size)
-            for start, first, last in zip(range(0, len(logits), size), bounds, bounds[1:], strict=False)
-        ]
-    )
+    found = RowStats.empty(len(ids), min(top, vocabulary), logits.device)
+    rows = min(size, max(len(logits), len(ids)))
+    work = (torch.empty(rows, vocabulary, device=logits.device), torch.empty(rows, vocabulary, device=logits.device))
+    for start, first, last in zip(range(0, len(logits), size), bounds, bounds[1:], strict=False):
+        block = logits[start : start + size].float()
+        found.put(first, _block_stats(block, ids[first:last], top, of[first:last] - start, work))
+    return found
 
 
-def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, size: int) -> RowStats:
-    """The same for float32 rows [N, V] that are held at once; temporaries have at most ``size`` rows."""
+def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, work: tuple[Tensor, Tensor]) -> RowStats:
+    """The same for float32 rows [N, V] that are held at once; ``work``, each [N or more, V], is overwritten.
+
+    A row is read and written from memory as seldom as possible: softmax is one pass of its own, and everything else is
+    written into ``work``.
+    """
     vocabulary = logits.shape[-1]
     inside = (ids >= 0) & (ids < vocabulary)
-    greatest = logits.amax(dim=-1, keepdim=True)
+    top_logits, top_ids = _greatest(logits, max(1, min(top, vocabulary)))
+    greatest = top_logits[:, :1]
+    weights = torch.softmax(logits, dim=-1, out=work[0][: len(logits)])
     # This far below the maximum a probability is 0 in float32; 0 times a finite number is 0, but 0 times -inf is NaN.
-    shifted = (logits - greatest).clamp_(min=NOTHING)
-    weights = shifted.exp()
-    total = weights.sum(dim=-1)
-    entropy = total.log() - torch.linalg.vecdot(weights, shifted) / total
-    logsumexp = greatest.squeeze(-1) + total.log()
-    top_logits, top_ids = logits.topk(min(top, vocabulary), dim=-1)
+    shifted = torch.sub(logits, greatest, out=work[1][: len(logits)]).clamp_(min=NOTHING)
+    # Softmax sums less exactly than sum does: its weights are right up to a factor, by which they do not add up to 1.
+    # The greatest of them is exp(0) over softmax's own sum.
+    factor = weights.sum(dim=-1)
+    total = factor.log() - weights.gather(-1, top_ids[:, :1]).squeeze(-1).log()
+    entropy = total - torch.linalg.vecdot(weights, shifted) / factor
+    logsumexp = greatest.squeeze(-1) + total
+    top_logits, top_ids = top_logits[:, :top], top_ids[:, :top]
     top_logprobs = top_logits - logsumexp.unsqueeze(-1)
     rows = of.to(logits.device)
     chosen = logits[rows, ids.clamp(0, vocabulary - 1)]
-    ranks = _ranks(logits, chosen, of, size)
+    ranks = _ranks(logits, chosen, of, work[0])
     logprobs = torch.where(inside, chosen - logsumexp[rows], torch.nan)
     return RowStats(
         logprobs,
@@ -91,10 +117,29 @@ def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, size: int) -
     )
 
 
-def _ranks(logits: Tensor, chosen: Tensor, of: Tensor, size: int) -> Tensor:
-    """How many logits of its row exceed each of the ``chosen`` [M]."""
+def _greatest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``topk(count)`` of rows [N, V], several times as fast.
+
+    One pass finds the greatest logit of each span of neighbours. The greatest of all are in the ``count`` spans with
+    the greatest such maximum, or in the rest beyond the last span.
+    """
+    spans = logits.shape[-1] // SPAN
+    if spans <= 2 * count:
+        values, ids = logits.topk(count, dim=-1)
+        return values, ids
+    inside = logits[:, : spans * SPAN].unflatten(-1, (spans, SPAN))
+    best = inside.amax(dim=-1).topk(count, dim=-1).indices  # [N, count]
+    places = (best.unsqueeze(-1) * SPAN + torch.arange(SPAN, device=logits.device)).flatten(1)
+    rest = torch.arange(spans * SPAN, logits.shape[-1], device=logits.device).expand(len(logits), -1)
+    places = torch.cat([places, rest], dim=-1)
+    values, found = logits.gather(-1, places).topk(count, dim=-1)
+    return values, places.gather(-1, found)
+
+
+def _ranks(logits: Tensor, chosen: Tensor, of: Tensor, work: Tensor) -> Tensor:
+    """How many logits of its row exceed each of the ``chosen`` [M]; ``work`` [N or more, V] is overwritten."""
     if len(of) == len(logits) and bool((of == torch.arange(len(of))).all()):
-        return (logits > chosen.unsqueeze(-1)).sum(dim=-1)
+        return _count_above(logits, chosen, work[: len(of)])
     parts = []
     rows, counts = torch.unique_consecutive(of, return_counts=True)
     for row, mine in zip(rows.tolist(), chosen.split(counts.tolist()), strict=True):
@@ -102,8 +147,16 @@ def _ranks(logits: Tensor, chosen: Tensor, of: Tensor, size: int) -> Tensor:
             ordered = logits[row].sort().values
             parts.append(logits.shape[-1] - torch.searchsorted(ordered, mine, right=True))
         else:
-            parts += [(logits[row] > some.unsqueeze(-1)).sum(dim=-1) for some in mine.split(size)]
+            parts += [_count_above(logits[row], some, work[: len(some)]) for some in mine.split(len(work))]
     return torch.cat(parts) if parts else chosen.long()
+
+
+def _count_above(logits: Tensor, chosen: Tensor, work: Tensor) -> Tensor:
+    """How many logits [V] or [M, V] exceed each of the ``chosen`` [M]; ``work`` [M, V] is overwritten.
+
+    Counted in float32, which is exact up to 2^24 and several times as fast as a sum of booleans.
+    """
+    return torch.gt(logits, chosen.unsqueeze(-1), out=work).sum(dim=-1).long()
 
 
 @torch.no_grad()
