@@ -260,6 +260,19 @@ def test_the_ids_of_kosmos_2s_image_are_text_elsewhere(probe_of, own):
 # GIT
 
 
+def test_git_is_refused_where_transformers_moves_its_generated_tokens(own, monkeypatch):
+    from vlmprobe.model_registry import git
+
+    family = own("git")
+    for version in ("5.18.0", "6.0.0.dev0"):
+        monkeypatch.setattr(git, "__version__", version)
+        git.Git(family.model, family.processor)
+    monkeypatch.setattr(git, "__version__", "5.17.0")
+    for call in (lambda: git.Git(family.model, family.processor), lambda: git.Git.load("x", config={})):
+        with pytest.raises(CapabilityError, match=r"5\.17\.0 cannot continue a GIT prompt.*Install transformers 5\.18"):
+            call()
+
+
 def test_git_without_an_image(probe_of, own):
     result = probe_of("git").generate(QUESTION, keep="logits", **GREEDY)
     assert result.prompt.image_spans == ()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from packaging.version import Version
 from torch import nn
+from transformers import __version__
 
-from vlmprobe.adapter import Capabilities
+from vlmprobe.adapter import Adapter, Capabilities
+from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.model_registry.no_chat import NoChat
@@ -26,7 +30,18 @@ class Git(NoChat):
     def __init__(self, model: Any, processor: Any) -> None:
         from vlmprobe.model_registry.git_placeholders import with_placeholders
 
+        _refuse_broken()
         super().__init__(with_placeholders(model), processor)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, *, config: Mapping[str, Any], **options: Any) -> Adapter:
+        """As in the base class.
+
+        Raises:
+            CapabilityError: if the installed transformers cannot run the model.
+        """
+        _refuse_broken()
+        return super().load(checkpoint, config=config, **options)
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         """As in the base class, with placeholders before the text, and positions, which count text only.
@@ -90,3 +105,12 @@ class Git(NoChat):
 
 def _counted(ids: torch.Tensor) -> torch.Tensor:
     return torch.arange(ids.shape[1], device=ids.device)
+
+
+def _refuse_broken() -> None:
+    # Signatures and outputs do not show this before a run, so the version is checked.
+    if Version(__version__) < Version("5.18"):
+        raise CapabilityError(
+            f"transformers {__version__} cannot continue a GIT prompt from its cache: it moves the position of every "
+            "generated token by the length of the image. Install transformers 5.18 or later."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import tempfile
 import types
@@ -17,7 +18,7 @@ from common import QUESTION, picture
 import vlmprobe
 from vlmprobe.engines.local.capture import Head
 from vlmprobe.engines.local.model_state import STATE
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.testing import tiny
 
@@ -364,10 +365,6 @@ def projector_replaced(model):
             module.weight = torch.nn.Parameter(torch.randn_like(module.weight))
 
 
-def steered(model):
-    model.model.multi_modal_projector.register_forward_hook(lambda _, __, features: features * 0.5)
-
-
 def one_training_step(model):
     for weight in model.parameters():
         weight.requires_grad_(True)
@@ -377,7 +374,7 @@ def one_training_step(model):
     optimizer.zero_grad()
 
 
-SEEN = (weights_in_place, weights_behind_autograd, projector_replaced, steered, one_training_step)
+SEEN = (weights_in_place, weights_behind_autograd, projector_replaced, one_training_step)
 
 
 @pytest.mark.parametrize("change", SEEN, ids=lambda change: change.__name__)
@@ -392,6 +389,63 @@ def test_a_session_encodes_anew_after(change, loaded):
         rows = forward(model, processor, picture())
         assert abs(rows[-1, result.output.ids[0]] - result.output.logprobs[0]) < CLOSE
         assert session.generate(QUESTION, **ONE).meta["image_features"] == "reused"
+
+
+def hooked(model, strength):
+    model.model.multi_modal_projector.register_forward_hook(lambda _, __, features: features * strength[0])
+
+
+def patched(model, strength):
+    projector = model.model.multi_modal_projector
+    forward = projector.forward
+    projector.forward = lambda features: forward(features) * strength[0]
+
+
+def method_patched(model, strength):
+    features = model.model.get_image_features
+
+    @functools.wraps(features)
+    def weaker(*args, **kwargs):
+        output = features(*args, **kwargs)
+        output.pooler_output = [each * strength[0] for each in output.pooler_output]
+        return output
+
+    model.model.get_image_features = weaker
+
+
+@pytest.mark.parametrize("change", [hooked, patched, method_patched], ids=lambda change: change.__name__)
+def test_a_session_follows_a_hook_whose_strength_changes(change, loaded):
+    model, processor = loaded("llava")
+    strength = [0.5]
+    with vlmprobe.wrap(model, processor).session(picture()) as session:
+        session.generate(QUESTION, **ONE)
+        change(model, strength)
+        for strength[0] in (0.5, 2.0):
+            result = session.generate(QUESTION, **ONE)
+            assert result.meta["image_features"].startswith("encoded: a hook or a patched forward")
+            rows = forward(model, processor, picture())
+            assert abs(rows[-1, result.output.ids[0]] - result.output.logprobs[0]) < CLOSE
+
+
+@pytest.mark.parametrize("place", ["multi_modal_projector", "vision_tower", "language_model"])
+def test_an_error_of_a_hook_is_not_blamed_on_the_options(place, loaded):
+    model, processor = loaded("llava")
+
+    def broken(*_):
+        raise TypeError("the hook's own error")
+
+    model.model.get_submodule(place).register_forward_hook(broken)
+    with pytest.raises(TypeError, match=r"^the hook's own error$"):
+        vlmprobe.wrap(model, processor).generate(QUESTION, image=picture(), **ONE)
+
+
+@pytest.mark.parametrize("place", ["lm_head", "model", "model.language_model", "model.language_model.layers.1"])
+def test_a_hook_after_the_image_encoder_keeps_what_it_gave(place, loaded):
+    model, processor = loaded("llava")
+    model.get_submodule(place).register_forward_hook(lambda *_: None)
+    with vlmprobe.wrap(model, processor).session(picture()) as session:
+        told = [session.generate(QUESTION, **ONE).meta["image_features"] for _ in range(2)]
+    assert told == ["encoded", "reused"]
 
 
 # State that a forward leaves on the model
@@ -441,7 +495,7 @@ def test_state_of_an_earlier_image_stays_out(name, loaded):
     assert model.model.rope_deltas is kept, "a call leaves the model as it found it"
 
 
-def test_the_longest_sequence_so_far_has_no_say_in_dynamic_frequencies(checkpoint):
+def dynamic_llava(checkpoint):
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     folder = checkpoint("llava")
@@ -451,20 +505,36 @@ def test_the_longest_sequence_so_far_has_no_say_in_dynamic_frequencies(checkpoin
     text.max_position_embeddings = 12  # shorter than the prompt, so that the frequencies grow with it
     model = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype="float32").eval()
     processor = AutoProcessor.from_pretrained(folder)
-    probe = vlmprobe.wrap(model, processor)
+    return vlmprobe.wrap(model, processor)
+
+
+@pytest.mark.filterwarnings("ignore:The prompt has 21 tokens and the model's context 12")
+def test_the_longest_sequence_so_far_has_no_say_in_dynamic_frequencies(checkpoint):
+    probe = dynamic_llava(checkpoint)
     short = probe.generate("Hi", **ONE)
     with torch.no_grad():
-        model(input_ids=torch.randint(5, 50, (1, 200)))
+        probe.engine.adapter.model(input_ids=torch.randint(5, 50, (1, 200)))
     again = probe.generate("Hi", **ONE)
     np.testing.assert_array_equal(short.prompt.logprobs, again.prompt.logprobs)
+
+
+@pytest.mark.filterwarnings("ignore:The prompt has 21 tokens and the model's context 12")
+def test_a_long_candidate_has_no_say_in_the_frequencies_of_another(checkpoint):
+    probe = dynamic_llava(checkpoint)
+    adapter = probe.engine.adapter
+    adapter.capabilities = dataclasses.replace(adapter.capabilities, prefix_reuse=False)  # a forward for each
+    alone = probe.score("Hi", ["no"])
+    beside = probe.score("Hi", ["yes " * 60, "no"])
+    assert np.abs(alone.tables[0].logprobs - beside.tables[1].logprobs).max() < 2e-6
 
 
 # Caches
 
 
-@pytest.mark.parametrize(
-    "option", [{"cache_implementation": "static"}, {"use_cache": False}, {"cache_implementation": None}]
-)
+CACHES = ("static", "sliding_window", "hybrid", None)
+
+
+@pytest.mark.parametrize("option", [{"use_cache": False}, *({"cache_implementation": each} for each in CACHES)])
 @pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen2_vl"])
 def test_every_cache_of_the_generation_config(name, option, loaded):
     model, processor = loaded(name)
@@ -474,6 +544,19 @@ def test_every_cache_of_the_generation_config(name, option, loaded):
     assert_follows(probe, model, processor, picture())
     with probe.session(picture()) as session:
         assert_follows(session, model, processor, picture())
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, NotImplementedError])
+def test_an_error_of_a_cache_names_the_option(error, loaded, monkeypatch):
+    from transformers import StaticCache
+
+    def update(self, *_, **__):
+        raise error("Group size (64) must be a divisor of (1312)\nfurther lines")
+
+    monkeypatch.setattr(StaticCache, "update", update)
+    probe = vlmprobe.wrap(*loaded("llava"))
+    with pytest.raises(GenerationOptionError, match=r"cache_implementation='static': Group size .* of \(1312\)\. Pass"):
+        probe.generate(QUESTION, cache_implementation="static", **ONE)
 
 
 def test_branch_and_lens_with_a_static_cache(loaded):

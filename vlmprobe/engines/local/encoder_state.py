@@ -18,29 +18,34 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 ODD, OTHER = 0x9E3779B1, 0x85EBCA77  # so that the same numbers at other places give another sum
 SMALL, WIDTH = 2**18, 1024  # elements: of a tensor that is read together with others, and of their common rows
 PLAIN = (bool, int, float, str)
+HOOKED = "a hook or a patched forward around the image encoder may act differently in every call"
+OFFLOADED = "a change of an offloaded or quantised weight would not be noticed"
 
 
-def encoder_state(adapter: Adapter) -> Any:
-    """Equal for two calls between which nothing changed that image features depend on.
+def encoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
+    """Equal for two calls between which nothing changed that image features depend on, or why that cannot be told.
 
-    Compared are the contents of weights, however they were changed, the switches of PEFT adapters, which hooks and
-    patched forwards there are (not what they do: one that acts differently in the next call is taken for the same),
-    and the config. Decoder layers and LM head are left out. An offloaded weight cannot be compared: then the state
-    equals no other.
+    Compared are the contents of weights, however they were changed, the switches of PEFT adapters, the config, and which
+    hooks are called before a forward, which are taken to look only. Decoder layers and LM head are left out. What an
+    offloaded weight holds, and what a forward hook or a patched forward will do in the next call, cannot be told.
     """
     aside = set(_modules_aside(adapter))
-    known: list[Any] = [repr(adapter.model.config.to_dict())]
+    around = {part for name, module in adapter.model.named_modules() if module in aside for part in _parents(name)}
     if adapter.image_encoder is not None:
-        owner, name = adapter.image_encoder
-        known.append(vars(owner).get(name))  # a patched method
+        owner, method = adapter.image_encoder
+        if vars(owner).get(method) is not None:
+            return HOOKED
+    known: list[Any] = [repr(adapter.model.config.to_dict())]
     tensors: list[Tensor] = []
     for name, module in adapter.model.named_modules():
         if module in aside:
             continue
         known.append((name, type(module), _switches(module), changes_of(module)))
+        if name not in around and changes_of(module, before=False):
+            return HOOKED
         for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if value.device.type == "meta" or value.element_size() not in INTEGERS:
-                return object()
+                return OFFLOADED
             known.append((key, value.shape, value.dtype, value.device))
             tensors.append(value)
     return known, _digests(tensors)
@@ -54,6 +59,13 @@ def _modules_aside(adapter: Adapter) -> Iterator[nn.Module]:
     for layer in layers:
         yield from layer.modules()
     yield from adapter.head.modules()
+
+
+def _parents(name: str) -> Iterator[str]:
+    """Names of the modules that a module is in: "a" and "" of "a.b"."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _switches(module: nn.Module) -> str:

@@ -48,11 +48,13 @@ class ImageMemory:
     _state: Any = None  # of the encoder that the entries come from
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
 
-    def follow(self, adapter: Adapter) -> None:
-        """Drop the entries if what they depend on besides the images has changed since."""
-        if self.lasts and (state := encoder_state(adapter)) != self._state:
+    def follow(self, adapter: Adapter) -> str | None:
+        """Drop the entries if what they depend on besides the images has changed since, or why that cannot be told."""
+        state = encoder_state(adapter) if self.lasts else None
+        if isinstance(state, str) or state != self._state:
             self._entries.clear()
             self._state = state
+        return state if isinstance(state, str) else None
 
     def find(self, arguments: Mapping[str, Any]) -> Any | None:
         """The output for equal arguments, or None."""
@@ -80,14 +82,14 @@ class ImageMemory:
 class Reuse:
     """Whether the image features of one call were encoded or reused."""
 
-    reason: str | None = None  # why nothing can be reused, if so
+    reason: str | None = None  # why features of earlier calls cannot be reused, if so
     encoded: int = 0  # runs of the encoder
     reused: int = 0  # inputs whose features were cached
 
     def __str__(self) -> str:
-        if self.reason:
-            return f"encoded: {self.reason}"
-        return "reused" if self.reused and not self.encoded else "reused in part" if self.reused else "encoded"
+        if self.reused:
+            return "reused in part" if self.encoded else "reused"
+        return f"encoded: {self.reason}" if self.reason else "encoded"
 
 
 @contextmanager
@@ -102,9 +104,9 @@ def remembered(
     if place is None:
         yield Reuse(f"the adapter {adapter.name} names no method that encodes images alone")
         return
-    memory.follow(adapter)
+    reuse = Reuse(memory.follow(adapter))
     owner, name = place
-    encoder = _Encoder(adapter, memory, conversations, getattr(owner, name))
+    encoder = _Encoder(adapter, memory, conversations, getattr(owner, name), reuse)
     caller = threading.get_ident()
 
     @functools.wraps(encoder.original)  # generate reads its signature
@@ -114,7 +116,7 @@ def remembered(
     covered = owner.__dict__.get(name)
     owner.__dict__[name] = look_up  # takes precedence over the class's method, or the submodule, of this name
     try:
-        yield encoder.reuse
+        yield reuse
     finally:
         if covered is None:
             del owner.__dict__[name]
@@ -131,12 +133,13 @@ class _Encoder:
         memory: ImageMemory,
         conversations: Sequence[Conversation],
         original: Callable[..., Any],
+        reuse: Reuse,
     ) -> None:
         self.adapter = adapter
         self.memory = memory
         self.conversations = [each for each in conversations if each.images]
         self.original = original
-        self.reuse = Reuse()
+        self.reuse = reuse
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = _by_name(self.original, args, kwargs)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from torch import Tensor, nn
+from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.kv_cache import cache_of
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept, Steps, watch_backbone
-from vlmprobe.engines.local.model_state import changes_of, device_of
+from vlmprobe.engines.local.model_state import alone, changes_of, device_of
 from vlmprobe.engines.local.peft_state import with_virtual_tokens
 from vlmprobe.engines.token_tables import non_finite
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError
@@ -138,14 +139,13 @@ def run(
         if (step := steps.first_bad()) is not None:
             raise NonFiniteLogitsError(non_finite(f"generated token {step}")) from error
         if config.cache_implementation and not isinstance(error, torch.OutOfMemoryError):
-            raise GenerationOptionError(
-                f"{type(adapter.model).__name__} fails with cache_implementation={config.cache_implementation!r}: "
-                f"{error}. Pass cache_implementation=None to go without it."
-            ) from error
+            raise _failed_with_cache(adapter, config, error) from error
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # The options are at fault if they fail before the model runs, or in one of transformers' own processors.
-        if began and (options.processors or not steps.processing):
+        if (began or _ran_a_module(error)) and (options.processors or not steps.processing):
+            if config.cache_implementation and _ran_a_cache(error):
+                raise _failed_with_cache(adapter, config, error) from error
             raise
         raise GenerationOptionError(f"transformers rejects these generation options: {error}") from error
     finally:
@@ -165,6 +165,23 @@ def run(
         steps=steps,
         prefill=torch.cat(prefill, dim=1) if prefill and options.prompt else None,
         decoded=decoded,
+    )
+
+
+def _ran_a_module(error: Exception) -> bool:
+    """Whether an error came out of a module: generate encodes images before it decodes."""
+    return any(frame.f_code is nn.Module.__call__.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _ran_a_cache(error: Exception) -> bool:
+    return any(isinstance(frame.f_locals.get("self"), Cache) for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _failed_with_cache(adapter: Adapter, config: GenerationConfig, error: Exception) -> GenerationOptionError:
+    why = str(error).partition("\n")[0].rstrip(".")
+    return GenerationOptionError(
+        f"{type(adapter.model).__name__} fails with cache_implementation={config.cache_implementation!r}: {why}. "
+        "Pass cache_implementation=None to go without it."
     )
 
 
@@ -200,7 +217,8 @@ def _require_rows_alone(adapter: Adapter, inputs: Mapping[str, Any], states: Ten
     Costs a forward over the prompts, with all of their logits.
     """
     head = Head(adapter.outer, adapter.backbone)
-    whole = adapter.model(**inputs, use_cache=False, return_dict=True).logits  # [N, S, V]
+    with alone(adapter):
+        whole = adapter.model(**inputs, use_cache=False, return_dict=True).logits  # [N, S, V]
     beams = len(states) // len(whole)
     for own, hidden, mask in zip(whole, states[::beams], inputs["attention_mask"], strict=True):
         rows = mask.bool().to(hidden.device)

@@ -14,7 +14,7 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept
 from vlmprobe.engines.local.context_length import warn_if_beyond
 from vlmprobe.engines.local.generation_config import prefill_config
-from vlmprobe.engines.local.model_state import to_model
+from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, why_not_shared
@@ -83,7 +83,8 @@ def _forward_states(adapter: Adapter, encoding: Encoding, candidate: Continuatio
     """The same for one candidate, from a forward of prompt and candidate."""
     drop = len(encoding.prompts[0].ids) - candidate.shared
     inputs = adapter.extend(encoding.inputs, torch.tensor([candidate.ids]), drop)
-    _, states = _prefill(adapter, to_model(adapter.model, inputs))
+    with alone(adapter):  # no candidate starts from what the model kept of another
+        _, states = _prefill(adapter, to_model(adapter.model, inputs))
     rows = states[candidate.shared - 1 :]
     return {(candidate.shared, candidate.ids[:place]): rows[place] for place in range(len(candidate.ids))}
 

@@ -154,6 +154,8 @@ def _kosmos_2() -> Parts:
 
 @family(
     "git",
+    since="5.18.0",
+    before="its generated tokens are moved by the length of the image",
     chat=False,
     several_images=False,
     positions=True,
