@@ -25,8 +25,8 @@ OFFLOADED = "a change of an offloaded or quantised weight would not be noticed"
 def encoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
     """Equal for two calls between which nothing changed that image features depend on, or why that cannot be told.
 
-    Compared are the contents of weights, however they were changed, the switches of PEFT adapters, the config, and which
-    hooks are called before a forward, which are taken to look only. Decoder layers and LM head are left out. What an
+    Compared are the contents of weights, however they were changed, the switches of PEFT adapters, the config, and the
+    hooks that are called before a forward, which are taken to look only. Decoder layers and LM head are left out. What an
     offloaded weight holds, and what a forward hook or a patched forward will do in the next call, cannot be told.
     """
     aside = set(_modules_aside(adapter))
