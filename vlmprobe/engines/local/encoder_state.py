@@ -26,8 +26,8 @@ def encoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
     """Equal for two calls between which nothing changed that image features depend on, or why that cannot be told.
 
     Compared are the contents of weights, however they were changed, the switches of PEFT adapters, the config, and the
-    hooks that are called before a forward, which are taken to look only. Decoder layers and LM head are left out. What an
-    offloaded weight holds, and what a forward hook or a patched forward will do in the next call, cannot be told.
+    hooks that are called before a forward, which are taken to look only. Decoder layers and LM head are left out. What
+    an offloaded weight holds, and what a forward hook or a patched forward will do in the next call, cannot be told.
     """
     aside = set(_modules_aside(adapter))
     around = {part for name, module in adapter.model.named_modules() if module in aside for part in _parents(name)}
