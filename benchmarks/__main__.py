@@ -33,14 +33,17 @@ from vlmprobe._version import DISTRIBUTION
 
 RESULTS = Path(__file__).with_name("results.json")
 TOKENS = (32, 544)  # answer lengths whose peaks give the memory per token
+AS_IS = ("memory_columns",)  # with the allocator's own settings, under which freed memory may stay unusable
 MEMORY: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "memory_prompt": ("prompt", dict.fromkeys(("prefill", "vlmprobe", "forward + log_softmax"), (2000,))),
+    "memory_columns": ("columns", dict.fromkeys(("prefill", "vlmprobe"), (2711,))),
     "memory_answer": (
         "generate",
         dict.fromkeys(("model.generate", "vlmprobe"), TOKENS) | {"generate(output_logits=True)": (32, 160)},
     ),
     "memory_candidates": ("candidates", {"prefill": (16,), "vlmprobe": (16, 1000), "minicons": (16,)}),
 }
+ONE_SIZE = ("columns", "reduction", "memory_columns")
 NAMES = (*CASES, *MEMORY, "agreement", "startup", *SWEEPS)
 
 
@@ -54,7 +57,10 @@ def measure(name: str, wanted: dict[str, Any], rounds: int | None, skip: list[st
         return work({**wanted, "kind": "agreement"})
     task, variants = MEMORY[name]
     parts = {
-        variant: work({**wanted, "kind": "memory", "name": task, "variant": variant, "sizes": sizes}, EXACT)
+        variant: work(
+            {**wanted, "kind": "memory", "name": task, "variant": variant, "sizes": sizes},
+            None if name in AS_IS else EXACT,
+        )
         for variant, sizes in variants.items()
         if variant not in skip
     }
@@ -125,7 +131,8 @@ def planned(given: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     for size in given.size:
         for dtype in given.dtype if size != "tiny" else ["float32"]:
             for name in only:
-                if name in CASES or name in MEMORY or name == "agreement":
+                own = name in ONE_SIZE  # whose model is its own
+                if (name in CASES or name in MEMORY or name == "agreement") and (size == "tiny" or not own):
                     yield name, size, dtype
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.model import SIZES, build, picture, words
+from vlmprobe.engines.local.row_stats import row_stats
 
 __all__ = ["CASES", "Bench", "Case", "agreement"]
 
@@ -18,6 +19,7 @@ Variants = Mapping[str, Callable[[], Any]]
 QUESTION = 40  # tokens
 TEMPLATE = 19  # tokens that the chat template puts around a question
 NEW = 64
+WORDS = 151_656  # vocabulary of Qwen2 and later
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,25 @@ def prompt(bench: Bench, tokens: int) -> Variants:
     }
 
 
+def columns(bench: Bench, tokens: int) -> Variants:
+    """The columns of a text prompt with a vocabulary of a real size, after a decoder that costs next to nothing."""
+    return prompt(replace(bench, size="tiny", vocabulary=WORDS), tokens)
+
+
+def reduction(bench: Bench) -> Variants:
+    """Columns of 54 rows of logits, which is a chunk of 32 MB, by vlmprobe and by one call of torch for each."""
+    rows = torch.randn(54, WORDS, generator=torch.Generator().manual_seed(0)).to(bench.device)
+    ids = torch.arange(54, device=bench.device)
+    return {"vlmprobe": partial(row_stats, rows, ids, 10), "one call for each column": partial(_plain, rows, ids)}
+
+
+def _plain(rows: torch.Tensor, ids: torch.Tensor) -> Any:
+    logprobs = rows.log_softmax(-1)
+    chosen = logprobs.gather(-1, ids[:, None])
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return chosen, entropy, (logprobs > chosen).sum(-1), rows.logsumexp(-1), logprobs.topk(10, dim=-1)
+
+
 def candidates(bench: Bench, count: int, peer: bool, tokens: int = 3) -> Variants:
     """Candidates of ``tokens`` tokens as the answer to a question about an image."""
     text, image = words(QUESTION), bench.picture()
@@ -167,6 +188,8 @@ CASES: dict[str, Case] = {
         ("generate(output_logits=True)",),
     ),
     "prompt": Case("columns of 2,000 tokens of text", lambda bench: prompt(bench, 2000), 3, ("forward + log_softmax",)),
+    "columns": Case("columns of 2,711 tokens and 151,656 words", lambda bench: columns(bench, 2711), 3),
+    "reduction": Case("columns of 54 rows of 151,656 logits", reduction, 9),
     "candidates_16": Case(
         "16 candidates of 3 tokens after a picture",
         lambda bench: candidates(bench, 16, peer=True),

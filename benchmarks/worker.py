@@ -16,6 +16,7 @@ from benchmarks.timing import alternate, load
 
 TASKS: dict[str, Callable[[cases.Bench, int], cases.Variants]] = {
     "prompt": lambda bench, tokens: cases.prompt(bench, tokens),
+    "columns": lambda bench, tokens: cases.columns(bench, tokens),
     "generate": lambda bench, tokens: cases.answer(bench, None, new=tokens, prompt=False),
     "candidates": lambda bench, count: cases.candidates(bench, count, peer=True),
 }

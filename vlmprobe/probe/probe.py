@@ -34,7 +34,8 @@ class Probe:
     """
 
     engine: Engine
-    meta: Mapping[str, Any] = field(default_factory=dict)  # model, revision, adapter, dtype, device, versions
+    # Model, revision, adapter, dtype, device, versions when the probe was made; a result has those of its own call.
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def generate(
         self,
