@@ -318,3 +318,16 @@ def test_missing_weights_name_the_remedy(monkeypatch):
     monkeypatch.setattr(demo, "_HERE", Path("nowhere"))
     with pytest.raises(CheckpointError, match=r"tools\.demo_model\.train"):
         demo.checkpoint()
+
+
+def test_sample_questions_are_rows_with_the_right_answers():
+    from vlmprobe.demo import sample_questions
+    from vlmprobe.demo.scenes import held_out
+
+    rows = sample_questions(9)
+    assert [sorted(row) for row in rows] == [["gold", "id", "image", "question"]] * 9
+    asked = [(each.question, each.answer) for scene in held_out(2) for each in scene.questions]
+    assert [(row["question"], row["gold"]) for row in rows] == asked[:9]
+    assert len({row["id"] for row in rows}) == 9
+    assert rows[:8] == sample_questions(8)
+    assert rows[0]["image"] != sample_questions(1, strength=2.0)[0]["image"]

@@ -6,11 +6,13 @@ repository trains and evaluates the shipped checkpoint.
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from vlmprobe.errors import CheckpointError, renamed
 
-__all__ = ["checkpoint", "sample_images"]
+__all__ = ["checkpoint", "sample_images", "sample_questions"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -33,6 +35,30 @@ def checkpoint() -> Path:
 def sample_images() -> list[Path]:
     """The bundled images, PNG files named after what they show; the ``unsure_`` one holds a digit hard to read."""
     return sorted((_HERE / "pictures").glob("*.png"))
+
+
+def sample_questions(count: int = 100, *, strength: float = 0.0) -> list[dict[str, Any]]:
+    """Questions about held-out scenes of handwriting, with the right answers: a small data set to try things on.
+
+    Args:
+        count: how many, seven about each scene.
+        strength: distortion of the writing: 0 for as written, 2 for about the limit of legibility, beyond the range of
+            the training, where the demo model makes mistakes.
+
+    Returns:
+        Dictionaries with ``id``, ``question``, ``image`` (a PIL image) and ``gold``, the right answer.
+
+    Raises:
+        MissingExtraError: without scikit-learn, which bundles the handwriting.
+    """
+    from vlmprobe.demo.scenes import held_out
+
+    rows = (
+        {"id": f"{place}-{number}", "question": each.question, "image": scene.picture, "gold": each.answer}
+        for place, scene in enumerate(held_out(-(-count // 7), strength=strength))
+        for number, each in enumerate(scene.questions)
+    )
+    return list(islice(rows, count))
 
 
 def pictures() -> list[Path]:
