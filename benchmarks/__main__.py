@@ -32,7 +32,7 @@ from benchmarks.timing import load
 from vlmprobe._version import DISTRIBUTION
 
 RESULTS = Path(__file__).with_name("results.json")
-TOKENS = (32, 544)  # answer lengths whose peaks give the memory per token
+TOKENS = (32, 2080)  # answer lengths whose peaks give the memory per token
 AS_IS = ("memory_columns",)  # with the allocator's own settings, under which freed memory may stay unusable
 MEMORY: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "memory_prompt": ("prompt", dict.fromkeys(("prefill", "vlmprobe", "forward + log_softmax"), (2000,))),
@@ -84,7 +84,7 @@ def work(wanted: dict[str, Any], environment: dict[str, str] | None = None) -> d
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Hardware and library versions of the measurement."""
+    """Hardware of the measurement."""
     import torch
 
     processor = platform.processor()
@@ -95,10 +95,13 @@ def machine(device: str) -> dict[str, Any]:
         "processor": processor,
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
-        "versions": {"vlmprobe": version(DISTRIBUTION)}
-        | {name: version(name) for name in ("torch", "transformers", "minicons")}
-        | {"python": platform.python_version()},
     }
+
+
+def libraries() -> dict[str, str]:
+    """The versions that a measurement was made with."""
+    others = {name: version(name) for name in ("torch", "transformers", "minicons")}
+    return {"vlmprobe": version(DISTRIBUTION), **others, "python": platform.python_version()}
 
 
 def arguments() -> argparse.Namespace:
@@ -150,9 +153,10 @@ def main() -> None:
             if name == "startup"
             else measure(name, wanted, given.rounds, given.skip)
         )
-        held["machine"] = machine(given.device)
+        held["machine"], versions = machine(given.device), libraries()
         held["measured"][key] = {
             **found,
+            "versions": versions,
             "threads": given.threads,
             "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(started)),
         }

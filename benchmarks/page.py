@@ -69,8 +69,16 @@ def write(held: Mapping[str, Any]) -> None:
 def _machine(held: Mapping[str, Any]) -> Iterator[str]:
     machine = held["machine"]
     loads = [each for measured in held["measured"].values() for each in measured["load"]]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    yield f"Measured on {machine['cores']} cores of {machine['processor']} ({machine['device']}); {versions}."
+    by: dict[str, list[str]] = {}
+    for name, each in held["measured"].items():
+        told = ", ".join(f"{library} {number}" for library, number in each["versions"].items())
+        by.setdefault(told, []).append(f"`{name.split('/')[0]}`")
+    *some, most = sorted(by, key=lambda told: len(by[told]))
+    parts = [f"{', '.join(sorted(set(by[told])))} with {told}" for told in some]
+    yield (
+        f"Measured on {machine['cores']} cores of {machine['processor']} ({machine['device']}): "
+        f"{'; '.join([*parts, f'the others with {most}' if parts else f'with {most}'])}."
+    )
     yield (
         f"Load of the machine during the measurements: {min(loads):.1f} to {max(loads):.1f} processes. Where it was "
         f"above {CORES_WANTED:g}, others had a share of the cores, and CPU time judges a goal in place of wall time; "

@@ -33,7 +33,7 @@ def test_a_measurement_names_this_distribution_not_that_of_another_project(monke
 
     installed = {"vlm-logit-probe": "ours", "vlmprobe": "theirs", "torch": "2", "transformers": "5", "minicons": "0.3"}
     monkeypatch.setattr(main, "version", installed.__getitem__)
-    assert main.machine("cpu")["versions"]["vlmprobe"] == "ours"
+    assert main.libraries()["vlmprobe"] == "ours"
 
 
 def test_every_goal_of_the_large_model_has_a_row(held):
