@@ -213,8 +213,13 @@ Ability = TypeVar("Ability")
 
 def abilities(engine: type) -> dict[str, bool]:
     """Which abilities an engine class has; the keys are the first docstring lines of :data:`ABILITIES`."""
+    return {_first_line(each): has(engine, each) for each in ABILITIES}
+
+
+def has(engine: type, ability: type) -> bool:
+    """Whether an engine class has an ability."""
     attributes = {*dir(engine), *(name for each in engine.__mro__ for name in getattr(each, "__annotations__", ()))}
-    return {_first_line(each): attributes >= _members(each) for each in ABILITIES}
+    return attributes >= _members(ability)
 
 
 def _members(protocol: type) -> set[str]:
