@@ -9,6 +9,9 @@ import shutil
 import pytest
 from common import DOCS
 
+import vlmprobe
+from vlmprobe.demo import checkpoint, sample_images
+
 PAGES = sorted(path.stem for path in (DOCS / "use").glob("*.md"))
 DRAWN = ("candidates", "rank", "heads", "decoding")
 
@@ -29,6 +32,25 @@ def test_python_of_the_page_runs_as_pasted(page, tmp_path, monkeypatch):
         script = tmp_path / f"{page}_{place}.py"
         script.write_text(block, encoding="utf-8")
         known = runpy.run_path(str(script), known)
+
+
+def test_first_block_on_serving_engines_runs_with_a_server(tmp_path):
+    """With the address and the model of a replayed server in place of the page's."""
+    import wire_engines as wire
+    from wire_server import WireServer
+
+    block = blocks_of(DOCS / "reference" / "engines.md")[0]
+    local = vlmprobe.load("demo", dtype="float32", device="cpu")
+    served = {**wire.facts("sglang", "facts"), "/generate": wire.sglang(wire.Model(local, "Describe the picture."))}
+    with WireServer(served) as server:
+        changed = block.replace("http://localhost:8000", server.url)
+        changed = changed.replace("Qwen/Qwen2-VL-2B-Instruct", str(checkpoint()))
+        assert changed.count("127.0.0.1") == changed.count(str(checkpoint())) == 1
+        script = tmp_path / "page.py"
+        script.write_text(changed, encoding="utf-8")
+        known = runpy.run_path(str(script))
+    assert known["scores"].best == "a red two"
+    assert known["result"].text == local.generate("Describe the picture.", image=sample_images()[-1]).text
 
 
 @pytest.mark.parametrize("page", DRAWN)
