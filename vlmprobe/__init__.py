@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from vlmprobe.errors import VlmprobeError
     from vlmprobe.probe import Probe, Request
     from vlmprobe.probe.connect import connect
+    from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.load import load, wrap
     from vlmprobe.results.files import load_result
     from vlmprobe.results.result import Result, Scores
     from vlmprobe.results.table import TokenTable
 
 __all__ = [
+    "Failure",
     "Probe",
     "Request",
     "Result",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Failure": "vlmprobe.probe.failure",
     "Probe": "vlmprobe.probe",
     "Request": "vlmprobe.probe",
     "connect": "vlmprobe.probe.connect",

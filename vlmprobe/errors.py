@@ -126,9 +126,9 @@ def _packages(extra: str) -> list[str]:
     return [package.strip() for package, _, marker in halves if marker.strip() == f'extra == "{extra}"']
 
 
-def near(word: str, known: Iterable[str], *, most: int = 3) -> str:
+def near(word: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.5) -> str:
     """``" Did you mean a, b?"`` for the known words nearest to ``word``, or an empty string."""
-    found = difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
+    found = difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
     return f" Did you mean {', '.join(found)}?" if found else ""
 
 

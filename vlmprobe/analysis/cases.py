@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vlmprobe.errors import MessageError, near
+from vlmprobe.inputs.images import is_encoded
 from vlmprobe.inputs.messages import Prompt
+from vlmprobe.probe import Request
+from vlmprobe.probe.failure import naming, where_of
+from vlmprobe.probe.request import Requests, id_of, request_of
+from vlmprobe.probe.tables import is_table, rows_of
 
-__all__ = ["Case", "case_of", "read_cases"]
+__all__ = ["Case", "case_of", "cases_of", "read_cases"]
 
 KEYS = ("id", "question", "messages", "image", "images", "candidates", "options")
 REMOTE = ("http://", "https://", "data:")
@@ -27,14 +32,16 @@ class Case:
     id: Any = None
     candidates: tuple[str, ...] = ()  # if given, scored instead of generating
     options: Mapping[str, Any] = field(default_factory=dict)  # generation options of this request alone
+    carry: Mapping[str, Any] = field(default_factory=dict)  # further columns, if it comes from a table
+    row: int = field(default=0, compare=False)  # place among the requests, from 0
 
 
 def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request") -> Case:
     """Parses a case from user input.
 
     Args:
-        raw: a :class:`Case`, a question, or a mapping with ``question`` (or ``messages``) and, optionally, ``image``
-            or ``images``, ``id``, ``candidates`` and ``options``.
+        raw: a :class:`Case`, a :class:`~vlmprobe.Request`, a question, or a mapping with ``question`` (or ``messages``)
+            and, optionally, ``image`` or ``images``, ``id``, ``candidates`` and ``options``.
         folder: base of relative image paths.
         where: the request's name in messages.
 
@@ -43,6 +50,8 @@ def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request")
     """
     if isinstance(raw, Case):
         return raw
+    if isinstance(raw, Request):
+        return Case(raw.question, raw.image, raw.id, raw.candidates or (), carry=raw.carry)
     if isinstance(raw, str):
         return Case(raw)
     if not isinstance(raw, Mapping):
@@ -66,6 +75,31 @@ def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request")
     found = [_placed(each, folder) for each in listed]
     question = raw["question"] if "question" in raw else raw["messages"]
     return Case(question, found or None, raw.get("id"), tuple(candidates), dict(options))
+
+
+def cases_of(requests: Requests, caller: str) -> tuple[Iterator[Case], int | None]:
+    """The cases of a list, an iterator or a table, each with its row, and how many there are, if known.
+
+    Args:
+        requests: cases, requests as for :meth:`Probe.generate_many`, or mappings as for :func:`case_of`, whose unknown
+            keys are errors; further columns of a table are carried.
+        caller: name of the function, for error messages.
+
+    Raises:
+        MessageError: for a malformed one, which it names.
+    """
+    rows, total = rows_of(requests, caller)
+    table = is_table(requests)
+    return (_numbered(row, raw, table) for row, raw in enumerate(rows)), total
+
+
+def _numbered(row: int, raw: Any, table: bool) -> Case:
+    if table or isinstance(raw, (list, tuple)):
+        with naming(row, id_of(raw)):
+            if table and "options" in raw:
+                raise MessageError("a column 'options' is not read from tables: rename it, or pass rows as mappings")
+            raw = request_of(raw)
+    return replace(case_of(raw, where=where_of(row, id_of(raw))), row=row)
 
 
 def read_cases(path: str | Path) -> Iterator[Case]:
@@ -96,6 +130,8 @@ def read_cases(path: str | Path) -> Iterator[Case]:
 
 
 def _placed(image: Any, folder: Path | None) -> Any:
+    if folder is not None and is_encoded(image) and image.get("path") is not None:
+        return {**image, "path": _placed(image["path"], folder)}
     if folder is None or not isinstance(image, str) or image.startswith(REMOTE):
         return image
     return str(folder / Path(image).expanduser())

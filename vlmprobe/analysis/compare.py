@@ -7,19 +7,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.analysis.cases import Case, case_of
+from vlmprobe.analysis.cases import Case, cases_of
 from vlmprobe.analysis.token_alignment import Aligned, align, first_difference, joined_rows
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import Options, ScoresIds
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.probe import Request
+from vlmprobe.probe.failure import naming
+from vlmprobe.probe.request import Numbered, Requests
 from vlmprobe.results.frame import data_frame
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Compared:
     diverged: int | None  # the row at which B's own answer diverges; None if it does not, and for candidates
     prompt: np.ndarray  # float64 [P], logprob of B minus that of A, for each text token of an equal prompt; nats
     same_prompt: bool | None  # whether both models read the same token ids; None if unknown
+    meta: Mapping[str, Any] = field(default_factory=dict)  # further columns of the request, if it comes from a table
 
     @property
     def difference(self) -> np.ndarray:
@@ -207,7 +210,7 @@ class Comparison:
 def compare(
     a: Probe,
     b: Probe,
-    requests: Iterable[Case | str | Mapping[str, Any]],
+    requests: Requests,
     *,
     prompt: bool = True,
     alternatives: int = 5,
@@ -222,8 +225,8 @@ def compare(
     Args:
         a: the model that was evaluated.
         b: the model that is deployed: another engine, dtype or checkpoint.
-        requests: questions, or what :func:`~vlmprobe.analysis.cases.case_of` and
-            :func:`~vlmprobe.analysis.cases.read_cases` return.
+        requests: as for :meth:`Probe.generate_many`, tables included, or what
+            :func:`~vlmprobe.analysis.cases.read_cases` returns; those with candidates are scored.
         prompt: whether to compare the prompt's tokens too, if both report them.
         alternatives: how many top tokens to request.
         progress: whether to show a progress bar; None shows one in a terminal.
@@ -235,8 +238,7 @@ def compare(
     """
     wanted = {"prompt": prompt, "alternatives": alternatives}
     asked = [_given(a, wanted), _given(b, wanted)]
-    cases = (case_of(each, where=f"request {place}") for place, each in enumerate(requests))
-    total = len(requests) if isinstance(requests, Sized) else None
+    cases, total = cases_of(requests, "compare")
     found: list[Compared] = []
     metas: list[dict[str, Any]] = [{}, {}]
     with tracking(progress, total) as done:
@@ -259,45 +261,54 @@ Pairs = Iterator["tuple[Compared, tuple[Result | Scores, Result | Scores]]"]
 def _generated(
     probes: tuple[Probe, Probe], cases: Sequence[Case], options: Mapping[str, Any], asked: Sequence[dict[str, Any]]
 ) -> Pairs:
-    requests = [Request(case.question, case.image) for case in cases]
+    requests = [Numbered(case.row, Request(case.question, case.image, case.id)) for case in cases]
     both = [
         list(probe.generate_many(requests, progress=False, **what, **options))
         for probe, what in zip(probes, asked, strict=True)
     ]
     for case, one, other in zip(cases, *both, strict=True):
-        _require_same_images(one, other)
-        same_prompt = _same_prompt(one, other)
-        diverged = first_difference(one.output, other.output)
-        table, how = other.output, "same" if diverged is None else "prefix"
-        if diverged is not None and same_prompt is not False:
-            forced = _forced(probes[1], case, one, asked[1])
-            table, how = (other.output, how) if forced is None else (forced, "forced")
-        compared = Compared(
-            id=case.id,
-            question=str(one.meta["question"]),
-            answers=(one.text, other.text),
-            how=how,
-            rows=align(one.output, table),
-            diverged=diverged,
-            prompt=_prompt_difference(one.prompt, other.prompt) if same_prompt else np.zeros(0),
-            same_prompt=same_prompt,
-        )
+        with naming(case.row, case.id):
+            compared = _answers(case, one, other, probes[1], asked[1])
         yield compared, (one, other)
+
+
+def _answers(case: Case, one: Result, other: Result, second: Probe, what: dict[str, Any]) -> Compared:
+    """Two answers to a request; the second probe, if it answered differently, scores the first answer."""
+    _require_same_images(one, other)
+    same_prompt = _same_prompt(one, other)
+    diverged = first_difference(one.output, other.output)
+    table, how = other.output, "same" if diverged is None else "prefix"
+    if diverged is not None and same_prompt is not False:
+        forced = _forced(second, case, one, what)
+        table, how = (other.output, how) if forced is None else (forced, "forced")
+    return Compared(
+        id=case.id,
+        question=str(one.meta["question"]),
+        answers=(one.text, other.text),
+        how=how,
+        rows=align(one.output, table),
+        diverged=diverged,
+        prompt=_prompt_difference(one.prompt, other.prompt) if same_prompt else np.zeros(0),
+        same_prompt=same_prompt,
+        meta=case.carry,
+    )
 
 
 def _scored(
     probes: tuple[Probe, Probe], cases: Sequence[Case], options: Mapping[str, Any], asked: Sequence[dict[str, Any]]
 ) -> Pairs:
     for case in cases:
-        one, other = (
-            probe.score(case.question, case.candidates, case.image, **_scoring(what))
-            for probe, what in zip(probes, asked, strict=True)
-        )
-        _require_same_images(one, other)
+        with naming(case.row, case.id):
+            one, other = (
+                probe.score(case.question, case.candidates, case.image, **_scoring(what))
+                for probe, what in zip(probes, asked, strict=True)
+            )
+            _require_same_images(one, other)
         rows = joined_rows([align(*tables) for tables in zip(one.tables, other.tables, strict=True)])
         best = (one.best, other.best)
         question = str(one.meta["question"])
-        yield Compared(case.id, question, best, "candidates", rows, None, np.zeros(0), None), (one, other)
+        told = Compared(case.id, question, best, "candidates", rows, None, np.zeros(0), None, case.carry)
+        yield told, (one, other)
 
 
 def _forced(probe: Probe, case: Case, answer: Result, what: Mapping[str, Any]) -> TokenTable | None:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.analysis import uncertainty
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import VlmprobeError, near
+from vlmprobe.probe.failure import Failure
 from vlmprobe.results.result import Result, Scores
 
 __all__ = ["CONFIDENCES", "CalibrationError", "checked", "confidences", "correctness", "normal_text"]
@@ -37,11 +39,14 @@ CONFIDENCES: dict[str, Callable[[Result], float]] = {
 }
 
 
-def confidences(results: Iterable[Result | Scores], by: str | Callable[[Any], float] = "sequence") -> np.ndarray:
+def confidences(
+    results: Iterable[Result | Scores | Failure], by: str | Callable[[Any], float] = "sequence"
+) -> np.ndarray:
     """How sure each answer was.
 
     Args:
         results: answers, or scored candidates, whose confidence is the probability of the best among the candidates.
+            Failures are left out.
         by: for answers ``"sequence"`` (probability of exactly this answer), ``"mean"`` (geometric mean of the tokens'
             probabilities), ``"min"`` (the least likely token), or a function of a result.
 
@@ -53,7 +58,7 @@ def confidences(results: Iterable[Result | Scores], by: str | Callable[[Any], fl
     measure: Callable[[Any], float] = by if callable(by) else CONFIDENCES[by]
     found = [
         float(np.nanmax(each.probabilities)) if isinstance(each, Scores) and not callable(by) else measure(each)
-        for each in results
+        for each in without_failures(results)
     ]
     return np.array(found, dtype=np.float64)
 
@@ -65,14 +70,15 @@ def normal_text(text: str) -> str:
 
 
 def correctness(
-    results: Iterable[Result | Scores],
+    results: Iterable[Result | Scores | Failure],
     answers: Iterable[str | Iterable[str]],
     normal: Callable[[str], str] = normal_text,
 ) -> np.ndarray:
     """Whether each answer matches the expected one, or one of several.
 
     Args:
-        results: answers, or scored candidates, whose answer is the best one.
+        results: answers, or scored candidates, whose answer is the best one. Failures are left out, with their
+            expected answers.
         answers: [N] the expected text, or several.
         normal: normalises texts before comparison; ``str`` compares them verbatim.
 
@@ -80,7 +86,7 @@ def correctness(
         bool [N].
     """
     found = []
-    for result, right in zip(results, answers, strict=True):
+    for result, right in without_failures(results, answers):
         said = result.best if isinstance(result, Scores) else result.text
         accepted = [right] if isinstance(right, str) else right
         found.append(normal(said) in {normal(each) for each in accepted})

@@ -16,8 +16,10 @@ import numpy as np
 
 from vlmprobe.analysis import calibration
 from vlmprobe.analysis.confidences import CalibrationError
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import ResultError
+from vlmprobe.probe.failure import Failure
 
 __all__ = [
     "SCORES",
@@ -116,16 +118,22 @@ def detection(usual: Any, unusual: Any, *, resamples: int = 1000, seed: int = 0)
 
 
 def evaluate(
-    usual: Iterable[Source], unusual: Iterable[Source], over: Over = "mean", *, resamples: int = 1000, seed: int = 0
+    usual: Iterable[Source | Failure],
+    unusual: Iterable[Source | Failure],
+    over: Over = "mean",
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Detection]:
     """Evaluate every score on results for usual input and for unusual input.
 
     Args:
         usual, unusual: results or tables; the same questions in both, so that only the input differs.
+            Failures are left out.
         over: as in :func:`max_probability`.
         resamples, seed: of the bootstrap interval.
     """
-    rows = [[scores(each, over) for each in group] for group in (usual, unusual)]
+    rows = [[scores(each, over) for each in without_failures(group)] for group in (usual, unusual)]
     return {
         name: detection(*[[row[name] for row in group] for group in rows], resamples=resamples, seed=seed)
         for name in SCORES

@@ -33,7 +33,9 @@ from typing import Any
 
 import numpy as np
 
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.probe.failure import Failure
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -46,7 +48,7 @@ GROUP_ROWS = 16384  # rows per row group, as many as are held in memory
 
 
 def write_parquet(
-    results: Iterable[Result],
+    results: Iterable[Result | Failure],
     path: str | Path,
     *,
     top: int | None = None,
@@ -58,7 +60,7 @@ def write_parquet(
     Results are written as they arrive, so a generator (:meth:`Probe.generate_many`) is never held whole in memory.
 
     Args:
-        results: at least one.
+        results: at least one; failures are left out.
         path: of the file; it appears only when it is complete.
         top: K; as many as the first table holds if None. More than a table holds are taken from its full rows.
         sides: ``"output"``, ``"prompt"`` or both.
@@ -77,7 +79,7 @@ def write_parquet(
     writer: Any = None
     pending: list[dict[str, Any]] = []
     try:
-        for index, result in enumerate(results):
+        for index, result in enumerate(without_failures(results)):
             for side, table in _tables(result, index, sides):
                 if writer is None:
                     top = table.top_ids.shape[1] if top is None else top

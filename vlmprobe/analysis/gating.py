@@ -17,6 +17,7 @@ import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences
 from vlmprobe.errors import MissingExtraError
+from vlmprobe.probe.failure import Failure
 from vlmprobe.results.result import Result, Scores
 
 __all__ = ["GRID", "Decision", "Threshold", "accept_for_accuracy", "accept_for_errors", "gate", "reject_for_losses"]
@@ -170,7 +171,7 @@ def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05) -> Th
 
 
 def gate(
-    result: Result | Scores | float,
+    result: Result | Scores | Failure | float,
     threshold: Threshold | float,
     *,
     reject: Threshold | float | None = None,
@@ -179,7 +180,7 @@ def gate(
     """Accept an answer, ask a person, or reject it.
 
     Args:
-        result: an answer, scored candidates, or a confidence.
+        result: an answer, scored candidates, or a confidence. For a failed request a person is asked.
         threshold: answers at or above it are accepted.
         reject: answers below it are rejected; between the two a person is asked. None rejects nothing.
         by: confidence measure, as in :func:`~vlmprobe.analysis.confidences.confidences`; the same as for the threshold.
@@ -190,6 +191,8 @@ def gate(
     accepts, rejects = _value(threshold), -np.inf if reject is None else _value(reject)
     if rejects > accepts:
         raise CalibrationError(f"answers below {rejects:.4g} are rejected, but accepted from {accepts:.4g} on")
+    if isinstance(result, Failure):
+        return Decision("ask", float("nan"), f"The request failed, there is no answer: {result.error}")
     plain = isinstance(result, (int, float, np.floating)) and not isinstance(result, bool)
     sure = float(result) if plain else float(confidences([result], by)[0])  # type: ignore[arg-type, list-item]
     if np.isnan(sure):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.analysis.linear_head import LinearHead, load_head
 from vlmprobe.engines.answer_ids import answer_ids
 from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
@@ -25,19 +26,20 @@ from vlmprobe.results.table import TokenTable
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
+    from vlmprobe.probe.failure import Failure
 
 __all__ = ["LinearHead", "answer_states", "fit_probe", "fit_values", "load_head", "states"]
 
 
 def states(
-    results: Iterable[Result],
+    results: Iterable[Result | Failure],
     row: int | Callable[[Result], int] = 0,
     side: Literal["output", "prompt"] = "output",
 ) -> np.ndarray:
     """One state per result, to fit a head on or to apply one to.
 
     Args:
-        results: N, generated with ``keep="hidden"``.
+        results: N, generated with ``keep="hidden"``; failures are left out.
         row: of the table, from the end if negative; a function of the result if rows differ.
         side: which table.
 
@@ -48,7 +50,7 @@ def states(
         ResultError: if a result has no states, no such row, or no state in it (an image, the first token).
     """
     found = []
-    for place, result in enumerate(results):
+    for place, result in enumerate(without_failures(results)):
         table: TokenTable | None = getattr(result, side)
         if table is None or table.hidden is None:
             raise ResultError(f"Result {place} has no states of its {side}: pass keep='hidden'.")
@@ -68,7 +70,7 @@ def states(
 
 
 def answer_states(
-    probe: Probe, question: Prompt, /, image: Any = None, *, answer: str | Result | Sequence[int]
+    probe: Probe, question: Prompt, image: Any = None, *, answer: str | Result | Sequence[int]
 ) -> np.ndarray:
     """The states at the end of the prompt and at each token of an answer, in one forward.
 

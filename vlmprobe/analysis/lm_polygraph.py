@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
+from vlmprobe.probe.failure import Failure
 from vlmprobe.probe.sample import Samples
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
@@ -29,7 +31,7 @@ __all__ = ["statistics"]
 
 
 def statistics(
-    results: Sequence[Result],
+    results: Sequence[Result | Failure],
     samples: Sequence[Samples] | None = None,
     groups: Sequence[np.ndarray] | None = None,
     without: Sequence[TokenTable] | None = None,
@@ -37,7 +39,7 @@ def statistics(
     """Statistics of N answers under lm-polygraph's names.
 
     Args:
-        results: [N] greedy answers.
+        results: [N] greedy answers. Failures are left out, with what the other lists have for them.
         samples: [N] sampled answers to the same questions, for the sampling-based estimators.
         groups: [N] meanings of the samples, from :meth:`Samples.groups`, for the semantic ones.
         without: [N] tables of the same tokens scored without their condition (no question, or no image), for the
@@ -46,21 +48,26 @@ def statistics(
     Raises:
         ResultError: if the lists do not match.
     """
-    results = list(results)
-    _same_length("samples", samples, results)
-    _same_length("groups", groups, results)
-    _same_length("without", without, results)
+    given = list(results)
+    _same_length("samples", samples, given)
+    _same_length("groups", groups, given)
+    _same_length("without", without, given)
+    kept = [place for _, place in without_failures(given, range(len(given)))]
+    answers: list[Result] = [given[place] for place in kept]
+    samples, groups, without = (
+        None if values is None else [values[place] for place in kept] for values in (samples, groups, without)
+    )
     stats: dict[str, Any] = {
-        "input_texts": [str(result.meta.get("question", "")) for result in results],
-        "input_tokens": [result.input_ids.tolist() for result in results],
-        "greedy_texts": [result.text for result in results],
-        "greedy_tokens": [result.output.ids.tolist() for result in results],
-        "greedy_log_likelihoods": [result.output.logprobs.tolist() for result in results],
-        "greedy_tokens_alternatives": [_alternatives(result.output) for result in results],
-        "entropy": [result.output.entropy.tolist() for result in results],
+        "input_texts": [str(result.meta.get("question", "")) for result in answers],
+        "input_tokens": [result.input_ids.tolist() for result in answers],
+        "greedy_texts": [result.text for result in answers],
+        "greedy_tokens": [result.output.ids.tolist() for result in answers],
+        "greedy_log_likelihoods": [result.output.logprobs.tolist() for result in answers],
+        "greedy_tokens_alternatives": [_alternatives(result.output) for result in answers],
+        "entropy": [result.output.entropy.tolist() for result in answers],
     }
-    if all(result.output.logits is not None for result in results):
-        stats["greedy_log_probs"] = [_log_softmax(result.output) for result in results]
+    if all(result.output.logits is not None for result in answers):
+        stats["greedy_log_probs"] = [_log_softmax(result.output) for result in answers]
     if samples is not None:
         stats |= {
             "sample_texts": [each.texts for each in samples],
@@ -79,14 +86,14 @@ def statistics(
             },
         }
     if without is not None:
-        for at, (table, result) in enumerate(zip(without, results, strict=True)):
+        for at, (table, result) in enumerate(zip(without, answers, strict=True)):
             if not np.array_equal(table.ids, result.output.ids):
                 raise ResultError(f"without[{at}] has other tokens than the answer of result {at}")
         stats["greedy_lm_log_likelihoods"] = [table.logprobs.tolist() for table in without]
     return stats
 
 
-def _same_length(name: str, values: Sequence[Any] | None, results: Sequence[Result]) -> None:
+def _same_length(name: str, values: Sequence[Any] | None, results: Sequence[Any]) -> None:
     if values is not None and len(values) != len(results):
         raise ResultError(f"{name} has {len(values)} entries for {len(results)} results")
 

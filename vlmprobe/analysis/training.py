@@ -17,8 +17,10 @@ from transformers import Trainer, TrainerCallback
 from vlmprobe.analysis import calibration, uncertainty
 from vlmprobe.analysis.confidences import confidences, correctness, normal_text
 from vlmprobe.errors import ResultError, near
-from vlmprobe.probe import Probe, Request
+from vlmprobe.probe import Probe
 from vlmprobe.probe.load import wrap
+from vlmprobe.probe.request import Requests
+from vlmprobe.probe.tables import rows_of
 from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class ProbeCallback(TrainerCallback):
 
     def __init__(
         self,
-        questions: Sequence[Request | str | Mapping[str, Any]],
+        questions: Requests,
         answers: Sequence[str | Iterable[str]] | None = None,
         *,
         on: Collection[str] = ("begin", "evaluate", "end"),
@@ -76,7 +78,7 @@ class ProbeCallback(TrainerCallback):
             prefix: of the names of the logged numbers.
             **generation: as in :meth:`Probe.generate`; greedy unless told otherwise.
         """
-        questions = list(questions)
+        questions = list(rows_of(questions, "ProbeCallback")[0])
         if not questions:
             raise ResultError("questions is empty: give at least one to run during training")
         if answers is not None and len(answers) != len(questions):

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
+from vlmprobe.probe.failure import Failure
 from vlmprobe.results.frame import data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import KINDS, TokenTable
@@ -177,10 +179,12 @@ def summary(source: Source) -> dict[str, float]:
     }
 
 
-def frame(results: Iterable[Result]) -> Any:
-    """A ``pandas.DataFrame``, one row per result: ``id`` of the request, ``text``, and every measure."""
+def frame(results: Iterable[Result | Failure]) -> Any:
+    """A ``pandas.DataFrame``, one row per result that is no failure: ``id`` of the request, ``text``, every measure."""
     # A generator, so that a missing package is reported before any result is made.
-    rows = ({"id": result.meta.get("id"), "text": result.text, **summary(result)} for result in results)
+    rows = (
+        {"id": result.meta.get("id"), "text": result.text, **summary(result)} for result in without_failures(results)
+    )
     return data_frame(rows, columns=["id", "text", *MEASURES])
 
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import RemembersImages
-from vlmprobe.errors import ResultError
+from vlmprobe.errors import MessageError, ResultError
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.probe.request import Request, request_of
+from vlmprobe.probe.failure import Failure, naming
+from vlmprobe.probe.request import Requests, carrying, id_of, request_of
+from vlmprobe.probe.tables import rows_of
 from vlmprobe.results.frame import data_frame
 from vlmprobe.results.grouped import NO, YES, YesNo
 from vlmprobe.results.result import Result
@@ -40,7 +43,7 @@ def yes_no(
 
 def yes_no_many(
     probe: Probe,
-    requests: Iterable[Request | Prompt | Mapping[str, Any]],
+    requests: Requests,
     *,
     yes: Sequence[str] = (),
     no: Sequence[str] = (),
@@ -50,19 +53,21 @@ def yes_no_many(
 
     Args:
         probe: to query.
-        requests: as for :meth:`Probe.generate_many`; an ``id`` is returned in ``meta["id"]``.
+        requests: as for :meth:`Probe.generate_many`, without candidates; ``id`` and further columns are returned in
+            ``meta``. An error names its request.
         yes, no: spellings of the two answers; the usual English ones if empty.
         progress: whether to show a progress bar; None shows one in a terminal.
     """
-    total = len(requests) if isinstance(requests, Sequence) else None
+    rows, total = rows_of(requests, "yes_no_many")
     remembers = isinstance(probe.engine, RemembersImages) and probe.engine.memory is None
     bar = tracking(progress, total, "questions", "questions")
     with bar as done, probe.session() if remembers else nullcontext(probe) as asked:
-        for raw in requests:
-            request = request_of(raw)
-            answer = asked.yes_no(request.question, request.image, yes=yes, no=no)
-            if request.id is not None:
-                answer = replace(answer, meta={**answer.meta, "id": request.id})
+        for row, raw in enumerate(rows):
+            with naming(row, id_of(raw)):
+                request = request_of(raw)
+                if request.candidates is not None:
+                    raise MessageError("its candidates would not be scored, but yes= and no=: leave them out")
+                answer = carrying(asked.yes_no(request.question, request.image, yes=yes, no=no), request)
             yield answer
             done(1)
 
@@ -82,6 +87,7 @@ class YesNoReport:
     true_no: int
     false_no: int
     auroc: float  # of the probability of yes against the labels; NaN without probabilities, or with one class only
+    failed: int = 0  # requests that failed and are not among the N
 
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "precision", "recall", "f1", "yes_rate", "auroc")
 
@@ -132,14 +138,14 @@ class YesNoReport:
 
     def __str__(self) -> str:
         named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in self.metrics().items())
-        return f"{self.count} questions: {named}"
+        return f"{self.count} questions{f' ({self.failed} failed)' if self.failed else ''}: {named}"
 
 
-def report(answers: Iterable[YesNo | Result | str | bool], labels: Iterable[bool | str]) -> YesNoReport:
+def report(answers: Iterable[YesNo | Result | Failure | str | bool], labels: Iterable[bool | str]) -> YesNoReport:
     """Compare N answers with their labels.
 
     Args:
-        answers: of :func:`yes_no`, or generated ones, which are parsed as in POPE.
+        answers: of :func:`yes_no`, or generated ones, which are parsed as in POPE. Failures are left out and counted.
         labels: [N] booleans, or ``"yes"`` and ``"no"``.
 
     Raises:
@@ -148,6 +154,9 @@ def report(answers: Iterable[YesNo | Result | str | bool], labels: Iterable[bool
     said, right = list(answers), [_label(each) for each in labels]
     if len(said) != len(right):
         raise ResultError(f"answers and labels must have the same length, not {len(said)} and {len(right)}")
+    given = len(said)
+    answered = list(without_failures(said, right))
+    said, right = [each for each, _ in answered], [label for _, label in answered]
     found = [_says_yes(each) for each in said]
     pairs = list(zip(found, right, strict=True))
     sure = np.array([each.probability if isinstance(each, YesNo) else np.nan for each in said])
@@ -157,11 +166,12 @@ def report(answers: Iterable[YesNo | Result | str | bool], labels: Iterable[bool
         true_no=pairs.count((False, False)),
         false_no=pairs.count((False, True)),
         auroc=_auroc(sure, np.array(right, dtype=bool)),
+        failed=given - len(said),
     )
 
 
 def reports(
-    answers: Iterable[YesNo | Result | str | bool], labels: Iterable[bool | str], groups: Iterable[str]
+    answers: Iterable[YesNo | Result | Failure | str | bool], labels: Iterable[bool | str], groups: Iterable[str]
 ) -> dict[str, YesNoReport]:
     """One report for each group of questions (POPE's random, popular and adversarial ones), in order of appearance.
 

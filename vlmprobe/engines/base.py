@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from vlmprobe.errors import CapabilityError, VlmprobeError
+from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.row_files import OnDisk
@@ -97,7 +97,7 @@ class AnswersConcurrently(Protocol):
 
     def answers(
         self,
-        conversations: Iterable[Conversation | VlmprobeError],
+        conversations: Iterable[Conversation | Exception],
         options: Options,
         *,
         keep_errors: bool = False,

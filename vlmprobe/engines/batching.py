@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from vlmprobe.engines.base import Engine, MixesImages, Options
@@ -23,23 +24,27 @@ SLACK = 64  # positions of padding that are tolerated in a batch
 
 
 class Batches:
-    """Runs conversations through an engine in batches of at most ``size``, which is halved on out-of-memory."""
+    """Runs conversations through an engine in batches of at most ``size``, which is halved on out-of-memory.
+
+    An error takes the place of its result: when a batch fails, its conversations run one by one, so that each error
+    is that of its own conversation.
+    """
 
     def __init__(self, engine: Engine, options: Options, size: int, keep_errors: bool = False) -> None:
         self.engine = engine
         self.options = options
         self.size = size
-        self.keep_errors = keep_errors  # return an error in place of its result
+        self.keep_errors = keep_errors  # go on after an error; else only with what comes before it
         self.mixes_images = isinstance(engine, MixesImages) and engine.mixes_images
 
-    def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
+    def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result | Exception]:
         """Results of the conversations, run in the order given."""
         for _, result in self._answered(conversations, range(len(conversations)), together=self._takes_together):
             yield result
 
-    def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result | VlmprobeError]:
+    def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result | Exception]:
         """The same results in the same order, each as soon as all before it are done; batches are of similar length."""
-        done: dict[int, Result | VlmprobeError] = {}
+        done: dict[int, Result | Exception] = {}
         given = 0
         for place, result in self._answered(conversations, _order(conversations), together=self._alike):
             done[place] = result
@@ -52,20 +57,33 @@ class Batches:
         conversations: Sequence[Conversation],
         order: Sequence[int],
         together: Callable[[Conversation, Conversation], bool],
-    ) -> Iterator[tuple[int, Result | VlmprobeError]]:
+    ) -> Iterator[tuple[int, Result | Exception]]:
         """Indices and results, in execution order."""
-        start = 0
-        while start < len(order):
-            stop = start + 1
-            while stop < min(len(order), start + self.size) and together(
-                conversations[order[start]], conversations[order[stop]]
-            ):
-                stop += 1
-            batch = order[start:stop]
+        left = list(order)
+        alone: set[int] = set()  # of a batch that failed
+        while left:
+            batch = left[:1]
+            for place in left[1 : self.size]:
+                pair = conversations[batch[0]], conversations[place]
+                if batch[0] in alone or place in alone or not together(*pair):
+                    break
+                batch.append(place)
             results = self._run([conversations[place] for place in batch])
-            if results is not None:
-                yield from zip(batch, results, strict=True)
-                start = stop
+            if results is None:
+                _release()
+                if len(batch) <= self.size:  # memory did not run out: one of them caused the error
+                    left[: len(batch)] = sorted(batch)
+                    alone.update(batch)
+                continue
+            if isinstance(results[0], Exception):
+                if self.keep_errors:
+                    _forget_frames(results[0])
+                else:  # what comes after it is not asked for
+                    left = [batch[0], *(place for place in left if place < batch[0])]
+                if _out_of_memory(results[0]):
+                    _release()
+            del left[: len(batch)]
+            yield from zip(batch, results, strict=True)
 
     def _takes_together(self, first: Conversation, other: Conversation) -> bool:
         """Whether two conversations can share a batch: most processors need the same number of images in each."""
@@ -76,25 +94,19 @@ class Batches:
         shorter, longer = sorted((_length(first), _length(other)))
         return self._takes_together(first, other) and (longer <= 2 * shorter or longer - shorter <= SLACK)
 
-    def _run(self, batch: list[Conversation]) -> list[Result | VlmprobeError] | None:
-        """Results of a batch, or None if memory ran out and the size was halved."""
+    def _run(self, batch: list[Conversation]) -> Sequence[Result | Exception] | None:
+        """Results of a batch, or the error of a single conversation.
+
+        None if several failed together; if memory ran out, the size is halved.
+        """
         try:
-            return [*self.engine.generate(batch, self.options)]
-        except VlmprobeError as error:
-            if not self.keep_errors:
-                raise
+            return self.engine.generate(batch, self.options)
+        except Exception as error:  # noqa: BLE001 - of the model
             if len(batch) == 1:
                 return [error]
-            together = False
-        except (RuntimeError, MemoryError) as error:
-            if len(batch) == 1 or not _out_of_memory(error):
-                raise
-            together = True
-        _release()  # after the handler, whose traceback held the batch's tensors
-        if not together:  # one of them caused the error
-            return [result for each in batch for result in self._run([each]) or ()]
-        self.size = len(batch) // 2
-        return None
+            if _out_of_memory(error):
+                self.size = len(batch) // 2
+            return None
 
 
 def picture_bytes(conversation: Conversation) -> int:
@@ -135,7 +147,16 @@ def _out_of_memory(error: BaseException) -> bool:
     """Whether an error means out of memory: torch's own, or a plain one from its CPU or older allocators."""
     said = str(error).lower()
     told = any(part in said for part in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or told
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or (isinstance(error, RuntimeError) and not isinstance(error, VlmprobeError) and told)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Clear the local variables of the frames that an error came through, which hold tensors of the model."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _release() -> None:

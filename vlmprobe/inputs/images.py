@@ -17,9 +17,10 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -39,6 +40,7 @@ __all__ = [
     "Limits",
     "data_uri",
     "digest",
+    "is_encoded",
     "is_file",
     "load_encoded",
     "load_image",
@@ -49,6 +51,7 @@ THUMBNAIL = 512  # longer side, in pixels, of the images that a result keeps for
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"
+    " | Mapping[str, Any]"
 )
 
 # Only formats that Pillow decodes in process. JPEG includes its multi-picture variant (MPO).
@@ -85,7 +88,8 @@ def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Im
 
     Args:
         source: a path, an ``http(s)`` URL, a base64 ``data:`` URL, the bytes of a file, a file open for reading bytes
-            (also ``io.BytesIO``), a Pillow image (its current frame), or a NumPy array or torch tensor as
+            (also ``io.BytesIO``), ``{"bytes": ..., "path": ...}`` as ``datasets`` stores an image (its bytes, or the
+            file of that path if they are None), a Pillow image (its current frame), or a NumPy array or torch tensor as
             :func:`vlmprobe.inputs.pixels.from_array` accepts them; if a shape such as [3, W, 3] fits both layouts,
             tensors are channels first and arrays channels last. An open file is read from its beginning, as Pillow
             does, and its position is restored. URLs are fetched wherever they point, including the local network: see
@@ -111,6 +115,9 @@ def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[
     """
     if isinstance(source, Image.Image):
         return _from_pil(source), None
+    if is_encoded(source):
+        held: Any = source.get("path") if source.get("bytes") is None else source["bytes"]
+        return load_encoded(held, limits)
     if isinstance(source, str):
         scheme = SCHEME.match(source.strip())
         return _from_address(source.strip(), scheme[1] or scheme[2], limits) if scheme else _from_path(source, limits)
@@ -130,6 +137,11 @@ def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[
 def is_file(source: Any) -> bool:
     """Whether something is an open file: it has ``read``, and is neither an image nor a path."""
     return callable(getattr(source, "read", None)) and not isinstance(source, (Image.Image, os.PathLike))
+
+
+def is_encoded(source: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether something is ``{"bytes": ..., "path": ...}``, or one of the two, as ``datasets`` stores an image."""
+    return isinstance(source, Mapping) and bool(source) and set(source) <= {"bytes", "path"}
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
-from vlmprobe.inputs.images import is_file, load_encoded
+from vlmprobe.inputs.images import is_encoded, is_file, load_encoded
 
 __all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
 
@@ -86,7 +86,7 @@ class Conversation:
             image: one image, or a list, tuple or iterator of images. If the messages have bare
                 ``{"type": "image"}`` parts, the images fill those in order, one each; otherwise they go to the
                 start of the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, an open file,
-                bytes, a PIL image or an array.
+                bytes, ``{"bytes": ..., "path": ...}``, a PIL image or an array.
 
         Raises:
             MessageError: for a wrong role, part or type, a key that would be dropped, an empty conversation, or nothing
@@ -169,7 +169,7 @@ class Conversation:
 def _image_list(image: Any) -> list[ImagePart]:
     if image is None:
         return []
-    if isinstance(image, (Set, Mapping)):
+    if isinstance(image, (Set, Mapping)) and not is_encoded(image):
         raise MessageError(f"image= is a {type(image).__name__}: pass one image, or a list, which has an order.")
     if not isinstance(image, (list, tuple, Iterator)) or is_file(image):  # an open file iterates over its lines
         return [_loaded(image, "Image in image=")]

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vlmprobe.engines.base import AnswersConcurrently, Engine, Options, RemembersImages
-from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
+from vlmprobe.errors import GenerationOptionError, MessageError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.probe.request import Converse, Request, request_of, with_meta
+from vlmprobe.probe.failure import Failure, named, where_of
+from vlmprobe.probe.request import Converse, Numbered, Request, carrying, id_of, request_of, with_meta
+from vlmprobe.probe.tables import QUESTIONS, rows_of
 from vlmprobe.results.result import Result
 
 __all__ = ["Failure", "OnError", "answered"]
 
 AUTO_BATCH = 16  # largest batch with batch_size="auto"
 OnError: TypeAlias = Literal["raise", "keep"]
-Asked: TypeAlias = "tuple[Request, Conversation | VlmprobeError]"
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Takes the place of a failed request's result, with ``on_error="keep"``."""
+class Asked:
+    """A request as it was read."""
 
-    error: VlmprobeError
-    meta: dict[str, Any] = field(default_factory=dict)  # of the model and the request, such as its id
+    row: int
+    request: Request
+    conversation: Conversation | Exception  # the error if it cannot be asked
 
 
 def answered(
@@ -37,18 +39,16 @@ def answered(
     options: Options,
     progress: bool | None,
     on_error: OnError,
+    what: str = "request",
 ) -> Iterator[Result | Failure]:
-    """The results of many requests; see :meth:`Probe.generate_many`."""
+    """The results of many requests; see :meth:`Probe.generate_many`. Errors call a request ``what``."""
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
     if on_error not in ("raise", "keep"):
         raise GenerationOptionError(f"on_error must be 'raise' or 'keep', not {on_error!r}")
-    if isinstance(requests, (str, Mapping, Request)) or not isinstance(requests, Iterable):
-        raise MessageError(
-            f"generate_many takes a list of requests, not {type(requests).__name__}; for a single request use generate"
-        )
+    rows, total = rows_of(requests, "generate_many")
     engine.check([], options)
-    read = (_read(engine, converse, raw, options) for raw in requests)
+    read = (_read(engine, converse, row, raw, options) for row, raw in enumerate(rows))
     keeps = on_error == "keep"
     if isinstance(engine, AnswersConcurrently):
         together = None if batch_size == "auto" else batch_size
@@ -57,38 +57,60 @@ def answered(
         size = engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
         large = "logits" in options.keep and options.store is None  # too large for a window of results
         run = _in_batches(engine, read, options, keeps, size, batch_size == "auto" and size > 1 and not large)
-    return _tracked(meta, run, keeps, progress, len(requests) if isinstance(requests, Sized) else None)
+    return _tracked(meta, run, keeps, progress, total, what)
 
 
 def _tracked(
-    meta: Mapping[str, Any], run: Iterator[tuple[Asked, Any]], keeps: bool, progress: bool | None, total: int | None
+    meta: Mapping[str, Any],
+    run: Iterator[tuple[Asked, Any]],
+    keeps: bool,
+    progress: bool | None,
+    total: int | None,
+    what: str,
 ) -> Iterator[Result | Failure]:
     from vlmprobe.display.progress import tracking
 
     with tracking(progress, total) as done:
-        for (request, conversation), outcome in run:
-            more = {} if request.id is None else {"id": request.id}
-            if not isinstance(outcome, VlmprobeError):
-                assert isinstance(conversation, Conversation)
-                yield with_meta(outcome, meta, conversation, **more)
-                done(len(outcome.output))
-            elif keeps:
-                yield Failure(outcome, {**meta, **more})
+        for asked, outcome in run:
+            request, conversation = asked.request, asked.conversation
+            if isinstance(conversation, Conversation) and not isinstance(outcome, Exception):
+                try:
+                    outcome = carrying(with_meta(outcome, meta, conversation), request)
+                except MessageError as error:
+                    outcome = error
+            if isinstance(outcome, Exception):
+                outcome = named(outcome, where_of(asked.row, request.id, what))
+                if not keeps:
+                    raise outcome
+                yield Failure(outcome, request.question, request.id, asked.row, {**meta, **request.told})
                 done(0)
             else:
-                raise outcome
+                yield outcome
+                done(len(outcome.output))
 
 
-def _read(engine: Engine, converse: Converse, raw: Any, options: Options) -> Asked:
+def _read(engine: Engine, converse: Converse, row: int, raw: Any, options: Options) -> Asked:
     """A request with its conversation, or with the error that it raised."""
-    request = Request("", id=raw.get("id") if isinstance(raw, Mapping) else getattr(raw, "id", None))
+    if isinstance(raw, Numbered):
+        row, raw = raw.row, raw.request
     try:
         request = request_of(raw)
+    except Exception as error:  # noqa: BLE001 - it keeps its place
+        return Asked(row, _unread(raw), error)
+    try:
         conversation = converse(request.question, request.image)
         engine.check([conversation], options)
-    except VlmprobeError as error:
-        return request, error
-    return request, conversation
+    except Exception as error:  # noqa: BLE001 - it keeps its place
+        return Asked(row, request, error)
+    return Asked(row, request, conversation)
+
+
+def _unread(raw: Any) -> Request:
+    """What is known of a request that could not be read."""
+    question: Any = None if isinstance(raw, tuple) else raw
+    if isinstance(raw, Mapping):
+        question = next((raw[name] for name in QUESTIONS if name in raw), None)
+    return Request(question, id=id_of(raw))
 
 
 def _in_flight(
@@ -97,11 +119,11 @@ def _in_flight(
     """Run through an engine that handles concurrent requests itself."""
     waiting: deque[Asked] = deque()
 
-    def conversations() -> Iterator[Conversation | VlmprobeError]:
+    def conversations() -> Iterator[Conversation | Exception]:
         for asked in read:
             waiting.append(asked)
-            yield asked[1]
-            if isinstance(asked[1], VlmprobeError) and not keeps:
+            yield asked.conversation
+            if isinstance(asked.conversation, Exception) and not keeps:
                 return  # the valid requests before an invalid one are still answered
 
     outcomes = engine.answers(conversations(), options, keep_errors=True, together=together)
@@ -124,10 +146,9 @@ def _in_batches(
     batches = Batches(engine, options, size, keeps)
     run = batches.grouped if grouped else batches.in_order
     for window in _windows(read, WINDOW if grouped else size, keeps):
-        results = run([each for _, each in window if isinstance(each, Conversation)])
-        for request, conversation in window:
-            good = isinstance(conversation, Conversation)
-            yield (request, conversation), next(results) if good else conversation
+        results = run([each.conversation for each in window if isinstance(each.conversation, Conversation)])
+        for asked in window:
+            yield asked, next(results) if isinstance(asked.conversation, Conversation) else asked.conversation
 
 
 def _windows(read: Iterator[Asked], size: int, keeps: bool) -> Iterator[list[Asked]]:
@@ -138,8 +159,8 @@ def _windows(read: Iterator[Asked], size: int, keeps: bool) -> Iterator[list[Ask
     held = 0
     for asked in read:
         window.append(asked)
-        if isinstance(asked[1], Conversation):
-            held += picture_bytes(asked[1])
+        if isinstance(asked.conversation, Conversation):
+            held += picture_bytes(asked.conversation)
         elif not keeps:
             break
         if len(window) >= size or held > WINDOW_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from vlmprobe.engines.base import Engine, RemembersImages, Streams, require
 from vlmprobe.errors import renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, shows_images
-from vlmprobe.probe.request import Keep, Request, images_to_remember, options_of, with_meta
+from vlmprobe.probe.request import Keep, Request, Requests, images_to_remember, options_of, with_meta
 from vlmprobe.results.result import Result, Scores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vlmprobe.engines.stream import Stream
+    from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.generate_many import OnError
     from vlmprobe.probe.rank import Ranking
     from vlmprobe.probe.sample import Samples
@@ -40,7 +41,6 @@ class Probe:
     def generate(
         self,
         question: Prompt,
-        /,
         image: Any = None,
         *,
         keep: Keep = "stats",
@@ -83,7 +83,6 @@ class Probe:
     def stream(
         self,
         question: Prompt,
-        /,
         image: Any = None,
         *,
         keep: Keep = "stats",
@@ -118,9 +117,15 @@ class Probe:
         stream.told = lambda result: self._with_meta(result, conversation)
         return stream
 
+    @overload
+    def generate_many(
+        self, requests: Requests, *, on_error: Literal["raise"] = ..., **options: Any
+    ) -> Iterator[Result]: ...
+    @overload
+    def generate_many(self, requests: Requests, *, on_error: OnError, **options: Any) -> Iterator[Result | Failure]: ...
     def generate_many(
         self,
-        requests: Iterable[Request | Prompt | Mapping[str, Any]],
+        requests: Requests,
         *,
         batch_size: int | Literal["auto"] = "auto",
         progress: bool | None = None,
@@ -131,7 +136,7 @@ class Probe:
         seed: int | None = None,
         logits_processor: Sequence[Any] = (),
         **generation: Any,
-    ) -> Iterator[Any]:
+    ) -> Iterator[Result | Failure]:
         """Answer many requests in batches, yielding results in request order.
 
         A server gets concurrent requests instead, as many as :func:`vlmprobe.connect` allows; closing the iterator
@@ -141,14 +146,16 @@ class Probe:
         one, so that each samples what it would alone. Images shared by requests of a batch are encoded once.
 
         Args:
-            requests: :class:`Request` objects, plain questions, or mappings with ``question``, ``image`` and ``id``.
-                May be infinite.
+            requests: a list or iterator (which may be infinite) of :class:`Request` objects, plain questions, tuples
+                ``(question, image)`` or mappings, or a table: a pandas or polars DataFrame, a pyarrow Table, a
+                ``datasets.Dataset``. Keys and columns are ``question`` (or ``prompt``), ``image`` (or ``images``: one
+                or a list), ``candidates`` and ``id``; all others are carried into ``result.meta``.
             batch_size: maximum batch size, halved from then on when out of memory. ``"auto"`` reads a window of 64
                 requests ahead (fewer if their images take more than 256 MB) and batches by length, longest first; a
                 number keeps the order of the requests.
             progress: whether to show a progress bar; None shows one in a terminal.
-            on_error: ``"raise"`` raises a request's error after the results before it; ``"keep"`` yields a
-                :class:`vlmprobe.probe.generate_many.Failure` in its place and continues.
+            on_error: ``"raise"`` raises a request's error, which names the request, after the results before it;
+                ``"keep"`` yields a :class:`vlmprobe.Failure` in its place and continues, whatever it was.
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
             logits_processor: as in :meth:`generate`; requests then run one by one.
         """
@@ -180,7 +187,6 @@ class Probe:
     def score(
         self,
         question: Prompt,
-        /,
         candidates: Mapping[str, Sequence[str]],
         image: Any = None,
         *,
@@ -191,7 +197,6 @@ class Probe:
     def score(
         self,
         question: Prompt,
-        /,
         candidates: Sequence[str],
         image: Any = None,
         *,
@@ -201,7 +206,6 @@ class Probe:
     def score(
         self,
         question: Prompt,
-        /,
         candidates: Sequence[str] | Mapping[str, Sequence[str]],
         image: Any = None,
         *,
@@ -234,9 +238,7 @@ class Probe:
         scores = self._with_meta(self.engine.score(conversation, listed, options), conversation)
         return grouped(groups, scores) if groups else scores
 
-    def yes_no(
-        self, question: Prompt, /, image: Any = None, *, yes: Sequence[str] = (), no: Sequence[str] = ()
-    ) -> YesNo:
+    def yes_no(self, question: Prompt, image: Any = None, *, yes: Sequence[str] = (), no: Sequence[str] = ()) -> YesNo:
         """Probabilities of yes and no as the answer, each summed over its spellings.
 
         Args:
@@ -339,7 +341,7 @@ class Probe:
             *branch(self.engine, self.conversation, result, position, token, question, image, options)
         )
 
-    def sample(self, question: Prompt, /, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
+    def sample(self, question: Prompt, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
         """Sample n answers from the model's own distribution and measure how far they agree.
 
         Args:

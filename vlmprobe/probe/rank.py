@@ -23,8 +23,9 @@ from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import ONE_STEP, Engine, HasAdapter, Options, Ranks, TokenisesAnswers
 from vlmprobe.errors import CapabilityError, MessageError, renamed
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
-from vlmprobe.inputs.images import thumbnail
+from vlmprobe.inputs.images import is_encoded, thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.probe.failure import naming
 from vlmprobe.probe.generate_many import answered
 from vlmprobe.probe.request import Converse, Request, options_of
 from vlmprobe.results.frame import data_frame
@@ -171,7 +172,7 @@ def parts_of(source: Any, name: str) -> tuple[Part, ...]:
 def _read(source: Any, name: str) -> tuple[Part, ...]:
     if isinstance(source, str):
         return (TextPart(source),)
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and not is_encoded(source):
         if "type" in source:
             return Conversation.build([{"role": "user", "content": [source]}]).messages[0].parts
         if not source or set(source) - {"image", "text"}:
@@ -273,8 +274,9 @@ def _margins(
 ) -> Iterator[float]:
     """Logit of yes minus logit of no at the end of each prompt, float64."""
     if not isinstance(engine, TokenisesAnswers):  # at one position, log-probabilities and logits have equal differences
-        for conversation in conversations:
-            scores = engine.score(conversation, [yes, no], options_of("stats", None, None, None, {}))
+        for place, conversation in enumerate(conversations):
+            with naming(place, what="document"):
+                scores = engine.score(conversation, [yes, no], options_of("stats", None, None, None, {}))
             for text, table in zip((yes, no), scores.tables, strict=True):
                 _only_id(table.tokens, text)
             yield float(scores.logprobs[0] - scores.logprobs[1])
@@ -284,7 +286,7 @@ def _margins(
         raise MessageError(f"{yes!r} and {no!r} are the same token: give other words for yes= and no=.")
     options = options_of("logits", False, 1, None, ONE_STEP)
     requests = [Request(conversation) for conversation in conversations]  # type: ignore[arg-type]
-    for result in answered(engine, {}, Conversation.build, requests, batch_size, options, False, "raise"):
+    for result in answered(engine, {}, Conversation.build, requests, batch_size, options, False, "raise", "document"):
         assert isinstance(result, Result)  # on_error is "raise"
         row = result.output.logits
         assert row is not None  # requested by keep

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from os import PathLike
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from vlmprobe.engines.base import KEEP, Options
 from vlmprobe.engines.recorded_prompt import record
 from vlmprobe.errors import GenerationOptionError, MessageError, near, renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, TextPart
+from vlmprobe.probe.tables import IMAGES, QUESTIONS, further_columns, listed, missing, plain, require_carried, scalar
 from vlmprobe.results.row_files import OnDisk
 
 __all__ = [
     "Converse",
     "Keep",
+    "Numbered",
     "Request",
+    "Requests",
     "candidate_groups",
     "candidate_list",
+    "carrying",
+    "id_of",
     "images_to_remember",
     "options_of",
     "request_of",
@@ -32,32 +39,69 @@ UNSET: Any = object()  # an argument that was not given; None is a valid value
 
 # Builds a conversation from a question and its image.
 Converse: TypeAlias = Callable[["Prompt | Conversation", Any], Conversation]
+Requests: TypeAlias = "Iterable[Request | Prompt | tuple[Prompt, Any] | Mapping[str, Any]] | Any"  # or a table
 Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
 
 @dataclass(frozen=True, init=False)
 class Request:
-    """One question of :meth:`Probe.generate_many`; ``id`` is returned in ``result.meta["id"]``."""
+    """One question of many, as :meth:`Probe.generate_many` and other functions take them.
+
+    ``id``, ``candidates`` and the columns of ``carry`` are returned in ``result.meta``.
+    """
 
     question: Prompt
     image: Any
     id: Any
+    candidates: tuple[str, ...] | None  # scored by functions that score, else only recorded
+    carry: Mapping[str, Any] = field(hash=False)  # further columns, as data that a result can keep
 
-    def __init__(self, question: Prompt = UNSET, image: Any = None, id: Any = None, *, prompt: Prompt = UNSET) -> None:
-        """``prompt`` is a former name of ``question``."""
+    def __init__(
+        self,
+        question: Prompt = UNSET,
+        image: Any = None,
+        id: Any = None,
+        *,
+        candidates: Sequence[str] | None = None,
+        carry: Mapping[str, Any] | None = None,
+        prompt: Prompt = UNSET,
+    ) -> None:
+        """``prompt`` is a former name of ``question``.
+
+        Raises:
+            MessageError: for invalid candidates, or a column of ``carry`` that vlmprobe records itself or cannot keep.
+        """
         if prompt is not UNSET:
             renamed("Request(prompt=)", "Request(question=)")
             question = prompt if question is UNSET else question
         if question is UNSET:
             raise TypeError("Request() needs a question")
-        for name, value in (("question", question), ("image", image), ("id", id)):
-            object.__setattr__(self, name, value)
+        require_carried(carry or ())
+        object.__setattr__(self, "question", question)
+        object.__setattr__(self, "image", image)
+        object.__setattr__(self, "id", scalar(id))
+        object.__setattr__(self, "candidates", _candidates(candidates))
+        object.__setattr__(self, "carry", {name: plain(value, name) for name, value in (carry or {}).items()})
 
     @property
     def prompt(self) -> Prompt:
         """Former name of :attr:`question`."""
         renamed("Request.prompt", "Request.question")
         return self.question
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What ``meta`` records of it: ``id`` and ``candidates`` if it has them, and the carried columns."""
+        own = {"id": self.id, "candidates": None if self.candidates is None else list(self.candidates)}
+        return {**{name: value for name, value in own.items() if value is not None}, **self.carry}
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A request with its row in a longer list, by which errors name it."""
+
+    row: int
+    request: Request
 
 
 def options_of(
@@ -107,21 +151,48 @@ def options_of(
 
 
 def request_of(raw: Any) -> Request:
-    """A request in any form that :meth:`Probe.generate_many` takes.
+    """A request in any form that :meth:`Probe.generate_many` takes: a tuple is ``(question, image)``.
 
     Raises:
-        MessageError: for a mapping with other keys.
+        MessageError: for a mapping without a question, a column that cannot be carried, or another tuple.
     """
     if isinstance(raw, Request):
         return raw
-    if isinstance(raw, Mapping):
-        given = dict(raw)
-        if "prompt" in given and "question" not in given:  # a common column name
-            given["question"] = given.pop("prompt")
-        if set(given) - {"question", "image", "id"} or "question" not in given:
-            raise MessageError(f"a request has 'question', 'image' and 'id'; got {', '.join(sorted(map(str, raw)))}")
-        return Request(**given)
-    return Request(raw)
+    if isinstance(raw, tuple) and not all(isinstance(each, Mapping) for each in raw):  # else chat messages
+        if len(raw) != 2:
+            raise MessageError(f"a request that is a tuple is (question, image); this one has {len(raw)} parts")
+        return Request(_question(raw[0]), _image(raw[1]))
+    if not isinstance(raw, Mapping):
+        return Request(_question(raw))
+    further = further_columns(raw)
+    return Request(
+        _question(next(raw[name] for name in QUESTIONS if name in raw)),
+        _image(next((raw[name] for name in IMAGES if name in raw), None)),
+        raw.get("id"),
+        candidates=scalar(raw.get("candidates")),
+        carry={name: raw[name] for name in further},
+    )
+
+
+def id_of(raw: Any) -> Any:
+    """The id of a request in any form, also of one that cannot be read; None if it has none."""
+    return raw.id if isinstance(raw, Request) else scalar(raw.get("id")) if isinstance(raw, Mapping) else None
+
+
+def _question(cell: Any) -> Any:
+    if missing(cell):
+        raise MessageError("the question is missing (None or NaN): give a string, or chat messages")
+    return listed(cell)
+
+
+def _image(cell: Any) -> Any:
+    """An image, or a list of images, from a cell; None from a missing one."""
+    return None if missing(cell) else listed(cell) if isinstance(cell, np.ndarray) else cell
+
+
+def _candidates(given: Any) -> tuple[str, ...] | None:
+    listing = listed(given)
+    return None if listing is None or listing == [] or listing == () else tuple(candidate_list(listing))
 
 
 def candidate_groups(candidates: Mapping[Any, Any]) -> dict[str, list[str]]:
@@ -151,7 +222,7 @@ def candidate_list(candidates: Any) -> list[str]:
     Raises:
         MessageError: for none, or an empty, repeated or non-string one.
     """
-    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+    if isinstance(candidates, (str, Mapping)) or not isinstance(candidates, Iterable):
         raise MessageError("candidates must be a list of strings, such as ['yes', 'no']")
     listed = list(candidates)
     if not listed:
@@ -178,6 +249,19 @@ def images_to_remember(images: Any) -> int:
     return images
 
 
-def with_meta(result: Any, meta: Mapping[str, Any], conversation: Conversation, **more: Any) -> Any:
+def with_meta(result: Any, meta: Mapping[str, Any], conversation: Conversation) -> Any:
     """The result with the model, the question and the images recorded in its ``meta``."""
-    return replace(result, meta={**meta, **record(conversation), **result.meta, **more})
+    return replace(result, meta={**meta, **record(conversation), **result.meta})
+
+
+def carrying(result: Any, request: Request) -> Any:
+    """The result with the request's id, candidates and further columns in its ``meta``.
+
+    Raises:
+        MessageError: for a column whose name ``meta`` has already; an adapter of one's own may record further names.
+    """
+    told = request.told
+    for name in told:
+        if name in result.meta:
+            raise MessageError(f"column {name!r} has a name that vlmprobe records in meta itself: rename the column")
+    return replace(result, meta={**result.meta, **told}) if told else result

@@ -35,7 +35,7 @@ from vlmprobe.engines.serving.streaming import streamed
 from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.engines.serving.value_kind import HOT, Meaning, judge
 from vlmprobe.engines.stream import Stream
-from vlmprobe.errors import CapabilityError, EngineError, VlmprobeError
+from vlmprobe.errors import CapabilityError, EngineError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
 from vlmprobe.results.result import Result, Scores
 
@@ -118,7 +118,7 @@ class ServedEngine:
 
     def answers(
         self,
-        conversations: Iterable[Conversation | VlmprobeError],
+        conversations: Iterable[Conversation | Exception],
         options: Options,
         *,
         keep_errors: bool = False,
@@ -134,7 +134,7 @@ class ServedEngine:
             keep_errors: whether to return an error in place of its result, or raise it there.
             together: the maximum number started before the first result is returned.
         """
-        work = (each if isinstance(each, VlmprobeError) else self.result(each, options) for each in conversations)
+        work = (each if isinstance(each, Exception) else self.result(each, options) for each in conversations)
         ahead = together or AHEAD * self.client.limits.in_flight
         return background_loop.in_order(work, ahead=ahead, keep_errors=keep_errors)
 

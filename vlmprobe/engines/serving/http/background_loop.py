@@ -16,8 +16,6 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, TypeVar
 
-from vlmprobe.errors import VlmprobeError
-
 __all__ = ["in_order", "reading", "run", "settle", "start"]
 
 T = TypeVar("T")
@@ -88,7 +86,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def in_order(
-    work: Iterable[Coroutine[Any, Any, Any] | VlmprobeError], *, ahead: int, keep_errors: bool = False
+    work: Iterable[Coroutine[Any, Any, Any] | Exception], *, ahead: int, keep_errors: bool = False
 ) -> Iterator[Any]:
     """The results of coroutines in their order; at most ``ahead`` are in progress or waiting to be read.
 
@@ -97,7 +95,7 @@ def in_order(
         ahead: the maximum number that run, or are done and wait for an earlier one.
         keep_errors: whether to yield an error in place of its result, or raise it there and cancel the rest.
     """
-    waiting: deque[Future[Any] | VlmprobeError] = deque()
+    waiting: deque[Future[Any] | Exception] = deque()
     pieces = iter(work)
     ended = False
     try:
@@ -107,22 +105,24 @@ def in_order(
                 if piece is None:
                     ended = True
                 else:
-                    waiting.append(piece if isinstance(piece, VlmprobeError) else start(piece))
+                    waiting.append(piece if isinstance(piece, Exception) else start(piece))
             if not waiting:
                 return
             outcome = _outcome(waiting[0])
             waiting.popleft()
-            if isinstance(outcome, VlmprobeError) and not keep_errors:
+            if isinstance(outcome, Exception) and not keep_errors:
                 raise outcome
             yield outcome
     finally:
         settle([each for each in waiting if isinstance(each, Future)])
 
 
-def _outcome(piece: Future[Any] | VlmprobeError) -> Any:
-    if isinstance(piece, VlmprobeError):
+def _outcome(piece: Future[Any] | Exception) -> Any:
+    if isinstance(piece, Exception):
         return piece
     try:
         return piece.result()
-    except VlmprobeError as error:
+    except CancelledError:  # nobody's result: the loop ends
+        raise
+    except Exception as error:  # noqa: BLE001 - it keeps its place
         return error
