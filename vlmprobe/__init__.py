@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlmprobe.probe.connect import connect
     from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.load import load, wrap
-    from vlmprobe.results.files import load_result
+    from vlmprobe.results.files import load_result, load_results, save_results
     from vlmprobe.results.result import Result, Scores
     from vlmprobe.results.table import TokenTable
 
@@ -33,6 +33,8 @@ __all__ = [
     "connect",
     "load",
     "load_result",
+    "load_results",
+    "save_results",
     "wrap",
 ]
 
@@ -46,6 +48,8 @@ _ROOMS = {
     "Result": "vlmprobe.results.result",
     "Scores": "vlmprobe.results.result",
     "load_result": "vlmprobe.results.files",
+    "load_results": "vlmprobe.results.files",
+    "save_results": "vlmprobe.results.files",
     "TokenTable": "vlmprobe.results.table",
     "VlmprobeError": "vlmprobe.errors",
 }

@@ -270,7 +270,9 @@ def test_brier_and_loss_of_one_class():
 def test_confidences_and_correctness_of_results():
     results = [random_result(seed, text=text) for seed, text in ((1, "A cat."), (2, " the DOG"), (3, "no"))]
     sums = [each.output.logprobs.astype(np.float64) for each in results]
-    np.testing.assert_allclose(room.confidences(results), [np.exp(each.sum()) for each in sums], rtol=1e-6)
+    np.testing.assert_allclose(
+        room.confidences(results, by="sequence"), [np.exp(each.sum()) for each in sums], rtol=1e-6
+    )
     np.testing.assert_allclose(room.confidences(results, "mean"), [np.exp(each.mean()) for each in sums], rtol=1e-6)
     np.testing.assert_allclose(room.confidences(results, "min"), [np.exp(each.min()) for each in sums], rtol=1e-6)
     assert room.confidences(results, lambda each: len(each.text)).tolist() == [6, 8, 2]

@@ -18,7 +18,8 @@ from common import DOCS, picture
 from typer.testing import CliRunner
 
 import vlmprobe
-from vlmprobe.cli import app, arguments, json_document, options, output, terminal
+from vlmprobe.cli import app, arguments, options, output, terminal
+from vlmprobe.results import document
 
 COMMANDS = ("demo", "probe", "score", "models")
 QUESTION = "What animal is this?"
@@ -464,7 +465,7 @@ def test_an_out_of_space_error_names_the_file(run, monkeypatch, tiny, tmp_path):
 
 def test_json_is_valid_and_cannot_steer_a_terminal():
     hostile = {"a": "\x1b[31m\x9b2J\u202e 中文 \ud800", "b": [math.nan, -math.inf, 1.5], "c": {"d": np.float32}}
-    text = json_document.dumps(hostile)
+    text = document.dumps(hostile)
     assert "\n" not in text
     assert not any(character in text for character in "\x1b\x9b\u202e\ud800")
     assert "中文" in text

@@ -37,7 +37,7 @@ def test_a_measurement_names_this_distribution_not_that_of_another_project(monke
 
 
 def test_every_goal_of_the_large_model_has_a_row(held):
-    from benchmarks.goals import goals
+    from benchmarks.goals import common, goals
 
     rows = goals(held, "1b", "bfloat16")
     for part in ("64 new tokens after text", "2,000 tokens", "generated token", "16 candidates", "minicons"):

@@ -241,7 +241,7 @@ def test_a_damaged_file(result, tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(ResultError, match="No file"):
         vlmprobe.load_result(tmp_path / "missing.safetensors")
-    with pytest.raises(ResultError, match=r"arrays\.safetensors"):
+    with pytest.raises(ResultError, match=r"result\.json"):
         vlmprobe.load_result(tmp_path)
 
 
@@ -368,3 +368,113 @@ def test_to_arrow(result):
 def test_errors_of_results_are_of_the_family():
     assert issubclass(ResultError, VlmprobeError)
     assert issubclass(ResultError, ValueError)
+
+
+# Folders, interrupted saves, images
+
+
+def test_images_are_kept_as_png(result, tmp_path):
+    from safetensors.numpy import load_file
+
+    kept = load_file(result.save(tmp_path / "a.safetensors"))["image.0"]
+    assert kept[:8].tobytes() == b"\x89PNG\r\n\x1a\n"
+    again = vlmprobe.load_result(tmp_path / "a.safetensors")
+    assert [np.array(each).tolist() for each in again.images] == [np.array(each).tolist() for each in result.images]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("folder", 0), ("folder", 1), ("folder", 2), ("one.safetensors", 0), ("one.safetensors", 1)]
+)
+def test_an_interrupted_save_leaves_the_former_result(result, tmp_path, monkeypatch, name, step):
+    """``step`` writes and replacements happen, the next one does not."""
+    import safetensors.numpy
+
+    from vlmprobe.results import replacing
+
+    dataclasses.replace(result, text="former", input_ids=result.input_ids[:2]).save(tmp_path / name)
+    left = [step]
+
+    def dying(call):
+        def counted(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return call(*args, **kwargs)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors.numpy, "save_file", dying(safetensors.numpy.save_file))
+        patched.setattr(replacing.os, "replace", dying(replacing.os.replace))
+        with pytest.raises(KeyboardInterrupt):
+            result.save(tmp_path / name)
+    kept = vlmprobe.load_result(tmp_path / name)
+    assert (kept.text, len(kept.input_ids)) == ("former", 2)
+    assert not list(tmp_path.rglob("*unfinished*"))
+    result.save(tmp_path / name)
+    assert vlmprobe.load_result(tmp_path / name).text == result.text
+
+
+def test_saving_again_replaces_and_leaves_one_result(result, tmp_path):
+    for text in ("one", "two", "three"):
+        dataclasses.replace(result, text=text).save(tmp_path / "folder")
+        assert vlmprobe.load_result(tmp_path / "folder").text == text
+        assert len(list((tmp_path / "folder").iterdir())) == 2
+
+
+def test_saved_files_have_the_mode_of_the_umask(result, tmp_path):
+    import os
+
+    before = os.umask(0o027)
+    try:
+        result.save(tmp_path / "folder")
+        result.save(tmp_path / "one.safetensors")
+        result.to_html(tmp_path / "page.html")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
+IDS = ["../up", "/etc/passwd", "a/b", "", "..", "猫 1", None, 7, "x" * 300, "nul\x00"]
+
+
+def test_no_id_leads_out_of_the_folder(result, tmp_path):
+    results = [
+        dataclasses.replace(result, text=str(place), meta={**result.meta, "id": each}) for place, each in enumerate(IDS)
+    ]
+    files = vlmprobe.save_results(iter(results), tmp_path / "run")
+    assert {file.parent for file in files} == {tmp_path / "run"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    read = list(vlmprobe.load_results(tmp_path / "run"))
+    assert [each.text for each in read] == [str(place) for place in range(len(IDS))]
+    assert [each.meta["id"] for each in read] == IDS
+    with pytest.raises(ResultError, match="holds results already"):
+        vlmprobe.save_results(results, tmp_path / "run")
+
+
+def test_a_folder_is_read_one_by_one(result, tmp_path):
+    vlmprobe.save_results([result, result], tmp_path / "run")
+    result.save(tmp_path / "run" / "zz")
+    (tmp_path / "run" / "notes.txt").write_text("no result")
+    (tmp_path / "run" / "000001.safetensors").write_bytes(b"damaged")
+    read = vlmprobe.load_results(tmp_path / "run")
+    assert next(read).text == result.text
+    with pytest.raises(ResultError, match=r"000001\.safetensors is not a result"):
+        next(read)
+    assert next(read).text == result.text
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(ResultError, match="There is no folder"):
+        vlmprobe.load_results(tmp_path / "missing")
+    with pytest.raises(ResultError, match="holds no saved results"):
+        vlmprobe.load_results(tmp_path)
+
+
+def test_failures_are_counted_not_saved(result, tmp_path):
+    from vlmprobe.errors import VlmprobeWarning
+
+    with pytest.warns(VlmprobeWarning, match="1 of 2 requests failed"):
+        assert len(vlmprobe.save_results([result, vlmprobe.Failure(ValueError("x"))], tmp_path / "run")) == 1

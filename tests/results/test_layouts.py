@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 
 import numpy as np
@@ -19,6 +20,7 @@ from vlmprobe.analysis.heads import LinearHead
 from vlmprobe.errors import ResultError, VlmprobeError
 from vlmprobe.probe import passed_checks
 from vlmprobe.results.layouts import require_readable
+from vlmprobe.results.result import FORMAT
 from vlmprobe.results.row_files import OnDisk, RowFile, load_rows
 from vlmprobe.testing import check_adapter
 
@@ -130,8 +132,8 @@ def answer(probe_of):
 
 def test_every_file_gives_its_layout(answer, probe_of, tmp_path, monkeypatch):
     folder = answer.save(tmp_path / "result")
-    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["format"] == 1
-    assert json.loads(metadata(answer.save(tmp_path / "one.safetensors"))["vlmprobe"])["format"] == 1
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["format"] == FORMAT == 2
+    assert json.loads(metadata(answer.save(tmp_path / "one.safetensors"))["vlmprobe"])["format"] == 2
 
     head = LinearHead(np.ones((1, 3)), np.zeros(1)).save(tmp_path / "head.safetensors")
     assert json.loads(metadata(head)["vlmprobe_head"])["format"] == 1
@@ -188,7 +190,7 @@ def later_result(path, answer):
 
 
 def later_file(path, answer):
-    save_file({"a": np.zeros(3)}, path / "r.safetensors", metadata={"vlmprobe": json.dumps({"format": 2})})
+    save_file({"a": np.zeros(3)}, path / "r.safetensors", metadata={"vlmprobe": json.dumps({"format": FORMAT + 1})})
     return path / "r.safetensors", vlmprobe.load_result
 
 
@@ -214,8 +216,10 @@ def later_parquet(path, answer):
 @pytest.mark.parametrize("made", [later_result, later_file, later_head, later_rows, later_parquet])
 def test_a_later_layout_is_refused_with_what_to_do(made, answer, tmp_path):
     path, read = made(tmp_path, answer)
-    with pytest.raises(ResultError, match=r"has layout 2, .* reads layouts up to 1.*Update vlmprobe") as raised:
+    with pytest.raises(ResultError, match=r"has layout \d, .* reads layouts up to \d.*Update vlmprobe") as raised:
         read(path)
+    found, newest = map(int, re.findall(r"layouts? (?:up to )?(\d)", str(raised.value)))
+    assert found == newest + 1
     assert str(path) in str(raised.value)
     assert vlmprobe.__version__ in str(raised.value)
 

@@ -35,7 +35,7 @@ def main() -> None:
     probe = vlmprobe.load("demo", device="cpu")
     scenes = list(held_out(SCENES))
     _, results, right = answers(probe, scenes)
-    sure = calibration.confidences(results)
+    sure = calibration.confidences(results, by="sequence")
     draw_uncertainty(results, right, sure)
     hasty_asked, hastily, hasty_right = answers(probe, list(held_out(SCENES, strength=HASTY)))
     draw_sampling(probe, hasty_asked, hastily, hasty_right)
@@ -78,7 +78,7 @@ def draw_sampling(probe: Any, asked: list[vlmprobe.Request], results: list[Resul
 
 def draw_calibration(asked: dict[str, tuple[list[Result], np.ndarray]]) -> None:
     """Reliability before and after, risk-coverage with a threshold; fitted on one half, evaluated on the other."""
-    sure = {name: calibration.confidences(results) for name, (results, _) in asked.items()}
+    sure = {name: calibration.confidences(results, by="sequence") for name, (results, _) in asked.items()}
     right = {name: correct for name, (_, correct) in asked.items()}
     fit = np.arange(len(sure["hasty"])) < len(sure["hasty"]) // 2  # by scene, so that no image is in both halves
     known, new = (sure["hasty"][fit], right["hasty"][fit]), sure["hasty"][~fit]

@@ -6,6 +6,7 @@ from results, and validates them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,7 +41,7 @@ CONFIDENCES: dict[str, Callable[[Result], float]] = {
 
 
 def confidences(
-    results: Iterable[Result | Scores | Failure], by: str | Callable[[Any], float] = "sequence"
+    results: Iterable[Result | Scores | Failure], by: str | Callable[[Any], float] | None = None
 ) -> np.ndarray:
     """How sure each answer was.
 
@@ -48,17 +49,28 @@ def confidences(
         results: answers, or scored candidates, whose confidence is the probability of the best among the candidates.
             Failures are left out.
         by: for answers ``"sequence"`` (probability of exactly this answer), ``"mean"`` (geometric mean of the tokens'
-            probabilities), ``"min"`` (the least likely token), or a function of a result.
+            probabilities), ``"min"`` (the least likely token), or a function of a result. For answers it must be named
+            from vlmprobe 0.4 on; until then None is ``"sequence"``, with a FutureWarning.
 
     Returns:
         float64 [N], from 0 to 1 for the named ones.
     """
+    results = list(without_failures(results))
+    if by is None:
+        if not all(isinstance(each, Scores) for each in results):
+            warnings.warn(
+                'confidences() needs by= from vlmprobe 0.4 on: by="sequence" is the probability of the whole answer, '
+                'as now, by="mean" that of a token on average, which long answers need.',
+                FutureWarning,
+                stacklevel=2,
+            )
+        by = "sequence"
     if not callable(by) and by not in CONFIDENCES:
         raise ValueError(f"by must be {', '.join(CONFIDENCES)} or a function, not {by!r}.{near(str(by), CONFIDENCES)}")
     measure: Callable[[Any], float] = by if callable(by) else CONFIDENCES[by]
     found = [
         float(np.nanmax(each.probabilities)) if isinstance(each, Scores) and not callable(by) else measure(each)
-        for each in without_failures(results)
+        for each in results
     ]
     return np.array(found, dtype=np.float64)
 

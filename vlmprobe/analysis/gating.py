@@ -8,20 +8,25 @@ model change, and it is about all accepted answers together, not about any subgr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences
-from vlmprobe.errors import MissingExtraError
+from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.probe.failure import Failure
+from vlmprobe.results.layouts import require_readable
+from vlmprobe.results.replacing import replacing
 from vlmprobe.results.result import Result, Scores
 
 __all__ = ["GRID", "Decision", "Threshold", "accept_for_accuracy", "accept_for_errors", "gate", "reject_for_losses"]
 
+FORMAT = 1  # version of the saved layout of a threshold
 # Fixed before any data is seen, as the guarantee requires, and finer towards 1, where confidences of good models lie.
 GRID: tuple[float, ...] = tuple(float(each) for each in 1 - np.logspace(0, -4, 17))
 
@@ -35,6 +40,7 @@ class Threshold:
     answers: int  # N, the answers that it was computed from
     kept: int  # how many of them reach it
     wrong: int  # how many of those are wrong
+    by: str | None = None  # the confidence measure that it is about, as in confidences(by=); None if that was not said
 
     @property
     def coverage(self) -> float:
@@ -43,6 +49,29 @@ class Threshold:
 
     def __str__(self) -> str:
         return f"{self.value:.4g}: {self.promise} From {self.answers} answers; {self.coverage:.1%} of them reach it."
+
+    def save(self, path: str | Path) -> Path:
+        """Write to a JSON file, with the confidence measure that it is about."""
+        path = Path(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Threshold:
+        """Load what :meth:`save` wrote.
+
+        Raises:
+            ResultError: for a file that is missing, or was not written by :meth:`save`, or by a later vlmprobe.
+        """
+        try:
+            known = json.loads(Path(path).read_text(encoding="utf-8"))
+            require_readable(path, known.pop("format"), FORMAT)
+            return cls(**known)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ResultError(
+                f"{path} is not a threshold that vlmprobe saved ({type(error).__name__}: {error})."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,7 @@ def accept_for_accuracy(
     *,
     delta: float = 0.05,
     grid: Sequence[float] = GRID,
+    by: str | None = None,
 ) -> Threshold:
     """The lowest threshold above which the accuracy is guaranteed.
 
@@ -83,6 +113,7 @@ def accept_for_accuracy(
         delta: allowed probability that the guarantee fails.
         grid: thresholds to choose from, fixed without looking at these answers. For scores that are not
             probabilities pass a suitable one.
+        by: the confidence measure, as in :func:`~vlmprobe.analysis.confidences.confidences`; :func:`gate` then uses it.
 
     Raises:
         CalibrationError: if no threshold of the grid meets the guarantee; it names the closest.
@@ -116,10 +147,10 @@ def accept_for_accuracy(
         f"With probability at least {1 - delta:.3g}, at least {accuracy:.3g} of future answers that reach it are "
         "right, as long as questions come from the same distribution."
     )
-    return Threshold(float(thresholds[best]), promise, len(sure), int(kept[best]), int(wrong[best]))
+    return Threshold(float(thresholds[best]), promise, len(sure), int(kept[best]), int(wrong[best]), by)
 
 
-def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05) -> Threshold:
+def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05, *, by: str | None = None) -> Threshold:
     """The lowest threshold that bounds the share of wrong answers accepted, counted among all answers.
 
     The guarantee: a future answer is accepted and wrong with probability at most ``errors``, on average over the N
@@ -130,6 +161,7 @@ def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05) -> Th
         confidence: [N] any score.
         correct: [N].
         errors: share of all answers that may be accepted and wrong.
+        by: as in :func:`accept_for_accuracy`.
 
     Raises:
         CalibrationError: for fewer than ``1 / errors - 1`` answers, with which nothing can be guaranteed; for too many
@@ -147,10 +179,10 @@ def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05) -> Th
         f"On average at most {errors:.3g} of future answers reach it and are wrong (counted among all answers), "
         "as long as questions come from the same distribution."
     )
-    return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()))
+    return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()), by)
 
 
-def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05) -> Threshold:
+def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05, *, by: str | None = None) -> Threshold:
     """The highest threshold below which answers can be rejected unseen while losing few right ones.
 
     The guarantee: a future answer is below it and right with probability at most ``losses``, on average over the N
@@ -167,7 +199,7 @@ def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05) -> Th
         f"On average at most {losses:.3g} of future answers are below it and right (counted among all answers), "
         "as long as questions come from the same distribution."
     )
-    return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()))
+    return Threshold(value, promise, len(sure), int(kept.sum()), int((kept & ~right).sum()), by)
 
 
 def gate(
@@ -175,7 +207,7 @@ def gate(
     threshold: Threshold | float,
     *,
     reject: Threshold | float | None = None,
-    by: Any = "sequence",
+    by: Any = None,
 ) -> Decision:
     """Accept an answer, ask a person, or reject it.
 
@@ -183,18 +215,25 @@ def gate(
         result: an answer, scored candidates, or a confidence. For a failed request a person is asked.
         threshold: answers at or above it are accepted.
         reject: answers below it are rejected; between the two a person is asked. None rejects nothing.
-        by: confidence measure, as in :func:`~vlmprobe.analysis.confidences.confidences`; the same as for the threshold.
+        by: confidence measure, as in :func:`~vlmprobe.analysis.confidences.confidences`; None is that of the
+            thresholds, or ``"sequence"`` if they do not say.
 
     Raises:
-        CalibrationError: if ``reject`` lies above ``threshold``, or the answer has no confidence.
+        CalibrationError: if the thresholds are about another measure; if ``reject`` lies above ``threshold``; if the
+            answer has no confidence.
     """
     accepts, rejects = _value(threshold), -np.inf if reject is None else _value(reject)
     if rejects > accepts:
         raise CalibrationError(f"answers below {rejects:.4g} are rejected, but accepted from {accepts:.4g} on")
     if isinstance(result, Failure):
         return Decision("ask", float("nan"), f"The request failed, there is no answer: {result.error}")
+    for each in (threshold, reject):
+        about = each.by if isinstance(each, Threshold) else None
+        if about is not None and by not in (None, about):
+            raise CalibrationError(f"The threshold is about by={about!r}, not by={by!r}.")
+        by = about if by is None else by
     plain = isinstance(result, (int, float, np.floating)) and not isinstance(result, bool)
-    sure = float(result) if plain else float(confidences([result], by)[0])  # type: ignore[arg-type, list-item]
+    sure = float(result) if plain else float(confidences([result], "sequence" if by is None else by)[0])  # type: ignore[arg-type, list-item]
     if np.isnan(sure):
         raise CalibrationError("The answer has no confidence: none of its tokens has a log-probability.")
     if sure >= accepts:

@@ -14,6 +14,7 @@ import numpy as np
 from vlmprobe.errors import CheckpointError, ResultError, near
 from vlmprobe.results.choices import StaysReadOnly, read_only
 from vlmprobe.results.layouts import require_readable
+from vlmprobe.results.replacing import replacing
 
 __all__ = ["LinearHead", "load_head"]
 
@@ -90,9 +91,9 @@ class LinearHead(StaysReadOnly):
             text = json.dumps({"format": FORMAT, "classes": self.classes, "meta": self.meta}, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise ResultError(f"meta cannot be written as JSON: {error}") from error
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
-        save_file(arrays, path, metadata={"vlmprobe_head": text})
+        with replacing(path) as unfinished:
+            save_file(arrays, unfinished, metadata={"vlmprobe_head": text})
         return path
 
     @classmethod

@@ -154,6 +154,7 @@ def normalised_logprob(
     return sequence_logprob(table, kinds) / lengths[by] if lengths[by] else float("nan")
 
 
+TOLD = ("id", "question", "model", "finish_reason")  # of the meta, in a frame
 MEASURES: dict[str, Callable[[Source], float]] = {
     "logprob": sequence_logprob,
     "probability": sequence_probability,
@@ -180,12 +181,16 @@ def summary(source: Source) -> dict[str, float]:
 
 
 def frame(results: Iterable[Result | Failure]) -> Any:
-    """A ``pandas.DataFrame``, one row per result that is no failure: ``id`` of the request, ``text``, every measure."""
+    """A ``pandas.DataFrame``, one row per result that is no failure.
+
+    Its columns: ``id``, ``question``, ``text`` (the answer), ``model``, ``finish_reason``, and every measure.
+    """
     # A generator, so that a missing package is reported before any result is made.
     rows = (
-        {"id": result.meta.get("id"), "text": result.text, **summary(result)} for result in without_failures(results)
+        {**{name: result.meta.get(name) for name in TOLD}, "text": result.text, **summary(result)}
+        for result in without_failures(results)
     )
-    return data_frame(rows, columns=["id", "text", *MEASURES])
+    return data_frame(rows, columns=["id", "question", "text", "model", "finish_reason", *MEASURES])
 
 
 def _counted(source: Source, kinds: Collection[str]) -> tuple[TokenTable, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmprobe.cli import json_document, options, output
+from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import open_probe
 from vlmprobe.cli.terminal import console, guarded, note, working
 
@@ -131,9 +131,11 @@ def _progress(total: int) -> Iterator[dict[str, Any]]:
 def _deliver(report: Report, as_json: bool, matrix: Path | None) -> None:
     record = report.to_dict()
     if matrix is not None:
+        from vlmprobe.results import document
+
         matrix.parent.mkdir(parents=True, exist_ok=True)
         with matrix.open("a", encoding="utf-8") as file:
-            file.write(json_document.dumps(record) + "\n")
+            file.write(document.dumps(record) + "\n")
     if as_json:
         output.print_json(record)
     else:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vlmprobe.cli import json_document
 from vlmprobe.cli.terminal import console, note
 
 if TYPE_CHECKING:
@@ -47,18 +46,13 @@ def deliver(
         streamed: whether the answer has been printed already; the table then follows it in a terminal only.
     """
     from vlmprobe.display import rich_view
-    from vlmprobe.results.result import Result
 
     if save is not None:
         result.save(save)
     if html is not None:
         write_html(result.to_html(), html)
     if as_json:
-        print_json(
-            json_document.result_document(result)
-            if isinstance(result, Result)
-            else json_document.scores_document(result)
-        )
+        print_json(result.to_dict())
     else:
         screen = console()
         if streamed and screen.is_terminal:
@@ -75,7 +69,9 @@ def print_json(content: dict[str, Any]) -> None:
     """One line of JSON on standard output."""
     import sys
 
-    sys.stdout.write(json_document.dumps(content) + "\n")
+    from vlmprobe.results import document
+
+    sys.stdout.write(document.dumps(content) + "\n")
 
 
 def write_html(text: str, file: Path) -> None:

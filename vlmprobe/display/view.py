@@ -35,6 +35,7 @@ DASH = "–"
 
 # Shown as text they would move the cursor, recolour a terminal, or reorder the words around them.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+LONG = 20  # tokens of an answer from which on several of its least sure ones are named
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -160,6 +161,7 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
     entropy = output.entropy[~np.isnan(output.entropy)]
     summary = [
         ("confidence", tiny(output.logprob), "probability of the whole answer given the prompt"),
+        ("per token", percent(1 / output.perplexity), "mean probability of a token (geometric)"),
         ("perplexity", _short(output.perplexity), "exp of the mean negative log-probability per token"),
         (
             "mean entropy",
@@ -168,9 +170,14 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
         ),
     ]
     if scored.any():
-        place = int(np.nanargmin(output.logprobs))
-        worst = f"{label(output.tokens[place].strip() or output.tokens[place])} {tiny(float(output.logprobs[place]))}"
-        summary.append(("least sure", worst, f"the token of least probability, at place {place}"))
+        count = 1 if len(output) < LONG else 3
+        places = np.argsort(np.where(scored, output.logprobs, np.inf), kind="stable")[:count].tolist()
+        worst = " · ".join(
+            f"{label(output.tokens[place].strip() or output.tokens[place])} {tiny(float(output.logprobs[place]))}"
+            for place in places
+        )
+        where = f"at place{'s' if count > 1 else ''} {', '.join(map(str, places))}"
+        summary.append(("least sure", worst, f"the token{'s' if count > 1 else ''} of least probability, {where}"))
     summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
     if "finish_reason" in result.meta:
         summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))

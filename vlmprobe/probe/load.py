@@ -105,12 +105,16 @@ def load(
     return probe
 
 
-def wrap(model: Any, processor: Any, *, adapter: str | None = None, resize: str | None = None) -> Probe:
+def wrap(
+    model: Any, processor: Any, *, name: str | None = None, adapter: str | None = None, resize: str | None = None
+) -> Probe:
     """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters.
 
     Args:
         model: a transformers model with a language-modelling head, or a PEFT model around one.
         processor: its processor, with a chat template.
+        name: what ``meta["model"]`` calls it. None names the checkpoint and says that the model was wrapped, and with
+            which PEFT adapters, since it need not be the checkpoint's any more.
         adapter: name of the adapter to use; detected from ``model.config`` if None.
         resize: as in :func:`load`.
 
@@ -126,12 +130,15 @@ def wrap(model: Any, processor: Any, *, adapter: str | None = None, resize: str 
         raise TypeError(f"wrap takes a transformers model and its processor; {type(model).__name__} cannot generate")
     if not (hasattr(processor, "apply_chat_template") or hasattr(processor, "tokenizer")):
         raise TypeError(f"wrap takes the model's processor second, not {type(processor).__name__}")
-    name = inner.config.name_or_path or type(inner).__name__
-    found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=name)
+    if name is not None and (not isinstance(name, str) or not name):
+        raise TypeError(f"name must be a string, such as 'llava, fine-tuned', not {name!r}")
+    checkpoint = inner.config.name_or_path or type(inner).__name__
+    found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=checkpoint)
     _check_resize(found, resize)
     made = found(inner, processor)
     made.peft = None if inner is model else model
-    return _probe(made, name, None, resize)
+    tuned = ", ".join(getattr(model, "peft_config", ())) if made.peft is not None else ""
+    return _probe(made, name or f"{checkpoint} ({f'wrapped, with {tuned}' if tuned else 'wrapped'})", None, resize)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from vlmprobe.engines.base import Engine, RemembersImages, Streams, require
 from vlmprobe.errors import renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, shows_images
+from vlmprobe.probe.local_parts import LocalParts
 from vlmprobe.probe.request import Keep, Request, Requests, images_to_remember, options_of, with_meta
 from vlmprobe.results.result import Result, Scores
 
@@ -28,7 +29,7 @@ __all__ = ["Probe", "Request", "Session"]
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(LocalParts):
     """Queries a model and reports the likelihood of every token of prompt and answer.
 
     Several threads may call one probe; their calls take turns on the model.

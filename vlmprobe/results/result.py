@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL.Image import Image, fromarray
+from PIL.Image import open as opened
 
 from vlmprobe.errors import ResultError
 from vlmprobe.results.choices import StaysReadOnly, read_only
+from vlmprobe.results.frame import data_frame
+from vlmprobe.results.replacing import replacing
 from vlmprobe.results.table import Ids, TokenTable
 
 if TYPE_CHECKING:
@@ -21,33 +25,59 @@ if TYPE_CHECKING:
 
 __all__ = ["ARRAYS", "DOCUMENT", "FORMAT", "Result", "Saved", "Scores"]
 
-FORMAT = 1  # version of the saved layout
-ARRAYS, DOCUMENT = "arrays.safetensors", "result.json"
+FORMAT = 2  # version of the saved layout; 1 kept the pixels of images unpacked
+ARRAYS, SECOND_ARRAYS, DOCUMENT = "arrays.safetensors", "arrays-2.safetensors", "result.json"
 
 
 class Saved:
     """Saving, and display in a terminal and in Jupyter, of results and scores."""
 
     def save(self, path: str | Path) -> Path:
-        """Write to ``path``: one file if it ends in ``.safetensors``, else a folder of safetensors and JSON."""
+        """Write to ``path``: one file if it ends in ``.safetensors``, else a folder of safetensors and JSON.
+
+        A save that is interrupted leaves what was there before.
+
+        Raises:
+            ResultError: for ``meta`` that JSON cannot hold.
+            OSError: if ``path`` cannot be written.
+        """
         from safetensors.numpy import save_file
 
         arrays, document = self._parts()  # type: ignore[attr-defined]
         document |= {"format": FORMAT, "type": type(self).__name__}
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         path = Path(path)
+        single = path.suffix == ".safetensors"
+        if not single:
+            document["arrays"] = _free_name(path)
         try:
             text = json.dumps(document, ensure_ascii=False, indent=1)
         except (TypeError, ValueError) as error:
             raise ResultError(f"meta cannot be written as JSON: {error}. Use strings or numbers as ids.") from error
-        if path.suffix == ".safetensors":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, path, metadata={"vlmprobe": text})
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, path / ARRAYS)
-            (path / DOCUMENT).write_text(text, encoding="utf-8")
+        if single:
+            with replacing(path) as unfinished:
+                save_file(arrays, unfinished, metadata={"vlmprobe": text})
+            return path
+        with replacing(path / document["arrays"]) as unfinished:
+            save_file(arrays, unfinished)
+        with replacing(path / DOCUMENT) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+        (path / (SECOND_ARRAYS if document["arrays"] == ARRAYS else ARRAYS)).unlink(missing_ok=True)
         return path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but images and hidden states as JSON-ready values; numbers that are not finite are None."""
+        return self._document()  # type: ignore[attr-defined]
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """:meth:`to_dict` as one line of JSON; written to ``path`` if given."""
+        from vlmprobe.results.document import dumps
+
+        text = dumps(self.to_dict())
+        if path is not None:
+            with replacing(Path(path)) as unfinished:
+                unfinished.write_text(text + "\n", encoding="utf-8")
+        return text
 
     def to_html(self: Shown, path: str | Path | None = None) -> str:
         """One self-contained HTML page; written to ``path`` if given."""
@@ -55,8 +85,8 @@ class Saved:
 
         text = page([self])
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(text, encoding="utf-8")
+            with replacing(Path(path)) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
         return text
 
     def _repr_html_(self: Shown) -> str:
@@ -93,14 +123,33 @@ class Result(Saved, StaysReadOnly):
         return str(self.meta["finish_reason"])
 
     @property
+    def tokens(self) -> list[str]:
+        """[T] the texts of the answer's tokens: ``output.tokens``."""
+        return self.output.tokens
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """float32 [T], nats: the log-probabilities of the answer's tokens: ``output.logprobs``."""
+        return self.output.logprobs
+
+    @property
     def confidence(self) -> float:
         """Probability of the whole answer given the prompt: ``exp`` of the sum of the output's log-probabilities.
 
-        NaN if the engine gives only a bound for one of them.
+        It falls with every token, to 1e-16 and less for a long answer; :attr:`mean_confidence` does not. NaN if the
+        engine gives only a bound for one of them.
         """
         if self.output.logprobs_at_most is not None:
             return float("nan")
         return float(np.exp(self.output.logprob))
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean probability of the answer's tokens, geometric: ``exp`` of the mean of their log-probabilities.
+
+        NaN as :attr:`confidence`.
+        """
+        return float("nan") if self.output.logprobs_at_most is not None else 1 / self.output.perplexity
 
     def top(self, k: int = 5) -> Choices:
         """The top alternatives at each step of the answer; see :meth:`TokenTable.top`."""
@@ -110,9 +159,19 @@ class Result(Saved, StaysReadOnly):
         """Surprisal of each token of the answer; see :meth:`TokenTable.plot`. Returns the axes."""
         return self.output.plot(ax, most=most)
 
+    def to_pandas(self) -> Any:
+        """The answer's tokens as a ``pandas.DataFrame``, one row each; ``prompt.to_pandas()`` gives the prompt's."""
+        return self.output.to_pandas()
+
     def __repr__(self) -> str:
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
-        return f"Result({shown!r}, {len(self.output)} tokens, confidence {self.confidence:.3f})"
+        sure = f"confidence {self.confidence:.3g}, {self.mean_confidence:.3f} per token"
+        return f"Result({shown!r}, {len(self.output)} tokens, {sure})"
+
+    def _document(self) -> dict[str, Any]:
+        from vlmprobe.results.document import result_document
+
+        return result_document(self)
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays: dict[str, np.ndarray] = {} if self.input_ids is None else {"input_ids": self.input_ids}
@@ -189,6 +248,20 @@ class Scores(Saved, StaysReadOnly):
             raise ResultError("no candidate has a log-probability: all hold ids beyond the model's head")
         return self.candidates[int(np.nanargmax(self.logprobs))]
 
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per candidate, in order: its log-probability (nats), its probability among
+        the candidates, its mean per token and per UTF-8 byte (nats), and how many tokens it has."""
+        return data_frame(
+            {
+                "candidate": self.candidates,
+                "logprob": self.logprobs,
+                "probability": self.probabilities,
+                "mean": self.means,
+                "per_byte": self.per_byte,
+                "tokens": [len(table) for table in self.tables],
+            }
+        )
+
     def plot(self, ax: Any = None, *, most: int = 12) -> Any:
         """Probabilities among the candidates as bars, the likeliest on top. Returns the axes.
 
@@ -204,6 +277,11 @@ class Scores(Saved, StaysReadOnly):
         order = np.argsort(-self.logprobs)[:3]
         shown = ", ".join(f"{self.candidates[place]!r} {self.probabilities[place]:.3f}" for place in order)
         return f"Scores({shown}{', ...' if len(self.candidates) > 3 else ''})"
+
+    def _document(self) -> dict[str, Any]:
+        from vlmprobe.results.document import scores_document
+
+        return scores_document(self)
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays: dict[str, np.ndarray] = {}
@@ -235,10 +313,29 @@ def _table(name: str, arrays: dict[str, np.ndarray], rest: dict[str, Any]) -> To
     return TokenTable.from_parts({key[len(head) :]: arrays[key] for key in arrays if key.startswith(head)}, rest)
 
 
+def _free_name(folder: Path) -> str:
+    """The name for new arrays: those that are there stay until the JSON that names them is replaced."""
+    return SECOND_ARRAYS if (folder / ARRAYS).exists() else ARRAYS
+
+
 def _pack(images: tuple[Image, ...]) -> dict[str, np.ndarray]:
-    return {f"image.{place}": np.asarray(image.convert("RGB")) for place, image in enumerate(images)}
+    """Images as the bytes of PNG files, uint8 [N]."""
+    packed = {}
+    for place, image in enumerate(images):
+        file = BytesIO()
+        image.convert("RGB").save(file, "PNG")
+        packed[f"image.{place}"] = np.frombuffer(file.getvalue(), np.uint8)
+    return packed
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> tuple[Image, ...]:
     count = sum(key.startswith("image.") for key in arrays)
-    return tuple(fromarray(arrays[f"image.{place}"], mode="RGB") for place in range(count))
+    return tuple(map(_image, (arrays[f"image.{place}"] for place in range(count))))
+
+
+def _image(array: np.ndarray) -> Image:
+    if array.ndim == 3:  # layout 1
+        return fromarray(array, mode="RGB")
+    image = opened(BytesIO(array.tobytes()), formats=("PNG",))
+    image.load()
+    return image

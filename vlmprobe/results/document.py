@@ -1,37 +1,40 @@
-"""Results as JSON: valid for every reader, and safe to print."""
+"""Results as JSON, the one form of ``to_dict``, ``to_json`` and ``--json``: valid for every reader, safe to print."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from vlmprobe.results.result import Result, Scores
-    from vlmprobe.results.table import TokenTable
+import numpy as np
+
+from vlmprobe.display.view import UNSAFE
 
 __all__ = ["dumps", "result_document", "scores_document"]
 
 
-def result_document(result: Result) -> dict[str, Any]:
-    """What ``vlmprobe probe --json`` prints; ``prompt`` is None where the prompt side was skipped."""
+def result_document(result: Any) -> dict[str, Any]:
+    """A result as JSON-ready values; ``prompt`` is None where the prompt side was skipped."""
     prompt = result.prompt
     spans = [] if prompt is None else prompt.image_spans
-    return {
+    document = {
+        "question": result.meta.get("question"),
         "text": result.text,
-        "finish_reason": result.finish_reason,
+        "finish_reason": result.meta.get("finish_reason"),
         "confidence": result.confidence,
+        "mean_confidence": result.mean_confidence,
         "perplexity": result.output.perplexity,
         "prompt": None if prompt is None else token_rows(prompt),
         "output": token_rows(result.output),
         "image_spans": [{"image": s.image, "tile": s.tile, "start": s.start, "stop": s.stop} for s in spans],
         "meta": dict(result.meta),
     }
+    return _finite(document)
 
 
-def scores_document(scores: Scores) -> dict[str, Any]:
-    """What ``vlmprobe score --json`` prints, the candidates in input order."""
+def scores_document(scores: Any) -> dict[str, Any]:
+    """Scores as JSON-ready values, the candidates in input order."""
     columns = zip(
         scores.candidates,
         scores.logprobs.tolist(),
@@ -42,8 +45,9 @@ def scores_document(scores: Scores) -> dict[str, Any]:
         scores.tables,
         strict=True,
     )
-    return {
-        "best": scores.best,
+    document = {
+        "question": scores.meta.get("question"),
+        "best": None if np.isnan(scores.logprobs).all() else scores.best,
         "mass": scores.mass,
         "candidates": [
             {
@@ -59,9 +63,10 @@ def scores_document(scores: Scores) -> dict[str, Any]:
         ],
         "meta": dict(scores.meta),
     }
+    return _finite(document)
 
 
-def token_rows(table: TokenTable) -> list[dict[str, Any]]:
+def token_rows(table: Any) -> list[dict[str, Any]]:
     """One mapping per token; undefined values are None, and missing alternatives are left out."""
     rows = []
     for t in range(len(table)):
@@ -96,13 +101,14 @@ def token_rows(table: TokenTable) -> list[dict[str, Any]]:
 
 def dumps(document: Mapping[str, Any]) -> str:
     """One line of JSON. NaN and infinities are null; terminal control characters are escaped, other text is not."""
-    from vlmprobe.display.view import UNSAFE
-
     text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, default=str)
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, Python's own numbers, lists and strings for keys."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _finite(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

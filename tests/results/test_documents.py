@@ -1,0 +1,102 @@
+"""Results as dictionaries, JSON and tables."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from common import QUESTION, picture
+
+import vlmprobe
+from vlmprobe.errors import CapabilityError
+
+
+@pytest.fixture(scope="module")
+def answer(probe_of):
+    return probe_of("llava").generate(QUESTION, picture(), max_new_tokens=5, min_new_tokens=5, do_sample=False)
+
+
+def test_a_result_as_a_dictionary(answer):
+    made = answer.to_dict()
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    assert made["question"] == QUESTION
+    assert made["text"] == answer.text
+    assert [row["token"] for row in made["output"]] == answer.tokens == answer.output.tokens
+    assert [row["logprob"] for row in made["output"]] == pytest.approx(answer.logprobs.tolist())
+    assert made["confidence"] == pytest.approx(np.exp(answer.logprobs.sum()), rel=1e-5)
+    assert made["mean_confidence"] == pytest.approx(np.exp(answer.logprobs.mean()), rel=1e-5)
+    assert made["prompt"][0]["logprob"] is None, "the first token has no distribution"
+
+
+def test_a_result_as_json(answer, tmp_path):
+    text = answer.to_json(tmp_path / "new" / "answer.json")
+    assert (tmp_path / "new" / "answer.json").read_text(encoding="utf-8") == text + "\n"
+    assert json.loads(text) == answer.to_dict()
+    assert "\n" not in text
+
+
+def test_scores_as_a_dictionary_and_a_table(probe_of):
+    scores = probe_of("llava").score(QUESTION, ["yes", "no it is not"], picture())
+    made = scores.to_dict()
+    assert json.loads(scores.to_json()) == made
+    assert [each["text"] for each in made["candidates"]] == scores.candidates
+    frame = scores.to_pandas()
+    assert frame["candidate"].tolist() == scores.candidates
+    assert frame["logprob"].tolist() == pytest.approx([each.logprobs.sum() for each in scores.tables], rel=1e-5)
+    assert frame["tokens"].tolist() == [len(each) for each in scores.tables]
+    assert frame["probability"].sum() == pytest.approx(1)
+
+
+def test_a_result_as_a_table(answer):
+    assert answer.to_pandas().equals(answer.output.to_pandas())
+
+
+def test_numbers_of_numpy_and_lists_in_meta(answer):
+    from dataclasses import replace
+
+    changed = replace(answer, meta={**answer.meta, "n": np.int64(3), "x": np.array([1.5, np.nan]), 4: "key"})
+    made = changed.to_dict()["meta"]
+    assert (made["n"], made["x"], made["4"]) == (3, [1.5, None], "key")
+    json.dumps(made, allow_nan=False)
+
+
+def test_mean_confidence_of_a_bound_is_unknown(answer):
+    from dataclasses import replace
+
+    bound = replace(answer, output=replace(answer.output, logprobs_at_most=np.zeros(len(answer.output), np.float32)))
+    assert np.isnan(bound.mean_confidence)
+    assert np.isnan(bound.confidence)
+
+
+def test_the_parts_of_a_local_probe(probe_of, own):
+    probe = probe_of("llava")
+    model = probe.model
+    assert model is probe.engine.adapter.model
+    assert probe.processor.tokenizer is probe.tokenizer
+    seen = []
+    handle = probe.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    probe.generate("Hi", max_new_tokens=2, do_sample=False)
+    handle.remove()
+    assert len(probe.layers) == model.config.text_config.num_hidden_layers
+    assert seen
+
+
+def test_a_served_model_has_no_parts_here():
+    class Served:
+        """An engine elsewhere."""
+
+    probe = vlmprobe.Probe(Served())
+    for name in ("model", "processor", "tokenizer", "layers"):
+        with pytest.raises(CapabilityError, match="which Served does not provide: open the checkpoint with vlmprobe"):
+            getattr(probe, name)
+
+
+def test_a_wrapped_model_is_told_from_its_checkpoint(own):
+    family = own("llava")
+    path = family.model.config.name_or_path
+    assert vlmprobe.wrap(family.model, family.processor).meta["model"] == f"{path} (wrapped)"
+    assert vlmprobe.wrap(family.model, family.processor, name="mine").meta["model"] == "mine"
+    for bad in ("", 3):
+        with pytest.raises(TypeError, match="name must be a string"):
+            vlmprobe.wrap(family.model, family.processor, name=bad)
