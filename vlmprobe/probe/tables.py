@@ -61,6 +61,7 @@ RECORDED = frozenset(
         "branch",
         "finish_reason",
         "logits_file",
+        "logprobs_mode",
         "absent",
         "prefix",
     }
