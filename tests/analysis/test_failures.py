@@ -50,7 +50,7 @@ def test_confidences_and_correctness_match(recwarn):
 
 
 def test_frame():
-    good, all_of_them = mixed()
+    _, all_of_them = mixed()
     with told():
         assert uncertainty.frame(all_of_them)["id"].tolist() == ["a", "b"]
 

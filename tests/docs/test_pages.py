@@ -14,7 +14,7 @@ from vlmprobe.demo import sample_images
 PAGES = ("candidates", "rank", "heads", "decoding")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "tables"])
 def test_python_of_the_page_runs_in_order_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")

@@ -117,7 +117,7 @@ def test_an_error_of_the_iterator_is_no_request(probe_of):
         yield "Hi"
         raise OSError("the disk is gone")
 
-    with pytest.raises(OSError, match="^the disk is gone$"):
+    with pytest.raises(OSError, match=r"^the disk is gone$"):
         list(probe_of("llava").generate_many(broken(), on_error="keep", batch_size=1, **OPTIONS))
 
 
@@ -162,7 +162,7 @@ def test_rank_names_the_document(probe_of, monkeypatch):
 
     monkeypatch.setattr(probe.engine, "generate", generate)
     monkeypatch.setattr(type(probe.engine), "remembering", lambda self, images: self)
-    with pytest.raises(NonFiniteLogitsError, match="^document 0: NaN"):
+    with pytest.raises(NonFiniteLogitsError, match=r"^document 0: NaN"):
         probe.rank("query", ["one", "two"], yes="a", no="b", progress=False)
 
 
