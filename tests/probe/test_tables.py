@@ -14,7 +14,7 @@ import vlmprobe
 from vlmprobe import Request
 from vlmprobe.analysis.compare import compare
 from vlmprobe.analysis.yes_no import yes_no_many
-from vlmprobe.errors import ImageError, MessageError, VlmprobeError
+from vlmprobe.errors import EngineError, ImageError, MessageError, VlmprobeError
 from vlmprobe.probe.request import request_of
 from vlmprobe.probe.tables import RECORDED, is_table, rows_of
 
@@ -294,6 +294,52 @@ def test_compare_names_the_request_by_its_own_row(probe_of):
         compare(probe, probe, [Request("Hi", "none.png", "x", candidates=["yes", "no"])], progress=False)
     with pytest.raises(MessageError, match="request 0: a column 'options'"):
         compare(probe, probe, pandas.DataFrame({"question": ["Hi"], "options": [{}]}), progress=False)
+
+
+def test_training_reads_a_table(probe_of):
+    from vlmprobe.analysis.training import ProbeCallback
+
+    frame = pandas.DataFrame({"question": ["Hi", "Yes"], "image": [picture(), None]})
+    callback = ProbeCallback(frame, max_new_tokens=1)
+    adapter = probe_of("qwen2_vl").engine.adapter
+    assert callback.ask(adapter.model, adapter.processor)["confidence"] > 0
+    assert len(callback.questions) == 2
+
+
+def test_a_document_and_a_line_of_a_file_hold_images_in_the_same_form(tmp_path):
+    from vlmprobe.analysis.cases import read_cases
+    from vlmprobe.probe.rank import parts_of
+
+    (part,) = parts_of({"bytes": png(), "path": None}, "the document")
+    assert part.image.size == picture().size
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"question": "Hi", "image": {"bytes": null, "path": "a.png"}}', encoding="utf-8")
+    (case,) = read_cases(path)
+    assert case.image == [{"bytes": None, "path": str(tmp_path / "a.png")}]
+
+
+def test_errors_of_a_server_name_the_request(probe_of):
+    """An engine that runs requests concurrently returns them in order, failures among them."""
+    probe = probe_of("internvl")
+
+    class Concurrent:
+        def check(self, conversations, options):
+            pass
+
+        def answers(self, conversations, options, *, keep_errors=False, together=None):
+            for each in conversations:
+                bad = not isinstance(each, Exception) and each.question == "bad"
+                yield EngineError("busy", status=503) if bad else each if isinstance(each, Exception) else result
+
+    result = probe.generate("Hi", max_new_tokens=1)
+    server = vlmprobe.Probe(Concurrent())
+    requests = pandas.DataFrame({"question": ["Hi", "bad", None, "Hi"], "id": list("abcd"), "label": [1, 2, 3, 4]})
+    found = list(server.generate_many(requests, on_error="keep", progress=False))
+    assert [getattr(each, "row", None) for each in found] == [None, 1, 2, None]
+    assert str(found[1].error) == "request 1 (id 'b'): busy"
+    assert (found[1].error.status, found[1].meta["label"]) == (503, 2)
+    with pytest.raises(EngineError, match=r"request 1 \(id 'b'\)"):
+        list(server.generate_many(requests, progress=False))
 
 
 @pytest.mark.parametrize("method", ["generate", "stream", "score", "yes_no", "sample"])
