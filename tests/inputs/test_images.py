@@ -25,6 +25,7 @@ from PIL import Image
 
 from vlmprobe.errors import ImageError
 from vlmprobe.inputs.images import ImageNotFoundError, Limits, data_uri, load_image, thumbnail
+from vlmprobe.inputs.messages import Conversation
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 # Five by two pixels, all different: every turn, flip and mixed-up axis shows.
@@ -660,7 +661,9 @@ def test_folders_and_devices(tmp_path):
         ("data:text/html;base64," + base64.b64encode(b"<html></html>").decode(), "web page"),
         (None, "cannot be None: .* leave the image out"),
         (3, "type int"),
-        ({"path": "x"}, "type dict"),
+        ({"file": "x"}, "type dict"),
+        ({"path": "none.png"}, "no file"),
+        ({"bytes": None, "path": None}, "cannot be None"),
         ([PICTURE], "one image at a time"),
         (Image.new("RGB", (0, 4)), "image is empty"),
     ],
@@ -727,3 +730,14 @@ def test_data_uri_comes_back():
     uri = data_uri(Image.fromarray(PICTURE))
     assert uri.startswith("data:image/png;base64,")
     assert pixels(uri) == PICTURE.tolist()
+
+
+def test_an_image_as_datasets_stores_it(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(PICTURE))
+    held = encoded(PICTURE[:, ::-1])
+    assert np.array_equal(load_image({"bytes": held, "path": "lost.png"}), PICTURE[:, ::-1])
+    for source in ({"bytes": None, "path": str(tmp_path / "a.png")}, {"path": tmp_path / "a.png"}):
+        assert np.array_equal(load_image(source), PICTURE)
+    one = Conversation.build("Hi", {"bytes": held})
+    part = {"type": "image", "image": {"bytes": held, "path": None}}
+    assert one.images == Conversation.build([{"role": "user", "content": [part]}]).images

@@ -61,6 +61,7 @@ RECORDED = frozenset(
         "branch",
         "finish_reason",
         "logits_file",
+        "logprobs_mode",
         "absent",
         "prefix",
     }
@@ -115,7 +116,7 @@ def further_columns(names: Iterable[Any], what: str = "this one") -> list[str]:
     shown = ", ".join(repr(str(name)) for name in names) or "none"
     if not set(QUESTIONS) & set(names):
         known = [str(name) for name in names]
-        hint = near("question", known) or near("prompt", known)
+        hint = near("question", known) or near("prompt", known) or " Rename the one with the questions."
         raise MessageError(f"a request has a 'question' (or 'prompt'); the columns of {what} are {shown}.{hint}")
     for one, other in (QUESTIONS, IMAGES):
         if one in names and other in names:

@@ -337,3 +337,15 @@ def test_the_former_names_of_the_limits():
         limits = probe.engine.client.limits
         assert (limits.in_flight, limits.request_s) == (3, 7)
         assert vlmprobe.connect(server.url, value_kind="raw", max_concurrency=3).engine.client.limits.in_flight == 3
+
+
+def test_any_exception_keeps_its_place():
+    async def work(n):
+        if n % 2:
+            raise ZeroDivisionError(str(n))
+        return n
+
+    found = list(in_order((work(n) if n != 2 else KeyError("early") for n in range(5)), ahead=2, keep_errors=True))
+    assert [type(each) for each in found] == [int, ZeroDivisionError, KeyError, ZeroDivisionError, int]
+    with pytest.raises(ZeroDivisionError):
+        list(in_order((work(n) for n in range(5)), ahead=2))
