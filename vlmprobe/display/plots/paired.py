@@ -44,6 +44,7 @@ def draw_paired(found: ShownPaired, ax: Any = None) -> Any:
     largest = max(max(abs(each.difference.low), abs(each.difference.high)) for each in found.metrics.values())
     half = 1.15 * max(float(np.nan_to_num(largest)), 0.01)
     ax.set(xlim=(-half, half), ylim=(len(names) - 0.5, -0.5))
+    ax.locator_params(axis="x", nbins=4 if inches(ax)[0] > 5 else 2)  # labels of small numbers are wide
     letters = max(8, int(inches(ax)[0] * 2.5))
     a, b = (short(name, letters) for name in found.names)
     level = next(iter(found.metrics.values())).difference.level
