@@ -1,7 +1,7 @@
 """Answers to look at, with their images: the least sure ones, and the wrong ones.
 
 >>> from vlmprobe.analysis import gallery
->>> gallery.wrong(results, gold).to_html("wrong.html")
+>>> gallery.wrong(results).to_html("wrong.html")
 
 :mod:`vlmprobe.analysis.paired` shows the answers of two models or prompts side by side in the same way.
 """
@@ -25,6 +25,7 @@ from vlmprobe.analysis.confidences import (
     judged,
     listed_gold,
 )
+from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
 from vlmprobe.probe.failure import Failure
 from vlmprobe.results.frame import data_frame
@@ -150,7 +151,7 @@ def least_sure(
     """The least confident answers, the least confident first.
 
     Args:
-        results: answers, or scored candidates. Failures are left out.
+        results: answers, or scored candidates. Failures are left out, with a warning.
         gold: the right answers, if known, as in :func:`wrong`.
         by: the confidence, as in :func:`~vlmprobe.analysis.confidences.confidences`.
         correct: whether an answer counts as right, as in :func:`wrong`.
@@ -174,7 +175,7 @@ def wrong(
     """The wrong answers, the most confident first.
 
     Args:
-        results: answers, or scored candidates. Failures are left out.
+        results: answers, or scored candidates. Failures are left out, with a warning.
         gold: the right answers: a list in the order of the results, a mapping by ``meta["id"]``, or the key of ``meta``
             that holds them.
         by: the confidence, as in :func:`~vlmprobe.analysis.confidences.confidences`.
@@ -237,12 +238,12 @@ def _examples(
     results: Any, gold: Gold | None, by: str | Callable[[Any], float], correct: Callable[[str, Any], Any] | None
 ) -> list[Example]:
     listed = listed_results(results)
-    kept = [(place, each) for place, each in enumerate(listed) if not isinstance(each, Failure)]
-    answers = [each for _, each in kept]
+    kept = list(without_failures(listed, range(len(listed))))
+    answers = [each for each, _ in kept]
     sure, golds, right = confidences(answers, by), [None] * len(kept), None
     if gold is not None:
         known = listed_gold(gold, len(listed))
-        golds = [gold_answer(known, place, [each.meta]) for place, each in kept]
+        golds = [gold_answer(known, place, [each.meta]) for each, place in kept]
         right = judged(answers, golds, correct)
     sure, found = checked(sure, np.zeros(len(kept), bool) if right is None else right)
     return [

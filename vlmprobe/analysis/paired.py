@@ -1,7 +1,7 @@
 """Two models, or two prompts, on the same questions: is one of them better, beyond chance?
 
 >>> from vlmprobe.analysis.paired import paired
->>> found = paired(results, others, gold)
+>>> found = paired(results, others)
 >>> found.accuracy.difference, found.mcnemar.p
 >>> found.to_pandas().to_latex()
 
