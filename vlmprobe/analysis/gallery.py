@@ -73,8 +73,8 @@ class Example:
     @property
     def images(self) -> tuple[Image, ...]:
         """The images; those of A and of B, if they differ."""
-        different = {str(each.meta.get("image_digests")): each.images for each in self.answers}
-        return tuple(image for images in different.values() for image in images)
+        different = {str(each.meta.get("image_digests")): each.images for each in reversed(self.answers)}
+        return tuple(image for images in reversed(different.values()) for image in images)
 
 
 @dataclass(frozen=True, eq=False)

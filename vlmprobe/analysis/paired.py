@@ -284,8 +284,8 @@ def _given(correct: Sequence[Sequence[bool]], side: int, count: int, at: Sequenc
 
 def _names(names: Any, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, str]:
     if names is None:
-        models = [Path(str(meta.get("model") or "")) for meta in (a, b)]
-        found = tuple(each.name if each.is_absolute() else str(each) for each in models)
+        models = [str(meta.get("model") or "") for meta in (a, b)]
+        found = tuple(Path(each).name if Path(each).is_absolute() else each for each in models)
         return (found[0], found[1]) if _usable(found) else ("a", "b")
     found = (names,) if isinstance(names, str) else tuple(names)
     if not _usable(found):

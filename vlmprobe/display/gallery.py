@@ -74,7 +74,7 @@ def _article(example: ShownExample, gallery: ShownGallery) -> str:
 
 def _count(gallery: ShownGallery) -> str:
     shown = len(gallery.examples)
-    return f"{shown:,} of {gallery.total:,}" if shown < gallery.total else f"{shown:,}"
+    return f"{shown:,} of {gallery.total:,}" if shown < gallery.total else f"{shown:,}" if shown else "none"
 
 
 def _shown(value: Any) -> str:
