@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from analysis_cases import random_result
 
-from vlmprobe.analysis import calibration, export, gating, plots, recalibration, uncertainty, words
+from vlmprobe.analysis import calibration, export, gating, paired, plots, recalibration, uncertainty, words
 from vlmprobe.errors import MissingExtraError
 
 SURE, RIGHT = np.linspace(0, 1, 40), np.arange(40) % 3 > 0
+ANSWER = random_result(1)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,7 @@ SURE, RIGHT = np.linspace(0, 1, 40), np.arange(40) % 3 > 0
         ("sklearn", "calibration", lambda: recalibration.fit_isotonic(SURE, RIGHT)),
         ("scipy.optimize", "calibration", lambda: recalibration.fit_temperature(SURE, RIGHT)),
         ("scipy.stats", "calibration", lambda: gating.accept_for_accuracy(SURE, RIGHT, 0.5)),
+        ("scipy.stats", "calibration", lambda: paired.paired([ANSWER] * 2, [ANSWER] * 2, [ANSWER.text] * 2)),
         ("matplotlib", "plot", lambda: plots.tokens(random_result(1))),
         ("pyarrow", "arrow", lambda: export.arrow()),
         ("pandas", "pandas", lambda: uncertainty.frame([random_result(1)])),
@@ -41,7 +43,7 @@ def test_a_missing_package_is_named_with_its_extra(package, extra, use, monkeypa
 def test_rooms_import_nothing_heavy():
     rooms = [
         *("calibration", "confidences", "detection", "distillation", "entropies", "export", "gating"),
-        *("lm_polygraph", "plots", "recalibration", "uncertainty", "words"),
+        *("gallery", "lm_polygraph", "paired", "plots", "recalibration", "uncertainty", "words"),
     ]
     code = (
         f"import sys, importlib; [importlib.import_module('vlmprobe.analysis.' + room) for room in {rooms!r}]; "

@@ -24,8 +24,10 @@ __all__ = [
     "RiskCoverage",
     "adaptive_ece",
     "auroc",
+    "bin_index",
     "bootstrap",
     "brier",
+    "check_resampling",
     "confidences",
     "correctness",
     "ece",
@@ -33,7 +35,10 @@ __all__ = [
     "reliability",
     "report",
     "risk_coverage",
+    "uniform_edges",
 ]
+
+BINS = 15  # as in Guo et al. 2017
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +124,7 @@ class Interval:
 
 
 def reliability(
-    confidence: Any, correct: Any, bins: int = 15, strategy: Literal["uniform", "quantile"] = "uniform"
+    confidence: Any, correct: Any, bins: int = BINS, strategy: Literal["uniform", "quantile"] = "uniform"
 ) -> Reliability:
     """Group answers by confidence.
 
@@ -134,14 +139,13 @@ def reliability(
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise CalibrationError(f"bins must be an integer of at least 1, not {bins!r}")
     if strategy == "uniform":
-        edges = np.arange(bins + 1) / bins  # linspace rounds twice: 5/6 would lie above the edge that it is
+        edges = uniform_edges(bins)
     elif strategy == "quantile":
         last = (np.arange(1, bins + 1) * len(sure) + bins - 1) // bins - 1  # the last answer of each bin, in order
         edges = np.append(0.0, np.unique(np.sort(sure)[last]))
     else:
         raise CalibrationError(f"strategy must be 'uniform' or 'quantile', not {strategy!r}")
-    place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, len(edges) - 2)
-    held, index, count = np.unique(place, return_inverse=True, return_counts=True)
+    held, index, count = np.unique(bin_index(sure, edges), return_inverse=True, return_counts=True)
     return Reliability(
         edges=np.stack([edges[held], edges[held + 1]], axis=1),
         confidence=np.bincount(index, weights=sure) / count,
@@ -150,12 +154,22 @@ def reliability(
     )
 
 
-def ece(confidence: Any, correct: Any, bins: int = 15) -> float:
+def uniform_edges(bins: int = BINS) -> np.ndarray:
+    """float64 [bins + 1]: edges of bins of equal width from 0 to 1."""
+    return np.arange(bins + 1) / bins  # linspace rounds twice: 5/6 would lie above the edge that it is
+
+
+def bin_index(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """int64 [N]: the bin of each confidence; a value on an edge is in the lower bin."""
+    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
+
+
+def ece(confidence: Any, correct: Any, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal width (Naeini et al. 2015, Guo et al. 2017); 0 is calibrated."""
     return reliability(confidence, correct, bins).ece
 
 
-def adaptive_ece(confidence: Any, correct: Any, bins: int = 15) -> float:
+def adaptive_ece(confidence: Any, correct: Any, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal count (Nixon et al. 2019): no bin is empty or starved."""
     return reliability(confidence, correct, bins, "quantile").ece
 
@@ -226,8 +240,7 @@ def bootstrap(
         seed: of the resampling.
     """
     sure, right = checked(confidence, correct, least=2, scale=False)
-    if not 0 < level < 1 or resamples < 1:
-        raise CalibrationError(f"level must be between 0 and 1 and resamples at least 1, not {level!r}, {resamples!r}")
+    check_resampling(resamples, level)
     value = metric(sure, right)
     random = np.random.default_rng(seed)
     found: list[float] = []
@@ -245,6 +258,16 @@ def bootstrap(
         )
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), level)
+
+
+def check_resampling(resamples: int, level: float) -> None:
+    """Validates the options of a bootstrap.
+
+    Raises:
+        CalibrationError: for a level that is not between 0 and 1, or no resamples.
+    """
+    if not 0 < level < 1 or resamples < 1:
+        raise CalibrationError(f"level must be between 0 and 1 and resamples at least 1, not {level!r}, {resamples!r}")
 
 
 def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:

@@ -7,8 +7,8 @@ from results, and validates them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,22 @@ from vlmprobe.errors import VlmprobeError, near
 from vlmprobe.probe.failure import Failure
 from vlmprobe.results.result import Result, Scores
 
-__all__ = ["CONFIDENCES", "CalibrationError", "checked", "confidences", "correctness", "normal_text"]
+__all__ = [
+    "CONFIDENCES",
+    "CalibrationError",
+    "Gold",
+    "answer_text",
+    "checked",
+    "confidences",
+    "correctness",
+    "gold_answer",
+    "judged",
+    "listed_gold",
+    "normal_text",
+]
+
+# The right answers: the key of ``meta`` that holds them, by id, or in the order of the results.
+Gold: TypeAlias = "str | Mapping[Any, Any] | Iterable[Any]"
 
 
 class CalibrationError(VlmprobeError, ValueError):
@@ -75,6 +90,11 @@ def confidences(
     return np.array(found, dtype=np.float64)
 
 
+def answer_text(result: Result | Scores) -> str:
+    """The answer: its text, or the best of the scored candidates."""
+    return result.best if isinstance(result, Scores) else result.text
+
+
 def normal_text(text: str) -> str:
     """A text without case, surrounding white space, a leading article, and a final ``.`` or ``!``."""
     words = text.casefold().strip().rstrip(".!").strip().split()
@@ -99,10 +119,81 @@ def correctness(
     """
     found = []
     for result, right in without_failures(results, answers):
-        said = result.best if isinstance(result, Scores) else result.text
         accepted = [right] if isinstance(right, str) else right
-        found.append(normal(said) in {normal(each) for each in accepted})
+        found.append(normal(answer_text(result)) in {normal(each) for each in accepted})
     return np.array(found, dtype=bool)
+
+
+def listed_gold(gold: Gold, count: int) -> str | Mapping[Any, Any] | list[Any]:
+    """The right answers to ``count`` results, a list if they are neither a key of ``meta`` nor by id.
+
+    Raises:
+        CalibrationError: for a list of another length.
+    """
+    if isinstance(gold, str | Mapping):
+        return gold
+    listed = list(gold)
+    if len(listed) != count:
+        raise CalibrationError(f"gold has {len(listed)} answers for {count} results: give one for each, in their order")
+    return listed
+
+
+def gold_answer(gold: str | Mapping[Any, Any] | list[Any], place: int, metas: Sequence[Mapping[str, Any]]) -> Any:
+    """The right answer to one question.
+
+    Args:
+        gold: from :func:`listed_gold`.
+        place: of the question among the results.
+        metas: of the results that answer it, of which each may carry the right answer.
+
+    Raises:
+        CalibrationError: if there is none, or the results carry different ones.
+    """
+    if isinstance(gold, list):
+        return gold[place]
+    if isinstance(gold, Mapping):
+        if (name := metas[0].get("id")) is None:
+            raise CalibrationError(
+                f"gold is by id, and result {place} has none: give requests an id, or gold as a list"
+            )
+        if name not in gold:
+            raise CalibrationError(f"gold has no answer for the id {name!r}")
+        return gold[name]
+    carried = [meta[gold] for meta in metas if gold in meta]
+    if not carried:
+        raise CalibrationError(
+            f"result {place} has no meta[{gold!r}]: pass gold=, the right answers by id or as a list in order"
+        )
+    if any(each != carried[0] for each in carried):
+        raise CalibrationError(f"result {place}: the two lists carry different right answers, {carried}")
+    return carried[0]
+
+
+def judged(
+    results: Sequence[Result | Scores], answers: Sequence[Any], correct: Callable[[str, Any], Any] | None = None
+) -> np.ndarray:
+    """Whether each answer is right.
+
+    Args:
+        results: [N].
+        answers: [N] the right answers: texts, or several texts each; anything that ``correct`` takes.
+        correct: a function of an answer's text and the right answer; None compares texts as :func:`correctness` does.
+
+    Returns:
+        [N], booleans if ``correct`` returns such: validate it with :func:`checked`.
+
+    Raises:
+        CalibrationError: for a right answer that is not text, without ``correct``.
+    """
+    if correct is not None:
+        return np.array([correct(answer_text(each), right) for each, right in zip(results, answers, strict=True)])
+    for right in answers:
+        several = [right] if isinstance(right, str) or not isinstance(right, Iterable) else list(right)
+        if not several or not all(isinstance(each, str) for each in several):
+            raise CalibrationError(
+                f"{right!r} is no text to compare answers with: give texts as gold, or pass correct="
+            )
+    return correctness(results, answers)
 
 
 def checked(

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
-__all__ = ["environment", "fragment", "page", "table_html", "wrapped"]
+__all__ = ["document", "environment", "fragment", "image_parts", "page", "table_html", "wrapped", "written"]
 
 IMAGE_SIDE = 480  # pixels: twice the width of the column, for high-density screens
 THUMB_SIDE = 40
@@ -65,29 +66,45 @@ def page(results: Sequence[Shown], title: str | None = None) -> str:
         results: each a ``Result`` or ``Scores``, in the order to show.
         title: the heading; by default the models' names.
     """
-    from markupsafe import Markup
-
     models = list(dict.fromkeys(str(each.meta["model"]) for each in results if each.meta.get("model")))
     sources = list(dict.fromkeys(" · ".join(view.provenance(each.meta)[1:]) for each in results))
     count = f"{len(results)} results" if len(results) != 1 else ""
+    subtitle = " · ".join(filter(None, [count, sources[0] if len(sources) == 1 else ""]))
+    return document(
+        title or ", ".join(models) or "vlmprobe", subtitle, [_article(each, legend=False) for each in results]
+    )
+
+
+def document(title: str, subtitle: str, articles: Sequence[str]) -> str:
+    """One self-contained HTML page.
+
+    Args:
+        title: the heading, as text.
+        subtitle: below it, as text.
+        articles: HTML that templates rendered, and so escaped.
+    """
+    from markupsafe import Markup
+
     return (
         environment()
         .get_template("page.html")
-        .render(
-            title=view.plain(title or ", ".join(models) or "vlmprobe"),
-            subtitle=" · ".join(filter(None, [count, sources[0] if len(sources) == 1 else ""])),
-            articles=[
-                Markup(_article(each, legend=False)) for each in results
-            ],  # rendered by a template: escaped there
-        )
+        .render(title=view.plain(title), subtitle=view.plain(subtitle), articles=[Markup(each) for each in articles])
     )
+
+
+def written(text: str, path: str | Path | None) -> str:
+    """The text of a page; written to ``path`` if given."""
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+    return text
 
 
 def _article(result: Shown, legend: bool) -> str:
     """A result as one ``<article>``; its kind is determined by its attributes."""
     common = {
         "legend": legend,
-        "images": [_image(image) for image in result.images],
+        "images": [image_parts(image) for image in result.images],
         "question": view.plain(str(result.meta.get("question") or "")),
         "provenance": view.provenance(result.meta),
         "meta": [(view.label(str(name)), _value(value)) for name, value in result.meta.items() if name != "question"],
@@ -175,7 +192,8 @@ def _prompt_summary(prompt: ShownTable) -> str:
     return " · ".join(words)
 
 
-def _image(image: Image) -> dict[str, Any]:
+def image_parts(image: Image) -> dict[str, Any]:
+    """An image for the templates: its ``data:`` URL and its size."""
     small = max(image.size) <= PIXEL_ART
     shown = image if small else thumbnail(image, IMAGE_SIDE)
     return {"uri": _uri(shown), "width": shown.width, "height": shown.height, "small": small}

@@ -19,6 +19,12 @@ from vlmprobe.inputs.image_spans import ImageSpan
 __all__ = [
     "Shown",
     "ShownChoices",
+    "ShownExample",
+    "ShownGallery",
+    "ShownInterval",
+    "ShownMcNemar",
+    "ShownMetric",
+    "ShownPaired",
     "ShownReliability",
     "ShownResult",
     "ShownRiskCoverage",
@@ -153,3 +159,89 @@ class ShownThreshold(Protocol):
     def kept(self) -> int: ...
     @property
     def wrong(self) -> int: ...  # of those kept
+
+
+class ShownExample(Protocol):
+    """A question with one answer, or the answers of A and of B."""
+
+    @property
+    def id(self) -> Any: ...
+    @property
+    def gold(self) -> Any: ...  # the right answer, or None
+    @property
+    def questions(self) -> Sequence[str]: ...  # [1 or 2]
+    @property
+    def images(self) -> Sequence[Image]: ...
+    @property
+    def answers(self) -> Sequence[Shown]: ...  # [1 or 2]
+    @property
+    def texts(self) -> Sequence[str]: ...  # of each answer
+    @property
+    def confidences(self) -> Sequence[float]: ...  # of each answer, from 0 to 1
+    @property
+    def correct(self) -> Sequence[bool]: ...  # of each answer; empty if unknown
+
+
+class ShownGallery(Protocol):
+    """Examples to look at."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def examples(self) -> Sequence[ShownExample]: ...
+    @property
+    def names(self) -> Sequence[str]: ...  # of the answers
+    @property
+    def total(self) -> int: ...  # how many examples there are, of which these are the first
+
+
+class ShownInterval(Protocol):
+    """A number with its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def level(self) -> float: ...
+
+
+class ShownMetric(Protocol):
+    """One metric of A and of B."""
+
+    @property
+    def a(self) -> float: ...
+    @property
+    def b(self) -> float: ...
+    @property
+    def difference(self) -> ShownInterval: ...  # B minus A
+    @property
+    def p(self) -> float: ...  # NaN without a test
+
+
+class ShownMcNemar(Protocol):
+    """McNemar's test."""
+
+    @property
+    def only_a(self) -> int: ...  # pairs in which only A is right
+    @property
+    def only_b(self) -> int: ...
+    @property
+    def p(self) -> float: ...
+
+
+class ShownPaired(Protocol):
+    """Metrics of A and of B over the same questions."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def names(self) -> Sequence[str]: ...  # [2]
+    @property
+    def metrics(self) -> Mapping[str, ShownMetric]: ...
+    @property
+    def mcnemar(self) -> ShownMcNemar: ...

@@ -81,13 +81,9 @@ class Saved:
 
     def to_html(self: Shown, path: str | Path | None = None) -> str:
         """One self-contained HTML page; written to ``path`` if given."""
-        from vlmprobe.display import page
+        from vlmprobe.display.html import page, written
 
-        text = page([self])
-        if path is not None:
-            with replacing(Path(path)) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
-        return text
+        return written(page([self]), path)
 
     def _repr_html_(self: Shown) -> str:
         from vlmprobe.display import fragment

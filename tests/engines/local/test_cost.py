@@ -343,6 +343,19 @@ def test_features_beside_the_fields_of_their_output_are_remembered():
     assert _bytes(output) == 4 * (6 + 6 + 1)
 
 
+def test_a_batch_of_new_and_remembered_images(checkpoint):
+    """The output of an image just encoded has the hidden states of its tower, a remembered one does not: KeyError."""
+    probe = load("internvl", checkpoint)
+    probe.engine.adapter.model.config.vision_feature_layer = -2  # an earlier layer: the tower returns its hidden states
+    old, new = picture(1), picture(2)
+    session = probe.session()
+    session.generate("Hi", image=old, **GREEDY)
+    results = list(session.generate_many([Request("Hi", each) for each in (new, old, new)], batch_size=3, **GREEDY))
+    for result, image in zip(results, (new, old, new), strict=True):
+        alone = probe.generate("Hi", image=image, **GREEDY)
+        np.testing.assert_allclose(result.output.logprobs, alone.output.logprobs, atol=TOLERANCE)
+
+
 def test_an_engine_without_memory_has_no_sessions(probe_of):
     class Served:
         pass

@@ -239,6 +239,8 @@ def _joined(outputs: Sequence[Any]) -> Any | None:
         return None
     joined: dict[str, Any] = {}
     for name, value in _parts(first).items():
+        if name in UNREAD:  # a cached output lacks them
+            continue
         values = [_parts(each)[name] for each in outputs]
         if name == "deepstack_features":  # by layer, then by position
             layers = [_chained(layer) for layer in zip(*values, strict=True)]
@@ -249,7 +251,7 @@ def _joined(outputs: Sequence[Any]) -> Any | None:
             joined[name] = _chained(values)
             if joined[name] is None and name == "pooler_output":
                 return None
-        elif name not in UNREAD and isinstance(value, (Tensor, list, tuple)):
+        elif isinstance(value, (Tensor, list, tuple)):
             return None
     return _made(type(first), joined)
 
