@@ -17,6 +17,7 @@ __all__ = [
     "AdapterError",
     "CapabilityError",
     "CheckpointError",
+    "CheckpointNotFoundError",
     "EngineConnectionError",
     "EngineError",
     "EngineResponseError",
@@ -58,6 +59,10 @@ class GenerationOptionError(VlmprobeError, ValueError):
 
 class UnknownModelError(VlmprobeError, LookupError):
     """No adapter handles the checkpoint, or there is no checkpoint at the given place."""
+
+
+class CheckpointNotFoundError(UnknownModelError, FileNotFoundError):
+    """There is no folder at the given path, and it is not a hub id either."""
 
 
 class RemoteCodeError(UnknownModelError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from vlmprobe.cli.check import check
 from vlmprobe.cli.compare import compare
@@ -15,6 +15,7 @@ from vlmprobe.cli.models import models
 from vlmprobe.cli.new_adapter import new_adapter
 from vlmprobe.cli.probe import probe
 from vlmprobe.cli.score import score
+from vlmprobe.cli.terminal import interruptible
 
 __all__ = ["app"]
 
@@ -42,8 +43,22 @@ class AskCommand(TyperCommand):
         return ["[OPTIONS]", "MODEL", "IMAGE", "QUESTION"]
 
 
+class Commands(TyperGroup):
+    """The commands; Ctrl-C while they are parsed or run is told in one line."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """Parse the arguments."""
+        with interruptible():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        with interruptible():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
-    add_completion=False,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they print local variables, including a model's weights
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -12,6 +12,7 @@ import typer
 
 from vlmprobe.cli import json_document, options, output
 from vlmprobe.cli.open_model import open_probe
+from vlmprobe.cli.targets import lines_target
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["check"]
 
 TINY = 20_000_000  # parameters
-
-
-def _matrix_target(value: Path | None) -> Path | None:
-    if value is not None and value.is_dir():
-        raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'matrix.jsonl'}")
-    return value
 
 
 def check(
@@ -51,7 +46,7 @@ def check(
             "--matrix",
             metavar="FILE",
             help="Also append the record of this run to a file, as one line of JSON.",
-            callback=_matrix_target,
+            callback=lines_target,
             show_default=False,
         ),
     ] = None,

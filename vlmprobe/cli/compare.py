@@ -9,6 +9,7 @@ import typer
 
 from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import is_server, open_probe, open_server
+from vlmprobe.cli.targets import file_target, new_target
 from vlmprobe.cli.terminal import console, guarded, note, working
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ def _side(name: str, what: str, help: str) -> Any:
     return typer.Option(name, metavar=what, help=help, rich_help_panel=SIDES, show_default=False)
 
 
-def _plot_target(value: Path | None) -> Path | None:
+def _plot_target(context: typer.Context, value: Path | None) -> Path | None:
     if value is not None and value.suffix.lower() not in PLOTS:
         raise typer.BadParameter(f"{value} must end in one of {', '.join(PLOTS)}")
-    return options.file_target(value)
+    return new_target(file_target(value), context.params["overwrite"])
 
 
 def compare(
@@ -107,6 +108,15 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Let --plot replace what is there.",
+            is_eager=True,  # read before --plot, whose check depends on it
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Run the same requests on A and B, and compare their numbers for the same tokens."""

@@ -11,6 +11,7 @@ import typer
 
 from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import open_probe
+from vlmprobe.cli.targets import html_target
 from vlmprobe.cli.terminal import console, guarded, working
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ QUESTIONS = (
 def demo(
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", help="Where to write the HTML report.", callback=options.file_target),
+        typer.Option("--out", metavar="FILE", help="Where to write the HTML report.", callback=html_target),
     ] = Path("vlmprobe-demo.html"),
     debug: options.Debug = False,
 ) -> None:

@@ -1,0 +1,84 @@
+"""Validates output files before a model is loaded: nothing is written over what is not the command's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+
+__all__ = ["file_target", "html_target", "lines_target", "new_target", "result_target"]
+
+HTML = (".html", ".htm")
+HEAD = 4096  # bytes of a file that say what it is
+
+
+def file_target(value: Path | None) -> Path | None:
+    """An output file: not a folder, and writable."""
+    if value is not None:
+        if value.is_dir():
+            raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'report.html'}")
+        _require_writable(value)
+    return value
+
+
+def html_target(value: Path | None) -> Path | None:
+    """A page to write; it may replace an earlier page, but no other file, such as the image that is asked about."""
+    if value is not None:
+        if file_target(value) and value.suffix.lower() not in HTML:
+            raise typer.BadParameter(f"{value} must end in {' or '.join(HTML)}, since an HTML page is written there")
+        head = _head(value).lower()
+        if head.strip() and b"<html" not in head and b"<!doctype html" not in head:
+            raise typer.BadParameter(f"{value} exists and is not an HTML page: name another file, or remove it")
+    return value
+
+
+def lines_target(value: Path | None) -> Path | None:
+    """A file of JSON lines to append to; a file of anything else is left alone."""
+    if value is not None:
+        if file_target(value) and _head(value).lstrip()[:1] not in (b"", b"{"):
+            raise typer.BadParameter(f"{value} exists and does not hold lines of JSON: name another file, or remove it")
+    return value
+
+
+def new_target(value: Path | None, overwrite: bool) -> Path | None:
+    """A file or folder that does not exist yet, or is empty, unless it may be overwritten."""
+    if value is not None and not overwrite and value.exists():
+        if any(value.iterdir()) if value.is_dir() else value.stat().st_size:
+            raise typer.BadParameter(f"{value} exists already: name a new path, or pass --overwrite to replace it")
+    return value
+
+
+def result_target(context: typer.Context, value: Path | None) -> Path | None:
+    """Where a result is saved: a folder, or a file that ends in .safetensors."""
+    if value is not None:
+        if value.suffix == ".safetensors" and value.is_dir():
+            raise typer.BadParameter(f"{value} is a folder: name a file in it, or a folder without that ending")
+        if value.suffix != ".safetensors" and value.is_file():
+            raise typer.BadParameter(f"{value} is a file: name a folder, or a file that ends in .safetensors")
+        _require_writable(value)
+    return new_target(value, context.params["overwrite"])
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise typer.BadParameter(f"{path} exists and cannot be read: {error.strerror}") from error
+
+
+def _require_writable(path: Path) -> None:
+    try:
+        exists = path.exists()
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+    except (OSError, ValueError) as error:  # a folder that may not be entered, a name that is too long
+        raise typer.BadParameter(f"{path} cannot be written: {getattr(error, 'strerror', error)}") from error
+    if exists and not os.access(path, os.W_OK):
+        raise typer.BadParameter(f"{path} is not writable")
+    if not above.is_dir():
+        raise typer.BadParameter(f"{above} is a file, so nothing can be written below it")
+    if not exists and not os.access(above, os.W_OK):
+        raise typer.BadParameter(f"the folder {above} is not writable")
