@@ -71,8 +71,14 @@ def _is_image(source: str) -> bool:
 
 
 def _image(source: str) -> Any:
+    from vlmprobe.errors import ImageError, VlmprobeError
     from vlmprobe.inputs.images import DEFAULT_LIMITS, load_image
 
+    if source.startswith(("http://", "https://")):
+        try:
+            return load_image(source)
+        except ImageError as error:  # not wrong usage: it may succeed another time
+            raise VlmprobeError(str(error)) from error
     if source != STDIN:
         return load_image(source)
     if sys.stdin.isatty():

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmprobe.cli import json_document, options, output
-from vlmprobe.cli.open_model import open_probe
+from vlmprobe.cli.open_model import is_server, open_probe
 from vlmprobe.cli.targets import lines_target
-from vlmprobe.cli.terminal import console, guarded, note, working
+from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
@@ -57,6 +57,11 @@ def check(
     debug: options.Debug = False,
 ) -> None:
     """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls."""
+    if is_server(model):
+        raise typer.BadParameter(
+            f"{model} is a server, and check compares with the model's own forward: for a server use vlmprobe doctor",
+            param_hint="'MODEL'",
+        )
     with guarded(debug):
         expected = _expected(expect)
         wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
@@ -71,7 +76,7 @@ def check(
             report = check_adapter(probe, expected_failures=expected, only=wanted, **told)
         _deliver(report, as_json, matrix)
     if not report.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _expected(given: list[str] | None) -> dict[str, str]:
@@ -126,9 +131,10 @@ def _progress(total: int) -> Iterator[dict[str, Any]]:
 def _deliver(report: Report, as_json: bool, matrix: Path | None) -> None:
     record = report.to_dict()
     if matrix is not None:
-        matrix.parent.mkdir(parents=True, exist_ok=True)
-        with matrix.open("a", encoding="utf-8") as file:
-            file.write(json_document.dumps(record) + "\n")
+        with writing(matrix):
+            matrix.parent.mkdir(parents=True, exist_ok=True)
+            with matrix.open("a", encoding="utf-8") as file:
+                file.write(json_document.dumps(record) + "\n")
     if as_json:
         output.print_json(record)
     else:

@@ -10,7 +10,7 @@ import typer
 from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import is_server, open_probe, open_server
 from vlmprobe.cli.targets import file_target, new_target
-from vlmprobe.cli.terminal import console, guarded, note, working
+from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing
 
 if TYPE_CHECKING:
     from vlmprobe.analysis.compare import Comparison
@@ -136,7 +136,7 @@ def compare(
             found = run(one, other, cases, prompt=prompt, **generation)
         _deliver(found, tolerance, as_json, plot)
     if tolerance is not None and found.objections(tolerance):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 Side = tuple[str, "str | None", "dict[str, str | None]"]
@@ -173,7 +173,8 @@ def _deliver(found: Comparison, tolerance: float | None, as_json: bool, plot: Pa
     if plot is not None:
         from vlmprobe.display.plots.style import save
 
-        save(found.plot(tolerance=tolerance), plot)
+        with writing(plot):
+            save(found.plot(tolerance=tolerance), plot)
     if as_json:
         output.print_json(document(found, tolerance))
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmprobe.cli import options, output
-from vlmprobe.cli.terminal import console, guarded, one_line, working
+from vlmprobe.cli.terminal import FAILED, console, guarded, one_line, working
 
 if TYPE_CHECKING:
     from vlmprobe.engines.serving.health import Health
@@ -52,7 +52,7 @@ def doctor(
         else:
             _print(health)
     if not health.usable:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
     if not health.complete:
         raise typer.Exit(INCOMPLETE)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlmprobe.cli.terminal import working
+from vlmprobe.cli.terminal import working, wrong_usage
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
@@ -66,6 +66,8 @@ def open_probe(model: str, **load: Any) -> Probe:
 
     is_local = model == "demo" or Path(model).expanduser().exists()
     with working(f"Loading {model}", spin=is_local):
+        with wrong_usage():
+            _check_choices(load.get("adapter"), load.get("device", "auto"))
         _no_bars(except_downloads=not is_local and sys.stderr.isatty())
         return load_probe(model, **load)
 
@@ -76,6 +78,15 @@ def open_server(url: str, **options: Any) -> Probe:
 
     with working(f"Connecting to {url}"):
         return connect(url, **options)
+
+
+def _check_choices(adapter: str | None, device: str) -> None:
+    from vlmprobe.model_registry.registry import require_adapter
+    from vlmprobe.probe.load import resolved_device
+
+    if adapter is not None:
+        require_adapter(adapter)
+    resolved_device(device)
 
 
 def _given(options: dict[str, str | None]) -> str:

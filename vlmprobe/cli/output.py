@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmprobe.cli import json_document
-from vlmprobe.cli.terminal import console, note
+from vlmprobe.cli.terminal import console, note, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +50,8 @@ def deliver(
     from vlmprobe.results.result import Result
 
     if save is not None:
-        result.save(save)
+        with writing(save):
+            result.save(save)
     if html is not None:
         write_html(result.to_html(), html)
     if as_json:
@@ -80,8 +81,9 @@ def print_json(content: dict[str, Any]) -> None:
 
 def write_html(text: str, file: Path) -> None:
     """Write a page, creating its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
 
 
 def raw_logits(table: TokenTable) -> Table:

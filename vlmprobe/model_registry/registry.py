@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.errors import AdapterError, CheckpointError, RemoteCodeError, UnknownModelError, near
+from vlmprobe.errors import AdapterError, CheckpointError, CheckpointNotFoundError, RemoteCodeError, UnknownModelError, near
 from vlmprobe.plugins import is_ours, load
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "is_native",
     "known_model_types",
     "read_config",
+    "require_adapter",
 ]
 
 GROUP = "vlmprobe.adapters"
@@ -57,13 +58,9 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
         RemoteCodeError: if nothing handles it and the checkpoint would run code of its own.
         AdapterError: if several adapters of the same rank claim it.
     """
-    known = adapters()
     if name is not None:
-        if name not in known:
-            raise UnknownModelError(
-                f"No adapter is named {name!r}.{near(str(name), known)} Installed: {', '.join(sorted(known))}."
-            )
-        return known[name]
+        return require_adapter(name)
+    known = adapters()
     claims = [adapter for adapter in known.values() if not adapter.generic and _handles(adapter, config)]
     ours = [adapter for adapter in claims if _is_built_in(adapter)]
     theirs = [adapter for adapter in claims if not _is_built_in(adapter)]
@@ -79,6 +76,16 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
     for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and _handles(each, config))):
         return adapter
     raise _unknown(config, checkpoint)
+
+
+def require_adapter(name: str) -> type[Adapter]:
+    """The adapter of this name; raises :class:`UnknownModelError` if none is installed."""
+    known = adapters()
+    if name not in known:
+        raise UnknownModelError(
+            f"No adapter is named {name!r}.{near(str(name), known)} Installed: {', '.join(sorted(known))}."
+        )
+    return known[name]
 
 
 def _handles(adapter: type[Adapter], config: Mapping[str, Any]) -> bool:
@@ -132,7 +139,7 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
-        raise UnknownModelError(
+        raise CheckpointNotFoundError(
             f"There is no folder {checkpoint!r}, and it is not a hub id such as 'llava-hf/llava-1.5-7b-hf'. "
             "Pass an existing folder, a hub id, or 'demo'."
         )
