@@ -24,8 +24,9 @@ def file_target(value: Path | None) -> Path | None:
 
 def html_target(value: Path | None) -> Path | None:
     """A page to write; it may replace an earlier page, but no other file, such as the image that is asked about."""
+    file_target(value)
     if value is not None:
-        if file_target(value) and value.suffix.lower() not in HTML:
+        if value.suffix.lower() not in HTML:
             raise typer.BadParameter(f"{value} must end in {' or '.join(HTML)}, since an HTML page is written there")
         head = _head(value).lower()
         if head.strip() and b"<html" not in head and b"<!doctype html" not in head:
@@ -35,17 +36,16 @@ def html_target(value: Path | None) -> Path | None:
 
 def lines_target(value: Path | None) -> Path | None:
     """A file of JSON lines to append to; a file of anything else is left alone."""
-    if value is not None:
-        if file_target(value) and _head(value).lstrip()[:1] not in (b"", b"{"):
-            raise typer.BadParameter(f"{value} exists and does not hold lines of JSON: name another file, or remove it")
+    file_target(value)
+    if value is not None and _head(value).lstrip()[:1] not in (b"", b"{"):
+        raise typer.BadParameter(f"{value} exists and does not hold lines of JSON: name another file, or remove it")
     return value
 
 
 def new_target(value: Path | None, overwrite: bool) -> Path | None:
     """A file or folder that does not exist yet, or is empty, unless it may be overwritten."""
-    if value is not None and not overwrite and value.exists():
-        if any(value.iterdir()) if value.is_dir() else value.stat().st_size:
-            raise typer.BadParameter(f"{value} exists already: name a new path, or pass --overwrite to replace it")
+    if value is not None and not overwrite and _holds_something(value):
+        raise typer.BadParameter(f"{value} exists already: name a new path, or pass --overwrite to replace it")
     return value
 
 
@@ -58,6 +58,12 @@ def result_target(context: typer.Context, value: Path | None) -> Path | None:
             raise typer.BadParameter(f"{value} is a file: name a folder, or a file that ends in .safetensors")
         _require_writable(value)
     return new_target(value, context.params["overwrite"])
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.exists() and path.stat().st_size > 0
 
 
 def _head(path: Path) -> bytes:

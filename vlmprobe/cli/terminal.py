@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlmprobe.errors import CheckpointNotFoundError, GenerationOptionError, ImageError, MessageError, ResultError, VlmprobeError
+from vlmprobe.errors import (
+    CheckpointNotFoundError,
+    GenerationOptionError,
+    ImageError,
+    MessageError,
+    ResultError,
+    VlmprobeError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.errors import AdapterError, CheckpointError, CheckpointNotFoundError, RemoteCodeError, UnknownModelError, near
+from vlmprobe.errors import (
+    AdapterError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    RemoteCodeError,
+    UnknownModelError,
+    near,
+)
 from vlmprobe.plugins import is_ours, load
 
 __all__ = [
