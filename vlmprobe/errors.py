@@ -133,7 +133,7 @@ def _packages(extra: str) -> list[str]:
 
 def near(word: str, known: Iterable[str], *, most: int = 3) -> str:
     """``" Did you mean a, b?"`` for the known words nearest to ``word``, or an empty string."""
-    found = difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
+    found = difflib.get_close_matches(word, list(known), n=most, cutoff=0.7)
     return f" Did you mean {', '.join(found)}?" if found else ""
 
 

@@ -143,7 +143,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        note("Interrupted.")
+        typer.echo("Interrupted.", err=True)  # without imports: one may have been interrupted, and cannot be repeated
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -16,10 +16,10 @@ from vlmprobe.errors import (
     AdapterError,
     CheckpointError,
     CheckpointNotFoundError,
-    RemoteCodeError,
     UnknownModelError,
     near,
 )
+from vlmprobe.model_registry.unknown import unknown
 from vlmprobe.plugins import is_ours, load
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 GROUP = "vlmprobe.adapters"
-HELP = "See docs/extend/add-a-model.md on how to add an adapter."
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +81,7 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
         raise AdapterError(f"{checkpoint} is claimed by {names}: choose one with adapter=.")
     for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and _handles(each, config))):
         return adapter
-    raise _unknown(config, checkpoint)
+    raise unknown(config, checkpoint, known_model_types())
 
 
 def require_adapter(name: str) -> type[Adapter]:
@@ -158,20 +157,6 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Check the spelling, the connection, "
             "and for a gated model that you are logged in; without a network, HF_HUB_OFFLINE=1 avoids the wait."
         ) from error
-
-
-def _unknown(config: Mapping[str, Any], checkpoint: str) -> UnknownModelError:
-    kind = str(config.get("model_type", "unknown"))
-    named = config.get("architectures")
-    classes = ", ".join(map(str, named)) if named and isinstance(named, list) else "none named"
-    hint = near(kind, [each for each in known_model_types() if each != kind])
-    told = f"No adapter handles {checkpoint} (model_type {kind!r}, architecture {classes}).{hint}"
-    if config.get("auto_map"):
-        return RemoteCodeError(
-            f"{told} It asks to run Python code of its own, which vlmprobe never does. Look for a version of it that "
-            f"is native to transformers (often ending in '-hf'), or write an adapter. {HELP}"
-        )
-    return UnknownModelError(f"{told} Newer models may need a newer transformers. {HELP}")
 
 
 def is_native(model_type: Any) -> bool:
