@@ -140,6 +140,9 @@ TARGETS = [
     (("check", "M", "--matrix", "scene.png"), "scene.png exists and does not hold lines of JSON"),
     (("check", "M", "--matrix", "folder"), "folder is a folder"),
     (("compare", "M", "N", "lines.jsonl", "--plot", "scene.png"), "--overwrite"),
+    (("probe", "M", "none", "Q", "--html", f"{'n' * 300}.html"), "File name too long"),
+    (("probe", "M", "none", "Q", "--save", "n" * 300), "File name too long"),
+    (("new-adapter", "mine", "--folder", "n" * 300), "File name too long"),
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmprobe.cli import options
+from vlmprobe.cli.targets import reachable
 from vlmprobe.cli.terminal import console, guarded, working, writing, wrong_usage
 from vlmprobe.errors import AdapterError, UnknownModelError
 
@@ -36,8 +37,9 @@ def _model_type(value: str | None) -> str | None:
 
 
 def _empty_folder(value: Path | None) -> Path | None:
-    if value is not None and (value.is_file() or (value.is_dir() and any(value.iterdir()))):
-        raise typer.BadParameter(f"{value} already exists: name a new or an empty folder")
+    with reachable(value):
+        if value is not None and (value.is_file() or (value.is_dir() and any(value.iterdir()))):
+            raise typer.BadParameter(f"{value} already exists: name a new or an empty folder")
     return value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -53,7 +52,7 @@ def open_model(
         if given := _given(loading):
             raise typer.BadParameter("MODEL is a server, which has loaded its model", param_hint=given)
         return open_server(model, engine=engine or "auto", model=served_model, processor=processor)
-    if ADDRESS.fullmatch(model) and not Path(model).exists():
+    if ADDRESS.fullmatch(model) and not os.path.exists(model):
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
         raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
@@ -64,7 +63,7 @@ def open_probe(model: str, **load: Any) -> Probe:
     """Load the model, with a status line in a terminal; downloads from the hub show their own progress bars."""
     from vlmprobe import load as load_probe
 
-    is_local = model == "demo" or Path(model).expanduser().exists()
+    is_local = model == "demo" or os.path.exists(os.path.expanduser(model))
     with working(f"Loading {model}", spin=is_local):
         with wrong_usage():
             _check_choices(load.get("adapter"), load.get("device", "auto"))

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
-__all__ = ["file_target", "html_target", "lines_target", "new_target", "result_target"]
+__all__ = ["file_target", "html_target", "lines_target", "new_target", "reachable", "result_target"]
 
 HTML = (".html", ".htm")
 HEAD = 4096  # bytes of a file that say what it is
 
 
+@contextmanager
+def reachable(path: Path | None) -> Iterator[None]:
+    """A path that the system refuses (a locked folder, a name that is too long) is a usage error that names it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be used: {getattr(error, 'strerror', None) or error}") from error
+
+
 def file_target(value: Path | None) -> Path | None:
     """An output file: not a folder, and writable."""
     if value is not None:
-        if value.is_dir():
-            raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'report.html'}")
-        _require_writable(value)
+        with reachable(value):
+            if value.is_dir():
+                raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'report.html'}")
+            _require_writable(value)
     return value
 
 
@@ -44,19 +56,21 @@ def lines_target(value: Path | None) -> Path | None:
 
 def new_target(value: Path | None, overwrite: bool) -> Path | None:
     """A file or folder that does not exist yet, or is empty, unless it may be overwritten."""
-    if value is not None and not overwrite and _holds_something(value):
-        raise typer.BadParameter(f"{value} exists already: name a new path, or pass --overwrite to replace it")
+    with reachable(value):
+        if value is not None and not overwrite and _holds_something(value):
+            raise typer.BadParameter(f"{value} exists already: name a new path, or pass --overwrite to replace it")
     return value
 
 
 def result_target(context: typer.Context, value: Path | None) -> Path | None:
     """Where a result is saved: a folder, or a file that ends in .safetensors."""
     if value is not None:
-        if value.suffix == ".safetensors" and value.is_dir():
-            raise typer.BadParameter(f"{value} is a folder: name a file in it, or a folder without that ending")
-        if value.suffix != ".safetensors" and value.is_file():
-            raise typer.BadParameter(f"{value} is a file: name a folder, or a file that ends in .safetensors")
-        _require_writable(value)
+        with reachable(value):
+            if value.suffix == ".safetensors" and value.is_dir():
+                raise typer.BadParameter(f"{value} is a folder: name a file in it, or a folder without that ending")
+            if value.suffix != ".safetensors" and value.is_file():
+                raise typer.BadParameter(f"{value} is a file: name a folder, or a file that ends in .safetensors")
+            _require_writable(value)
     return new_target(value, context.params["overwrite"])
 
 
@@ -67,24 +81,18 @@ def _holds_something(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    try:
+    with reachable(path):
+        if not path.exists():
+            return b""
         with path.open("rb") as file:
             return file.read(HEAD)
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise typer.BadParameter(f"{path} exists and cannot be read: {error.strerror}") from error
 
 
 def _require_writable(path: Path) -> None:
-    try:
-        exists = path.exists()
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-    except (OSError, ValueError) as error:  # a folder that may not be entered, a name that is too long
-        raise typer.BadParameter(f"{path} cannot be written: {getattr(error, 'strerror', error)}") from error
-    if exists and not os.access(path, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         raise typer.BadParameter(f"{path} is not writable")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise typer.BadParameter(f"{above} is a file, so nothing can be written below it")
-    if not exists and not os.access(above, os.W_OK):
+    if not path.exists() and not os.access(above, os.W_OK):
         raise typer.BadParameter(f"the folder {above} is not writable")
