@@ -96,6 +96,32 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
+def test_models_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; sys.argv = ['vlmprobe', 'models']\n"
+        "from vlmprobe.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print('heavy:', sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("vlmprobe mod", "models"), ("vlmprobe probe --ht", "--html")])
+def test_the_shell_completes(typed, offered):
+    asked = {"_VLMPROBE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = shell(env=asked)
+    assert done.stdout.decode().split() == [offered]
+    assert done.stderr == b""
+
+
+def test_the_script_for_completion_is_shown():
+    done = shell("--show-completion", "bash")
+    assert b"_VLMPROBE_COMPLETE=complete_bash" in done.stdout
+
+
 def test_version(run):
     text = run("--version").stdout
     assert text.startswith(f"vlmprobe {vlmprobe.__version__} (")

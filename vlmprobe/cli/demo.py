@@ -85,8 +85,8 @@ def _answers(results: Sequence[Result]) -> Table:
     from vlmprobe.display.view import percent, plain
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    grid.add_column("question", no_wrap=True, overflow="ellipsis", min_width=max(map(len, QUESTIONS)))
-    grid.add_column("answer", overflow="fold", ratio=1)
+    grid.add_column("question", overflow="fold")
+    grid.add_column("answer", overflow="fold")
     grid.add_column("confidence", justify="right", no_wrap=True)
     shown = None
     for result in results:
