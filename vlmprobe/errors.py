@@ -17,6 +17,7 @@ __all__ = [
     "AdapterError",
     "CapabilityError",
     "CheckpointError",
+    "CheckpointNotFoundError",
     "EngineConnectionError",
     "EngineError",
     "EngineResponseError",
@@ -58,6 +59,10 @@ class GenerationOptionError(VlmprobeError, ValueError):
 
 class UnknownModelError(VlmprobeError, LookupError):
     """No adapter handles the checkpoint, or there is no checkpoint at the given place."""
+
+
+class CheckpointNotFoundError(UnknownModelError, FileNotFoundError):
+    """There is no folder at the given path, and it is not a hub id either."""
 
 
 class RemoteCodeError(UnknownModelError):
@@ -126,7 +131,7 @@ def _packages(extra: str) -> list[str]:
     return [package.strip() for package, _, marker in halves if marker.strip() == f'extra == "{extra}"']
 
 
-def near(word: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.5) -> str:
+def near(word: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.7) -> str:
     """``" Did you mean a, b?"`` for the known words nearest to ``word``, or an empty string."""
     found = difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
     return f" Did you mean {', '.join(found)}?" if found else ""

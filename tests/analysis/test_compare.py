@@ -441,7 +441,7 @@ def test_command_on_a_server(run, a, requests_file):
 def test_command_refuses_before_a_model_is_loaded(run, requests_file, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{}", encoding="utf-8")
-    assert "line 1 must have either" in run("demo", "demo", bad, code=1).stderr
+    assert "line 1 must have either" in run("demo", "demo", bad, code=2).stderr
     run("demo", "demo", tmp_path / "none.jsonl", code=2)
     run("demo", "demo", requests_file, "--plot", tmp_path / "plot.txt", code=2)
     run("demo", "demo", requests_file, "--engine-a", "vllm", code=2)

@@ -21,7 +21,7 @@ import vlmprobe
 from vlmprobe.cli import app, arguments, options, output, terminal
 from vlmprobe.results import document
 
-COMMANDS = ("demo", "probe", "score", "models")
+COMMANDS = ("demo", "probe", "score", "compare", "doctor", "check", "models", "new-adapter")
 QUESTION = "What animal is this?"
 
 
@@ -95,6 +95,32 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_models_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; sys.argv = ['vlmprobe', 'models']\n"
+        "from vlmprobe.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print('heavy:', sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("vlmprobe mod", "models"), ("vlmprobe probe --ht", "--html")])
+def test_the_shell_completes(typed, offered):
+    asked = {"_VLMPROBE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = shell(env=asked)
+    assert done.stdout.decode().split() == [offered]
+    assert done.stderr == b""
+
+
+def test_the_script_for_completion_is_shown():
+    done = shell("--show-completion", "bash")
+    assert b"_VLMPROBE_COMPLETE=complete_bash" in done.stdout
 
 
 def test_version(run):
@@ -274,8 +300,7 @@ def test_values_of_options():
         "a_b": "x=y",
     }
     assert options.generation_options(given, 3, None) == expected
-    assert options.generation_options(None, None, 0.0) == {"do_sample": False}
-    assert options.generation_options(None, None, 0.5) == {"do_sample": True, "temperature": 0.5}
+    assert options.generation_options(None, None, 0.5) == {"temperature": 0.5}
     assert options.generation_options(["code=__import__('os').getcwd()"], None, None) == {
         "code": "__import__('os').getcwd()"
     }
@@ -351,31 +376,31 @@ def fails(result, *parts: str) -> None:
 
 
 def test_a_missing_picture(run, tiny, tmp_path):
-    fails(run("probe", tiny, tmp_path / "nope.png", QUESTION, code=1), "nope.png")
+    fails(run("probe", tiny, tmp_path / "nope.png", QUESTION, code=2), "nope.png")
 
 
 def test_not_a_picture(run, tiny, tmp_path):
     (tmp_path / "notes.txt").write_text("not a picture")
-    fails(run("probe", tiny, tmp_path / "notes.txt", QUESTION, code=1), "notes.txt", "PNG")
-    fails(run("score", tiny, tmp_path, QUESTION, "-c", "a", code=1), "folder")
-    fails(run("probe", tiny, "-", QUESTION, code=1, stdin=b""), "0 bytes")
+    fails(run("probe", tiny, tmp_path / "notes.txt", QUESTION, code=2), "notes.txt", "PNG")
+    fails(run("score", tiny, tmp_path, QUESTION, "-c", "a", code=2), "folder")
+    fails(run("probe", tiny, "-", QUESTION, code=2, stdin=b""), "0 bytes")
 
 
 def test_an_unknown_model(run, scene, tmp_path):
-    fails(run("probe", "no-such-model", scene, QUESTION, code=1), "no-such-model", "hub id")
+    fails(run("probe", "no-such-model", scene, QUESTION, code=2), "no-such-model", "hub id")
     fails(run("probe", tmp_path, scene, QUESTION, code=1), "config.json")
     fails(run("probe", scene, scene, QUESTION, code=1), "is a file")
 
 
 def test_an_unknown_generation_option_costs_no_load(run, scene):
-    fails(run("probe", "no-such-model", scene, QUESTION, "-o", "num_beam=2", code=1), "num_beam", "num_beams")
-    fails(run("probe", "no-such-model", scene, QUESTION, "-o", "top_p=2", code=1), "top_p")
+    fails(run("probe", "no-such-model", scene, QUESTION, "-o", "num_beam=2", code=2), "num_beam", "num_beams")
+    fails(run("probe", "no-such-model", scene, QUESTION, "-o", "top_p=2", code=2), "top_p")
 
 
 def test_an_unknown_device_adapter_or_dtype(run, tiny, scene):
-    fails(run("probe", tiny, scene, QUESTION, "--device", "toaster", code=1), "toaster")
-    fails(run("probe", tiny, scene, QUESTION, "--adapter", "nativ", code=1), "native")
-    fails(run("score", tiny, scene, QUESTION, "-c", "a", "--dtype", "int8", code=1), "float32")
+    fails(run("probe", tiny, scene, QUESTION, "--device", "toaster", code=2), "toaster")
+    fails(run("probe", tiny, scene, QUESTION, "--adapter", "nativ", code=2), "native")
+    fails(run("score", tiny, scene, QUESTION, "-c", "a", "--dtype", "int8", code=2), "float32")
 
 
 @pytest.mark.parametrize(
@@ -424,7 +449,7 @@ def test_targets_are_checked_before_anything_runs(run, tmp_path):
 
 
 def test_a_folder_that_is_not_writable(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("vlmprobe.cli.options.os.access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr("vlmprobe.cli.targets.os.access", lambda path, mode: Path(path) != tmp_path)
     assert "not writable" in words(run("probe", "M", "none", "Q", "--html", tmp_path / "r.html", code=2).stderr)
 
 
@@ -445,7 +470,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(run, monkeyp
 
 
 def test_an_error_shows_control_characters_and_markup_as_text(run, tiny):
-    told = run("probe", tiny, "[red]\x1b[31m\n.png", QUESTION, code=1)
+    told = run("probe", tiny, "[red]\x1b[31m\n.png", QUESTION, code=2)
     assert "\x1b" not in told.stderr
     assert "[red]" in told.stderr
     assert len(told.stderr.splitlines()) == 1
@@ -512,7 +537,7 @@ def test_a_process_prints_json_in_utf8_and_nothing_else_whatever_the_locale(tiny
 
 def test_the_exit_code_of_a_process():
     done = shell("probe", "no-such-model", "none", QUESTION)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == b""
     assert done.stderr.decode().startswith("Error: ")
     assert b"Traceback" not in done.stderr

@@ -77,7 +77,6 @@ def test_candidates_on_a_server(tmp_path):
         (("--prompt",), "no prompt"),
         (("--logits",), "logits"),
         (("--alternatives", 50), "at most 20"),
-        (("--engine", "vlm"), "vllm"),
         (("--served-model", "n"), "no model 'n'"),
     ],
 )
@@ -85,6 +84,11 @@ def test_what_the_server_cannot_give(url, given, said):
     told = run("probe", url, "none", "Was?", *given, code=1)
     assert said in told.stderr
     assert len(told.stderr.splitlines()) == 1
+
+
+def test_an_engine_that_does_not_exist():
+    told = run("probe", "http://localhost:1", "none", "Was?", "--engine", "vlm", code=2)
+    assert "vllm" in told.stderr
 
 
 @pytest.mark.parametrize("given", [("--dtype", "float16"), ("--device", "cpu"), ("--adapter", "native")])

@@ -298,7 +298,7 @@ def test_a_model_type_that_is_none(run, tmp_path, kind):
 )
 def test_what_is_there_already(run, tmp_path, arguments, told):
     result = run(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert told in " ".join(result.output.split())
     assert not list(tmp_path.iterdir())
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -17,7 +18,8 @@ from common import FAMILIES
 import vlmprobe
 from vlmprobe.adapter import Adapter
 from vlmprobe.errors import AdapterError, CapabilityError, RemoteCodeError, UnknownModelError
-from vlmprobe.model_registry import registry
+from vlmprobe.model_registry import registry, source
+from vlmprobe.plugins import is_ours
 
 
 class Theirs(Adapter):
@@ -169,6 +171,57 @@ def test_an_unknown_model_names_near_ones_and_the_page_on_adapters():
 def test_odd_architectures_of_an_unknown_model(architectures):
     with pytest.raises(UnknownModelError, match="lava"):
         registry.find({"model_type": "lava", "architectures": architectures})
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "says"),
+    [
+        ("gpt2", "GPT2LMHeadModel", "is a text-only model"),
+        ("t5", "T5ForConditionalGeneration", "is a text-only model"),
+        ("clip", "CLIPModel", "is an encoder without a language head .* so it has no logits of words"),
+        ("siglip", "SiglipModel", "is an encoder without a language head"),
+        ("clip_vision_model", "CLIPVisionModel", "is a model without a language head"),
+    ],
+)
+def test_what_cannot_be_probed_is_called_what_it_is(kind, architecture, says):
+    with pytest.raises(UnknownModelError, match=rf"some/model {says}") as raised:
+        registry.find({"model_type": kind, "architectures": [architecture]}, checkpoint="some/model")
+    assert "Did you mean" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "architectures": ["SomebodysVisionModel"]},
+        {"model_type": "llama", "mm_vision_tower": "openai/clip"},
+        {"model_type": "whisper"},
+        {"model_type": "nonsense"},
+    ],
+)
+def test_what_is_not_known_for_sure_is_not_said(config):
+    with pytest.raises(UnknownModelError, match="No adapter handles") as raised:
+        registry.find(config)
+    assert "Did you mean" not in str(raised.value)
+
+
+def test_load_says_so_too(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    with pytest.raises(UnknownModelError, match="text-only"):
+        vlmprobe.load(tmp_path)
+
+
+def test_adapters_read_from_their_source_are_what_they_are_when_imported():
+    for entry in entry_points(group=registry.GROUP):
+        if is_ours(entry):
+            adapter = registry.adapters()[entry.name]
+            place = (entry.module, entry.attr)
+            assert source.capabilities(*place) == adapter.capabilities, entry.name
+            assert source.literal(*place, "generic") == adapter.generic
+            assert source.description(*place) == inspect.cleandoc(sys.modules[adapter.__module__].__doc__)
+
+
+def test_model_types_read_from_the_source_of_transformers():
+    assert source.model_types() == registry.known_model_types()
 
 
 def test_a_model_that_brings_its_own_code_is_refused():

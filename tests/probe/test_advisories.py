@@ -120,8 +120,8 @@ def test_defaults_of_a_checkpoint_that_have_no_say_are_not_warned_of(defaults, g
 
 
 def test_what_a_caller_says_against_himself_is_still_told(probe_of, advisories):
-    probe_of("llava").generate(QUESTION, picture(), **SHORT, temperature=0.5)
-    assert ["temperature" in each for each in advisories()] == [True]
+    probe_of("llava").generate(QUESTION, picture(), **SHORT, top_p=0.5)
+    assert ["top_p" in each for each in advisories()] == [True]
 
 
 def test_lengths_of_a_call_come_before_those_of_the_checkpoint(given, probe_of):

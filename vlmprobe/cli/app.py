@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from vlmprobe.cli.check import check
 from vlmprobe.cli.compare import compare
@@ -15,6 +15,7 @@ from vlmprobe.cli.models import models
 from vlmprobe.cli.new_adapter import new_adapter
 from vlmprobe.cli.probe import probe
 from vlmprobe.cli.score import score
+from vlmprobe.cli.terminal import interruptible
 
 __all__ = ["app"]
 
@@ -34,7 +35,27 @@ DOCTOR_EXAMPLE = (
 SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
 
 
-class AskCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command whose help shows every option in full, however narrow the terminal, under the name of its panel."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage line; newer versions of Typer put braces around arguments."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The sections of the arguments and the options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                argument = parameter.param_type_name == "argument"
+                name = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Options"
+                sections.setdefault(name, []).append((parameter.metavar, record[1]) if argument else record)
+        for name, rows in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
+class AskCommand(Command):
     """A command of MODEL, IMAGE and QUESTION; the last is optional only to the parser, for a better message."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -42,9 +63,30 @@ class AskCommand(TyperCommand):
         return ["[OPTIONS]", "MODEL", "IMAGE", "QUESTION"]
 
 
+class Commands(TyperGroup):
+    """The commands; Ctrl-C while they are parsed or run is told in one line."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """Parse the arguments."""
+        with interruptible():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        with interruptible():
+            return super().invoke(ctx)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The section of the commands, each with its whole first sentence."""
+        rows = [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 app = typer.Typer(
-    add_completion=False,
+    cls=Commands,
     no_args_is_help=True,
+    rich_markup_mode=None,  # its frames break paths, and cut names of options in a narrow terminal
     pretty_exceptions_enable=False,  # they print local variables, including a model's weights
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
@@ -82,11 +124,11 @@ def top(
     """
 
 
-app.command()(demo)
+app.command(cls=Command)(demo)
 app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
-app.command()(models)
-app.command(epilog=CHECK_EXAMPLE)(check)
-app.command(epilog=COMPARE_EXAMPLE)(compare)
-app.command(epilog=DOCTOR_EXAMPLE)(doctor)
-app.command()(new_adapter)
+app.command(cls=Command)(models)
+app.command(cls=Command, epilog=CHECK_EXAMPLE)(check)
+app.command(cls=Command, epilog=COMPARE_EXAMPLE)(compare)
+app.command(cls=Command, epilog=DOCTOR_EXAMPLE)(doctor)
+app.command(cls=Command)(new_adapter)

@@ -36,7 +36,7 @@ def asked(
     if sources.count(STDIN) > 1:
         raise typer.BadParameter("standard input (-) can only be read once", param_hint="'IMAGE'")
     question = _decoded(question)
-    if not _is_image(image) and Path(question).is_file():
+    if not _is_image(image) and os.path.isfile(question):
         raise typer.BadParameter(
             f'{image!r} is not an image and {question!r} is a file: the order is MODEL IMAGE "QUESTION"',
             param_hint="'IMAGE'",
@@ -66,13 +66,19 @@ def _is_image(source: str) -> bool:
         source in (STDIN, NO_IMAGE)
         or "://" in source
         or source.startswith("data:")
-        or Path(source).expanduser().exists()
+        or os.path.exists(os.path.expanduser(source))  # False, not an error, for what cannot be a path
     )
 
 
 def _image(source: str) -> Any:
+    from vlmprobe.errors import ImageError, VlmprobeError
     from vlmprobe.inputs.images import DEFAULT_LIMITS, load_image
 
+    if source.startswith(("http://", "https://")):
+        try:
+            return load_image(source)
+        except ImageError as error:  # not wrong usage: it may succeed another time
+            raise VlmprobeError(str(error)) from error
     if source != STDIN:
         return load_image(source)
     if sys.stdin.isatty():

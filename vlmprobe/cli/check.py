@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmprobe.cli import options, output
-from vlmprobe.cli.open_model import open_probe
-from vlmprobe.cli.terminal import console, guarded, note, working
+from vlmprobe.cli.open_model import is_server, open_probe
+from vlmprobe.cli.targets import lines_target
+from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["check"]
 
 TINY = 20_000_000  # parameters
-
-
-def _matrix_target(value: Path | None) -> Path | None:
-    if value is not None and value.is_dir():
-        raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'matrix.jsonl'}")
-    return value
 
 
 def check(
@@ -51,7 +46,7 @@ def check(
             "--matrix",
             metavar="FILE",
             help="Also append the record of this run to a file, as one line of JSON.",
-            callback=_matrix_target,
+            callback=lines_target,
             show_default=False,
         ),
     ] = None,
@@ -62,6 +57,11 @@ def check(
     debug: options.Debug = False,
 ) -> None:
     """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls."""
+    if is_server(model):
+        raise typer.BadParameter(
+            f"{model} is a server, and check compares with the model's own forward: for a server use vlmprobe doctor",
+            param_hint="'MODEL'",
+        )
     with guarded(debug):
         expected = _expected(expect)
         wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
@@ -76,7 +76,7 @@ def check(
             report = check_adapter(probe, expected_failures=expected, only=wanted, **told)
         _deliver(report, as_json, matrix)
     if not report.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _expected(given: list[str] | None) -> dict[str, str]:
@@ -133,9 +133,10 @@ def _deliver(report: Report, as_json: bool, matrix: Path | None) -> None:
     if matrix is not None:
         from vlmprobe.results import document
 
-        matrix.parent.mkdir(parents=True, exist_ok=True)
-        with matrix.open("a", encoding="utf-8") as file:
-            file.write(document.dumps(record) + "\n")
+        with writing(matrix):
+            matrix.parent.mkdir(parents=True, exist_ok=True)
+            with matrix.open("a", encoding="utf-8") as file:
+                file.write(document.dumps(record) + "\n")
     if as_json:
         output.print_json(record)
     else:

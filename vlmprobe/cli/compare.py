@@ -9,7 +9,8 @@ import typer
 
 from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import is_server, open_probe, open_server
-from vlmprobe.cli.terminal import console, guarded, note, working
+from vlmprobe.cli.targets import file_target, new_target
+from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing
 
 if TYPE_CHECKING:
     from vlmprobe.analysis.compare import Comparison
@@ -25,10 +26,10 @@ def _side(name: str, what: str, help: str) -> Any:
     return typer.Option(name, metavar=what, help=help, rich_help_panel=SIDES, show_default=False)
 
 
-def _plot_target(value: Path | None) -> Path | None:
+def _plot_target(context: typer.Context, value: Path | None) -> Path | None:
     if value is not None and value.suffix.lower() not in PLOTS:
         raise typer.BadParameter(f"{value} must end in one of {', '.join(PLOTS)}")
-    return options.file_target(value)
+    return new_target(file_target(value), context.params["overwrite"])
 
 
 def compare(
@@ -107,6 +108,15 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Let --plot replace what is there.",
+            is_eager=True,  # read before --plot, whose check depends on it
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Run the same requests on A and B, and compare their numbers for the same tokens."""
@@ -126,7 +136,7 @@ def compare(
             found = run(one, other, cases, prompt=prompt, **generation)
         _deliver(found, tolerance, as_json, plot)
     if tolerance is not None and found.objections(tolerance):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 Side = tuple[str, "str | None", "dict[str, str | None]"]
@@ -163,7 +173,8 @@ def _deliver(found: Comparison, tolerance: float | None, as_json: bool, plot: Pa
     if plot is not None:
         from vlmprobe.display.plots.style import save
 
-        save(found.plot(tolerance=tolerance), plot)
+        with writing(plot):
+            save(found.plot(tolerance=tolerance), plot)
     if as_json:
         output.print_json(document(found, tolerance))
     else:

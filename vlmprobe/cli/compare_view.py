@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -94,11 +95,11 @@ def _source(meta: Mapping[str, Any]) -> str:
 
 def _requests(found: Comparison, order: list[int]) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    grid.add_column("request", overflow="ellipsis", no_wrap=True, max_width=30)
+    grid.add_column("request", overflow="fold", max_width=30)
     for name in ("tokens", "largest"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("how", no_wrap=True)
-    grid.add_column("answers", overflow="fold")
+    grid.add_column("answers", overflow="fold", min_width=len("answers"))
     for place in order:
         each = found.requests[place]
         name = f"{place}" if each.id is None else str(each.id)
@@ -125,12 +126,18 @@ def _answers(each: Compared) -> Text:
 
 
 def _summary(found: Comparison) -> Group:
-    grid = Table.grid(padding=(0, 3))
-    grid.add_row("largest difference", f"{_gap(found.max_abs)} nats", "mean", f"{_gap(found.mean_abs)} nats")
-    grid.add_row("equal answers", _share(found.equal_answers), "likeliest token the same", _share(found.top1_agreement))
     prompts = {True: "same ids", False: "different ids", None: "unknown"}[found.same_prompts]
-    grid.add_row("prompts", prompts, "largest there", f"{_gap(_largest(found.prompt_differences))} nats")
-    grid.add_row("tokens compared", f"{len(found.differences):,}", "of A's", _share(found.compared))
+    facts = (
+        ("largest difference", f"{_gap(found.max_abs)} nats"),
+        ("mean", f"{_gap(found.mean_abs)} nats"),
+        ("equal answers", _share(found.equal_answers)),
+        ("likeliest token the same", _share(found.top1_agreement)),
+        ("prompts", prompts),
+        ("largest there", f"{_gap(_largest(found.prompt_differences))} nats"),
+        ("tokens compared", f"{len(found.differences):,}"),
+        ("of A's", _share(found.compared)),
+    )
+    told = Columns([f"{name}  {value}" for name, value in facts], padding=(0, 3), equal=True)
     worst = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     for name in ("request", "token", "A", "B", "difference"):
         worst.add_column(name, no_wrap=True, justify="left" if name in ("request", "token") else "right")
@@ -145,7 +152,7 @@ def _summary(found: Comparison) -> Group:
         name = label(str(place if each.id is None else each.id))
         both = (nats(float(value)) for value in (each.rows.a[row], each.rows.b[row]))
         worst.add_row(Text(name), Text(label(each.rows.tokens[row])), *both, _gap(float(each.difference[row])))
-    return Group(grid, Text(), worst) if rows else Group(grid)
+    return Group(told, Text(), worst) if rows else Group(told)
 
 
 def _largest(values: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import typer
 
 from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import open_probe
+from vlmprobe.cli.targets import html_target
 from vlmprobe.cli.terminal import console, guarded, working
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ QUESTIONS = (
 def demo(
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", help="Where to write the HTML report.", callback=options.file_target),
+        typer.Option("--out", metavar="FILE", help="Where to write the HTML report.", callback=html_target),
     ] = Path("vlmprobe-demo.html"),
     debug: options.Debug = False,
 ) -> None:
@@ -84,8 +85,8 @@ def _answers(results: Sequence[Result]) -> Table:
     from vlmprobe.display.view import percent, plain
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    grid.add_column("question", no_wrap=True, overflow="ellipsis", min_width=max(map(len, QUESTIONS)))
-    grid.add_column("answer", overflow="fold", ratio=1)
+    grid.add_column("question", overflow="fold")
+    grid.add_column("answer", overflow="fold")
     grid.add_column("confidence", justify="right", no_wrap=True)
     shown = None
     for result in results:

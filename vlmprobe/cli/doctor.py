@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmprobe.cli import options, output
-from vlmprobe.cli.terminal import console, guarded, one_line, working
+from vlmprobe.cli.terminal import FAILED, console, guarded, one_line, working
 
 if TYPE_CHECKING:
     from vlmprobe.engines.serving.health import Health
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 INCOMPLETE = 3
+NARROW = 80  # cells; a terminal below it shows details below the names, not beside them
 SIGNS = {"yes": "yes", "no": "no", "unknown": "?"}
 
 
@@ -52,7 +53,7 @@ def doctor(
         else:
             _print(health)
     if not health.usable:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
     if not health.complete:
         raise typer.Exit(INCOMPLETE)
 
@@ -78,15 +79,15 @@ def _print(health: Health) -> None:
     ):
         about.add_row(Text(name, style="dim"), Text(one_line(value)))
     screen.print(about)
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    grid.add_column("", no_wrap=True)
-    grid.add_column("", no_wrap=True)
-    grid.add_column("", overflow="fold")
+    grid = Table.grid(padding=(0, 2, 0, 0))
     for each in health.findings:
         style = {"yes": "green", "no": "red" if each.needed else "yellow"}.get(each.state, "dim")
-        detail = Text(one_line(each.detail))
-        grid.add_row(Text(each.name), Text(SIGNS[each.state], style=style), detail)
-    screen.print(grid)
+        name, sign, detail = Text(each.name), Text(SIGNS[each.state], style=style), Text(one_line(each.detail))
+        if screen.width < NARROW:
+            grid.add_row(sign, Text("\n").join([name, detail]) if detail else name)
+        else:
+            grid.add_row(name, sign, detail)
+    screen.print(Text(), grid, sep="\n")
     remedies = list(dict.fromkeys(each.remedy for each in health.findings if each.remedy))
     if remedies:
         screen.print(Text(f"Start the server with: {' '.join(remedies)}", style="bold"))

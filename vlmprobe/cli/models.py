@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import asdict
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 from vlmprobe.cli import options, output
 from vlmprobe.cli.terminal import console, guarded, one_line, working
 
 if TYPE_CHECKING:
-    from vlmprobe.adapter import Adapter
+    from vlmprobe.adapter import Adapter, Capabilities
 
 __all__ = ["models"]
 
@@ -27,56 +28,85 @@ def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
     """List the adapters: which checkpoints each handles, and the package that it comes from."""
     with guarded(debug):
         with working("Looking for adapters"):
-            from vlmprobe.model_registry import registry
-
-            found = [_described(name, adapter) for name, adapter in sorted(registry.adapters().items())]
-            native = registry.known_model_types()
+            found = _found()
+            native = _native()
         if as_json:
             output.print_json({"adapters": found, "native_model_types": native})
             return
         _print(found, native)
 
 
-def _described(name: str, adapter: type[Adapter]) -> dict[str, Any]:
+def _found() -> list[dict[str, Any]]:
+    """Every adapter: ours from their source; those of other packages are imported, which shows whether they work."""
     from importlib.metadata import entry_points
 
-    from vlmprobe._version import DISTRIBUTION
-    from vlmprobe.model_registry.registry import GROUP
+    from vlmprobe.model_registry.registry import GROUP, adapters
+    from vlmprobe.plugins import is_ours
 
-    origins = [point.dist for point in entry_points(group=GROUP, name=name) if point.dist]
-    origin = min(origins, key=lambda dist: dist.name != DISTRIBUTION, default=None)  # ours, if another has its name
+    points = sorted(entry_points(group=GROUP), key=lambda point: not is_ours(point))
+    found = {point.name: _declared(point) for point in points if is_ours(point)}
+    if len(found) < len(points):
+        origins = {point.name: point for point in reversed(points)}
+        found |= {
+            name: _described(origins[name], _summary(adapter), adapter.generic, adapter.capabilities)
+            for name, adapter in adapters().items()
+            if name not in found
+        }
+    return [found[name] for name in sorted(found)]
+
+
+def _declared(point: EntryPoint) -> dict[str, Any]:
+    from vlmprobe.model_registry import source
+
+    place = (point.module, point.attr)
+    generic = source.literal(*place, "generic")
+    return _described(point, source.description(*place), generic, source.capabilities(*place))
+
+
+def _described(point: EntryPoint, documented: str, generic: bool, capabilities: Capabilities) -> dict[str, Any]:
     return {
-        "name": name,
-        "handles": _summary(adapter),
-        "package": origin.name if origin else None,
-        "version": origin.version if origin else None,
-        "generic": adapter.generic,
-        "capabilities": asdict(adapter.capabilities),
+        "name": point.name,
+        "handles": one_line(documented.partition("\n\n")[0].replace("``", "")),
+        "package": point.dist.name if point.dist else None,
+        "version": point.dist.version if point.dist else None,
+        "generic": generic,
+        "capabilities": asdict(capabilities),
     }
 
 
 def _summary(adapter: type[Adapter]) -> str:
-    """The first line of the docstring of the adapter's module, else of the class."""
-    for documented in (sys.modules[adapter.__module__], adapter):
-        if text := inspect.cleandoc(documented.__doc__ or ""):
-            return one_line(text.partition("\n\n")[0].replace("``", ""))
-    return ""
+    """The docstring of the adapter's module, else of the class."""
+    documented = (sys.modules[adapter.__module__].__doc__, adapter.__doc__)
+    return inspect.cleandoc(next((text for text in documented if text), ""))
+
+
+def _native() -> list[str]:
+    from vlmprobe.model_registry import registry, source
+
+    try:
+        return source.model_types()
+    except (LookupError, ValueError, SyntaxError, OSError):  # of a transformers that writes it differently
+        return registry.known_model_types()
 
 
 def _print(found: list[dict[str, Any]], native: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from vlmprobe._version import DISTRIBUTION
+
+    rows: dict[str, list[str]] = {}
+    for each in found:
+        limits = [meaning for name, meaning in LIMITS.items() if not each["capabilities"][name]]
+        if each["package"] != DISTRIBUTION:
+            limits.append(f"from {each['package'] or 'an unknown package'} {each['version'] or ''}".strip())
+        handles = f"{each['handles'].rstrip('.')} ({', '.join(limits)})." if limits else each["handles"]
+        rows.setdefault(handles, []).append(each["name"])
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("adapter", no_wrap=True)
     grid.add_column("handles", overflow="fold", ratio=1)
-    grid.add_column("limits", overflow="fold", max_width=16)
-    grid.add_column("package", overflow="fold", max_width=20)
-    for each in found:
-        limits = [meaning for name, meaning in LIMITS.items() if not each["capabilities"][name]]
-        package = f"{each['package']} {each['version']}" if each["package"] else "unknown"
-        row = (each["name"], each["handles"], ", ".join(limits) or "none", package)
-        grid.add_row(*(Text(one_line(cell)) for cell in row))
+    for handles, names in rows.items():
+        grid.add_row(Text("\n".join(one_line(name) for name in names)), Text(one_line(handles)))
     screen = console()
     screen.print(grid)
     screen.print()

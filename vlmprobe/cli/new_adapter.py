@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from vlmprobe.cli import options
-from vlmprobe.cli.terminal import console, guarded, working
+from vlmprobe.cli.targets import reachable
+from vlmprobe.cli.terminal import console, guarded, working, writing, wrong_usage
 from vlmprobe.errors import AdapterError, UnknownModelError
 
 __all__ = ["new_adapter"]
@@ -36,8 +37,9 @@ def _model_type(value: str | None) -> str | None:
 
 
 def _empty_folder(value: Path | None) -> Path | None:
-    if value is not None and (value.is_file() or (value.is_dir() and any(value.iterdir()))):
-        raise typer.BadParameter(f"{value} already exists: name a new or an empty folder")
+    with reachable(value):
+        if value is not None and (value.is_file() or (value.is_dir() and any(value.iterdir()))):
+            raise typer.BadParameter(f"{value} already exists: name a new or an empty folder")
     return value
 
 
@@ -65,7 +67,7 @@ def new_adapter(
     folder = folder or _empty_folder(Path(f"vlmprobe-{name.replace('_', '-')}"))
     assert folder is not None
     with guarded(debug):
-        with working("Looking for adapters"):
+        with working("Looking for adapters"), wrong_usage():
             values = _values(name.replace("-", "_"), model_type or name.replace("-", "_"))
         written = _write(folder, values)
         _print(folder, written)
@@ -138,8 +140,9 @@ def _write(folder: Path, values: Mapping[str, Any]) -> list[Path]:
         for template, place in places.items()
     }
     for file, text in filled.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
     return list(filled)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlmprobe.cli.terminal import working
+from vlmprobe.cli.terminal import working, wrong_usage
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
@@ -53,7 +52,7 @@ def open_model(
         if given := _given(loading):
             raise typer.BadParameter("MODEL is a server, which has loaded its model", param_hint=given)
         return open_server(model, engine=engine or "auto", model=served_model, processor=processor)
-    if ADDRESS.fullmatch(model) and not Path(model).exists():
+    if ADDRESS.fullmatch(model) and not os.path.exists(model):
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
         raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
@@ -64,8 +63,10 @@ def open_probe(model: str, **load: Any) -> Probe:
     """Load the model, with a status line in a terminal; downloads from the hub show their own progress bars."""
     from vlmprobe import load as load_probe
 
-    is_local = model == "demo" or Path(model).expanduser().exists()
+    is_local = model == "demo" or os.path.exists(os.path.expanduser(model))
     with working(f"Loading {model}", spin=is_local):
+        with wrong_usage():
+            _check_choices(load.get("adapter"), load.get("device", "auto"))
         _no_bars(except_downloads=not is_local and sys.stderr.isatty())
         return load_probe(model, **load)
 
@@ -76,6 +77,15 @@ def open_server(url: str, **options: Any) -> Probe:
 
     with working(f"Connecting to {url}"):
         return connect(url, **options)
+
+
+def _check_choices(adapter: str | None, device: str) -> None:
+    from vlmprobe.model_registry.registry import require_adapter
+    from vlmprobe.probe.load import resolved_device
+
+    if adapter is not None:
+        require_adapter(adapter)
+    resolved_device(device)
 
 
 def _given(options: dict[str, str | None]) -> str:

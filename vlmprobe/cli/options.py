@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from vlmprobe.cli.targets import html_target, result_target
 
 __all__ = [
     "Adapter",
@@ -23,13 +24,13 @@ __all__ = [
     "Model",
     "ModelOrServer",
     "MoreImages",
+    "Overwrite",
     "Processor",
     "Question",
     "Revision",
     "Save",
     "ServedModel",
     "System",
-    "file_target",
     "generation_options",
 ]
 
@@ -44,35 +45,6 @@ DEDICATED = {  # name of a generation option, or of an argument of Probe.generat
     "image": "--image",
 }
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
-
-
-def file_target(value: Path | None) -> Path | None:
-    """Validate an output file before a model runs."""
-    if value is not None:
-        if value.is_dir():
-            raise typer.BadParameter(f"{value} is a folder: name a file in it, such as {value / 'report.html'}")
-        _require_writable(value)
-    return value
-
-
-def _result_target(value: Path | None) -> Path | None:
-    if value is not None:
-        if value.suffix == ".safetensors" and value.is_dir():
-            raise typer.BadParameter(f"{value} is a folder: name a file in it, or a folder without that ending")
-        if value.suffix != ".safetensors" and value.is_file():
-            raise typer.BadParameter(f"{value} is a file: name a folder, or a file that ends in .safetensors")
-        _require_writable(value)
-    return value
-
-
-def _require_writable(path: Path) -> None:
-    if path.exists() and not os.access(path, os.W_OK):
-        raise typer.BadParameter(f"{path} is not writable")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise typer.BadParameter(f"{above} is a file, so nothing can be written below it")
-    if not path.exists() and not os.access(above, os.W_OK):
-        raise typer.BadParameter(f"the folder {above} is not writable")
 
 
 Model = Annotated[
@@ -175,8 +147,8 @@ Html = Annotated[
     typer.Option(
         "--html",
         metavar="FILE",
-        help="Also write a self-contained HTML page.",
-        callback=file_target,
+        help="Also write a self-contained HTML page; an earlier page of that name is replaced.",
+        callback=html_target,
         rich_help_panel=OUTPUT,
         show_default=False,
     ),
@@ -187,9 +159,18 @@ Save = Annotated[
         "--save",
         metavar="PATH",
         help="Also save everything for vlmprobe.load_result: into a folder, or one file if PATH ends in .safetensors.",
-        callback=_result_target,
+        callback=result_target,
         rich_help_panel=OUTPUT,
         show_default=False,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Let --save replace what is there.",
+        is_eager=True,  # read before --save, whose check depends on it
+        rich_help_panel=OUTPUT,
     ),
 ]
 Logits = Annotated[
@@ -231,9 +212,7 @@ def generation_options(
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     if temperature is not None:
-        options["do_sample"] = temperature > 0
-        if temperature > 0:
-            options["temperature"] = temperature
+        options["temperature"] = temperature
     seen = set()
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")

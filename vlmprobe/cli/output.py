@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vlmprobe.cli.terminal import console, note
+from vlmprobe.cli.terminal import console, note, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +48,8 @@ def deliver(
     from vlmprobe.display import rich_view
 
     if save is not None:
-        result.save(save)
+        with writing(save):
+            result.save(save)
     if html is not None:
         write_html(result.to_html(), html)
     if as_json:
@@ -76,8 +77,9 @@ def print_json(content: dict[str, Any]) -> None:
 
 def write_html(text: str, file: Path) -> None:
     """Write a page, creating its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
 
 
 def raw_logits(table: TokenTable) -> Table:
@@ -90,12 +92,13 @@ def raw_logits(table: TokenTable) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     grid.add_column("token", no_wrap=True, min_width=6, max_width=18)
     grid.add_column("raw logit", justify="right", no_wrap=True, min_width=9)
-    grid.add_column("greatest logits", no_wrap=True, overflow="ellipsis")
+    grid.add_column("greatest logits", overflow="fold")
     for t, token in enumerate(table.tokens):
         row = None if table.logits is None or table.ranks[t] < 0 else table.logits[t]
-        best = Text()
+        best = Text(no_wrap=True, overflow="ellipsis")
         for k in range(min(LOGIT_COLUMNS, table.top_ids.shape[1])):
             if row is not None:
-                best.append(label(table.top_tokens[t][k])).append(f" {row[table.top_ids[t, k]]:.3f}  ", style="dim")
+                best.append("  " if best else "").append(label(table.top_tokens[t][k]))
+                best.append(f" {row[table.top_ids[t, k]]:.3f}", style="dim")
         grid.add_row(Text(label(token)), DASH if row is None else f"{row[table.ids[t]]:.3f}", best)
     return grid

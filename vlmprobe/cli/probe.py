@@ -32,6 +32,7 @@ def probe(
     as_json: options.Json = False,
     html: options.Html = None,
     save: options.Save = None,
+    overwrite: options.Overwrite = False,
     logits: options.Logits = False,
     prompt: Annotated[
         bool | None,

@@ -45,6 +45,7 @@ def score(
     as_json: options.Json = False,
     html: options.Html = None,
     save: options.Save = None,
+    overwrite: options.Overwrite = False,
     logits: options.Logits = False,
     alternatives: options.Alternatives = None,
     device: options.Device = "auto",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,14 +14,47 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlmprobe.errors import VlmprobeError
+from vlmprobe.errors import (
+    CheckpointNotFoundError,
+    GenerationOptionError,
+    ImageError,
+    MessageError,
+    ResultError,
+    VlmprobeError,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+
     from rich.console import Console
 
-__all__ = ["console", "guarded", "note", "one_line", "prepare", "working"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "WRONG_USAGE",
+    "console",
+    "guarded",
+    "interruptible",
+    "note",
+    "one_line",
+    "prepare",
+    "working",
+    "writing",
+    "wrong_usage",
+]
 
+FAILED = 1
+WRONG_USAGE = 2  # click's own too
 INTERRUPTED = 128 + 2  # as shells report a command that SIGINT ended
+_interrupts: list[int] = []  # signals of Ctrl-C; a library may turn the exception of one into another
+
+
+class WrongUsageError(VlmprobeError):
+    """What was typed cannot be right, whatever the model."""
+
+
+USAGE = (WrongUsageError, CheckpointNotFoundError, GenerationOptionError, ImageError, MessageError)
 
 
 def prepare() -> None:
@@ -28,6 +62,8 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     logging.getLogger("vlmprobe").addHandler(_Notes())
     if "--debug" in sys.argv:
         return
@@ -77,7 +113,7 @@ def working(what: str, *, spin: bool = True) -> Iterator[None]:
 
 @contextmanager
 def guarded(debug: bool) -> Iterator[None]:
-    """Turn errors into one line and an exit code: 1 for an error, 130 for Ctrl-C.
+    """Turn errors into one line and an exit code: 1 for an error, 2 for wrong usage. Ctrl-C is left to the app.
 
     Args:
         debug: raise errors as they are, for their traceback.
@@ -85,19 +121,54 @@ def guarded(debug: bool) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        note("Interrupted.")
-        raise typer.Exit(INTERRUPTED) from None
+        if _interrupts:  # what ran has swallowed the exception
+            raise KeyboardInterrupt
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except BrokenPipeError:  # the reader, such as head, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
+        raise typer.Exit(FAILED) from None
     except Exception as error:
+        if _interrupts:
+            raise KeyboardInterrupt from error
         if debug:
             raise
         _report(error)
-        raise typer.Exit(1) from None
+        raise typer.Exit(WRONG_USAGE if isinstance(error, USAGE) else FAILED) from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into one line and its exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)  # without imports: one may have been interrupted, and cannot be repeated
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Errors of vlmprobe in this block are wrong usage, for the exit code."""
+    try:
+        yield
+    except VlmprobeError as error:
+        raise WrongUsageError(str(error)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors while a file is written name it: that of a full disk does not, nor do those of libraries."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise ResultError(f"{path} cannot be written: {error}") from error
+        raise type(error)(error.errno, error.strerror, error.filename or str(path)) from error
+    except SafetensorError as error:
+        raise ResultError(f"{path} cannot be written: {error}") from error
 
 
 def one_line(text: str) -> str:
@@ -105,6 +176,11 @@ def one_line(text: str) -> str:
     from vlmprobe.display.view import plain
 
     return plain(" ".join(text.split()))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    signal.default_int_handler(number, frame)
 
 
 def _report(error: Exception) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
 from rich.style import Style
 from rich.table import Table
@@ -29,6 +30,7 @@ SHADES = (
     Style(color="black", bgcolor="#ec6a13", underline=True, bold=True),
 )
 FAINT = Style(dim=True)
+NARROW = 72  # cells; a terminal below it shows no bars, and figures in two columns
 BAR = 8  # cells
 TOKEN = 18  # cells at most
 ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that are kept when the middle is left out
@@ -51,12 +53,22 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
         raise TypeError(f"a Result or Scores can be shown, not {type(result).__name__}")
     rows = view.rows(result.output)
     said = [*head, Padding(_running(rows, result.output), (1, 0))] if answer else [Text()]
-    return Group(*said, _figures(result), source, Text(), _table(rows, result.output), _legend())
+    return Group(*said, _Fitted(partial(_figures, result)), source, Text(), *_table_and_legend(rows, result.output))
 
 
 def table_rich(table: ShownTable) -> RenderableType:
     """A table with one line per token, the middle left out if there are many."""
-    return Group(_table(view.rows(table), table), _legend())
+    return Group(*_table_and_legend(view.rows(table), table))
+
+
+class _Fitted:
+    """What is built for the width of the terminal that it is printed in."""
+
+    def __init__(self, build: Callable[[int], RenderableType]) -> None:
+        self.build = build
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield self.build(options.max_width)
 
 
 def token_text(row: view.Row) -> Text:
@@ -67,11 +79,12 @@ def token_text(row: view.Row) -> Text:
     return Text(row.text[:lead]).append(row.text[lead:], style=_shade(row))
 
 
-def _figures(result: ShownResult) -> Table:
+def _figures(result: ShownResult, width: int) -> Table:
     grid = Table.grid(padding=(0, 3))
     cells = [Text.assemble((f"{name} ", FAINT), (value, "bold")) for name, value, _ in view.figures(result)]
-    for start in range(0, len(cells), 3):
-        grid.add_row(*cells[start : start + 3])
+    across = 2 if width < NARROW else 3
+    for start in range(0, len(cells), across):
+        grid.add_row(*cells[start : start + across])
     return grid
 
 
@@ -88,14 +101,19 @@ def _running(rows: Sequence[view.Row], table: ShownTable) -> Text:
     return text
 
 
-def _table(rows: Sequence[view.Row], table: ShownTable) -> Table:
+def _table_and_legend(rows: Sequence[view.Row], table: ShownTable) -> tuple[RenderableType, RenderableType]:
+    return _Fitted(partial(_table, rows, table)), _Fitted(_legend)
+
+
+def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
+    bar = 0 if space < NARROW else BAR
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     width = min(max((cell_len(row.label) for row in rows), default=0), TOKEN)
     grid.add_column("token", no_wrap=True, overflow="ellipsis", min_width=width, max_width=TOKEN)
-    grid.add_column("probability", no_wrap=True, min_width=BAR + 7)
+    grid.add_column("probability", no_wrap=True, min_width=bar + 7)
     for name in ("logprob", "rank", "entropy"):
         grid.add_column(name, justify="right", no_wrap=True, min_width=len(name))
-    grid.add_column("alternatives", overflow="ellipsis")  # the only column that wraps is the one that rich narrows
+    grid.add_column("alternatives", overflow="fold")  # the only column that wraps is the one that rich narrows
     for row in _ends(rows, ROW_HEAD, ROW_TAIL):
         if isinstance(row, int):
             grid.add_row(Text("⋯", style=FAINT), Text(f"{row:,} rows more", style=FAINT))
@@ -105,7 +123,7 @@ def _table(rows: Sequence[view.Row], table: ShownTable) -> Table:
         else:
             grid.add_row(
                 Text().append(row.label, style=_shade(row) + (FAINT if row.kind == "special" else Style())),
-                _bar(row.probability),
+                _bar(row.probability, bar),
                 view.nats(row.logprob),
                 str(row.rank) if row.rank >= 0 else view.DASH,
                 view.nats(row.entropy),
@@ -126,7 +144,7 @@ def _candidates(scores: ShownScores) -> Table:
         mark = "¹" if scores.boundaries[place] else ""
         grid.add_row(
             Text(view.label(scores.candidates[place]) + mark, style="bold" if not rank else ""),
-            _bar(float(probabilities[place])),
+            _bar(float(probabilities[place]), BAR),
             *(view.nats(float(column[place])) for column in columns),
         )
     if len(ranked) > CANDIDATES:
@@ -143,12 +161,12 @@ def _mass(scores: ShownScores) -> Text:
     return Text.assemble(("together the candidates hold ", FAINT), held, (" of what the model would say", FAINT))
 
 
-def _bar(probability: float) -> Text:
+def _bar(probability: float, cells: int) -> Text:
     if math.isnan(probability):
         return Text(view.DASH, style=FAINT)
-    whole, half = divmod(round(2 * BAR * probability), 2)
+    whole, half = divmod(round(2 * cells * probability), 2)
     bar = "━" * whole + "╸" * half
-    return Text(f"{bar:<{BAR}} {view.percent(probability):>6}")
+    return Text(f"{bar:<{cells}} {view.percent(probability):>6}")
 
 
 def _others(row: view.Row) -> Text:
@@ -161,8 +179,10 @@ def _others(row: view.Row) -> Text:
     return text
 
 
-def _legend() -> Text:
+def _legend(width: int) -> Text:
     text = Text("\nprobability of a token ", style=FAINT)
+    if width < NARROW:
+        text.append("\n")
     names = [f"≥ {view.LEVELS[1]}", *map(str, view.LEVELS[2:]), f"< {view.LEVELS[-1]}"]
     for name, style in zip(names, SHADES[1:], strict=True):
         text.append(" ").append(f" {name} ", style=Style(dim=False) + style)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 from vlmprobe.errors import GenerationOptionError
 
-__all__ = ["check_value", "listed"]
+__all__ = ["check_value", "listed", "with_temperature"]
 
 SWITCHES = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
 NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, minimum, maximum
@@ -15,7 +16,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, minimum, maxi
     "min_new_tokens": (int, 0, 2**31),
     "num_beams": (int, 1, 2**15),
     "top_k": (int, 0, 2**31),
-    "temperature": (float, 1e-9, 1e9),
+    "temperature": (float, 1e-9, 1e9),  # above 0; see with_temperature
     "top_p": (float, 1e-9, 1.0),
     "min_p": (float, 0.0, 1.0),
     "typical_p": (float, 1e-9, 1.0),
@@ -31,6 +32,32 @@ NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, minimum, maxi
     "encoder_repetition_penalty": (float, 1e-9, 1e9),
 }
 IDS = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")  # one id, or a list of them
+
+
+def with_temperature(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which ``do_sample`` agrees with ``temperature``: 0 is greedy decoding, above 0 samples.
+
+    Args:
+        options: of one call. Without a temperature they stay as they are, and so does a checkpoint's own default.
+
+    Raises:
+        GenerationOptionError: for an invalid temperature, or one that contradicts ``do_sample``.
+    """
+    found = dict(options)
+    if (temperature := found.get("temperature")) is None:
+        return found
+    greedy = isinstance(temperature, Real) and not isinstance(temperature, bool) and temperature == 0
+    if not greedy:
+        check_value("temperature", temperature)
+    check_value("do_sample", found.get("do_sample"))
+    if found.get("do_sample") is greedy:
+        raise GenerationOptionError(
+            f"do_sample={greedy} contradicts temperature={temperature}: 0 is greedy decoding, and above 0 samples. "
+            "Leave out one of the two."
+        )
+    if greedy:
+        del found["temperature"]
+    return found | {"do_sample": not greedy}
 
 
 def check_value(name: str, value: Any) -> None:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.errors import AdapterError, CheckpointError, RemoteCodeError, UnknownModelError, near
+from vlmprobe.errors import (
+    AdapterError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    UnknownModelError,
+    near,
+)
+from vlmprobe.model_registry.unknown import unknown
 from vlmprobe.plugins import is_ours, load
 
 __all__ = [
@@ -24,10 +31,10 @@ __all__ = [
     "is_native",
     "known_model_types",
     "read_config",
+    "require_adapter",
 ]
 
 GROUP = "vlmprobe.adapters"
-HELP = "See docs/extend/add-a-model.md on how to add an adapter."
 
 
 @lru_cache(maxsize=1)
@@ -57,13 +64,9 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
         RemoteCodeError: if nothing handles it and the checkpoint would run code of its own.
         AdapterError: if several adapters of the same rank claim it.
     """
-    known = adapters()
     if name is not None:
-        if name not in known:
-            raise UnknownModelError(
-                f"No adapter is named {name!r}.{near(str(name), known)} Installed: {', '.join(sorted(known))}."
-            )
-        return known[name]
+        return require_adapter(name)
+    known = adapters()
     claims = [adapter for adapter in known.values() if not adapter.generic and _handles(adapter, config)]
     ours = [adapter for adapter in claims if _is_built_in(adapter)]
     theirs = [adapter for adapter in claims if not _is_built_in(adapter)]
@@ -78,7 +81,17 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
         raise AdapterError(f"{checkpoint} is claimed by {names}: choose one with adapter=.")
     for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and _handles(each, config))):
         return adapter
-    raise _unknown(config, checkpoint)
+    raise unknown(config, checkpoint, known_model_types())
+
+
+def require_adapter(name: str) -> type[Adapter]:
+    """The adapter of this name; raises :class:`UnknownModelError` if none is installed."""
+    known = adapters()
+    if name not in known:
+        raise UnknownModelError(
+            f"No adapter is named {name!r}.{near(str(name), known)} Installed: {', '.join(sorted(known))}."
+        )
+    return known[name]
 
 
 def _handles(adapter: type[Adapter], config: Mapping[str, Any]) -> bool:
@@ -132,7 +145,7 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
-        raise UnknownModelError(
+        raise CheckpointNotFoundError(
             f"There is no folder {checkpoint!r}, and it is not a hub id such as 'llava-hf/llava-1.5-7b-hf'. "
             "Pass an existing folder, a hub id, or 'demo'."
         )
@@ -144,20 +157,6 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Check the spelling, the connection, "
             "and for a gated model that you are logged in; without a network, HF_HUB_OFFLINE=1 avoids the wait."
         ) from error
-
-
-def _unknown(config: Mapping[str, Any], checkpoint: str) -> UnknownModelError:
-    kind = str(config.get("model_type", "unknown"))
-    named = config.get("architectures")
-    classes = ", ".join(map(str, named)) if named and isinstance(named, list) else "none named"
-    hint = near(kind, [each for each in known_model_types() if each != kind])
-    told = f"No adapter handles {checkpoint} (model_type {kind!r}, architecture {classes}).{hint}"
-    if config.get("auto_map"):
-        return RemoteCodeError(
-            f"{told} It asks to run Python code of its own, which vlmprobe never does. Look for a version of it that "
-            f"is native to transformers (often ending in '-hf'), or write an adapter. {HELP}"
-        )
-    return UnknownModelError(f"{told} Newer models may need a newer transformers. {HELP}")
 
 
 def is_native(model_type: Any) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vlmprobe.adapter import Adapter
 
-__all__ = ["load", "wrap"]
+__all__ = ["load", "resolved_device", "wrap"]
 
 
 def load(
@@ -95,7 +95,7 @@ def load(
     config, commit = registry.config_and_commit(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     _check_resize(found, resize)
-    device_map = from_pretrained.pop("device_map", None) or _device(device)
+    device_map = from_pretrained.pop("device_map", None) or resolved_device(device)
     options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained):
         made = found.load(os.fspath(model), config=config, **options)
@@ -208,7 +208,8 @@ def _dtype(dtype: Any) -> Any:
     return found
 
 
-def _device(device: Any) -> str:
+def resolved_device(device: Any) -> str:
+    """The name of the device that ``load`` uses for this argument; raises CapabilityError if there is none."""
     import torch
 
     if str(device) == "auto":

@@ -67,7 +67,7 @@ class Probe(LocalParts):
             logits_processor: custom transformers ``LogitsProcessor`` objects, applied between the penalties and the
                 sampling filters of the options. Raw numbers stay raw; ``scores`` shows their effect.
             **generation: arguments of transformers' ``GenerationConfig``: ``max_new_tokens`` (the checkpoint's own
-                default, else 128), ``do_sample``, ``temperature``, ``top_k``, ``num_beams``, ...
+                default, else 128), ``temperature`` (0 is greedy, above 0 samples), ``do_sample``, ``num_beams``, ...
 
         Raises:
             ImageError: for an image that cannot be read.

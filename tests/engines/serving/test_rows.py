@@ -172,6 +172,10 @@ def test_options_are_those_of_transformers():
     read = Decoding.read({"max_new_tokens": 5, "do_sample": True, "temperature": 0.5, "num_beams": 1}, TAKES, "X")
     assert read == Decoding(5, True, 0.5)
     assert read.processing == "tempered"
+    assert Decoding.read({"max_new_tokens": 5, "temperature": 0.5}, TAKES, "X") == read
+    assert Decoding.read({"max_new_tokens": 5, "temperature": 0}, TAKES, "X") == Decoding(5)
+    with pytest.raises(GenerationOptionError, match="contradicts"):
+        Decoding.read({"do_sample": False, "temperature": 0.5}, TAKES, "X")
     assert Decoding.read({"stop_strings": "."}, {"stop_strings"}, "X").stop_strings == (".",)
     assert Decoding(do_sample=True, top_p=0.9).processing == "filtered"
     assert Decoding(temperature=0.5).processing == "none"  # a greedy answer has no temperature

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import GenerationConfig
 
 from vlmprobe.engines.base import ONE_STEP
-from vlmprobe.engines.option_checks import check_value
+from vlmprobe.engines.option_checks import check_value, with_temperature
 from vlmprobe.errors import GenerationOptionError, near
 
 __all__ = ["generation_config", "prefill_config"]
@@ -71,13 +71,14 @@ def generation_config(
 
     Args:
         base: the model's own config, which is not changed.
-        options: arguments of ``GenerationConfig``.
+        options: arguments of ``GenerationConfig``; a temperature of 0 is greedy decoding, and a greater one samples.
         end_ids: the ids that end an answer, unless the options set ``eos_token_id``.
 
     Raises:
         GenerationOptionError: for an option that does not exist, has an invalid value, or that a probe
             cannot honour without mixing up its numbers.
     """
+    options = with_temperature(options)
     known = set(GenerationConfig().to_dict()) | {"max_new_tokens", "stop_strings"}
     for name, value in options.items():
         if name in OURS and not _is_neutral(name, value):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.engines.option_checks import check_value, listed
+from vlmprobe.engines.option_checks import check_value, listed, with_temperature
 from vlmprobe.errors import CapabilityError, GenerationOptionError, near
 
 __all__ = ["BASIC", "SAMPLING", "Decoding"]
@@ -36,7 +36,7 @@ class Decoding:
 
     @classmethod
     def read(cls, options: Mapping[str, Any], takes: Iterable[str], engine: str) -> Decoding:
-        """The options of one call, for an engine that takes those in ``takes``.
+        """The options of one call, for an engine that takes those in ``takes``; a temperature above 0 samples.
 
         Raises:
             GenerationOptionError: for an option that does not exist or has an invalid value.
@@ -44,7 +44,7 @@ class Decoding:
         """
         names = [field.name for field in fields(cls)]
         taken: dict[str, Any] = {}
-        for name, value in options.items():
+        for name, value in with_temperature(options).items():
             if value is None or (name in NEUTRAL and value == NEUTRAL[name]):
                 continue
             check_value(name, value)

@@ -1,4 +1,4 @@
-"""The adapter: checkpoints of OpenGVLab's ``InternVLChatModel``, loaded without their code."""
+"""InternVL2 and InternVL2.5 in their original format (``InternVLChatModel``), loaded without their code."""
 
 from __future__ import annotations
 

@@ -1,0 +1,240 @@
+"""The exit codes of docs/reference/cli.md, output files that replace nothing, and errors that name their file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from common import DOCS, picture
+from safetensors import SafetensorError
+from typer.testing import CliRunner
+
+import vlmprobe
+from vlmprobe.cli import app, terminal
+
+ASK = ("none", "What is it?", "--max-new-tokens", "1")
+PAGE = "<!DOCTYPE html>\n<html><title>earlier</title></html>"
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoint) -> str:
+    return str(checkpoint("llava"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """A working folder with the files that the cases name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    picture().save("scene.png")
+    Path("notes.txt").write_text("not an image")
+    Path("page.html").write_text(PAGE)
+    Path("notes.html").write_text("my own notes")
+    Path("lines.jsonl").write_text('{"question": "What?"}\n')
+    Path("bad.jsonl").write_text("not json\n")
+    Path("lost.jsonl").write_text('{"question": "What?", "image": "gone.png"}\n')
+    Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("folder").mkdir()
+    Path("folder", "inside.txt").write_text("something")
+    Path("text-only").mkdir()
+    Path("text-only", "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    return tmp_path
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def told(done) -> str:
+    """What was written to standard error, without frames and line breaks."""
+    return " ".join(re.sub("[─-╿]", " ", done.stderr).split())
+
+
+# -- exit codes ----------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_codes():
+    rows = re.findall(r"^\| (\d+) \|", (DOCS / "reference" / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == ["0", str(terminal.FAILED), str(terminal.WRONG_USAGE), "3", str(terminal.INTERRUPTED)]
+
+
+WRONG = [  # command line, what is told
+    (("probe", "demo", "gone.png", "Q"), "gone.png"),
+    (("probe", "demo", "notes.txt", "Q"), "notes.txt"),
+    (("probe", "demo", "folder", "Q"), "is a folder"),
+    (("probe", "demo", "scene.png", "Q", "-i", "gone.png"), "gone.png"),
+    (("probe", "demo", "scene.png", ""), "empty"),
+    (("probe", "./gone", "none", "Q"), "./gone"),
+    (("probe", "gone/deep/model", "none", "Q"), "gone/deep/model"),
+    (("probe", "demo", "none", "Q", "--adapter", "nativ"), "Did you mean native"),
+    (("probe", "demo", "none", "Q", "--device", "toaster"), "toaster"),
+    (("probe", "demo", "none", "Q", "--dtype", "int8"), "int8"),
+    (("probe", "demo", "none", "Q", "--engine", "vllm"), "not the URL of a server"),
+    (("probe", "http://localhost:1", "none", "Q", "--engine", "vlm"), "vllm"),
+    (("probe", "demo", "none", "Q", "--temperature", "warm"), "--temperature"),
+    (("probe", "demo", "none", "Q", "--temperature", "-1"), "--temperature"),
+    (("probe", "demo", "none", "Q", "-o", "top_p=7"), "top_p"),
+    (("probe", "demo", "none", "Q", "-o", "do_sample=false", "--temperature", "1"), "contradicts"),
+    (("probe", "demo", "none", "Q", "-o", "do_sample=true", "--temperature", "0"), "contradicts"),
+    (("score", "demo", "none", "Q", "--candidates-file", "gone.txt"), "gone.txt"),
+    (("score", "demo", "none", "Q", "--candidates-file", "latin.txt"), "latin.txt"),
+    (("score", "demo", "none", "Q", "--candidates-file", "folder"), "folder"),
+    (("score", "demo", "gone.png", "Q", "-c", "yes"), "gone.png"),
+    (("check", "./gone"), "./gone"),
+    (("check", "demo", "--only", "C999"), "C999"),
+    (("check", "demo", "--expect", "C1"), "ID=REASON"),
+    (("check", "http://localhost:1"), "doctor"),
+    (("compare", "demo", "demo", "gone.jsonl"), "gone.jsonl"),
+    (("compare", "demo", "demo", "bad.jsonl"), "bad.jsonl, line 1"),
+    (("compare", "demo", "demo", "lost.jsonl"), "gone.png"),
+    (("compare", "demo", "./gone", "lines.jsonl"), "./gone"),
+    (("doctor", "http://localhost:1", "--engine", "vlm"), "vllm"),
+    (("new-adapter", "Bad Name"), "Bad Name"),
+    (("new-adapter", "mllama"), "mllama"),
+    (("new-adapter", "mine", "--folder", "folder"), "folder"),
+    (("nonsense",), "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), WRONG, ids=[" ".join(each) for each, _ in WRONG])
+def test_wrong_usage_is_two(arguments, says):
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert says in told(done)
+    assert "unexpected" not in told(done)
+
+
+FAILING = [
+    (("probe", "text-only", *ASK), "text-only model"),
+    (("probe", "folder", *ASK), "folder has no config.json"),
+    (("probe", "http://127.0.0.1:9", *ASK), "cannot be reached"),
+    (("doctor", "http://127.0.0.1:9"), "cannot be reached"),
+    (("probe", "demo", "http://127.0.0.1:9/cat.png", "Q"), "http://127.0.0.1:9/cat.png"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), FAILING, ids=[" ".join(each) for each, _ in FAILING])
+def test_an_error_is_one(arguments, says, monkeypatch):
+    monkeypatch.setattr("vlmprobe.engines.serving.http.client.FIRST_PAUSE_S", 0.01)
+    done = run(*arguments)
+    assert done.exit_code == 1, done.output
+    assert says in told(done)
+
+
+# -- nothing is replaced by accident -------------------------------------------------------------------
+
+TARGETS = [
+    (("probe", "M", "scene.png", "Q", "--html", "scene.png"), "scene.png must end in .html"),
+    (("probe", "M", "scene.png", "Q", "--html", "report"), "report must end in .html"),
+    (("probe", "M", "scene.png", "Q", "--html", "notes.html"), "notes.html exists and is not an HTML page"),
+    (("score", "M", "scene.png", "Q", "-c", "a", "--html", "notes.html"), "notes.html exists and is not an HTML page"),
+    (("demo", "--out", "scene.png"), "scene.png must end in .html"),
+    (("demo", "--out", "notes.html"), "notes.html exists"),
+    (("probe", "M", "none", "Q", "--save", "folder"), "--overwrite"),
+    (("probe", "M", "none", "Q", "--save", "kept.safetensors"), "kept.safetensors exists already"),
+    (("score", "M", "none", "Q", "-c", "a", "--save", "folder"), "folder exists already"),
+    (("check", "M", "--matrix", "scene.png"), "scene.png exists and does not hold lines of JSON"),
+    (("check", "M", "--matrix", "folder"), "folder is a folder"),
+    (("compare", "M", "N", "lines.jsonl", "--plot", "scene.png"), "--overwrite"),
+    (("probe", "M", "none", "Q", "--html", f"{'n' * 300}.html"), "File name too long"),
+    (("probe", "M", "none", "Q", "--save", "n" * 300), "File name too long"),
+    (("new-adapter", "mine", "--folder", "n" * 300), "File name too long"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), TARGETS, ids=[" ".join(each) for each, _ in TARGETS])
+def test_what_is_there_stays(arguments, says):
+    Path("kept.safetensors").write_bytes(b"weights")
+    before = {file: file.read_bytes() for file in Path().rglob("*") if file.is_file()}
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert says in told(done)
+    assert {file: file.read_bytes() for file in Path().rglob("*") if file.is_file()} == before
+
+
+def test_an_image_under_the_name_of_a_page_stays():
+    Path("scene.png").rename("scene.html")
+    assert run("probe", "M", "scene.html", "Q", "--html", "scene.html").exit_code == 2
+
+
+def test_an_earlier_page_is_replaced_and_an_empty_file_filled(tiny):
+    Path("empty.htm").touch()
+    for page in ("page.html", "empty.htm"):
+        assert run("probe", tiny, *ASK, "--html", page).exit_code == 0
+        assert "What is it?" in Path(page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["answer", "answer.safetensors"])
+def test_overwrite_replaces_a_saved_result(tiny, target):
+    for question, more, code in (("One?", (), 0), ("Two?", (), 2), ("Three?", ("--overwrite",), 0)):
+        done = run("probe", tiny, "none", question, "--max-new-tokens", "1", "--save", target, *more)
+        assert done.exit_code == code, done.output
+    assert vlmprobe.load_result(target).meta["question"] == "Three?"
+    Path("new").mkdir()
+    assert run("probe", tiny, *ASK, "--save", "new").exit_code == 0  # an empty folder loses nothing
+
+
+# -- errors name their file ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read and write everything")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("probe", "demo", "locked/a.png", "Q"),
+        ("probe", "demo", "none", "Q", "--html", "locked/a.html"),
+        ("probe", "demo", "none", "Q", "--save", "locked/a"),
+        ("score", "demo", "none", "Q", "--candidates-file", "locked/a.txt"),
+        ("check", "demo", "--matrix", "locked/a.jsonl"),
+        ("compare", "demo", "demo", "locked/a.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_may_not_be_entered(arguments):
+    Path("locked").mkdir(mode=0)
+    try:
+        done = run(*arguments)
+    finally:
+        Path("locked").chmod(0o700)
+    assert done.exit_code == 2, done.output
+    assert "locked" in told(done)
+    assert "unexpected" not in told(done)
+
+
+@pytest.mark.parametrize("arguments", [("--html", "new.html"), ("--save", "saved")], ids=["page", "result"])
+def test_a_full_disk(tiny, arguments, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")  # without a name, as a write raises it
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    done = run("probe", tiny, *ASK, *arguments)
+    assert done.exit_code == 1, done.output
+    assert told(done) == f"Error: No space left on device: {arguments[1]}"
+
+
+def test_an_error_of_the_library_that_saves(tiny, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    done = run("probe", tiny, *ASK, "--save", "saved.safetensors")
+    assert done.exit_code == 1
+    assert told(done).startswith("Error: saved.safetensors cannot be written: I/O error: No space left on device")
+
+
+def test_writing_names_the_file_that_an_error_does_not():
+    with pytest.raises(OSError, match=r"No space left on device: 'report.html'"), terminal.writing(Path("report.html")):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_record_is_appended_to_lines_of_json(tiny):
+    Path("matrix.jsonl").write_text('{"earlier": 1}\n')
+    done = run("check", tiny, "--only", "C1", "--matrix", "matrix.jsonl")
+    assert done.exit_code == 0, done.output
+    first, second = map(json.loads, Path("matrix.jsonl").read_text().splitlines())
+    assert first == {"earlier": 1}
+    assert second["passed"] is True
