@@ -34,7 +34,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("pyarrow", ". parquet"),
     **_of("pytest", "."),
     **_of("qwen_vl_utils", ".", "README"),
-    **_of("rich", "cells console padding progress style table text"),
+    **_of("rich", "cells columns console padding progress style table text"),
     **_of("safetensors", ".", "API reference and README", frozenset({"SafetensorError", "safe_open"})),
     **_of("safetensors", "numpy"),
     **_of("scipy", "optimize stats"),
@@ -55,6 +55,6 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("transformers", "utils", "main classes: model outputs, logging", frozenset({"ModelOutput", "logging"})),
     **_of("transformers", "utils.logging", "main classes: logging"),
     **_of("typer", "."),
-    **_of("typer", "core", "tutorial: for cls= of a command", frozenset({"TyperCommand"})),
+    **_of("typer", "core", "tutorial: for cls= of a command and of the app", frozenset({"TyperCommand", "TyperGroup"})),
     **_of("vllm", "."),
 }

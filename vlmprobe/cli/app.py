@@ -49,7 +49,7 @@ class Command(TyperCommand):
             if record := parameter.get_help_record(ctx):
                 argument = parameter.param_type_name == "argument"
                 name = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Options"
-                sections.setdefault(name, []).append((parameter.metavar, record[1]) if argument else record)
+                sections.setdefault(name, []).append((str(parameter.metavar), record[1]) if argument else record)
         for name, rows in sections.items():
             with formatter.section(name):
                 formatter.write_dl(rows)

@@ -82,11 +82,11 @@ def _print(health: Health) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for each in health.findings:
         style = {"yes": "green", "no": "red" if each.needed else "yellow"}.get(each.state, "dim")
-        name, sign, detail = Text(each.name), Text(SIGNS[each.state], style=style), Text(one_line(each.detail))
+        sign, detail = Text(SIGNS[each.state], style=style), one_line(each.detail)
         if screen.width < NARROW:
-            grid.add_row(sign, Text("\n").join([name, detail]) if detail else name)
+            grid.add_row(sign, Text(f"{each.name}\n{detail}" if detail else each.name))
         else:
-            grid.add_row(name, sign, detail)
+            grid.add_row(Text(each.name), sign, Text(detail))
     screen.print(Text(), grid, sep="\n")
     remedies = list(dict.fromkeys(each.remedy for each in health.findings if each.remedy))
     if remedies:

@@ -36,7 +36,8 @@ def unknown(config: Mapping[str, Any], checkpoint: str, known: Iterable[str]) ->
         return UnknownModelError(
             f"{checkpoint} is {what} without a language head {about}, so it has no logits of words to probe."
         )
-    told = f"No adapter handles {checkpoint} {about}.{near(kind, [each for each in known if each != kind])}"
+    hint = "" if kind in transformers.CONFIG_MAPPING else near(kind, known)
+    told = f"No adapter handles {checkpoint} {about}.{hint}"
     if config.get("auto_map"):
         return RemoteCodeError(
             f"{told} It asks to run Python code of its own, which vlmprobe never does. Look for a version of it that "
