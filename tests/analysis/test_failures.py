@@ -43,7 +43,7 @@ def test_they_are_left_out_with_what_belongs_to_them():
 
 def test_confidences_and_correctness_match(recwarn):
     good, all_of_them = mixed()
-    np.testing.assert_array_equal(confidences(all_of_them), confidences(good))
+    np.testing.assert_array_equal(confidences(all_of_them, "mean"), confidences(good, "mean"))
     right = correctness(all_of_them, [good[0].text, "x", "nothing", "y"])
     assert right.tolist() == [True, False]
     assert [str(each.message)[:17] for each in recwarn] == ["2 failed requests"] * 2
@@ -104,3 +104,10 @@ def test_the_gate_asks_a_person():
     assert decision.action == "ask"
     assert np.isnan(decision.confidence)
     assert "no such file" in decision.why
+
+
+def test_confidences_ask_for_their_measure():
+    good, _ = mixed()
+    with pytest.warns(FutureWarning, match='by="sequence" is the probability of the whole answer, as now'):
+        assumed = confidences(good)
+    assert assumed.tolist() == confidences(good, "sequence").tolist()

@@ -26,7 +26,7 @@ FAILED = Failure(ResultError("no"), id="x", meta={"id": "x"})
 
 
 def columns(results, gold):
-    return calibration.confidences(results), calibration.correctness(results, gold)
+    return calibration.confidences(results, by="sequence"), calibration.correctness(results, gold)
 
 
 def test_four_pairs_by_hand():

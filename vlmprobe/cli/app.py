@@ -44,7 +44,7 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The sections of the arguments and the options."""
-        sections: dict[str, list[tuple[str, str]]] = {}
+        sections: dict[str, list[Any]] = {}
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
                 argument = parameter.param_type_name == "argument"

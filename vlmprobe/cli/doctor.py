@@ -82,11 +82,11 @@ def _print(health: Health) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for each in health.findings:
         style = {"yes": "green", "no": "red" if each.needed else "yellow"}.get(each.state, "dim")
-        sign, detail = Text(SIGNS[each.state], style=style), one_line(each.detail)
+        mark, detail = Text(SIGNS[each.state], style=style), one_line(each.detail)
         if screen.width < NARROW:
-            grid.add_row(sign, Text(f"{each.name}\n{detail}" if detail else each.name))
+            grid.add_row(mark, Text(f"{each.name}\n{detail}" if detail else each.name))
         else:
-            grid.add_row(Text(each.name), sign, Text(detail))
+            grid.add_row(Text(each.name), mark, Text(detail))
     screen.print(Text(), grid, sep="\n")
     remedies = list(dict.fromkeys(each.remedy for each in health.findings if each.remedy))
     if remedies:

@@ -43,11 +43,10 @@ def _attribute(module: str, name: str, wanted: str) -> ast.expr:
     """
     module, found = _defined(module, name)
     for line in found.body:
-        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or line.value is None:
-            continue
-        targets = line.targets if isinstance(line, ast.Assign) else [line.target]
-        if any(isinstance(each, ast.Name) and each.id == wanted for each in targets):
-            return line.value
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        value = getattr(line, "value", None)
+        if value is not None and any(isinstance(each, ast.Name) and each.id == wanted for each in targets):
+            return value
     for base in found.bases:
         if isinstance(base, ast.Name) and base.id not in ("ABC", "Protocol"):
             return _attribute(module, base.id, wanted)
