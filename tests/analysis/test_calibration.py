@@ -162,6 +162,10 @@ def test_report_has_every_figure_with_its_interval():
     found = calibration.report(*outcomes(4, 120), resamples=20)
     assert set(found) == {"accuracy", "confidence", "auroc", "ece", "adaptive_ece", "brier", "aurc"}
     assert all(each.low <= each.high for each in found.values())
+    frame = found.to_pandas()
+    assert list(frame.index) == list(found)
+    assert frame.loc["auroc"].tolist() == [found["auroc"].value, found["auroc"].low, found["auroc"].high]
+    assert "auroc & " in frame.to_latex()
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 2.0, 3.0])

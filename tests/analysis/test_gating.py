@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,10 @@ from sklearn.metrics import confusion_matrix
 
 from vlmprobe.analysis import gating
 from vlmprobe.analysis.confidences import CalibrationError
+from vlmprobe.errors import ResultError
 from vlmprobe.results.result import Scores
+
+THRESHOLD = gating.Threshold(0.5, "promise", 10, 5, 0)
 
 
 class World:
@@ -246,3 +250,31 @@ def test_the_gate_reads_results_as_confidences_do():
     assert gating.gate(scores, 0.5).confidence == pytest.approx(scores.probabilities.max())
     with pytest.raises(TypeError, match="TokenTable or a Result"):
         gating.gate("sure", 0.5)
+
+
+def test_a_threshold_is_saved_with_its_measure(tmp_path):
+    sure, right = np.linspace(0, 1, 400), np.linspace(0, 1, 400) > 0.2
+    threshold = gating.accept_for_accuracy(sure, right, accuracy=0.9, by="mean")
+    again = gating.Threshold.load(threshold.save(tmp_path / "new" / "gate.json"))
+    assert again == threshold
+    assert again.by == "mean"
+
+
+def test_a_gate_measures_as_its_threshold_does():
+    answer = random_result(1)
+    mean = float(np.exp(np.nanmean(answer.output.logprobs)))
+    assert gating.gate(answer, replace(THRESHOLD, by="mean")).confidence == pytest.approx(mean, rel=1e-5)
+    assert gating.gate(answer, replace(THRESHOLD, by="mean"), by="mean").confidence == pytest.approx(mean, rel=1e-5)
+    assert gating.gate(answer, THRESHOLD).confidence == pytest.approx(answer.confidence, rel=1e-5)
+    for other in ({"by": "min"}, {"reject": replace(THRESHOLD, value=0.1, by="sequence")}):
+        with pytest.raises(CalibrationError, match="is about by="):
+            gating.gate(answer, replace(THRESHOLD, by="mean"), **other)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 9, "value": 1}'])
+def test_a_file_that_holds_no_threshold(text, tmp_path):
+    (tmp_path / "gate.json").write_text(text)
+    with pytest.raises(ResultError, match=r"gate\.json"):
+        gating.Threshold.load(tmp_path / "gate.json")
+    with pytest.raises(ResultError, match=r"missing\.json"):
+        gating.Threshold.load(tmp_path / "missing.json")

@@ -34,6 +34,12 @@ def test_python_of_the_page_runs_as_pasted(page, tmp_path, monkeypatch):
         known = runpy.run_path(str(script), known)
 
 
+def test_recipes_are_short():
+    page = DOCS / "use" / "recipes.md"
+    assert len(re.findall(r"^## ", page.read_text(encoding="utf-8"), re.MULTILINE)) == 19
+    assert all(len([line for line in block.splitlines() if line.strip()]) <= 8 for block in blocks_of(page))
+
+
 def test_first_block_on_serving_engines_runs_with_a_server(tmp_path):
     """With the address and the model of a replayed server in place of the page's."""
     import wire_engines as wire

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
 from vlmprobe.errors import MissingExtraError
+from vlmprobe.results.frame import data_frame
 
 if TYPE_CHECKING:
     from vlmprobe.display.shown import ShownThreshold
@@ -270,7 +271,16 @@ def check_resampling(resamples: int, level: float) -> None:
         raise CalibrationError(f"level must be between 0 and 1 and resamples at least 1, not {level!r}, {resamples!r}")
 
 
-def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+class Report(dict[str, Interval]):
+    """Metrics by name, each with its interval."""
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per metric: ``value``, ``low`` and ``high`` of its interval."""
+        rows = [[each.value, each.low, each.high] for each in self.values()]
+        return data_frame(rows, columns=["value", "low", "high"], index=list(self))
+
+
+def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> Report:
     """Accuracy, mean confidence, AUROC, ECE, adaptive ECE, Brier score and AURC, each with its bootstrap interval."""
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "accuracy": lambda sure, right: float(right.mean()),
@@ -282,9 +292,12 @@ def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 
         "aurc": lambda sure, right: risk_coverage(sure, right).area,
     }
     checked(confidence, correct, least=2, both=True)
-    return {
-        name: bootstrap(metric, confidence, correct, resamples=resamples, seed=seed) for name, metric in metrics.items()
-    }
+    return Report(
+        {
+            name: bootstrap(metric, confidence, correct, resamples=resamples, seed=seed)
+            for name, metric in metrics.items()
+        }
+    )
 
 
 def _sklearn() -> Any:
