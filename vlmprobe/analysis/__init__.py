@@ -10,7 +10,11 @@ theirs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors, which then show their signatures
+    from vlmprobe.analysis.image_contrast import contrast as contrast
+    from vlmprobe.analysis.logit_lens import lens as lens
 
 FUNCTIONS = {"contrast": "image_contrast", "lens": "logit_lens"}  # name: module
 MOVED = {  # former module: where it is now; until 1.0

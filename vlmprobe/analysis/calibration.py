@@ -14,7 +14,7 @@ import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
 from vlmprobe.errors import MissingExtraError
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 
 if TYPE_CHECKING:
     from vlmprobe.display.shown import ShownThreshold
@@ -274,7 +274,7 @@ def check_resampling(resamples: int, level: float) -> None:
 class Report(dict[str, Interval]):
     """Metrics by name, each with its interval."""
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per metric: ``value``, ``low`` and ``high`` of its interval."""
         rows = [[each.value, each.low, each.high] for each in self.values()]
         return data_frame(rows, columns=["value", "low", "high"], index=list(self))

@@ -22,7 +22,7 @@ from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.probe import Request
 from vlmprobe.probe.failure import naming
 from vlmprobe.probe.request import Numbered, Requests
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
@@ -166,7 +166,7 @@ class Comparison:
                 )
         return found
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame`` with one row per token of A's answers."""
         named = [(place if each.id is None else each.id, each) for place, each in enumerate(self.requests)]
         return data_frame(

@@ -28,7 +28,7 @@ from vlmprobe.analysis.confidences import (
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
 from vlmprobe.probe.failure import Failure
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result, Scores
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Gallery:
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per example: id, question, gold, and each answer with its confidence.
 
         The columns of two answers end in ``_a`` and ``_b``; ``right`` is None where the right answer is not known.

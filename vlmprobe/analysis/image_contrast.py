@@ -26,7 +26,7 @@ from vlmprobe.errors import CapabilityError, MessageError, ResultError, renamed
 from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation, Prompt
 from vlmprobe.probe.request import with_meta
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -107,7 +107,7 @@ class Contrast:
         with np.errstate(invalid="ignore"):
             return np.flatnonzero(text & (self.pmi < below) & ((without < decided) | (decided >= 1)))
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per token: logprob, and gain and entropy drop per variant, nats."""
         columns: dict[str, Any] = {"token": self.answer.tokens, "logprob": self.answer.logprobs}
         if not self.tables:

@@ -21,7 +21,7 @@ from vlmprobe.engines.base import Options, ReadsLayers, require
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Prompt
 from vlmprobe.probe.request import with_meta
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
@@ -68,7 +68,7 @@ class Lens:
         after = np.flip(np.logical_and.accumulate(np.flip((self.ranks == 0) | ~ran, axis=0), axis=0), axis=0)
         return self._first(after & ran)
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per layer and token."""
         count = len(self.rows)
         return data_frame(

@@ -39,7 +39,7 @@ from vlmprobe.analysis.gallery import (
 )
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.probe.failure import Failure
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 
 if TYPE_CHECKING:
     from vlmprobe.display.shown import ShownPaired
@@ -108,7 +108,7 @@ class PairedComparison:
         order = sorted(differ, key=lambda each: each.correct[1])
         return selected(f"Right in only one of {self.names[0]} and {self.names[1]}", order, self.names, most)
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per metric: A, B, difference with its interval, and p of McNemar's test."""
         rows = [(each.a, each.b, *_interval(each), each.p) for each in self.metrics.values()]
         return data_frame(rows, index=list(self.metrics), columns=[*self.names, *COLUMNS])

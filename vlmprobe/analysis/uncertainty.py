@@ -18,7 +18,7 @@ import numpy as np
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
 from vlmprobe.probe.failure import Failure
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import KINDS, TokenTable
 
@@ -180,7 +180,7 @@ def summary(source: Source) -> dict[str, float]:
     }
 
 
-def frame(results: Iterable[Result | Failure]) -> Any:
+def frame(results: Iterable[Result | Failure]) -> DataFrame:
     """A ``pandas.DataFrame``, one row per result that is no failure.
 
     Its columns: ``id``, ``question``, ``text`` (the answer), ``model``, ``finish_reason``, and every measure.

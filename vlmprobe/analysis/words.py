@@ -24,7 +24,7 @@ import numpy as np
 
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import ResultError
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.table import TokenTable
 
 __all__ = ["Words", "boundary_logprobs", "word_starts", "words"]
@@ -72,7 +72,7 @@ class Words:
         label = "surprisal of the word (bits)" if corrected else "surprisal of its tokens (bits)"
         return draw_words(self.texts, logprobs, ax, label=label)
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per word."""
         columns = {"word": self.texts, "kind": self.kinds, "summed": self.summed, "logprob": self.logprobs}
         return data_frame(columns)

@@ -24,7 +24,7 @@ from vlmprobe.inputs.messages import Prompt
 from vlmprobe.probe.failure import Failure, naming
 from vlmprobe.probe.request import Requests, carrying, id_of, request_of
 from vlmprobe.probe.tables import rows_of
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.grouped import NO, YES, YesNo
 from vlmprobe.results.result import Result
 
@@ -188,7 +188,7 @@ def reports(
     return {name: report([said[place] for place in at], [right[place] for place in at]) for name, at in places.items()}
 
 
-def frame(found: Mapping[str, YesNoReport]) -> Any:
+def frame(found: Mapping[str, YesNoReport]) -> DataFrame:
     """A ``pandas.DataFrame`` of reports by name: one row each, with its count and metrics."""
     rows = [{"count": each.count, **each.metrics()} for each in found.values()]
     return data_frame(rows, index=list(found), columns=["count", *YesNoReport.METRICS])

@@ -28,7 +28,7 @@ from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 from vlmprobe.probe.failure import naming
 from vlmprobe.probe.generate_many import answered
 from vlmprobe.probe.request import Converse, Request, options_of
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 
 __all__ = ["INSTRUCTION", "PROMPT", "Ranked", "Ranking", "parts_of", "rank"]
@@ -92,7 +92,7 @@ class Ranking:
             margin = float(self.margins[place])
             yield Ranked(place, float(scores[place]), margin, self.texts[place], self.images[place])
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per document, the most relevant first."""
         rows = [{"index": each.index, "score": each.score, "margin": each.margin, "text": each.text} for each in self]
         return data_frame(rows, columns=["index", "score", "margin", "text"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmprobe.display.shown import ShownTable
 from vlmprobe.errors import ResultError
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 
 __all__ = ["Choices", "StaysReadOnly", "choices_of", "read_only"]
 
@@ -74,7 +74,7 @@ class Choices(StaysReadOnly):
             "chosen": self.chosen,
         }
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per choice."""
         return data_frame(self.columns())
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmprobe.errors import MissingExtraError
 
-__all__ = ["data_frame"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:
+    DataFrame = Any
+
+__all__ = ["DataFrame", "data_frame"]
 
 
-def data_frame(data: Any, **options: Any) -> Any:
+def data_frame(data: Any, **options: Any) -> DataFrame:
     """A ``pandas.DataFrame``.
 
     Args:

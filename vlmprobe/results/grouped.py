@@ -11,7 +11,7 @@ import numpy as np
 
 from vlmprobe.errors import MessageError
 from vlmprobe.results.choices import read_only
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Scores
 
 __all__ = ["GroupedScores", "YesNo", "grouped"]
@@ -47,7 +47,7 @@ class GroupedScores(Scores):
 
     per_byte = means
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per spelling: answer, spelling, logprob, and whether it counts."""
         answer = {place: name for name, places in zip(self.candidates, self.members, strict=True) for place in places}
         listed = self.spellings.candidates

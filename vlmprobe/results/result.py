@@ -15,7 +15,7 @@ from PIL.Image import open as opened
 
 from vlmprobe.errors import ResultError
 from vlmprobe.results.choices import StaysReadOnly, read_only
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.replacing import replacing
 from vlmprobe.results.table import Ids, TokenTable
 
@@ -155,7 +155,7 @@ class Result(Saved, StaysReadOnly):
         """Surprisal of each token of the answer; see :meth:`TokenTable.plot`. Returns the axes."""
         return self.output.plot(ax, most=most)
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """The answer's tokens as a ``pandas.DataFrame``, one row each; ``prompt.to_pandas()`` gives the prompt's."""
         return self.output.to_pandas()
 
@@ -244,7 +244,7 @@ class Scores(Saved, StaysReadOnly):
             raise ResultError("no candidate has a log-probability: all hold ids beyond the model's head")
         return self.candidates[int(np.nanargmax(self.logprobs))]
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per candidate, in order: its log-probability (nats), its probability among
         the candidates, its mean per token and per UTF-8 byte (nats), and how many tokens it has."""
         return data_frame(

@@ -11,7 +11,7 @@ import numpy as np
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.results.choices import Choices, StaysReadOnly, choices_of, read_only
-from vlmprobe.results.frame import data_frame
+from vlmprobe.results.frame import DataFrame, data_frame
 
 __all__ = ["KINDS", "TokenTable", "read_only"]
 
@@ -142,7 +142,7 @@ class TokenTable(StaysReadOnly):
                 table[shown] = column
         return table
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per token; ``top_*`` cells hold lists."""
         return data_frame(self.columns())
 
