@@ -163,12 +163,12 @@ def templated(checkpoint, template: str):
 def test_an_error_of_the_chat_template_is_told_as_such(template, says, image, checkpoint):
     """It used to be put down to a conversation without an image."""
     probe = templated(checkpoint, template)
-    for call in (
-        lambda: probe.generate("Hi", image, **CALL),
-        lambda: probe.score("Hi", ["yes", "no"], image),
-        lambda: list(probe.generate_many([("Hi")], progress=False, **CALL)),
+    for where, call in (
+        ("", lambda: probe.generate("Hi", image, **CALL)),
+        ("", lambda: probe.score("Hi", ["yes", "no"], image)),
+        ("request 0: ", lambda: list(probe.generate_many([("Hi")], progress=False, **CALL))),
     ):
-        with pytest.raises(CapabilityError, match=rf"^The chat template of llava {says}") as caught:
+        with pytest.raises(CapabilityError, match=rf"^{where}The chat template of llava {says}") as caught:
             call()
         assert "image" not in str(caught.value).partition("this conversation")[0]
         assert isinstance(caught.value.__cause__, (jinja2.TemplateError, TypeError))
