@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -166,6 +167,37 @@ def test_figures_of_an_answer_without_numbers():
     assert "least sure" not in figures
     assert "–" in Outline(fragment(result)).all_text
     assert "–" in terminal(rich_view(result))
+
+
+def long_answer():
+    rows = [("old ", 0.04, []), *[("a ", 0.9, [])] * 397, ("b", 0.03, []), ("c", 0.2, [])]
+    result = answer("x")
+    object.__setattr__(result, "output", make_table(rows))
+    return result
+
+
+def test_a_long_answer_shows_what_a_token_has_on_average_and_its_least_sure_tokens():
+    result = long_answer()
+    figures = {name: (value, meaning) for name, value, meaning in view.figures(result)}
+    assert figures["confidence"][0] == "1.6 × 10⁻²²"  # 0.9 ** 397 * 0.04 * 0.03 * 0.2
+    assert figures["per token"][0] == view.percent(result.mean_confidence) == "88.2%"
+    assert figures["least sure"] == (
+        "b 3.0% · old 4.0% · c 20.0%",
+        "the tokens of least probability, at places 398, 0, 399",
+    )
+    for text in (Outline(fragment(result)).all_text, terminal(rich_view(result), width=120)):
+        assert all(each in text for each in ("per token", "88.2%", "least sure", "b 3.0% · old 4.0% · c 20.0%"))
+
+
+def test_an_answer_with_a_bound_has_no_number_as_a_whole():
+    """Without the bounded token, which is the least likely one, the others would make it seem sure."""
+    result = answer("x")
+    table = make_table([("a", 0.9, []), ("b", 0.5, []), nothing("c")])
+    bounds = np.array([np.nan, np.nan, math.log(0.01)], np.float32)
+    object.__setattr__(result, "output", dataclasses.replace(table, logprobs_at_most=bounds))
+    figures = {name: value for name, value, _ in view.figures(result)}
+    assert figures["confidence"] == figures["per token"] == figures["perplexity"] == "–"
+    assert figures["least sure"] == "c ≤ 1.0%"
 
 
 # -- HTML ------------------------------------------------------------------------------------------

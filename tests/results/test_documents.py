@@ -7,9 +7,16 @@ import json
 import numpy as np
 import pytest
 from common import QUESTION, picture
+from render_cases import make_table
 
 import vlmprobe
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, ResultError
+from vlmprobe.results.document import result_document
+
+
+def say(*rows):
+    table = make_table(list(rows))
+    return vlmprobe.Result("".join(table.tokens), None, table, None, {"finish_reason": "stop"})
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +55,49 @@ def test_scores_as_a_dictionary_and_a_table(probe_of):
     assert frame["probability"].sum() == pytest.approx(1)
 
 
+def test_full_logits_are_left_out_unless_wanted(probe_of):
+    probe = probe_of("llava")
+    made = probe.generate(QUESTION, picture(), max_new_tokens=2, do_sample=False, keep="logits")
+    scored = probe.score(QUESTION, ["yes", "no"], picture(), keep="logits").to_dict()
+    document = made.to_dict()
+    rows = [*document["output"], *document["prompt"], *(row for c in scored["candidates"] for row in c["tokens"])]
+    assert not any("logits" in row for row in rows)
+    (first, *_) = result_document(made, logits=True)["output"]
+    assert first["logits"] == pytest.approx(made.output.logits[0].tolist())
+
+
 def test_a_result_as_a_table(answer):
+    pandas = pytest.importorskip("pandas")
     assert answer.to_pandas().equals(answer.output.to_pandas())
+    pandas.testing.assert_frame_equal(answer.to_pandas("prompt"), answer.prompt.to_pandas())
+
+
+def test_both_sides_in_one_table(answer):
+    both = answer.to_pandas("both")
+    assert both["side"].tolist() == ["prompt"] * len(answer.prompt) + ["output"] * len(answer.output)
+    assert both["token"].tolist() == answer.prompt.tokens + answer.output.tokens
+    assert both["id"].tolist() == [*answer.prompt.ids.tolist(), *answer.output.ids.tolist()]
+    logprobs = np.concatenate([answer.prompt.logprobs, answer.output.logprobs])
+    np.testing.assert_array_equal(both["logprob"], logprobs)
+    assert both.index.tolist() == list(range(len(both)))
+
+
+def test_a_column_that_one_side_lacks_is_empty_there(answer):
+    from dataclasses import replace
+
+    scores = np.full(len(answer.output), -1.0, np.float32)
+    both = replace(answer, output=replace(answer.output, scores=scores)).to_pandas("both")
+    assert both["score"].isna().tolist() == [True] * len(answer.prompt) + [False] * len(answer.output)
+
+
+def test_a_side_that_is_not_there(answer):
+    from dataclasses import replace
+
+    for side in ("prompt", "both"):
+        with pytest.raises(ResultError, match="prompt=False"):
+            replace(answer, prompt=None).to_pandas(side)
+    with pytest.raises(ValueError, match="side must be"):
+        answer.to_pandas("answer")
 
 
 def test_numbers_of_numpy_and_lists_in_meta(answer):
@@ -67,6 +115,20 @@ def test_mean_confidence_of_a_bound_is_unknown(answer):
     bound = replace(answer, output=replace(answer.output, logprobs_at_most=np.zeros(len(answer.output), np.float32)))
     assert np.isnan(bound.mean_confidence)
     assert np.isnan(bound.confidence)
+    made = bound.to_dict()
+    assert [made[name] for name in ("confidence", "mean_confidence", "perplexity")] == [None] * 3
+
+
+def test_a_long_answer_names_its_least_sure_tokens():
+    made = say(("the ", 0.9, []), ("old ", 0.04, []), *[("a ", 0.9, [])] * 396, ("b", 0.03, []), ("c", 0.2, []))
+    assert len(made.output) == 400
+    assert made.confidence < 1e-20
+    assert made.mean_confidence == pytest.approx(0.9, abs=0.03)
+    shown = repr(made)
+    assert f"confidence {made.confidence:.3g}, {made.mean_confidence:.3f} per token" in shown
+    assert shown.endswith("least sure 'b' 3.0%, 'old' 4.0%, 'c' 20.0%)")
+    assert "confidence 5.5 × 10⁻⁴¹⁸, 0.090 per token" in repr(say(*[("a ", 0.09, [])] * 399))  # no float64
+    assert "least sure" not in repr(say(("the ", 0.9, []), ("b", 0.03, [])))
 
 
 def test_the_parts_of_a_local_probe(probe_of, own):
@@ -100,3 +162,13 @@ def test_a_wrapped_model_is_told_from_its_checkpoint(own):
     for bad in ("", 3):
         with pytest.raises(TypeError, match="name must be a string"):
             vlmprobe.wrap(family.model, family.processor, name=bad)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_wrapped_model_names_its_peft_adapters(own):
+    peft = pytest.importorskip("peft")
+    family = own("llava")
+    path = family.model.config.name_or_path
+    tuned = peft.get_peft_model(family.model, peft.LoraConfig(target_modules=["q_proj"], r=2), adapter_name="birds")
+    assert vlmprobe.wrap(tuned, family.processor).meta["model"] == f"{path} (wrapped, with birds)"
+    assert vlmprobe.wrap(tuned, family.processor).model is tuned

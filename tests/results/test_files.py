@@ -7,6 +7,9 @@ import dataclasses
 import json
 import os
 import pickle
+import struct
+import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import vlmprobe
 from vlmprobe.analysis.linear_head import LinearHead
 from vlmprobe.errors import ResultError, VlmprobeError
 from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.results.files import file_name
 from vlmprobe.results.table import TokenTable
 
 FILES = ["folder", "one.safetensors", "new/folder/deep", "new/folder/one.safetensors"]
@@ -149,6 +153,15 @@ def test_a_mark_that_json_cannot_hold_is_told_before_anything_is_written(probe_o
     assert not (tmp_path / "marked").exists()
 
 
+def test_text_without_utf8_is_told_before_anything_is_written(result, tmp_path):
+    for name in ("folder", "one.safetensors"):
+        result.save(tmp_path / name)
+        with pytest.raises(ResultError, match="JSON"):
+            dataclasses.replace(result, text="\ud800").save(tmp_path / name)
+        assert vlmprobe.load_result(tmp_path / name).text == result.text
+    assert json.loads(dataclasses.replace(result, text="\ud800").to_json())["text"] == "\ud800"
+
+
 # Damaged files
 
 
@@ -172,6 +185,13 @@ def rearranged(change):
 
 def text(content):
     return lambda folder: (folder / "result.json").write_text(content, encoding="utf-8")
+
+
+def giant():
+    """A PNG of a few bytes that asks for 40,000 by 40,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return np.frombuffer(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4, np.uint8)
 
 
 DAMAGE = {
@@ -210,6 +230,8 @@ DAMAGE = {
     "no ids": rearranged(lambda held: held.pop("input_ids")),
     "a picture of the wrong shape": rearranged(lambda held: held.update({"image.0": np.zeros(5, np.uint8)})),
     "a picture of the wrong type": rearranged(lambda held: held.update({"image.0": np.zeros((2, 2, 3))})),
+    "a picture without an end": rearranged(lambda held: held.update({"image.0": held["image.0"][:80].copy()})),
+    "a picture of a giant size": rearranged(lambda held: held.update({"image.0": giant()})),
     "pictures out of count": rearranged(lambda held: held.update({"image.7": held["image.0"]})),
 }
 
@@ -422,6 +444,26 @@ def test_saving_again_replaces_and_leaves_one_result(result, tmp_path):
         assert len(list((tmp_path / "folder").iterdir())) == 2
 
 
+def test_threads_save_to_one_place(lean, tmp_path):
+    errors = []
+
+    def save():
+        try:
+            for _ in range(10):
+                lean.save(tmp_path / "one.safetensors")
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not errors
+    assert vlmprobe.load_result(tmp_path / "one.safetensors").text == lean.text
+    assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
+
+
 def test_saved_files_have_the_mode_of_the_umask(result, tmp_path):
     import os
 
@@ -437,7 +479,13 @@ def test_saved_files_have_the_mode_of_the_umask(result, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
-IDS = ["../up", "/etc/passwd", "a/b", "", "..", "猫 1", None, 7, "x" * 300, "nul\x00"]
+IDS = ["../up", "/etc/passwd", "a/b", "", "..", "猫 1", None, 7, "x" * 300, "nul\x00", "猫" * 300, "a\\..\\b", ["c"]]
+NAMES = ["up", "etc_passwd", "a_b", "", "", "猫_1", "", "7", "x" * 100, "nul", "猫" * 33, "a_.._b", "c"]
+
+
+def test_a_file_is_named_after_place_and_id():
+    names = [file_name(place, each) for place, each in enumerate(IDS)]
+    assert names == [f"{place:06d}{f'-{name}' if name else ''}" for place, name in enumerate(NAMES)]
 
 
 def test_no_id_leads_out_of_the_folder(result, tmp_path):

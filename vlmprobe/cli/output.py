@@ -46,6 +46,8 @@ def deliver(
         streamed: whether the answer has been printed already; the table then follows it in a terminal only.
     """
     from vlmprobe.display import rich_view
+    from vlmprobe.results.document import result_document, scores_document
+    from vlmprobe.results.result import Result
 
     if save is not None:
         with writing(save):
@@ -53,7 +55,8 @@ def deliver(
     if html is not None:
         write_html(result.to_html(), html)
     if as_json:
-        print_json(result.to_dict())
+        described = result_document if isinstance(result, Result) else scores_document
+        print_json(described(result, logits=True))
     else:
         screen = console()
         if streamed and screen.is_terminal:

@@ -49,6 +49,8 @@ class ShownTable(Protocol):
     @property
     def logprobs(self) -> np.ndarray: ...  # float32 [T], nats
     @property
+    def logprobs_at_most(self) -> np.ndarray | None: ...  # float32 [T], nats: bounds, where a number is not known
+    @property
     def entropy(self) -> np.ndarray: ...  # float32 [T], nats
     @property
     def ranks(self) -> np.ndarray: ...  # int64 [T]

@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "figures",
     "label",
+    "least_sure",
     "level",
     "nats",
     "order",
@@ -154,30 +155,48 @@ def positions(table: ShownTable, row: int) -> tuple[int, int, int]:
     return image, sum(span.stop - span.start for span in runs), len(runs)
 
 
+def least_sure(table: ShownTable) -> list[tuple[int, str, str]]:
+    """The tokens of least probability, the least first: their places, texts and probabilities.
+
+    Three of a long answer, else one; none if no token has a probability. A bounded probability counts as its bound.
+    """
+    logprobs, bounds = table.logprobs, table.logprobs_at_most
+    values = logprobs if bounds is None else np.where(np.isnan(logprobs), bounds, logprobs)
+    ascending = np.argsort(values, kind="stable")[: int((~np.isnan(values)).sum())]  # NaN come last
+    return [
+        (
+            place,
+            label(table.tokens[place].strip() or table.tokens[place]),
+            ("≤ " if np.isnan(logprobs[place]) else "") + tiny(float(values[place])),
+        )
+        for place in ascending[: 1 if len(table) < LONG else 3].tolist()
+    ]
+
+
 def figures(result: ShownResult) -> list[tuple[str, str, str]]:
-    """Summary metrics of an answer: name, value, and meaning."""
+    """Summary metrics of an answer: name, value, and meaning.
+
+    Those of all its tokens together are a dash where one of them is only bounded: without it they would be too high.
+    """
     output = result.output
-    scored = ~np.isnan(output.logprobs)
+    known = output.logprobs_at_most is None
+    logprob, perplexity = (output.logprob, output.perplexity) if known else (math.nan, math.nan)
     entropy = output.entropy[~np.isnan(output.entropy)]
     summary = [
-        ("confidence", tiny(output.logprob), "probability of the whole answer given the prompt"),
-        ("per token", percent(1 / output.perplexity), "mean probability of a token (geometric)"),
-        ("perplexity", _short(output.perplexity), "exp of the mean negative log-probability per token"),
+        ("confidence", tiny(logprob), "probability of the whole answer given the prompt"),
+        ("per token", percent(1 / perplexity), "mean probability of a token (geometric)"),
+        ("perplexity", _short(perplexity), "exp of the mean negative log-probability per token"),
         (
             "mean entropy",
             f"{nats(float(entropy.mean(dtype=np.float64)))} nats" if entropy.size else DASH,
             "of the distributions that the tokens were drawn from",
         ),
     ]
-    if scored.any():
-        count = 1 if len(output) < LONG else 3
-        places = np.argsort(np.where(scored, output.logprobs, np.inf), kind="stable")[:count].tolist()
-        worst = " · ".join(
-            f"{label(output.tokens[place].strip() or output.tokens[place])} {tiny(float(output.logprobs[place]))}"
-            for place in places
-        )
-        where = f"at place{'s' if count > 1 else ''} {', '.join(map(str, places))}"
-        summary.append(("least sure", worst, f"the token{'s' if count > 1 else ''} of least probability, {where}"))
+    if worst := least_sure(output):
+        several = "s" if len(worst) > 1 else ""
+        where = f"at place{several} {', '.join(str(place) for place, _, _ in worst)}"
+        shown = " · ".join(f"{token} {probability}" for _, token, probability in worst)
+        summary.append(("least sure", shown, f"the token{several} of least probability, {where}"))
     summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
     if "finish_reason" in result.meta:
         summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))

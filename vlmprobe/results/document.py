@@ -14,9 +14,14 @@ from vlmprobe.display.view import UNSAFE
 __all__ = ["dumps", "result_document", "scores_document"]
 
 
-def result_document(result: Any) -> dict[str, Any]:
-    """A result as JSON-ready values; ``prompt`` is None where the prompt side was skipped."""
-    prompt = result.prompt
+def result_document(result: Any, *, logits: bool = False) -> dict[str, Any]:
+    """A result as JSON-ready values; ``prompt`` is None where the prompt side was skipped.
+
+    Args:
+        result: a ``Result``.
+        logits: whether the rows hold the full logits that were kept, one number per entry of the vocabulary.
+    """
+    prompt, bounded = result.prompt, result.output.logprobs_at_most is not None
     spans = [] if prompt is None else prompt.image_spans
     document = {
         "question": result.meta.get("question"),
@@ -24,17 +29,17 @@ def result_document(result: Any) -> dict[str, Any]:
         "finish_reason": result.meta.get("finish_reason"),
         "confidence": result.confidence,
         "mean_confidence": result.mean_confidence,
-        "perplexity": result.output.perplexity,
-        "prompt": None if prompt is None else token_rows(prompt),
-        "output": token_rows(result.output),
+        "perplexity": None if bounded else result.output.perplexity,
+        "prompt": None if prompt is None else token_rows(prompt, logits=logits),
+        "output": token_rows(result.output, logits=logits),
         "image_spans": [{"image": s.image, "tile": s.tile, "start": s.start, "stop": s.stop} for s in spans],
         "meta": dict(result.meta),
     }
     return _finite(document)
 
 
-def scores_document(scores: Any) -> dict[str, Any]:
-    """Scores as JSON-ready values, the candidates in input order."""
+def scores_document(scores: Any, *, logits: bool = False) -> dict[str, Any]:
+    """Scores as JSON-ready values, the candidates in input order; ``logits`` as in :func:`result_document`."""
     columns = zip(
         scores.candidates,
         scores.logprobs.tolist(),
@@ -57,7 +62,7 @@ def scores_document(scores: Any) -> dict[str, Any]:
                 "mean": mean,
                 "per_byte": per_byte,
                 "boundary": boundary,
-                "tokens": token_rows(table),
+                "tokens": token_rows(table, logits=logits),
             }
             for text, logprob, probability, mean, per_byte, boundary, table in columns
         ],
@@ -66,7 +71,7 @@ def scores_document(scores: Any) -> dict[str, Any]:
     return _finite(document)
 
 
-def token_rows(table: Any) -> list[dict[str, Any]]:
+def token_rows(table: Any, *, logits: bool = False) -> list[dict[str, Any]]:
     """One mapping per token; undefined values are None, and missing alternatives are left out."""
     rows = []
     for t in range(len(table)):
@@ -93,7 +98,7 @@ def token_rows(table: Any) -> list[dict[str, Any]]:
             row["entropy_at_least"] = float(table.entropy_at_least[t])
         if table.scores is not None:
             row["score"] = float(table.scores[t])
-        if table.logits is not None:
+        if logits and table.logits is not None:
             row["logits"] = table.logits[t].tolist()
         rows.append(row)
     return rows

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import DecompressionBombError
+
 from vlmprobe.errors import ResultError, VlmprobeWarning
 from vlmprobe.results.grouped import GroupedScores, YesNo
 from vlmprobe.results.layouts import require_readable
@@ -33,7 +35,8 @@ def load_result(path: str | Path) -> Result | Scores:
     if not file.is_file():
         told = f"No saved result at {path}: it has no {DOCUMENT}. load_results reads a folder of several."
         raise ResultError(told if path.is_dir() else f"No file at {path}.")
-    damages = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+    misread = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+    damages = (SafetensorError, OSError, DecompressionBombError, *misread)
     try:
         if path.is_dir():
             text = file.read_text(encoding="utf-8")
@@ -65,8 +68,8 @@ def _arrays_of(document: dict[str, Any]) -> str:
 def save_results(results: Iterable[Result | Scores | Any], folder: str | Path) -> list[Path]:
     """Save results to a folder, one file each, as they come; :func:`load_results` reads them back in this order.
 
-    A file is named after its place and the id of its request, of which only letters, digits, ``-``, ``_`` and ``.`` are
-    kept, so that no id leads out of the folder. Failures cannot be saved; one warning counts them.
+    A file is named after its place and the id of its request (:func:`file_name`). Failures cannot be saved; one
+    warning counts them.
 
     Raises:
         ResultError: if the folder holds results already.
@@ -77,13 +80,22 @@ def save_results(results: Iterable[Result | Scores | Any], folder: str | Path) -
     written, failed = [], 0
     for place, result in enumerate(results):
         if isinstance(result, (Result, Scores)):
-            name = re.sub(r"[^\w.-]+", "_", str(result.meta.get("id", "")))[:100].strip("._")
-            written.append(result.save(folder / f"{place:06d}{f'-{name}' if name else ''}.safetensors"))
+            name = file_name(place, result.meta.get("id"))
+            written.append(result.save(folder / f"{name}.safetensors"))
         else:
             failed += 1
     if failed:
         warnings.warn(f"{failed} of {len(written) + failed} requests failed and were not saved.", VlmprobeWarning, 2)
     return written
+
+
+def file_name(place: int, id: Any = None) -> str:
+    """A name for the file of the result at ``place``, such as ``000012-scene_3``, which leads out of no folder.
+
+    Of the id only letters, digits, ``-``, ``_`` and ``.`` are kept, and at most 100 bytes.
+    """
+    kept = "" if id is None else re.sub(r"[^\w.-]+", "_", str(id)).encode()[:100].decode(errors="ignore").strip("._")
+    return f"{place:06d}-{kept}" if kept else f"{place:06d}"
 
 
 def load_results(folder: str | Path) -> Iterator[Result | Scores]:

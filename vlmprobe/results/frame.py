@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 else:
     DataFrame = Any
 
-__all__ = ["DataFrame", "data_frame"]
+__all__ = ["DataFrame", "data_frame", "stacked"]
 
 
 def data_frame(data: Any, **options: Any) -> DataFrame:
@@ -29,3 +29,10 @@ def data_frame(data: Any, **options: Any) -> DataFrame:
     except ImportError as error:
         raise MissingExtraError("pandas", "pandas") from error
     return pandas.DataFrame(data, **options)
+
+
+def stacked(name: str, frames: dict[str, DataFrame]) -> DataFrame:
+    """Frames one below the other, with a first column ``name`` of their keys; NaN where one lacks a column."""
+    import pandas  # there: the frames are made of it
+
+    return pandas.concat(frames, names=[name]).reset_index(level=0).reset_index(drop=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL.Image import Image, fromarray
@@ -15,7 +15,7 @@ from PIL.Image import open as opened
 
 from vlmprobe.errors import ResultError
 from vlmprobe.results.choices import StaysReadOnly, read_only
-from vlmprobe.results.frame import DataFrame, data_frame
+from vlmprobe.results.frame import DataFrame, data_frame, stacked
 from vlmprobe.results.replacing import replacing
 from vlmprobe.results.table import Ids, TokenTable
 
@@ -38,7 +38,7 @@ class Saved:
         A save that is interrupted leaves what was there before.
 
         Raises:
-            ResultError: for ``meta`` that JSON cannot hold.
+            ResultError: for ``meta`` or text that JSON in UTF-8 cannot hold.
             OSError: if ``path`` cannot be written.
         """
         from safetensors.numpy import save_file
@@ -52,8 +52,11 @@ class Saved:
             document["arrays"] = _free_name(path)
         try:
             text = json.dumps(document, ensure_ascii=False, indent=1)
+            text.encode()  # before anything is written: a lone surrogate has no UTF-8
         except (TypeError, ValueError) as error:
-            raise ResultError(f"meta cannot be written as JSON: {error}. Use strings or numbers as ids.") from error
+            raise ResultError(
+                f"Text or meta cannot be written as JSON: {error}. Use strings or numbers as ids."
+            ) from error
         if single:
             with replacing(path) as unfinished:
                 save_file(arrays, unfinished, metadata={"vlmprobe": text})
@@ -66,7 +69,10 @@ class Saved:
         return path
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but images and hidden states as JSON-ready values; numbers that are not finite are None."""
+        """Everything but images, full logits and hidden states as JSON-ready values.
+
+        Numbers that are not finite are None.
+        """
         return self._document()  # type: ignore[attr-defined]
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -155,13 +161,34 @@ class Result(Saved, StaysReadOnly):
         """Surprisal of each token of the answer; see :meth:`TokenTable.plot`. Returns the axes."""
         return self.output.plot(ax, most=most)
 
-    def to_pandas(self) -> DataFrame:
-        """The answer's tokens as a ``pandas.DataFrame``, one row each; ``prompt.to_pandas()`` gives the prompt's."""
-        return self.output.to_pandas()
+    def to_pandas(self, side: Literal["output", "prompt", "both"] = "output") -> DataFrame:
+        """A ``pandas.DataFrame``, one row per token.
+
+        Args:
+            side: the tokens of the answer, of the prompt, or of both, the prompt first; a column ``side`` then tells
+                which row is of which.
+
+        Raises:
+            ResultError: for the prompt of a result made with ``prompt=False``.
+        """
+        if side not in ("output", "prompt", "both"):
+            raise ValueError(f"side must be 'output', 'prompt' or 'both', not {side!r}")
+        if side == "output":
+            return self.output.to_pandas()
+        if self.prompt is None:
+            raise ResultError("This result has no prompt side: it was made with prompt=False, or by a server.")
+        if side == "prompt":
+            return self.prompt.to_pandas()
+        return stacked("side", {"prompt": self.prompt.to_pandas(), "output": self.output.to_pandas()})
 
     def __repr__(self) -> str:
+        from vlmprobe.display.view import LONG, least_sure, tiny
+
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
-        sure = f"confidence {self.confidence:.3g}, {self.mean_confidence:.3f} per token"
+        whole = f"{self.confidence:.3g}" if self.confidence else tiny(self.output.logprob)  # below what a float holds
+        sure = f"confidence {whole}, {self.mean_confidence:.3f} per token"
+        if len(self.output) >= LONG:
+            sure += f", least sure {', '.join(f'{token!r} {p}' for _, token, p in least_sure(self.output))}"
         return f"Result({shown!r}, {len(self.output)} tokens, {sure})"
 
     def _document(self) -> dict[str, Any]:
