@@ -271,7 +271,28 @@ def test_a_gate_measures_as_its_threshold_does():
             gating.gate(answer, replace(THRESHOLD, by="mean"), **other)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 9, "value": 1}'])
+def test_a_measure_without_a_name_cannot_be_saved(tmp_path):
+    with pytest.raises(CalibrationError, match="is a function"):
+        replace(THRESHOLD, by=len).save(tmp_path / "gate.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_thresholds_without_a_measure_and_without_a_limit_load(tmp_path):
+    held = '{"format": 1, "value": -Infinity, "promise": "p", "answers": 4, "kept": 3, "wrong": 1}'
+    (tmp_path / "gate.json").write_text(held)
+    assert gating.Threshold.load(tmp_path / "gate.json") == gating.Threshold(float("-inf"), "p", 4, 3, 1, None)
+
+
+def test_a_threshold_of_a_later_vlmprobe(tmp_path):
+    (tmp_path / "gate.json").write_text('{"format": 9, "value": 1}')
+    with pytest.raises(ResultError, match=r"gate\.json has layout 9.*Update vlmprobe\.$"):
+        gating.Threshold.load(tmp_path / "gate.json")
+
+
+TYPED = '{"format": 1, "value": "0.5", "promise": "p", "answers": 4, "kept": 3, "wrong": 1}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 9, "value": 1}', TYPED])
 def test_a_file_that_holds_no_threshold(text, tmp_path):
     (tmp_path / "gate.json").write_text(text)
     with pytest.raises(ResultError, match=r"gate\.json"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -9,7 +11,9 @@ from analysis_cases import VOCABULARY, random_result, random_table
 
 from vlmprobe import analysis
 from vlmprobe.analysis import entropies, uncertainty
+from vlmprobe.analysis.confidences import confidences
 from vlmprobe.errors import ResultError
+from vlmprobe.results.result import Scores
 
 
 def exact(table, row):
@@ -90,6 +94,26 @@ def test_a_result_is_read_at_its_answer_and_nothing_else_is_taken():
     assert uncertainty.perplexity(result) == uncertainty.perplexity(result.output)
     with pytest.raises(TypeError, match="TokenTable or a Result, not list"):
         uncertainty.perplexity([1, 2])
+
+
+def test_a_bound_makes_log_probabilities_of_an_answer_unknown():
+    """As Result.confidence says; the bounded token is the least likely one, so the mean of the others is too high."""
+    result = random_result(1)
+    logprobs, bounds = result.output.logprobs.copy(), np.full(len(result.output), np.nan, np.float32)
+    logprobs[1], bounds[1] = np.nan, -4
+    served = replace(result, output=replace(result.output, logprobs=logprobs, logprobs_at_most=bounds))
+    assert np.isnan(served.confidence)
+    found = uncertainty.summary(served)
+    unknown = {"logprob", "probability", "mean_logprob", "min_logprob", "perplexity", "mean_surprisal", "bits_per_byte"}
+    assert {name for name, value in found.items() if np.isnan(value)} == unknown
+    assert np.isnan(confidences([served], by="mean")).all()
+    assert uncertainty.mean_logprob(served.output[2:]) == pytest.approx(logprobs[2:].mean(dtype=np.float64))
+
+
+def test_frame_refuses_what_is_no_result():
+    scores = Scores(["yes"], [random_result(2).output], [None])
+    with pytest.raises(TypeError, match="not Scores"):
+        uncertainty.frame([scores])
 
 
 def test_frame_has_a_row_for_each_result():

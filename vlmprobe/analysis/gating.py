@@ -27,6 +27,12 @@ from vlmprobe.results.result import Result, Scores
 __all__ = ["GRID", "Decision", "Threshold", "accept_for_accuracy", "accept_for_errors", "gate", "reject_for_losses"]
 
 FORMAT = 1  # version of the saved layout of a threshold
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("answers", "kept", "wrong"), int),
+    "value": int | float,
+    "promise": str,
+    "by": str | None,
+}
 # Fixed before any data is seen, as the guarantee requires, and finer towards 1, where confidences of good models lie.
 GRID: tuple[float, ...] = tuple(float(each) for each in 1 - np.logspace(0, -4, 17))
 
@@ -51,7 +57,13 @@ class Threshold:
         return f"{self.value:.4g}: {self.promise} From {self.answers} answers; {self.coverage:.1%} of them reach it."
 
     def save(self, path: str | Path) -> Path:
-        """Write to a JSON file, with the confidence measure that it is about."""
+        """Write to a JSON file, with the confidence measure that it is about.
+
+        Raises:
+            CalibrationError: if that is a function, which no file can hold.
+        """
+        if callable(self.by):
+            raise CalibrationError("by= of this threshold is a function: save one whose measure has a name")
         path = Path(path)
         with replacing(path) as unfinished:
             unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
@@ -66,12 +78,18 @@ class Threshold:
         """
         try:
             known = json.loads(Path(path).read_text(encoding="utf-8"))
-            require_readable(path, known.pop("format"), FORMAT)
-            return cls(**known)
+            layout = known.pop("format")
+            if layout == FORMAT:
+                made = cls(**known)
+                for name, kind in TYPES.items():
+                    if not isinstance(getattr(made, name), kind):
+                        raise TypeError(f"{name} is {getattr(made, name)!r}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResultError(
                 f"{path} is not a threshold that vlmprobe saved ({type(error).__name__}: {error})."
             ) from error
+        require_readable(path, layout, FORMAT)
+        return made
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 Every function takes a :class:`~vlmprobe.TokenTable` or a :class:`~vlmprobe.Result` (of which it reads the
 answer; for the prompt pass ``result.prompt``). Rows without a distribution (images, the first token of a sequence) are
-NaN and ignored; if no row is left, the result is NaN. The end token is a row like any other: an answer that stops
-differs from one that goes on. ``kinds=("text",)`` leaves it and other special tokens out.
+NaN and ignored; if no row is left, the result is NaN. It is also NaN, for a measure of log-probabilities, if a server
+gives only a bound on one of them: without that token the answer would seem more likely than it is. The end token is a
+row like any other: an answer that stops differs from one that goes on. ``kinds=("text",)`` leaves it and other special
+tokens out.
 
 Logarithms are natural (nats) unless the name says bits. Sums are in float64.
 """
@@ -184,10 +186,14 @@ def frame(results: Iterable[Result | Failure]) -> DataFrame:
     """A ``pandas.DataFrame``, one row per result that is no failure.
 
     Its columns: ``id``, ``question``, ``text`` (the answer), ``model``, ``finish_reason``, and every measure.
+
+    Raises:
+        TypeError: for what is no result, such as ``Scores``, which have a ``to_pandas`` of their own.
     """
-    # A generator, so that a missing package is reported before any result is made.
+    # A generator, so that a missing package is reported before any result is made. The summary is first: it refuses
+    # what is no result.
     rows = (
-        {**{name: result.meta.get(name) for name in TOLD}, "text": result.text, **summary(result)}
+        {**summary(result), **{name: result.meta.get(name) for name in TOLD}, "text": result.text}
         for result in without_failures(results)
     )
     return data_frame(rows, columns=["id", "question", "text", "model", "finish_reason", *MEASURES])
@@ -203,10 +209,13 @@ def _counted(source: Source, kinds: Collection[str]) -> tuple[TokenTable, np.nda
 
 
 def _values(source: Source, column: str, kinds: Collection[str]) -> np.ndarray:
-    """The numbers of a column, float64, of the wanted kinds and without NaN."""
+    """The numbers of a column, float64, of the wanted kinds; NaN only where a log-probability has a bound instead."""
     table, rows = _counted(source, kinds)
     values = getattr(table, column)[rows].astype(np.float64)
-    return values[~np.isnan(values)]
+    counted = ~np.isnan(values)
+    if column == "logprobs" and table.logprobs_at_most is not None:
+        counted |= ~np.isnan(table.logprobs_at_most[rows])
+    return values[counted]
 
 
 def _reduce(how: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
