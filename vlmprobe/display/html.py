@@ -74,6 +74,7 @@ def page(results: Sequence[Shown], title: str | None = None) -> str:
         environment()
         .get_template("page.html")
         .render(
+            shaded=any(isinstance(each, ShownResult) for each in results),  # candidates are not
             title=view.plain(title or ", ".join(models) or "vlmprobe"),
             subtitle=" · ".join(filter(None, [count, sources[0] if len(sources) == 1 else ""])),
             articles=[
