@@ -230,7 +230,7 @@ def compare(
             :func:`~vlmprobe.analysis.cases.read_cases` returns; those with candidates are scored.
         prompt: whether to compare the prompt's tokens too, if both report them.
         alternatives: how many top tokens to request.
-        progress: whether to show a progress bar; None shows one in a terminal.
+        progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
         **generation: as in :meth:`Probe.generate`; greedy and 64 tokens unless given here or by a request.
 
     Raises:

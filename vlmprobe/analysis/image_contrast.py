@@ -20,6 +20,7 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmprobe.analysis.image_variants import Cover, cells, covered, exchanged, variant
+from vlmprobe.analysis.words import rows_of_text
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
 from vlmprobe.errors import CapabilityError, MessageError, ResultError, renamed
@@ -127,22 +128,25 @@ class Contrast:
         several = {name: self.gain[place, rows] for place, name in enumerate(self.names)} if len(self.names) > 1 else {}
         return draw_gains(tokens, self.pmi[rows], np.isin(rows, self.unsupported()), several, ax)
 
-    def plot_regions(self, row: int | slice | None = None, ax: Any = None, *, limit: float | None = None) -> Any:
+    def plot_regions(self, row: int | slice | str | None = None, ax: Any = None, *, limit: float | None = None) -> Any:
         """Contribution of each region, drawn over the image. Returns the axes.
 
         Args:
-            row: of the answer: one token, or several whose contributions are summed; all if None.
+            row: of the answer: one token, or several whose contributions are summed; all if None. A text is a token or
+                a run of tokens that the answer has once, such as a word.
             ax: axes to draw on.
             limit: nats of the brightest shade, for plots to be compared; the highest contribution if None.
 
         Raises:
-            ResultError: for a contrast without regions, or a token that does not exist.
+            ResultError: for a contrast without regions, or a token that does not exist or is not the only such one.
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_regions
 
         if self.regions is None or self.image is None:
             raise ResultError("This contrast has no regions: call contrast(..., regions=(rows, columns)).")
         count = len(self.answer)
+        if isinstance(row, str):
+            row = rows_of_text(self.answer, row)
         if isinstance(row, (int, np.integer)):
             if not -count <= row < count:
                 raise ResultError(f"There is no token {row}: the answer has {count}.")

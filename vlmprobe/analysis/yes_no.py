@@ -56,7 +56,7 @@ def yes_no_many(
         requests: as for :meth:`Probe.generate_many`, without candidates; ``id`` and further columns are returned in
             ``meta``. An error names its request.
         yes, no: spellings of the two answers; the usual English ones if empty.
-        progress: whether to show a progress bar; None shows one in a terminal.
+        progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
     """
     rows, total = rows_of(requests, "yes_no_many")
     remembers = isinstance(probe.engine, RemembersImages) and probe.engine.memory is None
