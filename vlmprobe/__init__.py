@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlmprobe._version import __version__
 
 if TYPE_CHECKING:
+    from vlmprobe.analysis.show import show
     from vlmprobe.errors import VlmprobeError
     from vlmprobe.probe import Probe, Request
     from vlmprobe.probe.connect import connect
@@ -33,6 +34,7 @@ __all__ = [
     "connect",
     "load",
     "load_result",
+    "show",
     "wrap",
 ]
 
@@ -47,6 +49,7 @@ _ROOMS = {
     "Scores": "vlmprobe.results.result",
     "load_result": "vlmprobe.results.files",
     "TokenTable": "vlmprobe.results.table",
+    "show": "vlmprobe.analysis.show",
     "VlmprobeError": "vlmprobe.errors",
 }
 

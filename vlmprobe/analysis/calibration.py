@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
+from vlmprobe.display.overview import Overview, Viewed
 from vlmprobe.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Interval",
     "Reliability",
+    "Report",
     "RiskCoverage",
     "adaptive_ece",
     "auroc",
@@ -116,6 +118,18 @@ class Interval:
 
     def __str__(self) -> str:
         return format(self)
+
+
+class Report(Viewed, dict[str, Interval]):
+    """Metrics with their intervals by name, which Jupyter and ``rich`` show as a table."""
+
+    def _overview(self) -> Overview:
+        rows = [
+            [name.replace("_", " "), f"{each.value:.3f}", f"{each.low:.3f} to {each.high:.3f}"]
+            for name, each in self.items()
+        ]
+        level = next((f"{each.level:.0%} interval" for each in self.values()), "interval")
+        return Overview({"metric": "text", "value": "number", level: "number"}, rows)
 
 
 def reliability(
@@ -247,7 +261,7 @@ def bootstrap(
     return Interval(value, float(low), float(high), level)
 
 
-def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> Report:
     """Accuracy, mean confidence, AUROC, ECE, adaptive ECE, Brier score and AURC, each with its bootstrap interval."""
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "accuracy": lambda sure, right: float(right.mean()),
@@ -259,9 +273,10 @@ def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 
         "aurc": lambda sure, right: risk_coverage(sure, right).area,
     }
     checked(confidence, correct, least=2, both=True)
-    return {
-        name: bootstrap(metric, confidence, correct, resamples=resamples, seed=seed) for name, metric in metrics.items()
-    }
+    return Report(
+        (name, bootstrap(metric, confidence, correct, resamples=resamples, seed=seed))
+        for name, metric in metrics.items()
+    )
 
 
 def _sklearn() -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
-__all__ = ["environment", "fragment", "page", "table_html", "wrapped"]
+__all__ = ["environment", "fragment", "page", "picture", "table_html", "wrapped"]
 
 IMAGE_SIDE = 480  # pixels: twice the width of the column, for high-density screens
 THUMB_SIDE = 40
@@ -88,7 +88,7 @@ def _article(result: Shown, legend: bool) -> str:
     """A result as one ``<article>``; its kind is determined by its attributes."""
     common = {
         "legend": legend,
-        "images": [_image(image) for image in result.images],
+        "images": [picture(image) for image in result.images],
         "question": view.plain(str(result.meta.get("question") or "")),
         "provenance": view.provenance(result.meta),
         "meta": [(view.label(str(name)), _value(value)) for name, value in result.meta.items() if name != "question"],
@@ -176,7 +176,8 @@ def _prompt_summary(prompt: ShownTable) -> str:
     return " · ".join(words)
 
 
-def _image(image: Image) -> dict[str, Any]:
+def picture(image: Image) -> dict[str, Any]:
+    """An image for a template: its ``data:`` URL and its size."""
     small = max(image.size) <= PIXEL_ART
     shown = image if small else thumbnail(image, IMAGE_SIDE)
     return {"uri": _uri(shown), "width": shown.width, "height": shown.height, "small": small}

@@ -15,7 +15,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
 
-__all__ = ["rich_view", "table_rich", "token_text"]
+__all__ = ["FAINT", "SHADES", "bar", "rich_view", "table_rich", "token_text"]
 
 # From grey to vermilion at nearly constant luminance: with black text each is legible and none glares, whatever the
 # background. The unsure ones are underlined and bold, for terminals and viewers without colour.
@@ -105,7 +105,7 @@ def _table(rows: Sequence[view.Row], table: ShownTable) -> Table:
         else:
             grid.add_row(
                 Text().append(row.label, style=_shade(row) + (FAINT if row.kind == "special" else Style())),
-                _bar(row.probability),
+                bar(row.probability),
                 view.nats(row.logprob),
                 str(row.rank) if row.rank >= 0 else view.DASH,
                 view.nats(row.entropy),
@@ -126,7 +126,7 @@ def _candidates(scores: ShownScores) -> Table:
         mark = "¹" if scores.boundaries[place] else ""
         grid.add_row(
             Text(view.label(scores.candidates[place]) + mark, style="bold" if not rank else ""),
-            _bar(float(probabilities[place])),
+            bar(float(probabilities[place])),
             *(view.nats(float(column[place])) for column in columns),
         )
     if len(ranked) > CANDIDATES:
@@ -143,12 +143,13 @@ def _mass(scores: ShownScores) -> Text:
     return Text.assemble(("together the candidates hold ", FAINT), held, (" of what the model would say", FAINT))
 
 
-def _bar(probability: float) -> Text:
+def bar(probability: float) -> Text:
+    """A probability as a bar and in percent."""
     if math.isnan(probability):
         return Text(view.DASH, style=FAINT)
-    whole, half = divmod(round(2 * BAR * probability), 2)
-    bar = "━" * whole + "╸" * half
-    return Text(f"{bar:<{BAR}} {view.percent(probability):>6}")
+    whole, half = divmod(round(2 * BAR * min(probability, 1.0)), 2)
+    drawn = "━" * whole + "╸" * half
+    return Text(f"{drawn:<{BAR}} {view.percent(probability):>6}")
 
 
 def _others(row: view.Row) -> Text:
