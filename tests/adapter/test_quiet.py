@@ -41,13 +41,13 @@ def test_loading_shows_nothing_and_changes_nothing(checkpoint, capfd):
 
 
 def test_a_failed_load_restores_too(capsys):
-    def load():
+    def fail():
         with quiet():
             assert told(capsys) == ""
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        load()
+        fail()
     assert "Loading weights" in (text := told(capsys))
     assert "advisory" in text
 

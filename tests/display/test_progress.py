@@ -49,13 +49,13 @@ def test_a_bar_in_a_notebook_counts_and_goes_away(notebook, capsys, asked):
 
 
 def test_a_bar_of_unknown_length_has_no_end(notebook):
-    def one_then_an_error():
+    def fail():
         with tracking(None, None) as done:
             done(0)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        one_then_an_error()
+        fail()
     assert notebook[1].startswith("<progress style=")
     assert notebook[1].endswith("</progress> 1 requests")
     assert notebook[-1] == ""

@@ -21,6 +21,8 @@ from PIL.Image import Image
 
 from vlmprobe.analysis.image_variants import Cover, cells, covered, exchanged, variant
 from vlmprobe.analysis.words import rows_of_text
+from vlmprobe.display.overview import Kind, Overview, Viewed
+from vlmprobe.display.view import nats
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
 from vlmprobe.errors import CapabilityError, MessageError, ResultError, renamed
@@ -40,7 +42,7 @@ BATCH = 8  # variants in one batch, if batching leaves the model's numbers uncha
 
 
 @dataclass(frozen=True, eq=False)
-class Contrast:
+class Contrast(Viewed):
     """One answer of T tokens with its image and with V variants in its place. Numbers in nats."""
 
     answer: TokenTable  # T rows, with the real image
@@ -155,6 +157,31 @@ class Contrast:
         title = "".join(self.answer.tokens[place] for place in rows)
         return draw_regions(np.nansum(self.regions[:, :, rows], axis=-1), self.image, title, ax, limit=limit)
 
+    def _overview(self) -> Overview:
+        """Each token with the image and with each variant, and the region that it loses most by."""
+        count = len(self.answer)
+        columns: dict[str, Kind] = {"token": "token"}
+        cells: list[list[Any]] = [[token, p] for token, p in zip(self.answer.tokens, _exp(self.answer), strict=True)]
+        rows: list[list[Any]] = [[cell] for cell in cells]
+        figures = [("tokens", f"{count:,}", "of the answer")]
+        if self.tables:
+            unsupported = set(self.unsupported().tolist())
+            columns |= {f"with {name}": "share" for name in self.names}
+            columns |= {"worth of the image": "number", "": "text"}
+            for place, row in enumerate(rows):
+                row += [float(_exp(table)[place]) for table in self.tables]
+                row += [nats(float(self.pmi[place])), "not supported" if place in unsupported else ""]
+            figures += [
+                ("worth of the image", f"{nats(float(np.nansum(self.pmi)))} nats", "information about all tokens"),
+                ("not supported", f"{len(unsupported):,}", "tokens that the image did not make likelier"),
+            ]
+        if self.regions is not None:
+            columns |= {"region it needs most": "text", "loss without it": "number"}
+            for place, row in enumerate(rows):
+                row += _neediest(self.regions[:, :, place])
+        images = [each for each in (self.image, *self.variants) if each is not None]
+        return Overview(columns, rows, str(self.meta.get("question") or ""), figures, images)
+
     @property
     def _others(self) -> np.ndarray:
         return np.array([table.logprobs for table in self.tables], dtype=np.float64).reshape(len(self.tables), -1)
@@ -267,6 +294,18 @@ def _scored(probe: Probe, asked: Sequence[Conversation], ids: list[int], options
     if batch:
         tables += probe.engine.score_ids(batch, ids, options)  # type: ignore[attr-defined]
     return tables
+
+
+def _exp(table: TokenTable) -> np.ndarray:
+    return np.exp(table.logprobs.astype(np.float64))
+
+
+def _neediest(lost: np.ndarray) -> list[str]:
+    """The cell of the largest loss, and that loss, as text."""
+    if np.isnan(lost).all():
+        return ["", nats(float("nan"))]
+    row, column = np.unravel_index(int(np.nanargmax(lost)), lost.shape)
+    return [f"row {row}, column {column}", nats(float(lost[row, column]))]
 
 
 def _named(against: Any) -> dict[str, Any]:

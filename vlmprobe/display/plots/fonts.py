@@ -77,9 +77,14 @@ def _other(character: str, style: tuple[str, ...], count: int) -> str | None:
 def _characters(name: str, count: int) -> frozenset[int]:
     """The code points that a font, or that of a generic family, has glyphs for; none if it cannot be read."""
     manager: Any = matplotlib("font_manager")
-    files = [font.fname for font in manager.fontManager.ttflist if font.name == name]
+    faces = [font for font in manager.fontManager.ttflist if font.name == name]
+    faces.sort(key=lambda font: (font.style != "normal", font.weight not in (400, "normal", "regular")))
     try:
-        file = files[0] if files else manager.findfont(manager.FontProperties(family=[name]), fallback_to_default=False)
+        file = (
+            faces[0].fname
+            if faces
+            else manager.findfont(manager.FontProperties(family=[name]), fallback_to_default=False)
+        )
         return frozenset(manager.get_font(file).get_charmap())
     except (ValueError, RuntimeError, OSError):
         return frozenset()
@@ -111,4 +116,4 @@ def _helpful(character: str) -> str:
         return "Noto Sans CJK"
     if unicodedata.category(character)[0] in "LMN":
         return f"Noto Sans {script.title()}"
-    return "Noto Emoji"
+    return "Noto Emoji" if ord(character) >= 0x1F000 else "Noto Sans Symbols 2"
