@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlmprobe._version import __version__
 
 if TYPE_CHECKING:
+    from vlmprobe.analysis.show import show
     from vlmprobe.errors import VlmprobeError
     from vlmprobe.probe import Probe, Request
     from vlmprobe.probe.connect import connect
@@ -35,6 +36,7 @@ __all__ = [
     "load_result",
     "load_results",
     "save_results",
+    "show",
     "wrap",
 ]
 
@@ -51,6 +53,7 @@ _ROOMS = {
     "load_results": "vlmprobe.results.files",
     "save_results": "vlmprobe.results.files",
     "TokenTable": "vlmprobe.results.table",
+    "show": "vlmprobe.analysis.show",
     "VlmprobeError": "vlmprobe.errors",
 }
 

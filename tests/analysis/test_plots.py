@@ -75,8 +75,42 @@ def test_tokens_show_surprisal_and_entropy_in_bits():
     np.testing.assert_allclose([bar.get_height() for bar in ax.patches], uncertainty.surprisal(table)[1:])
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), table.entropy[1:] / np.log(2), rtol=1e-6)
     assert [each.get_text() for each in ax.get_xticklabels()] == [token.strip() for token in table.tokens[1:]]
-    with pytest.raises(ResultError, match=r"table\[:40\]"):
-        plots.tokens(random_table(5, 60))
+    with pytest.raises(ResultError, match="nothing to draw"):
+        plots.tokens(random_table(5, 2, blank=(0, 1)))
+
+
+@pytest.mark.parametrize(("count", "most", "rows"), [(40, 40, 1), (41, 40, 2), (200, 40, 8), (9, 4, 3), (1, 1, 1)])
+def test_more_tokens_are_wrapped_into_rows_of_one_scale(count, most, rows):
+    table = random_table(4, count)
+    ax = plots.tokens(table, most=most)
+    bits, each = uncertainty.surprisal(table), -(-count // rows)
+    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], bits)
+    row, column = np.divmod(np.arange(count), each)
+    np.testing.assert_allclose([bar.get_x() + bar.get_width() / 2 for bar in ax.patches], column)
+    bases = np.array([bar.get_y() for bar in ax.patches])
+    assert len(set(bases)) == rows
+    pitch = bases[0] - bases[-1] if rows > 1 else 0.0
+    np.testing.assert_allclose(bases, -row * pitch / max(rows - 1, 1), atol=1e-9)
+    assert rows == 1 or pitch / (rows - 1) > max(bits.max(), table.entropy.max() / np.log(2))  # none reaches another
+    points = ax.get_lines()[-1]
+    np.testing.assert_allclose(points.get_ydata() - bases, table.entropy / np.log(2), rtol=1e-5, atol=1e-6)
+    named = [each.get_text() for each in (ax.texts if rows > 1 else ax.get_xticklabels())]
+    assert named == [token.strip() for token in table.tokens]
+    if rows > 1:
+        heights = [each.xy[1] for each in ax.texts]
+        np.testing.assert_allclose(heights, bases)
+        ticks = dict(zip(ax.get_yticks(), [each.get_text() for each in ax.get_yticklabels()], strict=True))
+        assert {ticks[base] for base in set(bases)} == {"0"}
+    low, high = ax.get_ylim()
+    assert low <= bases.min()
+    assert high >= bits.max()
+
+
+def test_rows_are_drawn_on_small_axes_too():
+    figure, (other, mine) = pyplot.subplots(1, 2, figsize=(5, 2), layout="constrained")
+    assert plots.tokens(random_table(4, 90), mine) is mine
+    figure.canvas.draw()
+    assert not other.has_data()
 
 
 def test_tokens_are_shown_as_they_are():

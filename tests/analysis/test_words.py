@@ -216,3 +216,24 @@ def test_a_probe_gives_words_with_their_probability(probe_of):
         certain = table.kinds[stop - 1] == "special" or table.tokens[stop - 1][-1:].isspace()
         wanted = table.logprobs[:stop].sum(dtype=np.float64) + (0.0 if certain else edge[stop])
         assert found.logprobs[: place + 1].sum() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_rows_of_a_text():
+    texts = ["a", " red", " nine", " on", " un", "believ", "able", ",", " nine", "teen", "", "", "猫", " ", "x"]
+    table = random_table(0, len(texts), tokens=texts)
+    rows = {
+        "red": (1, 2), " red": (1, 2), "un": (4, 5), "unbelievable": (4, 7), " unbelievable": (4, 7), "able,": (6, 8),
+        "red nine": (1, 3), "nineteen": (8, 10), "x": (14, 15), " x": (13, 15), "猫": (10, 13), "a": (0, 1),
+    }  # fmt: skip
+    for text, (first, stop) in rows.items():
+        assert room.rows_of_text(table, text) == slice(first, stop)
+    with pytest.raises(ResultError, match=r"'nine' 2 times: pass one of these rows: 2, 8\."):
+        room.rows_of_text(table, "nine")
+    twice = random_table(0, 4, tokens=["un", "do", " un", "do"])
+    with pytest.raises(ResultError, match=r"slice\(0, 2, None\), slice\(2, 4, None\)"):
+        room.rows_of_text(twice, "undo")
+    for unknown in ("blue", "", " a", "unbeliev "):
+        with pytest.raises(ResultError, match="has no"):
+            room.rows_of_text(table, unknown)
+    with pytest.raises(ResultError, match="Did you mean nine"):
+        room.rows_of_text(table, " nin")

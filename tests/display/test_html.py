@@ -248,6 +248,27 @@ def test_the_page_asks_nobody_for_anything():
     assert "unsafe" not in policy
 
 
+def test_a_page_explains_shades_only_if_it_has_some():
+    ranked = scores({"yes": [0.9], "no": [0.05]})
+    assert 'class="legend"' not in page([ranked])
+    assert page([ranked, two_digits()]).count('class="legend"') == 1
+
+
+def test_right_to_left_text_keeps_its_direction_and_its_numbers_their_place():
+    said = "قطة"
+    result = answer(said, f" {said}")
+    result.meta["question"] = "ما هذا؟"
+    assert re.search(r'<p class="question" dir="auto">ما', fragment(result))
+    assert '<div class="tokens" dir="auto">' in fragment(result)
+    assert '<p class="question" dir="auto">ما' in fragment(scores({said: [0.5]}, question="ما هذا؟"))
+    table = make_table([("a", 0.5, [(said, 0.3)])])
+    assert f'<bdi>{said}</bdi> <span class="faint">30.0%' in table_html(table)
+    assert f'<bdi>{said}</bdi> <span class="faint">30.0%' in table.top(2)._repr_html_()
+    fonts = _style()[1]
+    assert "Noto Sans Arabic" in fonts
+    assert "Noto Color Emoji" in fonts
+
+
 def test_styles_stay_inside_the_fragment():
     scope, style = _style()
     assert f'<div class="{scope}">' in fragment(two_digits())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vlmprobe
-from vlmprobe.engines.option_checks import with_temperature
+from vlmprobe.engines.option_checks import greedy_by_default, with_temperature
 from vlmprobe.errors import GenerationOptionError
 
 SHORT = {"max_new_tokens": 6, "top_k": 0, "prompt": False}
@@ -54,3 +54,16 @@ def test_a_model_does_so_whatever_its_checkpoint_says(by_default, checkpoint):
 def test_sample_refuses_to_be_greedy(probe_of):
     with pytest.raises(GenerationOptionError, match="temperature"):
         probe_of("llava").sample("Hi", n=2, temperature=0, max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, {"do_sample": False}),
+        ({"max_new_tokens": 3}, {"do_sample": False, "max_new_tokens": 3}),
+        ({"do_sample": True}, {"do_sample": True}),
+        ({"temperature": 0.5}, {"temperature": 0.5}),
+    ],
+)
+def test_greedy_unless_the_options_say_otherwise(options, wanted):
+    assert greedy_by_default(options) == wanted

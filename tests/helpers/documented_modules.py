@@ -15,6 +15,7 @@ def _of(library: str, modules: str, where: str = "API reference", names: Names =
 # Of transformers only what it exports at its top, and what pages of its documentation take from elsewhere: its modules
 # hold far more than the pages.
 DOCUMENTED: dict[str, tuple[Names, str]] = {
+    **_of("IPython", "display"),
     **_of("PIL", ". Image ImageDraw ImageFile ImageFilter ImageOps"),
     **_of("httpx", "."),
     **_of("huggingface_hub", "."),

@@ -29,8 +29,9 @@ OTHERS = ("is not installed", "Requested torchvision backend is not available")
 
 
 @pytest.fixture
-def advisories():
-    """What transformers logs at its default verbosity, each line as often as it comes."""
+def advisories(monkeypatch):
+    """What transformers logs at its default verbosity, each line as often as it comes, while it loads too."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "warning")
     said: list[str] = []
 
     class Listener(logging.Handler):

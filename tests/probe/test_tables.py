@@ -178,7 +178,7 @@ def test_a_session_adds_its_image_to_rows_without_one(probe_of):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        (["Question", "image"], r"are 'Question', 'image'. Did you mean Question\?"),
+        (["Question", "image"], r"are 'Question', 'image'. Rename 'Question' to 'question'\."),
         (["text"], "'question' .*the table are 'text'. Rename the one with the questions"),
         (["question", "seed"], "'seed' has a name that vlmprobe records in meta itself: rename"),
         (["question", "model"], "'model'"),

@@ -526,3 +526,10 @@ def test_failures_are_counted_not_saved(result, tmp_path):
 
     with pytest.warns(VlmprobeWarning, match="1 of 2 requests failed"):
         assert len(vlmprobe.save_results([result, vlmprobe.Failure(ValueError("x"))], tmp_path / "run")) == 1
+
+
+def test_a_file_of_another_kind_is_no_place_to_save(result, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ResultError, match=r"notes\.txt is a file: save to a folder"):
+        result.save(tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
+from vlmprobe.display.overview import Overview, Viewed
 from vlmprobe.errors import MissingExtraError
 from vlmprobe.results.frame import DataFrame, data_frame
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Interval",
     "Reliability",
+    "Report",
     "RiskCoverage",
     "adaptive_ece",
     "auroc",
@@ -122,6 +124,23 @@ class Interval:
 
     def __str__(self) -> str:
         return format(self)
+
+
+class Report(Viewed, dict[str, Interval]):
+    """Metrics with their intervals by name, which Jupyter and ``rich`` show as a table."""
+
+    def to_pandas(self) -> DataFrame:
+        """A ``pandas.DataFrame``, one row per metric: ``value``, ``low`` and ``high`` of its interval."""
+        rows = [[each.value, each.low, each.high] for each in self.values()]
+        return data_frame(rows, columns=["value", "low", "high"], index=list(self))
+
+    def _overview(self) -> Overview:
+        rows = [
+            [name.replace("_", " "), f"{each.value:.3f}", f"{each.low:.3f} to {each.high:.3f}"]
+            for name, each in self.items()
+        ]
+        level = next((f"{each.level:.0%} interval" for each in self.values()), "interval")
+        return Overview({"metric": "text", "value": "number", level: "number"}, rows)
 
 
 def reliability(
@@ -271,15 +290,6 @@ def check_resampling(resamples: int, level: float) -> None:
         raise CalibrationError(f"level must be between 0 and 1 and resamples at least 1, not {level!r}, {resamples!r}")
 
 
-class Report(dict[str, Interval]):
-    """Metrics by name, each with its interval."""
-
-    def to_pandas(self) -> DataFrame:
-        """A ``pandas.DataFrame``, one row per metric: ``value``, ``low`` and ``high`` of its interval."""
-        rows = [[each.value, each.low, each.high] for each in self.values()]
-        return data_frame(rows, columns=["value", "low", "high"], index=list(self))
-
-
 def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> Report:
     """Accuracy, mean confidence, AUROC, ECE, adaptive ECE, Brier score and AURC, each with its bootstrap interval."""
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -293,10 +303,8 @@ def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 
     }
     checked(confidence, correct, least=2, both=True)
     return Report(
-        {
-            name: bootstrap(metric, confidence, correct, resamples=resamples, seed=seed)
-            for name, metric in metrics.items()
-        }
+        (name, bootstrap(metric, confidence, correct, resamples=resamples, seed=seed))
+        for name, metric in metrics.items()
     )
 
 

@@ -18,6 +18,7 @@ from vlmprobe.analysis.cases import Case, cases_of
 from vlmprobe.analysis.token_alignment import Aligned, align, first_difference, joined_rows
 from vlmprobe.display.progress import tracking
 from vlmprobe.engines.base import Options, ScoresIds
+from vlmprobe.engines.option_checks import greedy_by_default
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.probe import Request
 from vlmprobe.probe.failure import naming
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compared", "Comparison", "compare"]
 
-GENERATION = {"max_new_tokens": 64, "do_sample": False}  # by default: sampled answers differ anyway
+GENERATION = {"max_new_tokens": 64}  # by default, and greedily: sampled answers differ anyway
 WINDOW = 64  # requests whose answers are in memory at once
 TOLD = ("model", "revision", "engine", "adapter", "dtype", "device", "value_kind", "versions")
 ONE_STEP = {"max_new_tokens": 1}
@@ -229,7 +230,7 @@ def compare(
             :func:`~vlmprobe.analysis.cases.read_cases` returns; those with candidates are scored.
         prompt: whether to compare the prompt's tokens too, if both report them.
         alternatives: how many top tokens to request.
-        progress: whether to show a progress bar; None shows one in a terminal.
+        progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
         **generation: as in :meth:`Probe.generate`; greedy and 64 tokens unless given here or by a request.
 
     Raises:
@@ -242,7 +243,7 @@ def compare(
     found: list[Compared] = []
     metas: list[dict[str, Any]] = [{}, {}]
     with tracking(progress, total) as done:
-        for window in _windows(cases):
+        for window in iter(lambda: list(islice(cases, WINDOW)), []):
             for scored, options, group in _alike(window, generation):
                 run = _scored if scored else _generated
                 for compared, answers in run((a, b), group, options, asked):
@@ -334,7 +335,8 @@ def _given(probe: Probe, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The requested options that a probe's engine supports; the rest is left out of the comparison."""
     given = {}
     for name, value in wanted.items():
-        options = Options(generation=dict(GENERATION), demanded=frozenset({name}), **{"prompt": False, name: value})
+        generation = greedy_by_default(GENERATION)
+        options = Options(generation=generation, demanded=frozenset({name}), **{"prompt": False, name: value})
         try:
             probe.engine.check([], options)
         except CapabilityError:
@@ -373,15 +375,10 @@ def _prompt_difference(a: TokenTable | None, b: TokenTable | None) -> np.ndarray
     return b.logprobs.astype(np.float64) - a.logprobs.astype(np.float64)
 
 
-def _windows(cases: Iterator[Case]) -> Iterator[list[Case]]:
-    while window := list(islice(cases, WINDOW)):
-        yield window
-
-
 def _alike(window: Iterable[Case], generation: Mapping[str, Any]) -> Iterator[tuple[bool, dict[str, Any], list[Case]]]:
     """Runs of requests with the same options, in order."""
     for (scored, options), group in groupby(window, lambda case: (bool(case.candidates), dict(case.options))):
-        yield scored, {**GENERATION, **generation, **options}, list(group)
+        yield scored, greedy_by_default({**GENERATION, **generation, **options}), list(group)
 
 
 def _finite(columns: Sequence[np.ndarray]) -> np.ndarray:

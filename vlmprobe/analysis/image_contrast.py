@@ -20,6 +20,9 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmprobe.analysis.image_variants import Cover, cells, covered, exchanged, variant
+from vlmprobe.analysis.words import rows_of_text
+from vlmprobe.display.overview import Kind, Overview, Viewed
+from vlmprobe.display.view import nats
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import ONE_STEP, Options, ScoresIds, require
 from vlmprobe.errors import CapabilityError, MessageError, ResultError, renamed
@@ -39,7 +42,7 @@ BATCH = 8  # variants in one batch, if batching leaves the model's numbers uncha
 
 
 @dataclass(frozen=True, eq=False)
-class Contrast:
+class Contrast(Viewed):
     """One answer of T tokens with its image and with V variants in its place. Numbers in nats."""
 
     answer: TokenTable  # T rows, with the real image
@@ -127,22 +130,25 @@ class Contrast:
         several = {name: self.gain[place, rows] for place, name in enumerate(self.names)} if len(self.names) > 1 else {}
         return draw_gains(tokens, self.pmi[rows], np.isin(rows, self.unsupported()), several, ax)
 
-    def plot_regions(self, row: int | slice | None = None, ax: Any = None, *, limit: float | None = None) -> Any:
+    def plot_regions(self, row: int | slice | str | None = None, ax: Any = None, *, limit: float | None = None) -> Any:
         """Contribution of each region, drawn over the image. Returns the axes.
 
         Args:
-            row: of the answer: one token, or several whose contributions are summed; all if None.
+            row: of the answer: one token, or several whose contributions are summed; all if None. A text is a token or
+                a run of tokens that the answer has once, such as a word.
             ax: axes to draw on.
             limit: nats of the brightest shade, for plots to be compared; the highest contribution if None.
 
         Raises:
-            ResultError: for a contrast without regions, or a token that does not exist.
+            ResultError: for a contrast without regions, or a token that does not exist or is not the only such one.
         """
         from vlmprobe.display.plots.contrast_and_lens import draw_regions
 
         if self.regions is None or self.image is None:
             raise ResultError("This contrast has no regions: call contrast(..., regions=(rows, columns)).")
         count = len(self.answer)
+        if isinstance(row, str):
+            row = rows_of_text(self.answer, row)
         if isinstance(row, (int, np.integer)):
             if not -count <= row < count:
                 raise ResultError(f"There is no token {row}: the answer has {count}.")
@@ -150,6 +156,31 @@ class Contrast:
         rows = np.arange(count)[row or slice(None)]
         title = "".join(self.answer.tokens[place] for place in rows)
         return draw_regions(np.nansum(self.regions[:, :, rows], axis=-1), self.image, title, ax, limit=limit)
+
+    def _overview(self) -> Overview:
+        """Each token with the image and with each variant, and the region that it loses most by."""
+        count = len(self.answer)
+        columns: dict[str, Kind] = {"token": "token"}
+        cells: list[list[Any]] = [[token, p] for token, p in zip(self.answer.tokens, _exp(self.answer), strict=True)]
+        rows: list[list[Any]] = [[cell] for cell in cells]
+        figures = [("tokens", f"{count:,}", "of the answer")]
+        if self.tables:
+            unsupported = set(self.unsupported().tolist())
+            columns |= {f"with {name}": "share" for name in self.names}
+            columns |= {"worth of the image": "number", "": "text"}
+            for place, row in enumerate(rows):
+                row += [float(_exp(table)[place]) for table in self.tables]
+                row += [nats(float(self.pmi[place])), "not supported" if place in unsupported else ""]
+            figures += [
+                ("worth of the image", f"{nats(float(np.nansum(self.pmi)))} nats", "information about all tokens"),
+                ("not supported", f"{len(unsupported):,}", "tokens that the image did not make likelier"),
+            ]
+        if self.regions is not None:
+            columns |= {"region it needs most": "text", "loss without it": "number"}
+            for place, row in enumerate(rows):
+                row += _neediest(self.regions[:, :, place])
+        images = [each for each in (self.image, *self.variants) if each is not None]
+        return Overview(columns, rows, str(self.meta.get("question") or ""), figures, images)
 
     @property
     def _others(self) -> np.ndarray:
@@ -263,6 +294,18 @@ def _scored(probe: Probe, asked: Sequence[Conversation], ids: list[int], options
     if batch:
         tables += probe.engine.score_ids(batch, ids, options)  # type: ignore[attr-defined]
     return tables
+
+
+def _exp(table: TokenTable) -> np.ndarray:
+    return np.exp(table.logprobs.astype(np.float64))
+
+
+def _neediest(lost: np.ndarray) -> list[str]:
+    """The cell of the largest loss, and that loss, as text."""
+    if np.isnan(lost).all():
+        return ["", nats(float("nan"))]
+    row, column = np.unravel_index(int(np.nanargmax(lost)), lost.shape)
+    return [f"row {row}, column {column}", nats(float(lost[row, column]))]
 
 
 def _named(against: Any) -> dict[str, Any]:

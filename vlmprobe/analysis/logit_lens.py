@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vlmprobe.display.overview import Overview, Viewed, trend
+from vlmprobe.display.view import DASH
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import Options, ReadsLayers, require
 from vlmprobe.errors import MessageError
@@ -35,7 +37,7 @@ Rows = slice | Sequence[int] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Lens:
+class Lens(Viewed):
     """R tokens at L decoder layers. Logarithms in nats; a layer that did not run has NaN and rank -1."""
 
     table: TokenTable  # of the whole answer, or prompt
@@ -93,6 +95,25 @@ class Lens:
 
         says = [[each[0] for each in layer] for layer in self.top_tokens]
         return draw_lens(self.tokens, self.layers, self.logprobs, self.ranks, says, self.leads, ax)
+
+    def _overview(self) -> Overview:
+        """Each token with the layers at which it leads and settles, and its probability at every layer."""
+        shares = np.exp(self.logprobs.astype(np.float64))
+        rows = [
+            [
+                (token, float(shares[-1, place])),
+                trend(shares[:, place].tolist()),
+                *(str(each) if each >= 0 else DASH for each in (int(self.leads[place]), int(self.settles[place]))),
+            ]
+            for place, token in enumerate(self.tokens)
+        ]
+        figures = [("layers", f"{len(self.layers):,}", "decoder layers that are read")]
+        return Overview(
+            {"token": "token", "probability by layer": "text", "leads at": "number", "settles at": "number"},
+            rows,
+            str(self.meta.get("question") or ""),
+            figures,
+        )
 
     def _first(self, true: np.ndarray) -> np.ndarray:
         return np.where(true.any(axis=0), self.layers[true.argmax(axis=0)], -1)

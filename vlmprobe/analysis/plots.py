@@ -61,14 +61,14 @@ def tokens(source: Source, ax: Any = None, *, most: int = MOST) -> Any:
     Args:
         source: table or result.
         ax: axes to draw on.
-        most: how many tokens fit side by side; more are an error, since truncation would hide them. The ``plot()`` of a
-            table or result draws a longer one as a curve, its most surprising tokens labelled.
+        most: how many tokens fit in one row; more are wrapped into rows of about equal length. The ``plot()`` of a
+            table or result draws them as a curve instead, its most surprising tokens labelled.
 
     Returns:
-        The axes.
+        The axes. In a plot of several rows, row r is drawn lower by r times a constant.
 
     Raises:
-        ResultError: for more tokens, or none with a log-probability.
+        ResultError: if no token has a log-probability.
     """
     return draw_tokens(table_of(source), ax, most=most)
 

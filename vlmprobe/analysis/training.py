@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from vlmprobe.analysis import calibration, uncertainty
 from vlmprobe.analysis.confidences import confidences, correctness, normal_text
+from vlmprobe.engines.option_checks import greedy_by_default
 from vlmprobe.errors import ResultError, near
 from vlmprobe.probe import Probe
 from vlmprobe.probe.load import wrap
@@ -104,7 +105,7 @@ class ProbeCallback(TrainerCallback):
         self.processor = processor
         self.adapter = adapter
         self.prefix = prefix
-        self.generation = {"do_sample": False, **generation}
+        self.generation = greedy_by_default(generation)
         self.history: list[dict[str, float]] = []  # what was logged, with "step"
         self._trainer: Trainer | None = None
         self._asked_at = -1  # the last step at which the questions ran

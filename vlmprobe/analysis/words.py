@@ -17,17 +17,18 @@ Writing without spaces (Chinese, Japanese, Thai) has no words in this sense: a w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlmprobe.analysis.uncertainty import Source, table_of
-from vlmprobe.errors import ResultError
+from vlmprobe.errors import ResultError, near
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["Words", "boundary_logprobs", "word_starts", "words"]
+__all__ = ["Words", "boundary_logprobs", "rows_of_text", "word_starts", "words"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Words:
             The axes.
 
         Raises:
-            ResultError: for more words than fit side by side, or none with a log-probability.
+            ResultError: if no word has a log-probability.
         """
         from vlmprobe.display.plots.tokens import draw_words
 
@@ -115,6 +116,28 @@ def words(
         summed=summed,
         logprobs=logprobs,
     )
+
+
+def rows_of_text(source: Source, text: str) -> slice:
+    """The rows of a token, or of consecutive tokens, that read as a text.
+
+    Args:
+        source: table or result.
+        text: a token, a word of several tokens, or several words. White space at its ends has to be there too if it is
+            given, and may be there if not: ``"nine"`` finds the token ``" nine"``.
+
+    Raises:
+        ResultError: if the table does not have the text, or more than once.
+    """
+    table = table_of(source)
+    found = [each for first in range(len(table)) if (each := _run_from(table.tokens, first, text))]
+    if not found:
+        known = dict.fromkeys(each.strip() for each in (*words(table).texts, *table.tokens))
+        raise ResultError(f"The text has no {text!r}.{near(text.strip(), filter(None, known))}")
+    if len(found) > 1:
+        places = ", ".join(str(each.start) if each.stop == each.start + 1 else repr(each) for each in found)
+        raise ResultError(f"The text has {text!r} {len(found)} times: pass one of these rows: {places}.")
+    return found[0]
 
 
 def word_starts(tokenizer: Any, vocabulary: int) -> np.ndarray:
@@ -175,6 +198,24 @@ def _marked(table: TokenTable, starts: np.ndarray | None) -> np.ndarray:
         raise ResultError("starts is a bool array [V], one entry per token of the vocabulary, from word_starts")
     inside = (table.ids >= 0) & (table.ids < len(starts))
     return inside & starts[np.where(inside, table.ids, 0)]
+
+
+def _run_from(tokens: Sequence[str], first: int, text: str) -> slice | None:
+    """The rows of the run of tokens from ``first`` that reads as a text, if there is one."""
+    before, after = text[:1].isspace(), text[-1:].isspace()
+    read = ""
+    for row in range(first, len(tokens)):
+        outer = [token for token, given in ((tokens[first], before), (tokens[row], after)) if not given]
+        read += tokens[row]
+        shown = read if before else read.lstrip()
+        shown = shown if after else shown.rstrip()
+        if shown == text and all(token.strip() for token in outer) and tokens[first] and tokens[row]:
+            while first and not tokens[first - 1]:  # pieces of the first character
+                first -= 1
+            return slice(first, row + 1)
+        if len(read.strip()) > len(text):
+            return None
+    return None
 
 
 def _groups(table: TokenTable, marked: np.ndarray) -> list[tuple[int, int]]:

@@ -17,7 +17,9 @@ import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.analysis.failures import without_failures
+from vlmprobe.display.overview import Overview, Viewed
 from vlmprobe.display.progress import tracking
+from vlmprobe.display.view import DASH
 from vlmprobe.engines.base import RemembersImages
 from vlmprobe.errors import MessageError, ResultError
 from vlmprobe.inputs.messages import Prompt
@@ -56,7 +58,7 @@ def yes_no_many(
         requests: as for :meth:`Probe.generate_many`, without candidates; ``id`` and further columns are returned in
             ``meta``. An error names its request.
         yes, no: spellings of the two answers; the usual English ones if empty.
-        progress: whether to show a progress bar; None shows one in a terminal.
+        progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
     """
     rows, total = rows_of(requests, "yes_no_many")
     remembers = isinstance(probe.engine, RemembersImages) and probe.engine.memory is None
@@ -79,7 +81,7 @@ def reads_as_yes(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class YesNoReport:
+class YesNoReport(Viewed):
     """Confusion counts and metrics of N answers; yes is the positive class. Rates of nothing are NaN."""
 
     true_yes: int  # yes, and it is
@@ -135,6 +137,22 @@ class YesNoReport:
         marks = {"yes_rate": _share(self.true_yes + self.false_no, self.count), "auroc": 0.5}
         label = f"{self.count:,} questions\n◆ share whose answer is yes; AUROC of chance"
         return draw_poll(self.metrics(), marks, ax, label=label)
+
+    def _overview(self) -> Overview:
+        """Every metric, and the counts that they are computed from."""
+        rows = [
+            [name.replace("_", " "), DASH if np.isnan(value) else f"{value:.3f}"]
+            for name, value in self.metrics().items()
+        ]
+        figures = [
+            ("true yes", f"{self.true_yes:,}", "yes, and it is"),
+            ("false yes", f"{self.false_yes:,}", "yes, and it is not"),
+            ("true no", f"{self.true_no:,}", "no, and it is not"),
+            ("false no", f"{self.false_no:,}", "no, and it is"),
+        ]
+        if self.failed:
+            figures.append(("failed", f"{self.failed:,}", "requests that are not counted"))
+        return Overview({f"{self.count:,} questions": "text", "": "number"}, rows, figures=figures)
 
     def __str__(self) -> str:
         named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in self.metrics().items())

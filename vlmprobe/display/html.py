@@ -71,24 +71,33 @@ def page(results: Sequence[Shown], title: str | None = None) -> str:
     count = f"{len(results)} results" if len(results) != 1 else ""
     subtitle = " · ".join(filter(None, [count, sources[0] if len(sources) == 1 else ""]))
     return document(
-        title or ", ".join(models) or "vlmprobe", subtitle, [_article(each, legend=False) for each in results]
+        title or ", ".join(models) or "vlmprobe",
+        subtitle,
+        [_article(each, legend=False) for each in results],
+        shaded=any(isinstance(each, ShownResult) for each in results),  # candidates are not
     )
 
 
-def document(title: str, subtitle: str, articles: Sequence[str]) -> str:
+def document(title: str, subtitle: str, articles: Sequence[str], *, shaded: bool = True) -> str:
     """One self-contained HTML page.
 
     Args:
         title: the heading, as text.
         subtitle: below it, as text.
         articles: HTML that templates rendered, and so escaped.
+        shaded: whether there are tokens shaded by their probability, which the legend explains.
     """
     from markupsafe import Markup
 
     return (
         environment()
         .get_template("page.html")
-        .render(title=view.plain(title), subtitle=view.plain(subtitle), articles=[Markup(each) for each in articles])
+        .render(
+            title=view.plain(title),
+            subtitle=view.plain(subtitle),
+            articles=[Markup(each) for each in articles],
+            shaded=shaded,
+        )
     )
 
 

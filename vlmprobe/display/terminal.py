@@ -16,7 +16,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
 
-__all__ = ["rich_view", "table_rich", "token_text"]
+__all__ = ["FAINT", "SHADES", "bar", "rich_view", "table_rich", "token_text"]
 
 # From grey to vermilion at nearly constant luminance: with black text each is legible and none glares, whatever the
 # background. The unsure ones are underlined and bold, for terminals and viewers without colour.
@@ -106,11 +106,11 @@ def _table_and_legend(rows: Sequence[view.Row], table: ShownTable) -> tuple[Rend
 
 
 def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
-    bar = 0 if space < NARROW else BAR
+    cells = 0 if space < NARROW else BAR
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     width = min(max((cell_len(row.label) for row in rows), default=0), TOKEN)
     grid.add_column("token", no_wrap=True, overflow="ellipsis", min_width=width, max_width=TOKEN)
-    grid.add_column("probability", no_wrap=True, min_width=bar + 7)
+    grid.add_column("probability", no_wrap=True, min_width=cells + 7)
     for name in ("logprob", "rank", "entropy"):
         grid.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     grid.add_column("alternatives", overflow="fold")  # the only column that wraps is the one that rich narrows
@@ -123,7 +123,7 @@ def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
         else:
             grid.add_row(
                 Text().append(row.label, style=_shade(row) + (FAINT if row.kind == "special" else Style())),
-                _bar(row.probability, bar),
+                bar(row.probability, cells),
                 view.nats(row.logprob),
                 str(row.rank) if row.rank >= 0 else view.DASH,
                 view.nats(row.entropy),
@@ -144,7 +144,7 @@ def _candidates(scores: ShownScores) -> Table:
         mark = "¹" if scores.boundaries[place] else ""
         grid.add_row(
             Text(view.label(scores.candidates[place]) + mark, style="bold" if not rank else ""),
-            _bar(float(probabilities[place]), BAR),
+            bar(float(probabilities[place])),
             *(view.nats(float(column[place])) for column in columns),
         )
     if len(ranked) > CANDIDATES:
@@ -161,12 +161,13 @@ def _mass(scores: ShownScores) -> Text:
     return Text.assemble(("together the candidates hold ", FAINT), held, (" of what the model would say", FAINT))
 
 
-def _bar(probability: float, cells: int) -> Text:
+def bar(probability: float, cells: int = BAR) -> Text:
+    """A probability as a bar of at most so many cells, and in percent."""
     if math.isnan(probability):
         return Text(view.DASH, style=FAINT)
-    whole, half = divmod(round(2 * cells * probability), 2)
-    bar = "━" * whole + "╸" * half
-    return Text(f"{bar:<{cells}} {view.percent(probability):>6}")
+    whole, half = divmod(round(2 * cells * min(probability, 1.0)), 2)
+    drawn = "━" * whole + "╸" * half
+    return Text(f"{drawn:<{cells}} {view.percent(probability):>6}")
 
 
 def _others(row: view.Row) -> Text:

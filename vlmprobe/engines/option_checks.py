@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmprobe.errors import GenerationOptionError
 
-__all__ = ["check_value", "listed", "with_temperature"]
+__all__ = ["check_value", "greedy_by_default", "listed", "with_temperature"]
 
 SWITCHES = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
 NUMBERS: dict[str, tuple[type, float, float]] = {  # option: type, minimum, maximum
@@ -58,6 +58,11 @@ def with_temperature(options: Mapping[str, Any]) -> dict[str, Any]:
     if greedy:
         del found["temperature"]
     return found | {"do_sample": not greedy}
+
+
+def greedy_by_default(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a call that decodes greedily unless they say otherwise, by ``do_sample`` or ``temperature``."""
+    return dict(options) if {"do_sample", "temperature"} & set(options) else {"do_sample": False, **options}
 
 
 def check_value(name: str, value: Any) -> None:

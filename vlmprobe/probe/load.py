@@ -9,6 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from vlmprobe.adapter.quiet import quiet
 from vlmprobe.errors import (
     CapabilityError,
     CheckpointError,
@@ -41,6 +42,9 @@ def load(
     **from_pretrained: Any,
 ) -> Probe:
     """A probe of a checkpoint.
+
+    What transformers shows while it loads (progress bars, advisories) is hidden, except for downloads and errors, and
+    unless it is asked for by the environment variable ``TRANSFORMERS_VERBOSITY``.
 
     Args:
         model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
@@ -97,7 +101,7 @@ def load(
     _check_resize(found, resize)
     device_map = from_pretrained.pop("device_map", None) or resolved_device(device)
     options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
-    with _explained(name, from_pretrained):
+    with _explained(name, from_pretrained), quiet():
         made = found.load(os.fspath(model), config=config, **options)
     probe = _probe(made, name, commit or revision, resize)
     if check and load_checks.switched_on():

@@ -154,7 +154,7 @@ class Probe(LocalParts):
             batch_size: maximum batch size, halved from then on when out of memory. ``"auto"`` reads a window of 64
                 requests ahead (fewer if their images take more than 256 MB) and batches by length, longest first; a
                 number keeps the order of the requests.
-            progress: whether to show a progress bar; None shows one in a terminal.
+            progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
             on_error: ``"raise"`` raises a request's error, which names the request, after the results before it;
                 ``"keep"`` yields a :class:`vlmprobe.Failure` in its place and continues, whatever it was.
             keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.

@@ -19,7 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL.Image import Image
 
+from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.progress import tracking
+from vlmprobe.display.view import nats
 from vlmprobe.engines.base import ONE_STEP, Engine, HasAdapter, Options, Ranks, TokenisesAnswers
 from vlmprobe.errors import CapabilityError, MessageError, renamed
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
@@ -58,7 +60,7 @@ class Ranked:
 
 
 @dataclass(frozen=True, eq=False)
-class Ranking:
+class Ranking(Viewed):
     """D documents and their relevance to one query. Iterates from the most to the least relevant."""
 
     query: str  # its text
@@ -104,6 +106,17 @@ class Ranking:
         order = self.order.tolist()
         texts, images = [self.texts[place] for place in order], [self.images[place] for place in order]
         return draw_ranking(self.query, self.scores[order], texts, images, ax, most=most)
+
+    def _overview(self) -> Overview:
+        """The documents, the most relevant first."""
+        columns: dict[str, Kind] = {"document": "number", "": "image", "text": "text"}
+        columns |= {"relevance": "share", "margin": "number"}
+        rows = [
+            [str(each.index), each.image, each.text or ("" if each.image is None else "[image]"), each.score,
+             nats(each.margin)]
+            for each in self
+        ]  # fmt: skip
+        return Overview(columns, rows, self.query)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.index}: {each.score:.3f}" for each in list(self)[:4])

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vlmprobe.display.overview import Kind, Overview, Viewed
+from vlmprobe.display.view import nats, tiny
 from vlmprobe.errors import GenerationOptionError, ResultError
 from vlmprobe.results.result import Result
 
@@ -60,7 +62,7 @@ def sample(
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class Samples(Viewed):
     """n answers to one question. Numbers are in nats, of raw log-probabilities, end tokens included."""
 
     results: tuple[Result, ...]  # [n]
@@ -181,12 +183,41 @@ class Samples:
         """
         from vlmprobe.display.plots.samples import draw_samples
 
+        answers, counts, logprobs = self._meanings(groups)
+        return draw_samples(answers, counts, logprobs, ax, most=most, title=self._question)
+
+    def _overview(self) -> Overview:
+        """The different answers, the most common first, with how often each was drawn and how probable it is."""
+        answers, counts, logprobs = self._meanings(None)
+        rows = [
+            [
+                answers[at].strip() or "(nothing)",
+                counts[at] / len(self),
+                f"{counts[at]} of {len(self)}",
+                tiny(logprobs[at]),
+            ]
+            for at in np.lexsort((-logprobs, -counts)).tolist()
+        ]
+        pure = "" if self.pure else "; not sampled from the model's own distribution, so this mixes two"
+        figures = [
+            ("agreement", f"{self.agreement():.2f}", "share of the most common answer"),
+            ("semantic entropy", f"{nats(self.semantic_entropy())} nats", f"over answers of different text{pure}"),
+            ("predictive entropy", f"{nats(self.predictive_entropy())} nats", f"over whole answers{pure}"),
+            ("mass", tiny(float(np.log(self.mass()))), "probability of all these answers together"),
+        ]
+        columns: dict[str, Kind] = {"answer": "text", "share": "share", "samples": "number", "probability": "number"}
+        return Overview(columns, rows, self._question, figures)
+
+    @property
+    def _question(self) -> str:
+        return str(self.results[0].meta.get("question") or "")
+
+    def _meanings(self, groups: Sequence[int] | np.ndarray | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Of each of G meanings: its likeliest text, int64 [G] count, and float64 [G] log-probability."""
         labels = self._labels(groups)
-        counts, places = np.bincount(labels), range(int(labels.max()) + 1)
+        places = range(int(labels.max()) + 1)
         likeliest = [max(np.flatnonzero(labels == each).tolist(), key=lambda at: self.logprobs[at]) for each in places]
-        answers = [self.texts[at] for at in likeliest]
-        question = str(self.results[0].meta.get("question") or "")
-        return draw_samples(answers, counts, self._logprobs_of(labels, self.logprobs), ax, most=most, title=question)
+        return [self.texts[at] for at in likeliest], np.bincount(labels), self._logprobs_of(labels, self.logprobs)
 
     def __repr__(self) -> str:
         common = Counter(self.texts).most_common(1)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from datetime import date, datetime, time
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -116,8 +117,10 @@ def further_columns(names: Iterable[Any], what: str = "this one") -> list[str]:
     shown = ", ".join(repr(str(name)) for name in names) or "none"
     if not set(QUESTIONS) & set(names):
         known = [str(name) for name in names]
-        hint = near("question", known) or near("prompt", known) or " Rename the one with the questions."
-        raise MessageError(f"a request has a 'question' (or 'prompt'); the columns of {what} are {shown}.{hint}")
+        likely = get_close_matches("question", known, n=1) or get_close_matches("prompt", known, n=1)
+        which = repr(likely[0]) if likely else "the one with the questions"
+        told = f"a request has a 'question' (or 'prompt'); the columns of {what} are {shown}."
+        raise MessageError(f"{told} Rename {which} to 'question'.")
     for one, other in (QUESTIONS, IMAGES):
         if one in names and other in names:
             raise MessageError(f"{what} has {one!r} and {other!r}, which are the same: rename one of the two")

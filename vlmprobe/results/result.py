@@ -38,7 +38,7 @@ class Saved:
         A save that is interrupted leaves what was there before.
 
         Raises:
-            ResultError: for ``meta`` or text that JSON in UTF-8 cannot hold.
+            ResultError: for text or ``meta`` that JSON cannot hold, or a ``path`` that is a file of another kind.
             OSError: if ``path`` cannot be written.
         """
         from safetensors.numpy import save_file
@@ -49,6 +49,8 @@ class Saved:
         path = Path(path)
         single = path.suffix == ".safetensors"
         if not single:
+            if path.is_file():
+                raise ResultError(f"{path} is a file: save to a folder, or to a name that ends in .safetensors.")
             document["arrays"] = _free_name(path)
         try:
             text = json.dumps(document, ensure_ascii=False, indent=1)

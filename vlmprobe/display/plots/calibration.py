@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.display.plots.style import COLOURS, LINES, MARKERS, axes, ink, legend, paper, verbatim
+from vlmprobe.display.plots.style import COLOURS, LINES, MARKERS, axes, drawable, ink, legend, paper, verbatim
 from vlmprobe.display.shown import ShownReliability, ShownRiskCoverage, ShownThreshold
 from vlmprobe.errors import ResultError
 
@@ -135,7 +135,8 @@ def draw_groups(groups: Mapping[str, Sequence[float] | np.ndarray], ax: Any = No
         low, middle, high = np.quantile(numbers, [0.25, 0.5, 0.75])
         ax.plot([low, high], [place, place], color=ink(ax), linewidth=2.5, solid_capstyle="butt", zorder=3)
         ax.plot([middle, middle], [place - 0.3, place + 0.3], color=ink(ax), linewidth=2.5, zorder=3)
-    ax.set_yticks(range(len(groups)), list(groups), **verbatim())
+    names = [drawable(name) for name in groups]
+    ax.set_yticks(range(len(groups)), names, **verbatim(*names))
     ax.set(xlabel=label, ylim=(len(groups) - 0.5, -0.5))
     return ax
 

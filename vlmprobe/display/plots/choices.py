@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.display.plots.style import COLOURS, axes, inches, ink, matplotlib, shown, verbatim
+from vlmprobe.display.plots.style import COLOURS, axes, drawable, inches, ink, matplotlib, shown, verbatim
 from vlmprobe.display.shown import ShownChoices
 from vlmprobe.errors import ResultError
 
@@ -29,7 +29,7 @@ def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
     Raises:
         ResultError: for more steps, or none.
     """
-    rectangle, style = matplotlib("patches").Rectangle, verbatim()
+    rectangle = matplotlib("patches").Rectangle
     steps = np.unique(choices.steps)
     if not 0 < len(steps) <= MOST:
         raise ResultError(f"{len(steps)} steps cannot be drawn side by side: cut the table to 1 to {MOST} rows.")
@@ -53,7 +53,7 @@ def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
                 )
             )
             if share >= LEAST or said:
-                text = f"{shown(choices.tokens[row], letters)}\n{100 * share:.0f}%"
+                text = f"{drawable(shown(choices.tokens[row], letters))}\n{100 * share:.0f}%"
                 colour = "white" if share > DARK else ink(ax)
                 ax.text(
                     column,
@@ -64,7 +64,7 @@ def draw_choices(choices: ShownChoices, ax: Any = None) -> Any:
                     fontsize=SIZE,
                     color=colour,
                     zorder=4,
-                    **style,
+                    **verbatim(text),
                 )
     ax.set(xlim=(-0.6, len(steps) - 0.4), ylim=(choices.k - 0.4 + beyond, -0.6))
     ax.set_xticks(range(len(steps)), [str(step) for step in steps], fontsize="small")

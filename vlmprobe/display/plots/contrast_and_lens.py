@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from vlmprobe.display.plots.strip import Strip
 from vlmprobe.display.plots.style import (
     COLOURS,
     MARKERS,
-    NARROW,
     axes,
     columns,
+    drawable,
     heading,
     inches,
     ink,
+    legend,
     matplotlib,
     shown,
     verbatim,
@@ -51,40 +53,34 @@ def draw_gains(
         The axes.
 
     Raises:
-        ResultError: for more tokens than fit side by side, or none.
+        ResultError: without a token.
     """
-    if not 0 < len(tokens) <= MOST:
-        raise ResultError(f"{len(tokens)} tokens cannot be drawn side by side, at most {MOST}: give a shorter answer.")
-    ax = axes(ax, size=(max(4.0, 0.4 * len(tokens) + 1.4), 3.2))
-    at = np.arange(len(tokens))
+    if not len(tokens):
+        raise ResultError("No token has a log-probability, so there is nothing to draw.")
     flagged = np.asarray(unsupported, dtype=bool)
-    ax.axhline(0, color=ink(ax), linewidth=0.8)
-    ax.bar(at[~flagged], worth[~flagged], width=0.7, color=COLOURS[0], label="worth of the image")
+    drawn = np.concatenate([worth, *gains.values()])
+    low, high = min(0.0, float(np.nanmin(drawn))), max(0.1, float(np.nanmax(drawn)))
+    room = 0.12 * (high - low)
+    strip = Strip(tokens, low - room * (low < 0), high + room, ax, most=MOST)
+    ax, at, base = strip.ax, strip.x, strip.base
+    if strip.rows == 1:
+        strip.zero()
+        ax.set_ylim(low - room * (low < 0), high + room)
+    ax.bar(
+        at[~flagged], worth[~flagged], bottom=base[~flagged], width=0.7, color=COLOURS[0], label="worth of the image"
+    )
     if flagged.any():
         # An unsupported token's bar is near zero, so a frame of the others' height marks it.
         frame = np.full(flagged.sum(), max(float(worth.max()), 0.1))
-        label = "not supported by the image"
-        ax.bar(at[flagged], frame, width=0.7, fill=False, edgecolor=COLOURS[1], hatch="//", label=label)
-        ax.bar(at[flagged], worth[flagged], width=0.7, color=COLOURS[1])
+        label, below = "not supported by the image", base[flagged]
+        style = {"fill": False, "edgecolor": COLOURS[1], "hatch": "//", "label": label}
+        ax.bar(at[flagged], frame, bottom=below, width=0.7, **style)
+        ax.bar(at[flagged], worth[flagged], bottom=below, width=0.7, color=COLOURS[1])
     for place, (name, gain) in enumerate(gains.items()):
         marker = MARKERS[place % len(MARKERS)]
-        ax.plot(at, gain, marker, color=ink(ax), markersize=4, alpha=0.8, label=f"over {name}")
-    columns(ax, tokens)
-    ax.set(ylabel="log-probability gained (nats)", xlim=(-0.7, len(tokens) - 0.3))
-    ax.margins(y=0.12)
-    handles, labels = ax.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda place: labels[place].startswith("over "))  # bars before marks
-    ax.legend(
-        [handles[place] for place in order],
-        [labels[place] for place in order],
-        frameon=False,
-        fontsize="small",
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=1 if inches(ax)[0] < NARROW else 3 if inches(ax)[0] < 8 else 6,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
+        ax.plot(at, base + gain, marker, color=ink(ax), markersize=4, alpha=0.8, label=f"over {name}")
+    ax.set(ylabel="log-probability gained (nats)")
+    legend(ax, columns=3 if inches(ax)[0] < 8 else 6)
     return ax
 
 
@@ -167,24 +163,23 @@ def draw_lens(
     if not 0 < count <= MOST:
         raise ResultError(f"{count} tokens cannot be drawn side by side, at most {MOST}: choose rows=.")
     ax = axes(ax, size=(max(3.6, 0.78 * count + 1.8), max(2.4, 0.3 * height + 1.4)))
-    style = verbatim()
     probability = np.exp(logprobs.astype(np.float64))
     shade = ax.imshow(probability, cmap=SHADES, vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="nearest")
     small = max(5.0, min(8.5, 220 / max(height, 12)))
     letters = max(2, min(9, int(72 * 0.8 * inches(ax)[0] / count / (0.62 * small))))
     for layer in range(height):
         for place in range(count):
-            said = ranks[layer, place] == 0
+            said, text = ranks[layer, place] == 0, drawable(shown(says[layer][place], letters))
             ax.text(
                 place,
                 layer,
-                shown(says[layer][place], letters),
+                text,
                 ha="center",
                 va="center",
                 fontsize=small,
                 fontweight="bold" if said else "normal",
                 color="black" if probability[layer, place] > 0.5 else "white",
-                **style,
+                **verbatim(text),
             )
     for place in range(count):
         at = np.flatnonzero(layers == leads[place])

@@ -8,7 +8,6 @@ use (``with matplotlib.pyplot.style.context("dark_background")``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from vlmprobe.display import view
-from vlmprobe.errors import MissingExtraError
+from vlmprobe.display.plots.fonts import drawable, families
+from vlmprobe.display.plots.import_matplotlib import matplotlib
 
 __all__ = [
     "COLOURS",
@@ -26,10 +26,12 @@ __all__ = [
     "axes",
     "bars",
     "columns",
+    "drawable",
     "heading",
     "inches",
     "ink",
     "legend",
+    "letter_size",
     "matplotlib",
     "paper",
     "save",
@@ -46,24 +48,6 @@ MARKERS = ("o", "s", "^", "D")
 LETTER = 0.078  # inches: approximate width of a letter of ten points
 MOST_LETTERS = 36  # of a bar's name
 NARROW = 3.6  # inches below which a legend of two columns does not fit
-# Fonts with the glyphs that matplotlib's own lacks (Chinese, Japanese, Korean), of which a machine may have one.
-FONTS = (
-    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei"),
-    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "SimHei", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic"),
-    *("IPAexGothic", "Noto Sans CJK KR", "Apple SD Gothic Neo", "Malgun Gothic", "Arial Unicode MS"),
-)
-
-
-def matplotlib(module: str = "pyplot") -> Any:
-    """A module of matplotlib.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
-    try:
-        return import_module(f"matplotlib.{module}")
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
 
 
 def axes(ax: Any = None, *, size: tuple[float, float] = (5.0, 4.0)) -> Any:
@@ -87,7 +71,13 @@ def legend(ax: Any, where: str = "above", columns: int = 1) -> None:
     style = {"frameon": False, "fontsize": "small", "handlelength": 2.6, "ncols": 1 if narrow else columns}
     if narrow or where == "above":
         style |= {"bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-    ax.legend(loc="lower left" if "bbox_to_anchor" in style else where, **style)
+    entries = list(zip(*ax.get_legend_handles_labels(), strict=True))
+    bar = matplotlib("container").BarContainer
+    entries.sort(key=lambda entry: not isinstance(entry[0], bar))  # bars before marks
+    made = ax.legend(*zip(*entries, strict=True), loc="lower left" if "bbox_to_anchor" in style else where, **style)
+    for each in made.get_texts():  # names of a user's own
+        text = drawable(each.get_text())
+        each.set(text=text, **verbatim(text))
 
 
 def ink(ax: Any) -> Any:
@@ -100,14 +90,13 @@ def paper(ax: Any) -> Any:
     return ax.get_facecolor()
 
 
-def verbatim() -> dict[str, Any]:
-    """Options for text from a model or a person: no math parsing, and fallback fonts for all scripts.
+def verbatim(*texts: str) -> dict[str, Any]:
+    """Options for text from a model or a person: no math parsing, and fonts that have its characters.
 
-    A glyph that no installed font has is drawn as a box, with a warning of matplotlib.
+    Args:
+        texts: all that is drawn with these options, each made :func:`drawable` before.
     """
-    installed = {font.name for font in matplotlib("font_manager").fontManager.ttflist}
-    family = matplotlib().rcParams["font.family"]
-    return {"parse_math": False, "family": [*family, *(name for name in FONTS if name in installed)]}
+    return {"parse_math": False, "family": families("".join(texts))}
 
 
 def shown(token: str, letters: int | None = None) -> str:
@@ -163,20 +152,27 @@ def heading(ax: Any, text: str, *, beside: float = 0.0, loc: str = "left") -> No
         loc: alignment, as in ``Axes.set_title``.
     """
     letters = max(12, int((inches(ax)[0] - beside - 0.3) / LETTER))
-    ax.set_title(wrapped(text, letters, 2), loc=loc, fontsize="medium", **verbatim())
+    title = drawable(wrapped(text, letters, 2))
+    ax.set_title(title, loc=loc, fontsize="medium", **verbatim(title))
 
 
 def columns(ax: Any, names: Sequence[str], rotation: int = 55) -> None:
     """Token names below the axes, at 0, 1, 2, ..., smaller when closer together."""
+    written = [drawable(shown(name, 24)) for name in names]
     ax.set_xticks(
         range(len(names)),
-        [shown(name, 24) for name in names],
+        written,
         rotation=rotation,
         ha="right",
         rotation_mode="anchor",
-        fontsize=max(5.0, min(8.3, 72 * 0.85 * inches(ax)[0] / max(len(names), 1))),
-        **verbatim(),
+        fontsize=letter_size(ax, len(names)),
+        **verbatim(*written),
     )
+
+
+def letter_size(ax: Any, count: int) -> float:
+    """Points of the names of so many things side by side."""
+    return max(5.0, min(8.3, 72 * 0.85 * inches(ax)[0] / max(count, 1)))
 
 
 def bars(
@@ -208,7 +204,7 @@ def bars(
     wide, high = inches(ax)
     size = max(4.5, min(10.0, 0.72 * 72 * (high - 0.8) / len(names)))  # points
     letters = max(10, min(MOST_LETTERS, int(0.45 * wide / LETTER)))
-    written = [short(name, letters) for name in names]
+    written = [drawable(short(name, letters)) for name in names]
     beside += LETTER * max(map(cell_len, written))
     known = np.nan_to_num(np.asarray(shares, dtype=np.float64))
     at = np.arange(len(known))
@@ -225,7 +221,7 @@ def bars(
         ax.annotate(
             note, (ends[place], place), (5, 0), textcoords="offset points", va="center", fontsize=min(8.3, size)
         )
-    ax.set_yticks(at, written, fontsize=size, **verbatim())
+    ax.set_yticks(at, written, fontsize=size, **verbatim(*written))
     ax.tick_params(axis="y", length=0, pad=7)
     # Room on the right for the notes.
     room = np.array([(0.15 + LETTER * 0.83 * len(note)) / max(wide - beside - 0.3, 0.5) for note in notes])

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.display.plots.style import COLOURS, axes, columns, inches, legend, paper, shown, verbatim
+from vlmprobe.display.plots.strip import Strip
+from vlmprobe.display.plots.style import COLOURS, axes, drawable, inches, legend, paper, shown, verbatim
 from vlmprobe.display.shown import ShownTable
 from vlmprobe.errors import ResultError
 
@@ -24,23 +25,19 @@ def draw_tokens(table: ShownTable, ax: Any = None, *, most: int = MOST) -> Any:
     Args:
         table: of T tokens; those without a log-probability are left out.
         ax: axes to draw on.
-        most: how many tokens fit side by side.
+        most: how many tokens fit in one row; more are wrapped into several.
 
     Raises:
-        ResultError: for more tokens, or none.
+        ResultError: if no token has a log-probability.
     """
-    rows = np.flatnonzero(~np.isnan(table.logprobs))
-    if not 0 < len(rows) <= most:
-        raise ResultError(
-            f"{len(rows)} tokens cannot be drawn side by side; cut the table to 1 to {most}: table[:{most}]"
-        )
-    names, bits = [table.tokens[row] for row in rows.tolist()], _bits(table.logprobs[rows])
+    rows = _readable(table.logprobs, "token")
+    names, bits = [table.tokens[row] for row in rows], _bits(table.logprobs[rows])
     points = table.entropy[rows] / np.log(2)
-    return _columns(names, bits, points, ax, labels=("surprisal of the token", "entropy of its step"))
+    return _columns(names, bits, points, ax, labels=("surprisal of the token", "entropy of its step"), most=most)
 
 
 def draw_words(words: Sequence[str], logprobs: np.ndarray, ax: Any = None, *, label: str) -> Any:
-    """Surprisal of each word in bits as bars. Returns the axes.
+    """Surprisal of each word in bits as bars, in as many rows as they need. Returns the axes.
 
     Args:
         words: [W].
@@ -49,9 +46,9 @@ def draw_words(words: Sequence[str], logprobs: np.ndarray, ax: Any = None, *, la
         label: what the bars are.
 
     Raises:
-        ResultError: for more words than fit side by side, or none.
+        ResultError: if no word has a log-probability.
     """
-    rows = _readable(logprobs, "words")
+    rows = _readable(logprobs, "word")
     ax = _columns([words[row] for row in rows], _bits(logprobs[rows]), None, ax)
     ax.set(ylabel=label)
     return ax
@@ -61,15 +58,15 @@ def draw_pairs(tokens: Sequence[str], first: np.ndarray, second: np.ndarray, ax:
     """Surprisal of each token in bits under two models: A as bars, B as points. Returns the axes.
 
     Args:
-        tokens: [T].
+        tokens: [T], in as many rows as they need.
         first: [T], nats, log-probabilities under A; tokens where it is NaN are left out.
         second: [T], nats, under B; NaN where unknown.
         ax: axes to draw on.
 
     Raises:
-        ResultError: for more tokens than fit side by side, or none.
+        ResultError: if no token has a log-probability.
     """
-    rows = _readable(first, "tokens")
+    rows = _readable(first, "token")
     names = [tokens[row] for row in rows]
     return _columns(names, _bits(first[rows]), _bits(second[rows]), ax, labels=("surprisal under A", "under B"))
 
@@ -85,9 +82,7 @@ def draw_table(table: ShownTable, ax: Any = None, *, most: int = MOST) -> Any:
     Raises:
         ResultError: if no token has a log-probability.
     """
-    rows = np.flatnonzero(~np.isnan(table.logprobs))
-    if not len(rows):
-        raise ResultError("No token has a log-probability, so there is nothing to draw.")
+    rows = _readable(table.logprobs, "token")
     return draw_tokens(table, ax, most=most) if len(rows) <= most else _draw_run(table, rows, ax)
 
 
@@ -105,9 +100,10 @@ def _draw_run(table: ShownTable, rows: np.ndarray, ax: Any) -> Any:
     for row in rows[np.argsort(-bits[rows], kind="stable")].tolist():
         if len(named) < NAMED and bits[row] > 1 and all(abs(row - other) >= gap for other in named):
             named.append(row)
-    style = {"rotation": 40, "rotation_mode": "anchor", "ha": "left", "fontsize": "small", **verbatim()}
+    style = {"rotation": 40, "rotation_mode": "anchor", "ha": "left", "fontsize": "small"}
     for row in named:
-        ax.annotate(shown(table.tokens[row], 14), (row, bits[row]), (0, 3), textcoords="offset points", **style)
+        text = drawable(shown(table.tokens[row], 14))
+        ax.annotate(text, (row, bits[row]), (0, 3), textcoords="offset points", **style, **verbatim(text))
     ax.set(xlabel="row of the table", ylabel="bits", xlim=(-0.5, len(table) - 0.5))
     ax.set_ylim(bottom=0, top=1.4 * float(np.nanmax(bits)) or 1.0)
     legend(ax, "upper right", columns=2)
@@ -115,28 +111,36 @@ def _draw_run(table: ShownTable, rows: np.ndarray, ax: Any) -> Any:
 
 
 def _columns(
-    names: Sequence[str], bits: np.ndarray, points: np.ndarray | None, ax: Any, labels: tuple[str, str] | None = None
+    names: Sequence[str],
+    bits: np.ndarray,
+    points: np.ndarray | None,
+    ax: Any,
+    labels: tuple[str, str] | None = None,
+    most: int = MOST,
 ) -> Any:
     """A bar for each name, and a point if given; with labels, a legend of the two."""
-    ax = axes(ax, size=(max(4.0, 0.36 * len(names) + 1.4), 3.2))
-    at = np.arange(len(names))
-    ax.bar(at, bits, width=0.7, color=COLOURS[0], alpha=0.85, label=labels and labels[0])
+    highest = float(max(bits.max(), 0.0 if points is None else np.nanmax(points, initial=0.0))) or 1.0
+    strip = Strip(names, 0.0, 1.05 * highest, ax, most=most)
+    ax = strip.ax
+    ax.bar(strip.x, bits, bottom=strip.base, width=0.7, color=COLOURS[0], alpha=0.85, label=labels and labels[0])
     if points is not None:
-        label = labels and labels[1]
-        ax.plot(at, points, "D", color=COLOURS[1], markeredgecolor=paper(ax), markersize=6, label=label)
-    columns(ax, names)
-    ax.set(ylabel="bits", xlim=(-0.7, len(names) - 0.3))
-    ax.set_ylim(bottom=0, top=1.18 * ax.get_ylim()[1])
+        label, size = labels and labels[1], 6 if strip.rows == 1 else 5
+        ax.plot(
+            strip.x, strip.base + points, "D", color=COLOURS[1], markeredgecolor=paper(ax), markersize=size, label=label
+        )
+    ax.set(ylabel="bits")
+    if strip.rows == 1:
+        ax.set_ylim(bottom=0, top=1.24 * highest)
     if labels:
-        legend(ax, "upper right", columns=2)
+        legend(ax, "upper right" if strip.rows == 1 else "above", columns=2)
     return ax
 
 
-def _readable(logprobs: np.ndarray, what: str) -> list[int]:
-    """The indices that have a number, if they fit side by side."""
-    rows = np.flatnonzero(~np.isnan(logprobs)).tolist()
-    if not 0 < len(rows) <= MOST:
-        raise ResultError(f"{len(rows)} {what} cannot be drawn side by side, at least 1 and at most {MOST}.")
+def _readable(logprobs: np.ndarray, what: str) -> np.ndarray:
+    """int64: the indices that have a number."""
+    rows = np.flatnonzero(~np.isnan(logprobs))
+    if not len(rows):
+        raise ResultError(f"No {what} has a log-probability, so there is nothing to draw.")
     return rows
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
-from transformers.utils import logging
 
+from vlmprobe.adapter.quiet import quiet
 from vlmprobe.testing.tiny.registry import Family
 from vlmprobe.testing.tiny.weights import placeholder_ids, randomise, silence
 
@@ -30,12 +30,7 @@ def write(entry: Family, folder: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quiet():
         model.save_pretrained(folder)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     parts.processor.save_pretrained(folder)
     return folder
