@@ -58,7 +58,7 @@ def test_a_missing_font_is_named_once_and_a_box_stands_for_each_character(machin
         warnings.simplefilter("always")
         assert style.drawable(f"a{HAN}犬 {HINDI}{TIGER}é") == "a□□ □□é"
         assert style.drawable(HAN) == "□"
-        assert style.drawable("é\u200d") == "é"
+        assert style.drawable("é\u200d␀") == "é□"
         assert style.verbatim("□")["family"] == ["serif"]
     assert {each.category for each in told} == {VlmprobeWarning}
     messages = [str(each.message) for each in told]

@@ -138,14 +138,17 @@ def test_it_fits_a_terminal(name):
 def test_a_contrast_shows_each_token_with_and_without_the_image():
     shown = contrast(regions=np.arange(8.0).reshape(2, 2, 2))
     text = text_of(shown._repr_html_())
-    assert "␣seven 80.0% 20.0% 1.386 row 1, column 1 6.000" in text
-    assert "␣on 50.0% 50.0% 0.000 not supported row 1, column 1 7.000" in text
+    assert "␣seven 80.0% 20.0% 1.386 1, 1 6.000" in text
+    assert "␣on 50.0% 50.0% 0.000 no 1, 1 7.000" in text
     assert "worth of the image 1.386 nats" in text
+    assert "not supported 1" in text
     assert shown._repr_html_().count("<img") == 2
-    assert re.search(r"␣seven 80\.0% +━╸ +20\.0% +1\.386 +row 1, column 1 +6\.000", terminal(shown, 140))
+    assert re.search(r"␣seven 80\.0% +━╸ +20\.0% +1\.386 +1, 1 +6\.000", terminal(shown))
+    several = terminal(contrast(names=("blank", "blur", "noise", "none"), regions=np.ones((2, 2, 2))), width=100)
+    assert re.search(r"␣seven 80\.0%( +20\.0%){4} +1\.386 +0, 0 +1\.000", several)
     alone = text_of(replace(shown, names=[], tables=[], variants=[])._repr_html_())
-    assert "␣seven 80.0% row 1, column 1 6.000" in alone
-    assert "worth" not in alone
+    assert "␣seven 80.0% 1, 1 6.000" in alone
+    assert "worth of image" not in alone
 
 
 def test_a_lens_shows_where_a_token_leads():

@@ -45,6 +45,8 @@ def test_notebook_runs(path):
     place = {"metadata": {"path": path.parent}}
     NotebookClient(notebook, kernel_name="python3", resources=place, **FAR_TOO_LONG).execute()
     assert all(cell.execution_count for cell in code_of(notebook))
+    told = "".join(output.get("text", "") for cell in code_of(notebook) for output in cell.outputs)
+    assert not re.search("Loading weights|IProgress", told)
     assert pictures_of(notebook) == pictures_of(nbformat.read(path, as_version=4)), "run tools/docs/run_notebooks.py"
 
 

@@ -167,16 +167,16 @@ class Contrast(Viewed):
         if self.tables:
             unsupported = set(self.unsupported().tolist())
             columns |= {f"with {name}": "share" for name in self.names}
-            columns |= {"worth of the image": "number", "": "text"}
+            columns |= {"worth of image": "number", "supported": "number"}
             for place, row in enumerate(rows):
                 row += [float(_exp(table)[place]) for table in self.tables]
-                row += [nats(float(self.pmi[place])), "not supported" if place in unsupported else ""]
+                row += [nats(float(self.pmi[place])), "no" if place in unsupported else ""]
             figures += [
                 ("worth of the image", f"{nats(float(np.nansum(self.pmi)))} nats", "information about all tokens"),
                 ("not supported", f"{len(unsupported):,}", "tokens that the image did not make likelier"),
             ]
         if self.regions is not None:
-            columns |= {"region it needs most": "text", "loss without it": "number"}
+            columns |= {"region": "number", "worth of region": "number"}
             for place, row in enumerate(rows):
                 row += _neediest(self.regions[:, :, place])
         images = [each for each in (self.image, *self.variants) if each is not None]
@@ -301,11 +301,11 @@ def _exp(table: TokenTable) -> np.ndarray:
 
 
 def _neediest(lost: np.ndarray) -> list[str]:
-    """The cell of the largest loss, and that loss, as text."""
+    """Row and column of the cell of the largest loss, and that loss, as text."""
     if np.isnan(lost).all():
         return ["", nats(float("nan"))]
     row, column = np.unravel_index(int(np.nanargmax(lost)), lost.shape)
-    return [f"row {row}, column {column}", nats(float(lost[row, column]))]
+    return [f"{row}, {column}", nats(float(lost[row, column]))]
 
 
 def _named(against: Any) -> dict[str, Any]:

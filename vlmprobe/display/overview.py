@@ -18,7 +18,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.html import environment, image_parts, wrapped
 from vlmprobe.display.progress import in_jupyter
-from vlmprobe.display.terminal import FAINT, SHADES, bar
+from vlmprobe.display.terminal import FAINT, SHADES, TOKEN, bar
 
 __all__ = ["Kind", "Overview", "Viewed", "show", "trend"]
 
@@ -131,32 +131,31 @@ def _rich(overview: Overview) -> RenderableType:
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     drawn = [place for place, kind in enumerate(overview.columns.values()) if kind != "image"]
     names, kinds = list(overview.columns), list(overview.columns.values())
+    bars = kinds.count("share") == 1  # there is room for one
     for place in drawn:
-        text = kinds[place] in ("text", "token")
-        grid.add_column(
-            Text(names[place]),
-            justify="right" if kinds[place] == "number" else "left",
-            no_wrap=not text,
-            overflow="fold",
-        )
+        kind = kinds[place]
+        right = kind == "number" or (kind == "share" and not bars)
+        fixed = kind in ("share", "token")
+        grid.add_column(Text(names[place]), justify="right" if right else "left", no_wrap=fixed, overflow="fold")
     head, tail = overview.ends
     for row in head:
-        grid.add_row(*(_cell(row[place], kinds[place]) for place in drawn))
+        grid.add_row(*(_cell(row[place], kinds[place], bars) for place in drawn))
     if tail:
         grid.add_row(Text("⋯", style=FAINT), *[Text(f"{overview.left_out:,} rows more", style=FAINT)][: len(drawn) - 1])
     for row in tail:
-        grid.add_row(*(_cell(row[place], kinds[place]) for place in drawn))
+        grid.add_row(*(_cell(row[place], kinds[place], bars) for place in drawn))
     question = [Text(view.plain(overview.question), style=FAINT)] if overview.question else []
     figures = [Text.assemble((f"{name} ", FAINT), (value, "bold")) for name, value, _ in overview.figures]
     below = [Text("   ").join(figures)] if figures else []
     return Group(*question, grid, *below)
 
 
-def _cell(cell: Any, kind: Kind) -> Text:
+def _cell(cell: Any, kind: Kind, bars: bool) -> Text:
     if kind == "share":
-        return bar(cell)
+        return bar(cell) if bars else Text(view.percent(cell))
     if kind == "token":
         level = view.level(cell[1])
         text = Text(view.label(cell[0]), style="" if level is None else SHADES[level])
+        text.truncate(TOKEN, overflow="ellipsis")
         return text if level is None else Text.assemble(text, " ", (view.percent(cell[1]), FAINT))
     return Text(view.plain(cell))

@@ -16,7 +16,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
 
-__all__ = ["FAINT", "SHADES", "bar", "rich_view", "table_rich", "token_text"]
+__all__ = ["FAINT", "SHADES", "TOKEN", "bar", "rich_view", "table_rich", "token_text"]
 
 # From grey to vermilion at nearly constant luminance: with black text each is legible and none glares, whatever the
 # background. The unsure ones are underlined and bold, for terminals and viewers without colour.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,8 +69,10 @@ def load(
         CheckpointError: for missing or damaged files.
         CapabilityError: for a device that does not exist, or a ``resize`` that the model family does not have.
     """
-    from vlmprobe.model_registry import registry
-    from vlmprobe.probe import load_checks
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, in a notebook without ipywidgets
+        from vlmprobe.model_registry import registry
+        from vlmprobe.probe import load_checks
 
     if from_pretrained.pop("trust_remote_code", False):
         raise RemoteCodeError(

@@ -43,7 +43,7 @@ def drawable(text: str) -> str:
         if _other(character, style, _count()) is None:
             invisible = unicodedata.category(character) in ("Cf", "Mn")
             text = text.replace(character, "" if invisible else MISSING)
-            if not invisible:
+            if not invisible and not "\u2400" <= character <= "\u243f":  # those name control characters
                 _warn(character)
     return text
 
