@@ -171,6 +171,9 @@ def test_a_ranking_is_in_order_with_its_images():
     html = ranking()._repr_html_()
     assert re.search(r"1 \[image\] 88\.1% 2\.000 .*0 a tiger 26\.9% −1\.000", text_of(html))
     assert html.count("<img") == 1
+    photo = Image.effect_noise((900, 700), 80).convert("RGB")
+    many = Ranking("q", np.zeros(40), [""] * 40, [photo] * 40)
+    assert len(many._repr_html_()) < 40 * 30_000
     assert "[image]" in terminal(ranking())
 
 

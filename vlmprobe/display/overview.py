@@ -19,11 +19,13 @@ from vlmprobe.display import view
 from vlmprobe.display.html import environment, image_parts, wrapped
 from vlmprobe.display.progress import in_jupyter
 from vlmprobe.display.terminal import FAINT, SHADES, TOKEN, bar
+from vlmprobe.inputs.images import thumbnail
 
 __all__ = ["Kind", "Overview", "Viewed", "show", "trend"]
 
 Kind = Literal["text", "number", "share", "token", "image"]
 HEAD, TAIL = 40, 10  # rows that are kept when the middle is left out
+THUMB = 80  # pixels: twice the width of its cell, for high-density screens
 STEPS = "▁▂▃▄▅▆▇█"
 WIDEST = 24  # steps of a trend
 
@@ -116,7 +118,7 @@ def _cells(row: Sequence[Any], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
     for cell, kind in zip(row, kinds, strict=True):
         made: dict[str, Any] = {"kind": kind}
         if kind == "image":
-            made["image"] = None if cell is None else image_parts(cell)
+            made["image"] = None if cell is None else image_parts(thumbnail(cell, THUMB))
         elif kind == "share":
             made |= {"text": view.percent(cell), "width": 0 if math.isnan(cell) else round(100 * min(cell, 1.0))}
         elif kind == "token":
