@@ -7,6 +7,7 @@ generation config; ``AutoModelForImageTextToText`` and ``AutoProcessor`` load th
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,9 @@ def build(name: str, folder: str | Path) -> Path:
     Raises:
         UnknownModelError: for an unknown name.
     """
-    from vlmprobe.testing.tiny.checkpoint import write
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, in a notebook without ipywidgets
+        from vlmprobe.testing.tiny.checkpoint import write
 
     return write(family(name), Path(folder))
 
