@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
     from transformers.core_model_loading import WeightRenaming
 
-__all__ = ["load_weights", "local_folder", "read_json", "weight_files"]
+__all__ = ["PREPROCESSOR", "load_weights", "local_folder", "read_json", "weight_files"]
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
+PREPROCESSOR = "preprocessor_config.json"
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Data only: no pattern here matches Python code.
