@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
     from transformers.core_model_loading import WeightRenaming
 
-__all__ = ["PREPROCESSOR", "load_weights", "local_folder", "read_json", "weight_files"]
+__all__ = ["PREPROCESSOR", "load_weights", "local_folder", "name_weights", "read_json", "weight_files"]
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -137,11 +137,8 @@ def load_weights(
     Raises:
         CheckpointError: a missing or damaged file, or weights that are missing, unexpected or of another shape.
     """
-    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-
     weight_files(folder)
-    if conversions:
-        register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
+    name_weights(model_class, conversions)
     if dtype == "auto":
         config = copy.deepcopy(config)
         config.dtype = None  # so that the stored weights determine it, not the training dtype in config.json
@@ -163,6 +160,14 @@ def load_weights(
         raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
     _check_complete(folder, model_class.__name__, info, tuple(ignore_unexpected))
     return model
+
+
+def name_weights(model_class: type, conversions: Sequence[WeightRenaming | WeightConverter]) -> None:
+    """Tell transformers how names and layouts of the checkpoint become those of ``model_class``, and back."""
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+    if conversions:
+        register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
 
 
 def _shards(folder: Path, index: str) -> list[Path]:

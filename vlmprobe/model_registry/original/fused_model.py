@@ -183,15 +183,17 @@ class FusedModel(FusedPreTrainedModel):
 
 
 class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
-    """The whole model. A subclass builds ``self.model``."""
+    """The whole model. A subclass names the class of its backbone."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
-    model: FusedModel
+    backbone_class: type[FusedModel]
 
     def __init__(self, config: FusedConfig) -> None:
         super().__init__(config)
         text = config.text_config
+        self.model = self.backbone_class(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
 
     def enter_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The input of the head: the last hidden states, unless a family scales them."""

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlmprobe.errors import CheckpointError, near
 from vlmprobe.model_registry.original.fused_model import FusedConfig
 from vlmprobe.model_registry.original.internvl2.vision import NORMS, InternViTConfig
-from vlmprobe.model_registry.original.language_config import language_config
+from vlmprobe.model_registry.original.language import language_config
 from vlmprobe.model_registry.original.vision_blocks import ACTIVATIONS
 
 __all__ = ["InternVL2Config", "translate"]

@@ -42,7 +42,7 @@ class MiniCPMV(OriginalAdapter):
     )
 
     def __init__(self, model: Any, processor: Any) -> None:
-        from vlmprobe.model_registry.original.language_config import stretches
+        from vlmprobe.model_registry.original.language import stretches
 
         super().__init__(model, processor)
         self.capabilities = replace(

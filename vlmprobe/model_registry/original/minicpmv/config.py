@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlmprobe.errors import CheckpointError, near
 from vlmprobe.model_registry.original.checkpoint import PREPROCESSOR, read_json
 from vlmprobe.model_registry.original.fused_model import FusedConfig
-from vlmprobe.model_registry.original.language_config import language_config
+from vlmprobe.model_registry.original.language import language_config
 from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, release_of
 from vlmprobe.model_registry.original.minicpmv.vision import NavitConfig
 from vlmprobe.model_registry.original.timm_towers import TimmTowerConfig, read_tower

@@ -85,7 +85,7 @@ class OmniLMM(OriginalAdapter):
 
 
 def _translate(folder: Path, config: Mapping[str, Any]) -> OmniLMMConfig:
-    from vlmprobe.model_registry.original.language_config import language_config
+    from vlmprobe.model_registry.original.language import language_config
     from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMConfig
     from vlmprobe.model_registry.original.timm_towers import read_tower
 
