@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlmprobe.adapter import Capabilities, Continuation, EncodedPrompt, Encoding
 from vlmprobe.model_registry.original.adapter import OriginalAdapter, Parts
 from vlmprobe.model_registry.original.internvl2.prompt import IMAGE_CONTEXT
+from vlmprobe.model_registry.original.internvl2.releases import is_first_release, require_supported
 
 if TYPE_CHECKING:
     from vlmprobe.inputs.messages import Conversation
@@ -34,6 +35,11 @@ class InternVL2(OriginalAdapter):
             self.capabilities = replace(self.capabilities, batching=False)
 
     @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """As in the base class; InternVL-Chat 1.0, which calls itself llava, is claimed to be refused by its name."""
+        return super().handles(config) or is_first_release(config)
+
+    @classmethod
     def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
         """As in the base class."""
         from vlmprobe.model_registry.original.internvl2.configuration import tile_size, translate
@@ -42,10 +48,11 @@ class InternVL2(OriginalAdapter):
         from vlmprobe.model_registry.original.internvl2.weights import CONVERSIONS
         from vlmprobe.model_registry.original.tokenizer import original_tokenizer, token_id
 
+        require_supported(config)
         tokenizer = original_tokenizer(folder)
         translated = translate(config, image_token_id=token_id(tokenizer, IMAGE_CONTEXT))
         processor = InternVL2Processor.build(
-            config, tokenizer, size=tile_size(config), positions=translated.image_seq_length
+            config, tokenizer, size=tile_size(config), positions=translated.image_seq_length, folder=folder
         )
         end = token_id(tokenizer, processor.template.end_token)
         return Parts(
