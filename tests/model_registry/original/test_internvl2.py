@@ -1,7 +1,8 @@
 """InternVL2 in the original format against what the original code computed on the same checkpoints.
 
 The references are outputs of OpenGVLab/InternVL at commit 2410d1d with transformers 4.37.2 and torch 2.3.1, on the CPU
-in float32; of 3.5, with transformers 4.57.1 and torch 2.14.1. The checkpoints are random; ``<scenario>.positions`` says which rows of the prompt logits are kept.
+in float32; of 3.5, with transformers 4.57.1 and torch 2.14.1. The checkpoints are random; ``<scenario>.positions`` says
+which rows of the prompt logits are kept.
 """
 
 from __future__ import annotations
@@ -309,7 +310,7 @@ def config_of(case: str) -> dict:
     ("change", "told"),
     [
         ({"ps_version": "v3"}, "ps_version 'v3'"),
-        ({"llm_config": {"architectures": ["Qwen5ForCausalLM"]}}, "Qwen5ForCausalLM.*Did you mean Qwen2ForCausalLM"),
+        ({"llm_config": {"architectures": ["Qwen5ForCausalLM"]}}, "Qwen5ForCausalLM.*Did you mean Qwen[23]ForCausalLM"),
         ({"llm_config": {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64}}, "lacks vocab_size"),
         ({"force_image_size": 60}, "do not divide evenly"),
         ({"downsample_ratio": 0.3}, "do not divide evenly"),

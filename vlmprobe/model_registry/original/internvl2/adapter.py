@@ -1,4 +1,4 @@
-"""InternVL2 and InternVL2.5 in their original format (``InternVLChatModel``), loaded without their code."""
+"""InternVL 1.1 to 3.5 in its original format (``InternVLChatModel``), loaded without its code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUN_OF_CONTEXTS = re.compile(f"(?:{re.escape(IMAGE_CONTEXT)})+")
 
 
 class InternVL2(OriginalAdapter):
-    """InternVL2 1B to 76B and InternVL2.5 1B to 78B: Qwen2, InternLM2, Phi-3 and Llama language models."""
+    """InternVL-Chat 1.1 to 1.5 and InternVL 2 to 3.5, whatever their language model."""
 
     model_types = ("internvl_chat",)
 
@@ -33,6 +33,9 @@ class InternVL2(OriginalAdapter):
         if model.config.text_config.rope_parameters["rope_type"] == "longrope":
             # Phi-3 applies the rope factors of the longest row to the whole batch, which changes short rows
             self.capabilities = replace(self.capabilities, batching=False)
+        template = processor.template
+        if template.assistant_end.strip() != template.end_token:  # GPT-OSS
+            self.capabilities = replace(self.capabilities, one_end=False)
 
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from vlmprobe.errors import CheckpointError, near
 from vlmprobe.model_registry.original.fused_model import FusedConfig
 from vlmprobe.model_registry.original.internvl2.language import language_model
+from vlmprobe.model_registry.original.internvl2.releases import require_supported
 from vlmprobe.model_registry.original.internvl2.vision import NORMS, InternViTConfig
 from vlmprobe.model_registry.original.vision_blocks import ACTIVATIONS
 
@@ -46,7 +47,7 @@ class InternVL2Config(FusedConfig):
     ps_version: str = "v2"  # v1 leaves the shuffled grid transposed
 
 
-def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Config:
+def translate(original: Mapping[str, Any], image_token_id: int = 0) -> InternVL2Config:
     """The configuration of the model that an original config.json describes; absent fields get the original's defaults.
 
     Args:
@@ -54,9 +55,10 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
         image_token_id: id of ``<IMG_CONTEXT>``.
 
     Raises:
-        CheckpointError: for a language model, pixel shuffle, layer or size that the original code does not support
-            either, and for LoRA weights that are not merged.
+        CheckpointError: for a release that is not supported; for a language model, pixel shuffle, layer or size that
+            the original code does not support either; and for LoRA weights that are not merged.
     """
+    require_supported(original)
     vision = original.get("vision_config") or {}
     patch = int(vision.get("patch_size", 14))
     size = tile_size(original)
