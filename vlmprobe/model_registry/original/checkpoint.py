@@ -31,8 +31,9 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 PREPROCESSOR = "preprocessor_config.json"
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Data only: no pattern here matches Python code.
-HUB_PATTERNS = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "*.safetensors")
+# Data only. conversation.py is the one file of Python code, fetched by this name and no pattern: InternVL states its
+# default system texts nowhere else. It is parsed as text, and never imported.
+HUB_PATTERNS = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "*.safetensors", "conversation.py")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 LISTED = 8  # names shown in an error before "and n more"
 

@@ -1,4 +1,4 @@
-"""InternVL2 and InternVL2.5 in their original format (``InternVLChatModel``), loaded without their code."""
+"""InternVL 1.1 to 3.5 in its original format (``InternVLChatModel``), loaded without its code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlmprobe.adapter import Capabilities
 from vlmprobe.model_registry.original.adapter import OriginalAdapter
 from vlmprobe.model_registry.original.internvl2.prompt import IMAGE_CONTEXT
+from vlmprobe.model_registry.original.internvl2.releases import is_first_release
 
 if TYPE_CHECKING:
     from vlmprobe.inputs.messages import Conversation, ImagePart
@@ -22,7 +23,7 @@ __all__ = ["InternVL2"]
 
 
 class InternVL2(OriginalAdapter):
-    """InternVL2 1B to 76B and InternVL2.5 1B to 78B: Qwen2, InternLM2, Phi-3 and Llama language models."""
+    """InternVL-Chat 1.1 to 1.5 and InternVL 2 to 3.5, whatever their language model."""
 
     model_types = ("internvl_chat",)
     image_token = IMAGE_CONTEXT
@@ -34,6 +35,14 @@ class InternVL2(OriginalAdapter):
         if model.config.text_config.rope_parameters["rope_type"] == "longrope":
             # Phi-3 applies the rope factors of the longest row to the whole batch, which changes short rows
             self.capabilities = replace(self.capabilities, batching=False)
+        template = processor.template
+        if template.assistant_end.strip() != template.end_token:  # GPT-OSS
+            self.capabilities = replace(self.capabilities, one_end=False)
+
+    @classmethod
+    def handles(cls, config: Mapping[str, Any]) -> bool:
+        """As in the base class; InternVL-Chat 1.0, which calls itself llava, is claimed to be refused by its name."""
+        return super().handles(config) or is_first_release(config)
 
     @classmethod
     def model_class(cls) -> type[InternVL2ForConditionalGeneration]:
@@ -65,7 +74,7 @@ class InternVL2(OriginalAdapter):
         from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
 
         return InternVL2Processor.build(
-            config, tokenizer, size=tile_size(config), positions=translated.image_seq_length
+            config, tokenizer, size=tile_size(config), positions=translated.image_seq_length, folder=folder
         )
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from vlmprobe.errors import CheckpointError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.model_registry.original.fused_inputs import ImageTiles
 from vlmprobe.model_registry.original.internvl2.prompt import Template, find_template, write_prompt
+from vlmprobe.model_registry.original.internvl2.releases import system_text
 from vlmprobe.model_registry.original.internvl2.tiling import tile_image
 
 __all__ = ["InternVL2Processor"]
@@ -38,8 +40,17 @@ class InternVL2Processor:
     pad_to_square: bool
 
     @classmethod
-    def build(cls, original: Mapping[str, Any], tokenizer: Any, *, size: int, positions: int) -> InternVL2Processor:
+    def build(
+        cls, original: Mapping[str, Any], tokenizer: Any, *, size: int, positions: int, folder: Path | None = None
+    ) -> InternVL2Processor:
         """Read the fields of an original config.json; absent ones have the original's defaults.
+
+        Args:
+            original: the object in config.json.
+            tokenizer: of the checkpoint.
+            size: side of a tile, pixels.
+            positions: of a tile in the sequence.
+            folder: of the checkpoint, where its default system text may stand.
 
         Raises:
             CheckpointError: an unknown template, or an empty range of tiles.
@@ -51,7 +62,7 @@ class InternVL2Processor:
         return cls(
             tokenizer=tokenizer,
             template=template,
-            system=original.get("system_message") or template.system,
+            system=system_text(original, folder),
             size=size,
             positions=positions,
             dynamic=bool(original.get("dynamic_image_size", False)),

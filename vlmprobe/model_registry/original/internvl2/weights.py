@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+from transformers.core_model_loading import (
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+)
 
 __all__ = ["CONVERSIONS", "SplitKeyValueGroups"]
 
@@ -87,4 +93,11 @@ CONVERSIONS: list[WeightRenaming | WeightConverter] = [
         [".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj."],
         operations=[SplitKeyValueGroups()],
     ),
+    # A mixture of experts stores each expert apart, and runs them stacked.
+    WeightConverter(
+        ["mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight"],
+        "mlp.experts.gate_up_proj",
+        operations=[MergeModulelist(dim=0), Concatenate(dim=1)],
+    ),
+    WeightConverter("mlp.experts.*.down_proj.weight", "mlp.experts.down_proj", operations=[MergeModulelist(dim=0)]),
 ]
