@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vlmprobe.errors import VlmprobeWarning
+from vlmprobe.errors import VlmprobeWarning, outside
 from vlmprobe.probe.failure import Failure
 
 __all__ = ["without_failures"]
@@ -30,5 +30,5 @@ def without_failures(results: Iterable[Any], *alongside: Iterable[Any]) -> Itera
             f"{failed} failed request{'s are' if failed > 1 else ' is'} left out: these results are of the others "
             "(Failure.error says what went wrong).",
             VlmprobeWarning,
-            stacklevel=3,
+            stacklevel=outside(),
         )

@@ -13,7 +13,8 @@ import numpy as np
 from vlmprobe.engines.base import KEEP, Options
 from vlmprobe.engines.recorded_prompt import record
 from vlmprobe.errors import GenerationOptionError, MessageError, near, renamed
-from vlmprobe.inputs.messages import Conversation, Prompt, TextPart
+from vlmprobe.inputs.messages import Conversation, Prompt, TextPart, shows_images
+from vlmprobe.probe.misplaced import require_no_image, require_no_option
 from vlmprobe.probe.tables import IMAGES, QUESTIONS, further_columns, listed, missing, plain, require_carried, scalar
 from vlmprobe.results.row_files import OnDisk
 
@@ -165,8 +166,14 @@ def request_of(raw: Any) -> Request:
     if not isinstance(raw, Mapping):
         return Request(_question(raw))
     further = further_columns(raw)
+    question = _question(next(raw[name] for name in QUESTIONS if name in raw))
+    shown = bool(set(IMAGES) & set(raw)) or shows_images(question)
+    for name in further:
+        require_no_option(name, raw[name])
+        if not shown:
+            require_no_image(name, raw[name])
     return Request(
-        _question(next(raw[name] for name in QUESTIONS if name in raw)),
+        question,
         _image(next((raw[name] for name in IMAGES if name in raw), None)),
         raw.get("id"),
         candidates=scalar(raw.get("candidates")),

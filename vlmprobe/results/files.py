@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL.Image import DecompressionBombError
 
-from vlmprobe.errors import ResultError, VlmprobeWarning
+from vlmprobe.errors import ResultError, VlmprobeWarning, outside
 from vlmprobe.results.grouped import GroupedScores, YesNo
 from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.result import ARRAYS, DOCUMENT, FORMAT, SECOND_ARRAYS, Result, Scores
@@ -85,7 +85,9 @@ def save_results(results: Iterable[Result | Scores | Any], folder: str | Path) -
         else:
             failed += 1
     if failed:
-        warnings.warn(f"{failed} of {len(written) + failed} requests failed and were not saved.", VlmprobeWarning, 2)
+        warnings.warn(
+            f"{failed} of {len(written) + failed} requests failed and were not saved.", VlmprobeWarning, outside()
+        )
     return written
 
 
