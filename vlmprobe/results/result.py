@@ -16,6 +16,7 @@ from PIL.Image import open as opened
 from vlmprobe.errors import ResultError
 from vlmprobe.results.choices import StaysReadOnly, read_only
 from vlmprobe.results.frame import DataFrame, data_frame, stacked
+from vlmprobe.results.nested import disjoint
 from vlmprobe.results.replacing import replacing
 from vlmprobe.results.table import Ids, TokenTable
 
@@ -251,6 +252,9 @@ class Scores(Saved, StaysReadOnly):
     def probabilities(self) -> np.ndarray:
         """float64 [C]: softmax of ``logprobs`` over the candidates, so they sum to 1.
 
+        A candidate that begins with another one (``"no idea"`` and ``"no"``) is part of it and never likelier: give
+        both an end to compare them.
+
         A candidate without a log-probability (it contains an id beyond the head) is NaN and excluded.
         """
         if np.isnan(self.logprobs).all():
@@ -260,11 +264,11 @@ class Scores(Saved, StaysReadOnly):
 
     @property
     def mass(self) -> float:
-        """Total probability of the candidates: how much of the model's distribution they cover.
+        """Probability that the answer begins with one of the candidates: how much of what the model would say they are.
 
-        Above 1 only if one candidate is a prefix of another.
+        A candidate that begins with another one, token by token, is part of it and adds nothing.
         """
-        return float(np.nansum(np.exp(self.logprobs)))
+        return float(np.nansum(np.exp(self.logprobs[disjoint(self.tables)])))
 
     @property
     def best(self) -> str:
