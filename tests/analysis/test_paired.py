@@ -47,6 +47,21 @@ def test_four_pairs_by_hand():
     assert math.isnan(found.brier.p)
 
 
+def test_failures_that_were_saved_are_left_out_as_before(tmp_path):
+    from vlmprobe import load_results, save_results
+    from vlmprobe.errors import VlmprobeWarning
+
+    a = [said(text, 0.9, id=place, gold="cat") for place, text in enumerate(("cat", "dog", "cat"))]
+    b = [a[0], Failure(ResultError("no"), id=1, row=1, meta={"id": 1}), a[2]]
+    save_results(a, tmp_path / "a")
+    with pytest.warns(VlmprobeWarning, match="1 of 3 requests failed"):
+        save_results(b, tmp_path / "b")
+    found = paired(load_results(tmp_path / "a"), load_results(tmp_path / "b", failures=True))
+    assert (found.n, found.skipped) == (2, 1) == (paired(a, b).n, paired(a, b).skipped)
+    with pytest.raises(ResultError, match=r"1 ids are in a only, such as 1.*load_results\(folder, failures=True\)"):
+        paired(load_results(tmp_path / "a"), load_results(tmp_path / "b"))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_values_and_intervals_are_those_of_the_calibration_module(seed):
     """The same resamples, drawn one by one, and each metric computed anew on each by the calibration module."""

@@ -27,7 +27,7 @@ from vlmprobe.analysis.confidences import (
 )
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result, Scores
 

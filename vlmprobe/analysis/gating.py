@@ -19,7 +19,7 @@ import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.replacing import replacing
 from vlmprobe.results.result import Result, Scores

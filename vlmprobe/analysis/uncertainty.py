@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlmprobe.analysis.failures import without_failures
+from vlmprobe.analysis.failures import results_in, without_failures
 from vlmprobe.errors import ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import KINDS, TokenTable
@@ -194,7 +194,7 @@ def frame(results: Iterable[Result | Failure]) -> DataFrame:
     # what is no result.
     rows = (
         {**summary(result), **{name: result.meta.get(name) for name in TOLD}, "text": result.text}
-        for result in without_failures(results)
+        for result in without_failures(results_in(results, "frame"))
     )
     return data_frame(rows, columns=["id", "question", "text", "model", "finish_reason", *MEASURES])
 

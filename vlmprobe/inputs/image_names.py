@@ -60,8 +60,11 @@ def is_image_file(text: str) -> bool:
     """Whether a text is the path of an image that exists."""
     if not text.strip() or len(text) > LONGEST or "\n" in text:
         return False
+    path = os.path.expanduser(text)
     try:
-        with open(os.path.expanduser(text), "rb") as file:
+        if not os.path.isfile(path):  # a pipe would wait for its writer
+            return False
+        with open(path, "rb") as file:
             return text.strip().lower().endswith(SUFFIXES) or _begins_an_image(file.read(HEAD))
     except (OSError, ValueError):
         return False

@@ -42,7 +42,7 @@ class GroupedScores(Scores):
 
     @property
     def mass(self) -> float:
-        """Probability that the answer begins with one of the spellings that count, of which none begins with another."""
+        """Probability that the answer begins with a spelling that counts; none of these begins with another."""
         return float(np.nansum(np.exp(self.logprobs)))
 
     @property
