@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vlmprobe.analysis import gallery
 from vlmprobe.analysis.paired import paired
+from vlmprobe.errors import ResultError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}[red]\x1b[31m"
 
@@ -51,8 +52,12 @@ def test_a_page_holds_images_answers_and_the_right_one(tmp_path):
     a = [said("cat", 0.9, colour="red", id="p-1"), said("cat", 0.8, colour="red", id="p-2")]
     b = [said("dog", 0.6, colour="red", id="p-1"), said("cat", 0.7, colour="red", id="p-2")]
     found = paired(a, b, ["cat", ["cat", "puss"]], names=("one", "two"))
-    html = found.changed().to_html(tmp_path / "folder" / "page.html")
+    html = found.changed().to_html()
+    assert found.changed().to_html(tmp_path / "folder" / "page.html") == tmp_path / "folder" / "page.html"
     assert (tmp_path / "folder" / "page.html").read_text(encoding="utf-8") == html
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ResultError, match="is not an HTML page"):
+        found.changed().to_html(tmp_path / "notes.txt")
     assert html.count('src="data:image/png') == 1
     for part in ("Right in only one of one and two", "What is it?", "p-1", "✓ right", "✗ wrong", "90.0%", "60.0%"):
         assert part in html

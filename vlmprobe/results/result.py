@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from PIL.Image import Image, fromarray
@@ -19,6 +19,7 @@ from vlmprobe.results.frame import DataFrame, data_frame, stacked
 from vlmprobe.results.nested import disjoint
 from vlmprobe.results.replacing import replacing
 from vlmprobe.results.table import Ids, TokenTable
+from vlmprobe.results.written import ELSEWHERE, written
 
 if TYPE_CHECKING:
     from vlmprobe.display.shown import Shown, ShownResult, ShownScores
@@ -39,7 +40,8 @@ class Saved:
         A save that is interrupted leaves what was there before.
 
         Raises:
-            ResultError: for text or ``meta`` that JSON cannot hold, or a ``path`` that is a file of another kind.
+            ResultError: for text or ``meta`` that JSON cannot hold, or a ``path`` that is or names a file of another
+                kind.
             OSError: if ``path`` cannot be written.
         """
         from safetensors.numpy import save_file
@@ -52,6 +54,9 @@ class Saved:
         if not single:
             if path.is_file():
                 raise ResultError(f"{path} is a file: save to a folder, or to a name that ends in .safetensors.")
+            if path.suffix.lower() in ELSEWHERE and not path.is_dir():
+                writes = ELSEWHERE[path.suffix.lower()]
+                raise ResultError(f"save writes a folder or a .safetensors file; {writes} writes {path.name}.")
             document["arrays"] = _free_name(path)
         try:
             text = json.dumps(document, ensure_ascii=False, indent=1)
@@ -78,21 +83,34 @@ class Saved:
         """
         return self._document()  # type: ignore[attr-defined]
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """:meth:`to_dict` as one line of JSON; written to ``path`` if given."""
+    @overload
+    def to_json(self, path: None = ...) -> str: ...
+    @overload
+    def to_json(self, path: str | Path) -> Path: ...
+    def to_json(self, path: str | Path | None = None) -> str | Path:
+        """:meth:`to_dict` as one line of JSON, or the path of the file that it is written to.
+
+        Raises:
+            ResultError: for a ``path`` that holds something else than JSON.
+        """
         from vlmprobe.results.document import dumps
 
         text = dumps(self.to_dict())
-        if path is not None:
-            with replacing(Path(path)) as unfinished:
-                unfinished.write_text(text + "\n", encoding="utf-8")
-        return text
+        return text if path is None else written(text + "\n", path, "json")
 
-    def to_html(self: Shown, path: str | Path | None = None) -> str:
-        """One self-contained HTML page; written to ``path`` if given."""
-        from vlmprobe.display.html import page, written
+    @overload
+    def to_html(self: Shown, path: None = ...) -> str: ...
+    @overload
+    def to_html(self: Shown, path: str | Path) -> Path: ...
+    def to_html(self: Shown, path: str | Path | None = None) -> str | Path:
+        """One self-contained HTML page, or the path of the file that it is written to.
 
-        return written(page([self]), path)
+        Raises:
+            ResultError: for a ``path`` that holds something else than HTML.
+        """
+        from vlmprobe.display.html import page
+
+        return written(page([self]), path, "html")
 
     def _repr_html_(self: Shown) -> str:
         from vlmprobe.display import fragment
