@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -262,6 +263,33 @@ def test_wrong_input_is_told(sure, right, said):
             figure(sure, right)
 
 
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_a_report_of_one_class_has_what_can_be_had(all_of_them):
+    sure = np.linspace(0.5, 0.99, 40)
+    right = np.full(40, all_of_them)
+    found = calibration.report(sure, right, resamples=20)
+    assert found["accuracy"] == calibration.Interval(float(all_of_them), float(all_of_them), float(all_of_them), 0.95)
+    for name, metric in {"ece": calibration.ece, "brier": calibration.brier}.items():
+        assert found[name] == calibration.bootstrap(metric, sure, right, resamples=20)
+    assert np.isnan([found["auroc"].value, found["auroc"].low, found["auroc"].high]).all()
+    assert found.to_pandas().loc["auroc"].isna().all()
+    assert re.search(r"^auroc +– –$", str(found), re.MULTILINE)
+    assert "nan" not in found._repr_html_() + str(found)
+    with pytest.raises(CalibrationError, match="2 are needed"):
+        calibration.report([0.5], [True])
+    with pytest.raises(CalibrationError, match="resamples"):
+        calibration.report(sure, right, resamples=0)
+
+
+def test_a_report_of_hardly_any_wrong_answer_has_no_interval_of_its_auroc():
+    sure, right = np.linspace(0.5, 0.99, 400), np.arange(400) > 0
+    found = calibration.report(sure, right, resamples=2000)
+    assert found["auroc"].value == 1
+    assert not np.isnan(found["auroc"].low)  # two in three resamples have the wrong one
+    few = calibration.report([0.2, 0.9], [False, True], resamples=3, seed=3)["auroc"]
+    assert few.value == 1
+
+
 def test_auroc_needs_both_classes():
     with pytest.raises(CalibrationError, match="All answers are right"):
         calibration.auroc([0.2, 0.3], [True, True])
@@ -287,7 +315,7 @@ def test_confidences_and_correctness_of_results():
     assert room.correctness(results, ["cat", "dog", "no"], normal=str).tolist() == [False, False, True]
     with pytest.raises(ValueError, match="Did you mean sequence"):
         room.confidences(results, "sequenc")
-    with pytest.raises(room.CalibrationError, match="1 answers for 3 results"):
+    with pytest.raises(room.CalibrationError, match="1 answer for 3 results"):
         room.correctness(results, ["cat"])
     tables = [each.output for each in results]
     scores = Scores(["yes", "no", "maybe"], tables, [None] * 3)

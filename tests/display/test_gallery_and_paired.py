@@ -85,3 +85,16 @@ def test_an_empty_gallery_says_so():
     assert len(found) == 0
     assert "Wrong answers, the most confident first: none" in printed(found)
     assert "none" in found.to_html()
+
+
+def test_a_paired_comparison_is_printed_as_its_table():
+    a = [said("cat", 0.9, id=1), said("cat", 0.8, id=2)]
+    b = [said("dog", 0.6, id=1), said("cat", 0.7, id=2)]
+    found = paired(a, b, ["cat", "cat"], names=("one", "two"))
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["one", "two", "difference", "95%", "interval", "p"]
+    assert [line.split()[0] for line in lines[1:5]] == ["accuracy", "confidence", "ECE", "Brier"]
+    assert lines[1].split()[1:4] == ["1.000", "0.500", "−0.500"]
+    assert lines[5] == "2 pairs; right only with one: 1, only with two: 0"
+    assert "\x1b" not in str(found)
+    assert "\n" not in repr(found)

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlmprobe.analysis import uncertainty
 from vlmprobe.analysis.failures import results_in, without_failures
+from vlmprobe.display.view import counted
 from vlmprobe.errors import VlmprobeError, near
 from vlmprobe.results.failure import Failure
 from vlmprobe.results.result import Result, Scores
@@ -163,7 +164,8 @@ def listed_gold(gold: Gold, count: int) -> str | Mapping[Any, Any] | list[Any]:
     listed = list(gold)
     if len(listed) != count:
         raise CalibrationError(
-            f"gold has {len(listed)} answers for {count} results: give one for each, failures included, in their order"
+            f"gold has {counted(len(listed), 'answer')} for {counted(count, 'result')}: give one for each, failures "
+            "included, in their order"
         )
     return listed
 
@@ -250,7 +252,8 @@ def checked(
         raise CalibrationError("confidence must be probabilities from 0 to 1; exp turns log-probabilities into them")
     right = right.astype(bool)
     if len(sure) < least:
-        raise CalibrationError(f"{len(sure)} answers are too few here; at least {least} are needed")
+        few = f"{counted(len(sure), 'answer')} {'is' if len(sure) == 1 else 'are'} too few here"
+        raise CalibrationError(f"{few}; at least {least} {'is' if least == 1 else 'are'} needed")
     if both and (right.all() or not right.any()):
         which = "right" if right.all() else "wrong"
         raise CalibrationError(

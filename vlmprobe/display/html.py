@@ -184,9 +184,9 @@ def _chips(table: ShownTable, images: Sequence[Image]) -> dict[int, dict[str, An
 
 def _prompt_summary(prompt: ShownTable) -> str:
     images = prompt.kinds.count("image")
-    words = [f"{len(prompt) - images:,} tokens"]
+    words = [view.counted(len(prompt) - images, "token")]
     if images:
-        words.append(f"{images} image{'s' if images > 1 else ''}")
+        words.append(view.counted(images, "image"))
     if not np.isnan(prompt.perplexity):
         words.append(f"perplexity {prompt.perplexity:.3g}")
     return " · ".join(words)

@@ -177,7 +177,8 @@ def _from_array(source: Any, limits: Limits) -> Image.Image:
         raise ImageError(
             f"{type(source).__name__} cannot be converted to a NumPy array ({error}): pass a dense one."
         ) from error
-    require_held(*sorted((1, 1, *array.shape))[-2:], "The image array", limits)
+    height, width = sorted((1, 1, *array.shape))[-2:]
+    require_held(width, height, "The image array", limits)
     return pixels.from_array(array, channels_first=is_tensor)
 
 

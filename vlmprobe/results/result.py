@@ -162,8 +162,6 @@ class Result(Saved, StaysReadOnly):
         It falls with every token, to 1e-16 and less for a long answer; :attr:`mean_confidence` does not. NaN if the
         engine gives only a bound for one of them.
         """
-        if self.output.logprobs_at_most is not None:
-            return float("nan")
         return float(np.exp(self.output.logprob))
 
     @property
@@ -172,7 +170,7 @@ class Result(Saved, StaysReadOnly):
 
         NaN as :attr:`confidence`.
         """
-        return float("nan") if self.output.logprobs_at_most is not None else 1 / self.output.perplexity
+        return 1 / self.output.perplexity
 
     def top(self, k: int = 5) -> Choices:
         """The top alternatives at each step of the answer; see :meth:`TokenTable.top`."""
@@ -203,14 +201,14 @@ class Result(Saved, StaysReadOnly):
         return stacked("side", {"prompt": self.prompt.to_pandas(), "output": self.output.to_pandas()})
 
     def __repr__(self) -> str:
-        from vlmprobe.display.view import LONG, least_sure, tiny
+        from vlmprobe.display.view import LONG, counted, least_sure, tiny
 
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
         whole = f"{self.confidence:.3g}" if self.confidence else tiny(self.output.logprob)  # below what a float holds
         sure = f"confidence {whole}, {self.mean_confidence:.3f} per token"
         if len(self.output) >= LONG:
             sure += f", least sure {', '.join(f'{token!r} {p}' for _, token, p in least_sure(self.output))}"
-        return f"Result({shown!r}, {len(self.output)} tokens, {sure})"
+        return f"Result({shown!r}, {counted(len(self.output), 'token')}, {sure})"
 
     def _document(self) -> dict[str, Any]:
         from vlmprobe.results.document import result_document
