@@ -13,6 +13,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.html import environment, wrapped
 from vlmprobe.display.shown import ShownMetric, ShownPaired
+from vlmprobe.display.terminal import Columns
 
 __all__ = ["paired_html", "paired_rich", "paired_text"]
 
@@ -41,7 +42,7 @@ def paired_rich(found: ShownPaired) -> RenderableType:
         grid.add_column(Text(name), justify="right", overflow="fold")
     for name, each in found.metrics.items():
         grid.add_row(name, *_cells(each))
-    return Group(grid, Text(_note(found), style=FAINT))
+    return Group(Columns(grid), Text(_note(found), style=FAINT))
 
 
 def paired_text(found: ShownPaired) -> str:
