@@ -16,6 +16,7 @@ __all__ = [
     "LEVELS",
     "Alternative",
     "Row",
+    "counted",
     "figures",
     "label",
     "least_sure",
@@ -65,6 +66,11 @@ class Row:
     score: float  # logprob after processors, nats; NaN where it is the same as logprob or unknown
     alternatives: tuple[Alternative, ...]  # likeliest first, the chosen token among them
     rest: float  # probability of everything that is not among the alternatives
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, of which the plural ends in s: ``1 token``, ``2,000 tokens``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def plain(text: str) -> str:
@@ -179,8 +185,7 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
     Those of all its tokens together are a dash where one of them is only bounded: without it they would be too high.
     """
     output = result.output
-    known = output.logprobs_at_most is None
-    logprob, perplexity = (output.logprob, output.perplexity) if known else (math.nan, math.nan)
+    logprob, perplexity = output.logprob, output.perplexity
     entropy = output.entropy[~np.isnan(output.entropy)]
     summary = [
         ("confidence", tiny(logprob), "probability of the whole answer given the prompt"),
