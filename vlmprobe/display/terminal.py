@@ -31,6 +31,7 @@ SHADES = (
 )
 FAINT = Style(dim=True)
 NARROW = 72  # cells; a terminal below it shows no bars, and figures in two columns
+TIGHT = 60  # cells; below it tables show the most telling columns only
 BAR = 8  # cells
 TOKEN = 18  # cells at most
 ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that are kept when the middle is left out
@@ -48,7 +49,7 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
     head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
     source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
     if isinstance(result, ShownScores):
-        return Group(*head, _candidates(result), *_boundaries(result), _mass(result), source)
+        return Group(*head, _Fitted(partial(_candidates, result)), *_boundaries(result), _mass(result), source)
     if not isinstance(result, ShownResult):
         raise TypeError(f"a Result or Scores can be shown, not {type(result).__name__}")
     rows = view.rows(result.output)
@@ -111,9 +112,11 @@ def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
     width = min(max((cell_len(row.label) for row in rows), default=0), TOKEN)
     grid.add_column("token", no_wrap=True, overflow="ellipsis", min_width=width, max_width=TOKEN)
     grid.add_column("probability", no_wrap=True, min_width=cells + 7)
-    for name in ("logprob", "rank", "entropy"):
+    numbers = ("logprob", "rank") if space < TIGHT else ("logprob", "rank", "entropy")
+    for name in numbers:
         grid.add_column(name, justify="right", no_wrap=True, min_width=len(name))
-    grid.add_column("alternatives", overflow="fold")  # the only column that wraps is the one that rich narrows
+    if space >= TIGHT:
+        grid.add_column("alternatives", overflow="fold")  # the only column that wraps is the one that rich narrows
     for row in _ends(rows, ROW_HEAD, ROW_TAIL):
         if isinstance(row, int):
             grid.add_row(Text("⋯", style=FAINT), Text(f"{row:,} rows more", style=FAINT))
@@ -121,22 +124,24 @@ def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
             image, count, _ = view.positions(table, row.index)
             grid.add_row(Text(f"[image {image + 1}]", style=FAINT), Text(f"{count:,} positions", style=FAINT))
         else:
-            grid.add_row(
+            values: list[RenderableType] = [
                 Text().append(row.label, style=_shade(row) + (FAINT if row.kind == "special" else Style())),
                 bar(row.probability, cells),
                 view.nats(row.logprob),
                 str(row.rank) if row.rank >= 0 else view.DASH,
                 view.nats(row.entropy),
                 _others(row),
-            )
+            ]
+            grid.add_row(*values[: len(grid.columns)])
     return grid
 
 
-def _candidates(scores: ShownScores) -> Table:
+def _candidates(scores: ShownScores, space: int) -> Table:
+    cells, numbers = (BAR, 3) if space >= TIGHT else (0, 1)
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     grid.add_column("candidate", overflow="fold", max_width=28)
-    grid.add_column("among these", no_wrap=True, min_width=BAR + 7)
-    for name in ("logprob", "per token", "per byte"):
+    grid.add_column("among these", no_wrap=True, min_width=cells + 7)
+    for name in ("logprob", "per token", "per byte")[:numbers]:
         grid.add_column(name, justify="right", no_wrap=True)
     ranked = view.order(scores)
     probabilities, columns = scores.probabilities, (scores.logprobs, scores.means, scores.per_byte)
@@ -144,8 +149,8 @@ def _candidates(scores: ShownScores) -> Table:
         mark = "¹" if scores.boundaries[place] else ""
         grid.add_row(
             Text(view.label(scores.candidates[place]) + mark, style="bold" if not rank else ""),
-            bar(float(probabilities[place])),
-            *(view.nats(float(column[place])) for column in columns),
+            bar(float(probabilities[place]), cells),
+            *(view.nats(float(column[place])) for column in columns[:numbers]),
         )
     if len(ranked) > CANDIDATES:
         grid.add_row(Text("⋯", style=FAINT), Text(f"{len(ranked) - CANDIDATES:,} more", style=FAINT))
@@ -185,8 +190,9 @@ def _legend(width: int) -> Text:
     if width < NARROW:
         text.append("\n")
     names = [f"≥ {view.LEVELS[1]}", *map(str, view.LEVELS[2:]), f"< {view.LEVELS[-1]}"]
+    gap = "" if width < TIGHT else " "
     for name, style in zip(names, SHADES[1:], strict=True):
-        text.append(" ").append(f" {name} ", style=Style(dim=False) + style)
+        text.append(gap).append(f" {name} ", style=Style(dim=False) + style)
     return text
 
 
