@@ -405,7 +405,7 @@ def test_not_a_picture(run, tiny, tmp_path):
 def test_an_unknown_model(run, scene, tmp_path):
     fails(run("probe", "no-such-model", scene, QUESTION, code=2), "no-such-model", "hub id")
     fails(run("probe", tmp_path, scene, QUESTION, code=2), "config.json")
-    fails(run("probe", scene, scene, QUESTION, code=1), "is a file")
+    fails(run("probe", scene, scene, QUESTION, code=2), "is a file")
 
 
 def test_an_unknown_generation_option_costs_no_load(run, scene):

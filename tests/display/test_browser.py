@@ -144,7 +144,7 @@ def test_the_bars_of_a_table_can_be_seen(show):
     browser = show(table_html(two_digits().output))
     bars = browser.find_elements(By.CSS_SELECTOR, ".rows .bar")
     assert bars
-    assert min(bar.size["width"] for bar in bars) >= 110
+    assert min(bar.size["width"] for bar in bars) >= 100  # pixels; a percentage takes half of it
 
 
 def test_a_card_stays_inside_the_window(show):

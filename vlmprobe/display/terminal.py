@@ -33,7 +33,7 @@ FAINT = Style(dim=True)
 NARROW = 72  # cells; a terminal below it shows no bars, and figures in two columns
 TIGHT = 60  # cells; below it tables show the most telling columns only
 BAR = 8  # cells
-TOKEN = 18  # cells at most
+TOKEN, TIGHT_TOKEN = 18, 10  # cells at most
 ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that are kept when the middle is left out
 TEXT_HEAD, TEXT_TAIL = 600, 100  # tokens of running text
 CANDIDATES = 20
@@ -109,8 +109,9 @@ def _table_and_legend(rows: Sequence[view.Row], table: ShownTable) -> tuple[Rend
 def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
     cells = 0 if space < NARROW else BAR
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
-    width = min(max((cell_len(row.label) for row in rows), default=0), TOKEN)
-    grid.add_column("token", no_wrap=True, overflow="ellipsis", min_width=width, max_width=TOKEN)
+    most = TIGHT_TOKEN if space < TIGHT else TOKEN
+    width = min(max((cell_len(row.label) for row in rows), default=0), most)
+    grid.add_column("token", no_wrap=True, overflow="ellipsis", min_width=width, max_width=most)
     grid.add_column("probability", no_wrap=True, min_width=cells + 7)
     numbers = ("logprob", "rank") if space < TIGHT else ("logprob", "rank", "entropy")
     for name in numbers:
