@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlmprobe.errors import CheckpointError, UnknownModelError
+from vlmprobe.errors import CheckpointError, HubError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
@@ -51,7 +51,7 @@ def local_folder(
         options: further arguments of ``from_pretrained``; those of the download are removed from it.
 
     Raises:
-        UnknownModelError: there is no such folder, and no such repository can be reached.
+        HubError: there is no such folder, and no such repository can be reached.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options} if options is not None else {}
     folder = Path(checkpoint).expanduser()
@@ -66,7 +66,7 @@ def local_folder(
         if not any(found.glob("*.safetensors")):
             fetch(allow_patterns=["pytorch_model*.bin"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UnknownModelError(
+        raise HubError(
             f"{checkpoint!r} is neither a local folder nor a repository that can be read from the hub: {error}"
         ) from error
     return found
