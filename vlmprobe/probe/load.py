@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from vlmprobe.adapter.quiet import quiet
 from vlmprobe.errors import (
@@ -20,6 +20,7 @@ from vlmprobe.errors import (
     VlmprobeError,
     near,
 )
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions, taken
 from vlmprobe.probe import Probe
 
 if TYPE_CHECKING:
@@ -66,14 +67,18 @@ def load(
             image processor, as in transformers and the serving engines, if None; or ``"qwen-vl-utils"``. An image part
             with options (``max_pixels``, ...) is always resized by qwen-vl-utils. ``meta["resize"]`` says which.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
-            ``quantization_config``, ``attn_implementation``, ...), or of the engine.
+            ``quantization_config``, ``attn_implementation``, ...), or of the engine. And those of
+            :class:`~vlmprobe.PromptOptions`, for every call that does not give its own: ``chat_template=`` or
+            ``raw_prompt=True`` for a base model, which has no chat template; ``chat_template_kwargs=``, ``tools=``, ...
 
     Raises:
         UnknownModelError: if there is no such checkpoint, or no adapter for it.
         RemoteCodeError: if the checkpoint needs its own code, or ``trust_remote_code`` is set.
         CheckpointError: for missing or damaged files.
         CapabilityError: for a device that does not exist, or a ``resize`` that the model family does not have.
+        GenerationOptionError: for an invalid option of the prompt.
     """
+    format = AS_BY_DEFAULT.updated(taken(from_pretrained))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, in a notebook without ipywidgets
         from vlmprobe.model_registry import registry
@@ -104,7 +109,7 @@ def load(
 
         computed = {"device": device, "dtype": resolved_dtype(dtype)}
         asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
-        return opened(os.fspath(model), engine, name, asked, from_pretrained)
+        return opened(os.fspath(model), engine, name, asked, from_pretrained, format)
     config, commit = registry.config_and_commit(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     _check_resize(found, resize)
@@ -112,30 +117,39 @@ def load(
     options = {"dtype": resolved_dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained), quiet():
         made = found.load(os.fspath(model), config=config, **options)
-    probe = _probe(made, name, commit or revision, resize)
+    probe = _probe(made, name, commit or revision, resize, format)
     if check and load_checks.switched_on():
-        load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
+        load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model), format)  # type: ignore[arg-type]
     return probe
 
 
 def wrap(
-    model: Any, processor: Any, *, name: str | None = None, adapter: str | None = None, resize: str | None = None
+    model: Any,
+    processor: Any,
+    *,
+    name: str | None = None,
+    adapter: str | None = None,
+    resize: str | None = None,
+    **prompt: Unpack[PromptOptions],
 ) -> Probe:
     """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters.
 
     Args:
         model: a transformers model with a language-modelling head, or a PEFT model around one.
-        processor: its processor, with a chat template.
+        processor: its processor.
         name: what ``meta["model"]`` calls it. None names the checkpoint and says that the model was wrapped, and with
             which PEFT adapters, since it need not be the checkpoint's any more.
         adapter: name of the adapter to use; detected from ``model.config`` if None.
         resize: as in :func:`load`.
+        **prompt: :class:`~vlmprobe.PromptOptions` of every call that does not give its own.
 
     Raises:
         CapabilityError: for a ``resize`` that the model family does not have.
+        GenerationOptionError: for an invalid option of the prompt.
     """
     from vlmprobe.model_registry import registry
 
+    format = AS_BY_DEFAULT.updated(prompt)
     # The generate of what torch.compile made of a model is that of the model inside it.
     model = getattr(getattr(model, "generate", None), "__self__", model)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -151,7 +165,8 @@ def wrap(
     made = found(inner, processor)
     made.peft = None if inner is model else model
     tuned = ", ".join(getattr(model, "peft_config", ())) if made.peft is not None else ""
-    return _probe(made, name or f"{checkpoint} ({f'wrapped, with {tuned}' if tuned else 'wrapped'})", None, resize)
+    called = name or f"{checkpoint} ({f'wrapped, with {tuned}' if tuned else 'wrapped'})"
+    return _probe(made, called, None, resize, format)
 
 
 @contextmanager
@@ -185,7 +200,7 @@ def _check_resize(adapter: type[Adapter], resize: Any) -> None:
     raise CapabilityError(f"The adapter {adapter.name!r} has no resize={resize!r}: {remedy}.")
 
 
-def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None = None) -> Probe:
+def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None, format: PromptFormat) -> Probe:
     from importlib.metadata import version
 
     from vlmprobe._version import __version__
@@ -204,7 +219,7 @@ def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None
         "versions": {"vlmprobe": __version__, "transformers": version("transformers"), "torch": version("torch")},
         **adapter.facts(),
     }
-    return Probe(LocalEngine(adapter), meta)
+    return Probe(LocalEngine(adapter), meta, format=format)
 
 
 def resolved_dtype(dtype: Any) -> Any:
