@@ -24,6 +24,7 @@ __all__ = [
     "EngineResponseError",
     "EngineTimeoutError",
     "GenerationOptionError",
+    "HubError",
     "ImageError",
     "MessageError",
     "MissingExtraError",
@@ -65,6 +66,10 @@ class UnknownModelError(VlmprobeError, LookupError):
 
 class CheckpointNotFoundError(UnknownModelError, FileNotFoundError):
     """There is no folder at the given path, and it is not a hub id either."""
+
+
+class HubError(UnknownModelError, OSError):
+    """The hub did not return a checkpoint: it cannot be reached, or wants a login."""
 
 
 class RemoteCodeError(UnknownModelError):

@@ -326,5 +326,10 @@ def test_a_file_that_holds_no_threshold(text, tmp_path):
     (tmp_path / "gate.json").write_text(text)
     with pytest.raises(ResultError, match=r"gate\.json"):
         gating.Threshold.load(tmp_path / "gate.json")
-    with pytest.raises(ResultError, match=r"missing\.json"):
-        gating.Threshold.load(tmp_path / "missing.json")
+
+
+def test_a_missing_threshold_is_called_missing(tmp_path):
+    for nothing in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(ResultError) as raised:
+            gating.Threshold.load(nothing)
+        assert str(raised.value) == f"No file at {nothing}."

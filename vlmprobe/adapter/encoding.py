@@ -22,6 +22,7 @@ class Capabilities:
     text_only: bool = True  # a conversation without an image
     prefix_reuse: bool = True  # one prompt's KV cache can be continued with several candidates
     mixed_images: bool = False  # conversations with different numbers of images can share a batch
+    one_end: bool = True  # an earlier answer in a prompt ends with the token that ends generation
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class Threshold:
         Raises:
             ResultError: for a file that is missing, or was not written by :meth:`save`, or by a later vlmprobe.
         """
+        if not Path(path).is_file():
+            raise ResultError(f"No file at {path}.")
         try:
             known = json.loads(Path(path).read_text(encoding="utf-8"))
             layout = known.pop("format")
@@ -84,7 +86,9 @@ class Threshold:
                 for name, kind in TYPES.items():
                     if not isinstance(getattr(made, name), kind):
                         raise TypeError(f"{name} is {getattr(made, name)!r}")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResultError(
                 f"{path} is not a threshold that vlmprobe saved ({type(error).__name__}: {error})."
             ) from error

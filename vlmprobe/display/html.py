@@ -188,7 +188,7 @@ def _prompt_summary(prompt: ShownTable) -> str:
     if images:
         words.append(view.counted(images, "image"))
     if not np.isnan(prompt.perplexity):
-        words.append(f"perplexity {prompt.perplexity:.3g}")
+        words.append(f"perplexity {view.short(prompt.perplexity)}")
     return " · ".join(words)
 
 

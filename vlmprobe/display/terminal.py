@@ -219,7 +219,7 @@ def _legend(width: int) -> Text:
         text.append("\n")
     names = [f"≥ {view.LEVELS[1]}", *map(str, view.LEVELS[2:]), f"< {view.LEVELS[-1]}"]
     for name, style in zip(names, SHADES[1:], strict=True):
-        text.append(" ").append(f" {name} ", style=Style(dim=False) + style)
+        text.append("" if width < PARAGRAPHS else " ").append(f" {name} ", style=Style(dim=False) + style)
     return text
 
 

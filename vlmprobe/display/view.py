@@ -28,6 +28,7 @@ __all__ = [
     "positions",
     "provenance",
     "rows",
+    "short",
     "tiny",
 ]
 
@@ -190,7 +191,7 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
     summary = [
         ("confidence", tiny(logprob), "probability of the whole answer given the prompt"),
         ("per token", percent(1 / perplexity), "mean probability of a token (geometric)"),
-        ("perplexity", _short(perplexity), "exp of the mean negative log-probability per token"),
+        ("perplexity", short(perplexity), "exp of the mean negative log-probability per token"),
         (
             "mean entropy",
             f"{nats(float(entropy.mean(dtype=np.float64)))} nats" if entropy.size else DASH,
@@ -235,7 +236,8 @@ def _is_chosen(table: ShownTable, place: int, k: int) -> bool:
     return bool(table.ranks[place] == k if table.ids is None else table.top_ids[place, k] == table.ids[place])
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A positive number in three digits, or whole with separators from 1,000 on."""
     if not math.isfinite(value):
         return DASH if math.isnan(value) else "∞"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
