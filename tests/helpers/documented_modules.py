@@ -50,7 +50,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
         "transformers",
         "core_model_loading",
         "custom layers and utilities: conversion of weights",
-        frozenset({"Concatenate", "ConversionOps", "MergeModulelist", "WeightConverter"}),
+        frozenset({"ConversionOps", "WeightConverter"}),
     ),
     **_of("transformers", "modeling_outputs", "main classes: model outputs"),
     **_of("transformers", "utils", "main classes: model outputs, logging", frozenset({"ModelOutput", "logging"})),
