@@ -12,9 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safetensors import SafetensorError
-
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
+from vlmprobe.adapter.loading import load_native, remember_loader
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, MessageError, VlmprobeError
 from vlmprobe.inputs.chat_templates import rendering, template_for, templates_of
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
@@ -100,35 +99,15 @@ class Adapter:
             dtype: a torch dtype, or ``"auto"`` for the one the checkpoint was saved in.
             device_map: as in ``from_pretrained``: a device such as ``"cpu"``, ``"auto"``, or a map.
             revision: commit, branch or tag of a hub checkpoint.
-            **options: further arguments of ``from_pretrained``.
+            **options: further arguments of ``from_pretrained``; ``ignore_weights``: how the names of weights begin
+                that may stay unread.
 
         Raises:
-            CheckpointError: if weights are missing, or do not fit the configuration.
+            CheckpointError: if weights are missing, do not fit the configuration, or are read by nothing.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                checkpoint,
-                dtype=dtype,
-                device_map=device_map,
-                revision=revision,
-                output_loading_info=True,
-                trust_remote_code=False,
-                **options,
-            )
-            processor = AutoProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{checkpoint} cannot be loaded: {error}") from error
-        model, report = loaded
-        problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")}
-        if any(problems.values()):
-            listed = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
-            raise CheckpointError(
-                f"{checkpoint} lacks weights that the model needs ({listed}). vlmprobe never fills them with random "
-                "numbers: check that every shard was downloaded."
-            )
-        return cls(model.eval(), processor)
+        model, processor = load_native(checkpoint, dtype=dtype, device_map=device_map, revision=revision, **options)
+        remember_loader(model, cls)
+        return cls(model, processor)
 
     # -- the conversation as model inputs ----------------------------------------------------------
 
