@@ -8,12 +8,15 @@ them overrides the method where it departs, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
 from vlmprobe.adapter.loading import load_native, remember_loader
+from vlmprobe.adapter.rope import rope_switch
+from vlmprobe.adapter.template_order import drops_system, moves_images, text_before_image
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, MessageError, VlmprobeError
 from vlmprobe.inputs.chat_templates import rendering, template_for, templates_of
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
@@ -64,6 +67,8 @@ class Adapter:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
         self.processor = processor
+        if (limit := rope_switch(getattr(model, "config", None))) is not None:
+            self.capabilities = replace(self.capabilities, prefix_limit=limit)
 
     # -- which checkpoints, and how to load them ---------------------------------------------------
 
@@ -152,6 +157,10 @@ class Adapter:
             raise CapabilityError(f"{self.name} needs an image in every conversation: pass image=.")
         if count > 1 and not self.capabilities.several_images:
             raise CapabilityError(f"{self.name} takes one image per conversation, got {count}.")
+        if conversation.messages[0].role == "system" and (not self.capabilities.system or drops_system(self)):
+            raise CapabilityError(
+                f"{self.name} takes no system message: put the instruction into the first user message."
+            )
         for place, message in enumerate(conversation.messages):
             options = {key for part in message.parts if isinstance(part, ImagePart) for key in part.options}
             if unknown := options - self.image_options:
@@ -201,8 +210,13 @@ class Adapter:
         return {"chat_template": template, "add_generation_prompt": not continues, "continue_final_message": continues}
 
     def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
-        """What ``meta`` says of how conversations become model inputs: of this one, or of most if None."""
-        return {}
+        """What ``meta`` says of how conversations become model inputs: of this one, or of most if None.
+
+        ``images_first``: that images were put before the text of their message, where the caller had them after it.
+        """
+        if conversation is None or not text_before_image(conversation):
+            return {}
+        return {"images_first": True} if self.capabilities.images_first or moves_images(self) else {}
 
     # -- where the images are ----------------------------------------------------------------------
 

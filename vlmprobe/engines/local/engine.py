@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.adapter.rope import require_one_side
 from vlmprobe.engines.base import MadeForOneConversation, Options
 from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.capture import Head, Steps
@@ -141,6 +142,8 @@ class LocalEngine:
         ):
             encoding = self.adapter.encode(conversations)
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
+            new = len(options.begin) + (config.max_new_tokens or 0)
+            require_one_side(self.adapter, [len(each.ids) for each in encoding.prompts], new)
             clock.append(time.perf_counter())
             inputs = begun(self.adapter, encoding.inputs, options.begin)
             # The rows of forced first tokens come from the prefill, like those of the prompt.
@@ -236,6 +239,7 @@ class LocalEngine:
         with alone(self.adapter), remembered(self.adapter, self.memory, conversations):
             encoding = self.adapter.encode(conversations)
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
+            require_one_side(self.adapter, [len(each.ids) for each in encoding.prompts], len(ids))
             return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
 
     def layers(

@@ -26,7 +26,7 @@ class OmniLMM(OriginalAdapter):
 
     model_types = ("omnilmm",)
 
-    capabilities = Capabilities(several_images=False, mixed_images=True)
+    capabilities = Capabilities(several_images=False, mixed_images=True, system=False)  # its system text is fixed
 
     @classmethod
     def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
