@@ -314,3 +314,39 @@ def test_nothing_is_overwritten(run, tmp_path):
         assert "already exists" in " ".join(result.output.split())
     assert [file.read_text() for file in (mine, tmp_path / "file")] == ["mine", "mine"]
     assert list(mine.parent.iterdir()) == [mine]
+
+
+# Longer than 20 s, for it installs a package and runs the conformance suite.
+def test_the_page_for_original_formats(tmp_path):
+    """Every command of it, in order; the generated package needs no change to pass."""
+    environment = Environment(tmp_path)
+    text = (DOCS / "extend" / "original-adapter.md").read_text(encoding="utf-8")
+    lines = [
+        line
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    ]
+    told = [(line, environment.run(["bash", "-euo", "pipefail", "-c", line])) for line in lines]
+    (checked,) = output_of(told, "vlmprobe check tiny-checkpoint")
+    assert re.search(r"^\d+ passed in", checked, re.MULTILINE)
+    assert "failed" not in checked
+    saved = json.loads(environment.run(["python", "-c", SAVED]).splitlines()[-1])
+    assert saved["names"] == saved["again"]
+    assert any(name.startswith("model.mm_projector.") for name in saved["names"])
+    assert saved["equal"]
+
+
+SAVED = """
+import json
+import vlmprobe
+from safetensors import safe_open
+def names(folder):
+    with safe_open(f"{folder}/model.safetensors", "pt") as file:
+        return sorted(file.keys())
+first = vlmprobe.load("tiny-checkpoint", check=False)
+first.model.save_pretrained("saved"), first.tokenizer.save_pretrained("saved")
+again = vlmprobe.load("saved", check=False)
+one, other = (each.generate("Who are you?", max_new_tokens=4).logprobs for each in (first, again))
+equal = bool((one == other).all())
+print(json.dumps({"names": names("tiny-checkpoint"), "again": names("saved"), "equal": equal}))
+"""

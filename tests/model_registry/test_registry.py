@@ -249,6 +249,7 @@ def test_adapters_read_from_their_source_are_what_they_are_when_imported():
             assert source.capabilities(*place) == adapter.capabilities, entry.name
             assert source.literal(*place, "generic") == adapter.generic
             assert source.description(*place) == inspect.cleandoc(sys.modules[adapter.__module__].__doc__)
+            assert source.description(*place, of_class=True) == inspect.cleandoc(adapter.__doc__)
 
 
 def test_model_types_read_from_the_source_of_transformers():

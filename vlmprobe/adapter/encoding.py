@@ -29,6 +29,7 @@ class Capabilities:
     images_first: bool = False  # images stand before the text of their message, whatever the order of its parts
     system: bool = True  # a system message of the caller
     prefix_limit: int | None = None  # positions beyond which RoPE factors change, so a cache is not continued across it
+    one_end: bool = True  # an earlier answer in a prompt ends with the token that ends generation
 
 
 @dataclass(frozen=True)

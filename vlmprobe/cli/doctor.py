@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,11 @@ def doctor(
 
     The API key is read from VLMPROBE_API_KEY.
     """
+    if url == "demo" or os.path.isdir(os.path.expanduser(url)):
+        raise typer.BadParameter(
+            f"{url} is a checkpoint, and doctor examines servers: for a checkpoint use vlmprobe check {url}",
+            param_hint="'URL'",
+        )
     with guarded(debug):
         with working(f"Asking {url}"):
             import vlmprobe

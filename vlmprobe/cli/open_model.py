@@ -62,11 +62,14 @@ def open_model(
 def open_probe(model: str, **load: Any) -> Probe:
     """Load the model, with a status line in a terminal; downloads from the hub show their own progress bars."""
     from vlmprobe import load as load_probe
+    from vlmprobe.model_registry.registry import read_config
 
     is_local = model == "demo" or os.path.exists(os.path.expanduser(model))
     with working(f"Loading {model}", spin=is_local):
         with wrong_usage():
-            _check_choices(load.get("adapter"), load.get("device", "auto"))
+            _check_choices(load.get("adapter"), load.get("device", "auto"), load.get("dtype", "auto"))
+            if is_local and model != "demo":
+                read_config(os.path.expanduser(model))
         _no_bars(except_downloads=not is_local and sys.stderr.isatty())
         return load_probe(model, **load)
 
@@ -79,13 +82,14 @@ def open_server(url: str, **options: Any) -> Probe:
         return connect(url, **options)
 
 
-def _check_choices(adapter: str | None, device: str) -> None:
+def _check_choices(adapter: str | None, device: str, dtype: str) -> None:
     from vlmprobe.model_registry.registry import require_adapter
-    from vlmprobe.probe.load import resolved_device
+    from vlmprobe.probe.load import resolved_device, resolved_dtype
 
     if adapter is not None:
         require_adapter(adapter)
     resolved_device(device)
+    resolved_dtype(dtype)
 
 
 def _given(options: dict[str, str | None]) -> str:

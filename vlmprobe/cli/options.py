@@ -85,7 +85,13 @@ Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=MODEL)
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="auto, float32, bfloat16 or float16; or fp32, bf16, fp16.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Adapter = Annotated[
     str | None,

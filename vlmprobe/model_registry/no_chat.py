@@ -72,7 +72,7 @@ class NoChat(Adapter):
 
 
 class Chameleon(NoChat):
-    """Images become tokens of a codebook; the processor ends a prompt in a separator."""
+    """Chameleon: images become tokens of a codebook; the processor ends a prompt in a separator."""
 
     model_types = ("chameleon",)
 
@@ -132,7 +132,10 @@ class QueryTransformer(NoChat):
 
 
 class Kosmos2(NoChat):
-    """An image is as many positions as the model has queries, between two markers; a mask says where it is."""
+    """Kosmos-2: images are read by queries, and stand between two markers.
+
+    An image is as many positions as the model has queries; a mask says where it is.
+    """
 
     model_types = ("kosmos-2",)
     # After the prefill of a batch, its positions count the padding.

@@ -1,17 +1,80 @@
-"""Says of a checkpoint that no adapter handles what it is, where transformers knows."""
+"""Says what is wrong with a name that leads to no checkpoint, or with a checkpoint that no adapter handles."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from vlmprobe.errors import RemoteCodeError, UnknownModelError
+from vlmprobe.errors import CheckpointNotFoundError, HubError, RemoteCodeError, UnknownModelError, near
 from vlmprobe.model_registry.model_kind import why_no_probe
 
-__all__ = ["unknown"]
+__all__ = ["missing", "refused", "unknown"]
 
 HELP = "See docs/extend/add-a-model.md on how to add an adapter."
+EXAMPLE = "llava-hf/llava-1.5-7b-hf"
+DEMO = "demo"
+# The hub's first ids had no organisation. No new ones can be made, and none of these models reads images.
+TEXT_ONLY_IDS = re.compile(
+    r"(albert|bert|distilbert|roberta|t5|transfo-xl|xlm|xlnet)-[\w.-]+|gpt2(-\w+)?|camembert-base|ctrl|distilgpt2"
+    r"|distilroberta-base|openai-gpt"
+)
+
+
+def missing(checkpoint: str) -> CheckpointNotFoundError:
+    """The error for a name that is neither a folder nor a hub id.
+
+    Args:
+        checkpoint: the name, as it was given.
+    """
+    if TEXT_ONLY_IDS.fullmatch(checkpoint):
+        return CheckpointNotFoundError(
+            f"There is no folder {checkpoint!r}, and the hub id {checkpoint!r} is that of a text-only model: a probe "
+            f"takes models that read images, such as {EXAMPLE!r}."
+        )
+    meant = near(checkpoint.lower(), [DEMO]) or near(checkpoint, _folders_beside(checkpoint))
+    return CheckpointNotFoundError(
+        f"There is no folder {checkpoint!r}, and it is not a hub id such as {EXAMPLE!r}.{meant} "
+        f"Pass an existing folder, a hub id, or {DEMO!r}."
+    )
+
+
+def refused(checkpoint: str, error: Exception) -> UnknownModelError:
+    """The error for a hub id whose ``config.json`` the hub did not return.
+
+    Args:
+        checkpoint: the hub id.
+        error: what huggingface_hub raised.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    absent = (HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
+    kind = CheckpointNotFoundError if isinstance(error, absent) and not isinstance(error, GatedRepoError) else HubError
+    return kind(
+        f"There is no folder {checkpoint!r} here, and the hub did not return its config.json "
+        f"({type(error).__name__}: {str(error).partition(chr(10))[0]}).{near(checkpoint, _folders_beside(checkpoint))} "
+        "Check the spelling, the connection, and for a gated model that you are logged in; without a network, "
+        "HF_HUB_OFFLINE=1 avoids the wait."
+    )
+
+
+def _folders_beside(checkpoint: str) -> list[str]:
+    """The folders that a misspelt last part of a path may have meant, as they would have been typed."""
+    above, name = os.path.split(checkpoint.rstrip("/"))
+    with suppress(OSError, ValueError):
+        beside = Path(above or ".").expanduser()
+        return [os.path.join(above, each.name) for each in beside.iterdir() if name and each.is_dir()]
+    return []
 
 
 def unknown(config: Mapping[str, Any], checkpoint: str, known: Mapping[str, str]) -> UnknownModelError:

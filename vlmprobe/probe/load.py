@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
     from vlmprobe.adapter import Adapter
 
-__all__ = ["load", "resolved_device", "wrap"]
+__all__ = ["load", "resolved_device", "resolved_dtype", "wrap"]
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
 def load(
@@ -52,7 +56,8 @@ def load(
     Args:
         model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
         device: ``"auto"`` uses an accelerator if available, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
-        dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
+        dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, their short
+            forms (``"fp16"``, ``"half"``, ...), or a torch dtype.
         revision: commit, branch or tag of a hub checkpoint.
         adapter: name of the adapter to use; detected from ``config.json`` if None.
         check: whether to run a few quick checks the first time this checkpoint is loaded; failures are reported as a
@@ -101,7 +106,8 @@ def load(
     if engine is not None:
         from vlmprobe.probe.connect import opened
 
-        asked = {"device": device, "dtype": dtype, "revision": revision, "adapter": adapter, "resize": resize}
+        computed = {"device": device, "dtype": resolved_dtype(dtype)}
+        asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
         return opened(os.fspath(model), engine, name, asked, from_pretrained)
     ignoring = ignored(ignore_weights)
     if ignoring:  # an adapter's own load need not know the argument
@@ -110,7 +116,7 @@ def load(
     found = registry.find(config, name=adapter, checkpoint=name)
     _check_resize(found, resize)
     device_map = from_pretrained.pop("device_map", None) or resolved_device(device)
-    options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
+    options = {"dtype": resolved_dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained), quiet():
         made = found.load(os.fspath(model), config=config, **options)
     remember_loader(made.model, type(made))
@@ -214,16 +220,17 @@ def _probe(
     return Probe(LocalEngine(adapter), meta)
 
 
-def _dtype(dtype: Any) -> Any:
+def resolved_dtype(dtype: Any) -> Any:
+    """The torch dtype that ``load`` uses for this argument, or ``"auto"``; raises GenerationOptionError if none."""
     import torch
 
     if dtype == "auto":
         return dtype
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    name = str(dtype).lower().removeprefix("torch.")
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, SHORT_DTYPES.get(name, name), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        names = ("float32", "bfloat16", "float16", "float64")
         raise GenerationOptionError(
-            f"dtype must be 'auto' or one of {', '.join(names)}, not {dtype!r}.{near(str(dtype), names)}"
+            f"dtype must be 'auto' or one of {', '.join(DTYPES)}, not {dtype!r}.{near(name, DTYPES)}"
         )
     return found
 
@@ -232,14 +239,30 @@ def resolved_device(device: Any) -> str:
     """The name of the device that ``load`` uses for this argument; raises CapabilityError if there is none."""
     import torch
 
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if str(device) == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found.type if found else "cpu"
+        return accelerator.type if accelerator else "cpu"
     try:
         wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise CapabilityError(
+            f"There is no device {device!r}.{_device_meant(str(device), accelerator.type if accelerator else 'cuda')} "
+            "Devices are auto, cpu, cuda, cuda:1, mps, xpu and others of torch.device."
+        ) from error
+    try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise CapabilityError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # torch goes on for a thousand characters
+        raise CapabilityError(f"device {device!r} cannot be used here: {reason}.") from error
     if wanted.type == "meta":
         raise CapabilityError("device 'meta' holds no data: nothing can be computed on it.")
     return str(wanted)
+
+
+def _device_meant(device: str, accelerator: str) -> str:
+    """A suggestion for a name that is no device, such as ``gpu``, ``GPU:1`` or ``0``."""
+    kind, colon, index = device.lower().partition(":")
+    if kind.isdecimal():
+        kind, colon, index = "gpu", ":", kind
+    meant = f" Did you mean {accelerator}{colon}{index}?" if kind == "gpu" else near(kind, DEVICES, most=1)
+    return meant if kind == "gpu" or not meant else f"{meant[:-1]}{colon}{index}?"

@@ -144,6 +144,8 @@ def end_tokens(engine: LocalEngine) -> str | None:
         return "no end token is known, so every answer runs to max_new_tokens: end_ids of the adapter is empty"
     if adapter.facts().get("chat_template", "") is None:  # asked plainly: nothing says where a turn ends
         return None
+    if not adapter.capabilities.one_end:  # nor do earlier answers
+        return None
     written = adapter.encode([_short_text(adapter, ANSWER, FURTHER)]).prompts[0].text
     between = written.partition(ANSWER)[2].partition(FURTHER)[0]
     special = [

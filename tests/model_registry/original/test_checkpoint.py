@@ -172,7 +172,7 @@ def test_a_folder_is_used_as_it_is_and_download_options_are_taken_out(tmp_path):
     assert options == {"attn_implementation": "eager"}
 
 
-def test_a_hub_id_fetches_data_files_only(tmp_path, monkeypatch):
+def test_a_hub_id_fetches_data_files_and_the_file_that_states_system_texts(tmp_path, monkeypatch):
     import huggingface_hub
 
     asked = []
@@ -184,7 +184,8 @@ def test_a_hub_id_fetches_data_files_only(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert local_folder("some/model", revision="abc", options={"token": "t"}) == tmp_path
     assert [each[:2] + each[3:] for each in asked] == [("some/model", "abc", "t")] * 2
-    assert not any(pattern.endswith(".py") or pattern == "*" for each in asked for pattern in each[2])
+    code = [pattern for each in asked for pattern in each[2] if ".py" in pattern or pattern == "*"]
+    assert code == ["conversation.py"]  # parsed as text, never imported
     assert asked[1][2] == ("pytorch_model*.bin",)
 
 

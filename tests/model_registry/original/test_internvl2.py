@@ -1,7 +1,8 @@
 """InternVL2 in the original format against what the original code computed on the same checkpoints.
 
 The references are outputs of OpenGVLab/InternVL at commit 2410d1d with transformers 4.37.2 and torch 2.3.1, on the CPU
-in float32. The checkpoints are random; ``<scenario>.positions`` says which rows of the prompt logits are kept.
+in float32; of 3.5, with transformers 4.57.1 and torch 2.14.1. The checkpoints are random; ``<scenario>.positions`` says
+which rows of the prompt logits are kept.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ CASES = (
     "internvl2-phi3-long",  # prompts beyond the length of the short factors; the "yarn" attention factor
     "internvl2-llama",  # vision tower of the 6B kind
     "internvl2-5-qwen2",
+    "internvl3-5-qwen3",  # heads wider than hidden size by their number
     "internvl2-knobs",  # every field of config.json off its usual value; a Yi-like vocabulary
     "internvl2-knobs-internlm2",  # others: select_layer 2, downsample_ratio 0.25, biases, epsilon 1e-3
 )
@@ -121,7 +123,7 @@ def test_prompt_and_spans_of_the_original_code(case, scenario):
         assert set(encoding.inputs) == {"input_ids", "attention_mask"}
 
 
-@pytest.mark.parametrize("case", ["internvl2-qwen2", "internvl2-internlm2"])
+@pytest.mark.parametrize("case", ["internvl2-qwen2", "internvl2-internlm2", "internvl3-5-qwen3"])
 @pytest.mark.parametrize("scenario", ["one_image", "one_tile"])
 def test_pixels_of_the_original_code(case, scenario):
     inputs = adapter_of(case).encode([Conversation.build(messages(case, scenario))]).inputs
@@ -221,7 +223,7 @@ def test_too_few_image_positions_are_an_error():
     adapter = adapter_of("internvl2-qwen2")
     inputs = adapter.encode([Conversation.build(messages("internvl2-qwen2", "one_tile"))]).inputs
     inputs["image_index"] = torch.zeros_like(inputs["input_ids"])
-    with pytest.raises(ValueError, match="0 image positions for 1 tiles of 4 features"):
+    with pytest.raises(ValueError, match="0 image positions for 4 rows of image features"):
         adapter.model(**inputs)
 
 
@@ -308,7 +310,7 @@ def config_of(case: str) -> dict:
     ("change", "told"),
     [
         ({"ps_version": "v3"}, "ps_version 'v3'"),
-        ({"llm_config": {"architectures": ["Qwen3ForCausalLM"]}}, "Qwen3ForCausalLM.*Did you mean Qwen2ForCausalLM"),
+        ({"llm_config": {"architectures": ["Qwen5ForCausalLM"]}}, "Qwen5ForCausalLM.*Did you mean Qwen[23]ForCausalLM"),
         ({"llm_config": {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64}}, "lacks vocab_size"),
         ({"force_image_size": 60}, "do not divide evenly"),
         ({"downsample_ratio": 0.3}, "do not divide evenly"),
@@ -319,11 +321,11 @@ def config_of(case: str) -> dict:
 )
 def test_fields_that_cannot_be_honoured(change, told):
     with pytest.raises(CheckpointError, match=told):
-        translate({**config_of("internvl2-qwen2"), **change}, image_token_id=1)
+        translate({**config_of("internvl2-qwen2"), **change})
 
 
 def test_absent_fields_have_the_defaults_of_the_original():
-    config = translate({"llm_config": config_of("internvl2-llama")["llm_config"]}, image_token_id=1)
+    config = translate({"llm_config": config_of("internvl2-llama")["llm_config"]})
     assert (config.ps_version, config.downsample_ratio, config.vision_layers) == ("v1", 0.5, 48)
     vision = config.vision_config
     assert (vision.hidden_size, vision.norm_type, vision.qk_normalization, vision.qkv_bias) == (

@@ -379,3 +379,21 @@ def test_code_of_the_checkpoint_never_runs(tmp_path, case):
     result = vlmprobe.load(folder, dtype="float32").generate(scenario.messages, **GREEDY)
     assert result.output.ids.tolist() == scenario.told["gen_ids"]
     assert not witness.exists()
+
+
+def test_candidates_after_a_prompt_with_an_exclamation_mark():
+    """MiniCPM-V 2.6 hides id 0 ("!") from attention, in the prompt that candidates share as well."""
+    probe = vlmprobe.load(GOLDEN / "minicpmv-2.6", dtype="float32", check=False)
+    adapter = probe.engine.adapter
+    question, image = "Look! What is drawn?", GOLDEN / "minicpmv-2.6" / "image_d.png"
+    encoding = adapter.encode([probe.conversation(question, image)])
+    assert not encoding.inputs["attention_mask"].all()
+    candidates = ["red nine", "the cat is", "no"]
+    scores = probe.score(question, candidates, image=image)
+    for candidate, got in zip(candidates, scores.logprobs, strict=True):
+        ids = adapter.continuation(encoding.prompts[0], candidate).ids
+        with torch.no_grad():
+            logits = adapter.model(**adapter.extend(encoding.inputs, torch.tensor([ids]))).logits[0]
+        rows = logits[-len(ids) - 1 : -1].log_softmax(-1)
+        due = sum(float(row[each]) for row, each in zip(rows, ids, strict=True))
+        assert got == pytest.approx(due, abs=1e-4)

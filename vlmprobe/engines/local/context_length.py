@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from vlmprobe.adapter import EncodedPrompt
-from vlmprobe.errors import VlmprobeWarning
+from vlmprobe.errors import VlmprobeWarning, outside
 
 __all__ = ["context_length", "warn_if_beyond"]
 
@@ -32,13 +31,5 @@ def warn_if_beyond(config: Any, prompts: Sequence[EncodedPrompt]) -> None:
             "numbers are of positions that the model was not trained on. Shorten the text, or pass fewer or smaller "
             "images.",
             VlmprobeWarning,
-            stacklevel=_outside(),
+            stacklevel=outside(),
         )
-
-
-def _outside() -> int:
-    """``stacklevel``, for whoever calls this, of the first frame outside the package."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __name__.partition(".")[0]:
-        frame, level = frame.f_back, level + 1
-    return level

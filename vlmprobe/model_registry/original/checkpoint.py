@@ -19,20 +19,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlmprobe.adapter.loading import ignored
-from vlmprobe.errors import CheckpointError, UnknownModelError
+from vlmprobe.errors import CheckpointError, HubError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
     from transformers.core_model_loading import WeightRenaming
 
-__all__ = ["load_weights", "local_folder", "read_json", "weight_files"]
+__all__ = ["PREPROCESSOR", "load_weights", "local_folder", "name_weights", "read_json", "weight_files"]
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
+PREPROCESSOR = "preprocessor_config.json"
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Data only: no pattern here matches Python code.
-HUB_PATTERNS = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "*.safetensors")
+# Data only. conversation.py is the one file of Python code, fetched by this name and no pattern: InternVL states its
+# default system texts nowhere else. It is parsed as text, and never imported.
+HUB_PATTERNS = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "*.safetensors", "conversation.py")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 LISTED = 8  # names shown in an error before "and n more"
 
@@ -50,7 +52,7 @@ def local_folder(
         options: further arguments of ``from_pretrained``; those of the download are removed from it.
 
     Raises:
-        UnknownModelError: there is no such folder, and no such repository can be reached.
+        HubError: there is no such folder, and no such repository can be reached.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options} if options is not None else {}
     folder = Path(checkpoint).expanduser()
@@ -65,7 +67,7 @@ def local_folder(
         if not any(found.glob("*.safetensors")):
             fetch(allow_patterns=["pytorch_model*.bin"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UnknownModelError(
+        raise HubError(
             f"{checkpoint!r} is neither a local folder nor a repository that can be read from the hub: {error}"
         ) from error
     return found
@@ -139,11 +141,8 @@ def load_weights(
     Raises:
         CheckpointError: a missing or damaged file, or weights that are missing, unexpected or of another shape.
     """
-    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-
     weight_files(folder)
-    if conversions:
-        register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
+    name_weights(model_class, conversions)
     if dtype == "auto":
         config = copy.deepcopy(config)
         config.dtype = None  # so that the stored weights determine it, not the training dtype in config.json
@@ -165,6 +164,14 @@ def load_weights(
         raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
     _check_complete(folder, model_class.__name__, info, (*ignore_unexpected, *ignored(ignore_weights)))
     return model
+
+
+def name_weights(model_class: type, conversions: Sequence[WeightRenaming | WeightConverter]) -> None:
+    """Tell transformers how names and layouts of the checkpoint become those of ``model_class``, and back."""
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+    if conversions:
+        register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
 
 
 def _shards(folder: Path, index: str) -> list[Path]:

@@ -68,27 +68,31 @@ def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:
 
     if name == "InternLM2Tokenizer":
         defaults, legacy = INTERNLM2_DEFAULTS, True  # it has no other rule
+    elif name == "InternLM3Tokenizer":
+        defaults, legacy = LLAMA_DEFAULTS, True  # the rule of InternLM2
     elif name in ("LlamaTokenizer", "LlamaTokenizerWrapper"):
         defaults, legacy = LLAMA_DEFAULTS, bool(config.get("legacy", True) in (True, None))
     else:
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'} names the class {name or 'none'!r}; "
-            "the supported SentencePiece tokenizers are InternLM2Tokenizer and LlamaTokenizer."
+            "the supported SentencePiece tokenizers are InternLM2Tokenizer, InternLM3Tokenizer and LlamaTokenizer."
         )
     merged = {**config, **({} if "added_tokens_decoder" in config else _optional(folder / "special_tokens_map.json"))}
     special = {key: _content(merged.get(key, defaults.get(key))) for key in NAMED}
     extra = [_content(token) for token in merged.get("additional_special_tokens") or []]
     named = [token for token in (*special.values(), *extra) if token]
+    written = {key: token for key, token in special.items() if token} | {"additional_special_tokens": extra}
     return SentencePieceTokenizer(
         str(folder / "tokenizer.model"),
         legacy=legacy,
         named=named,
         add_bos_token=bool(config.get("add_bos_token", True)),
         add_eos_token=bool(config.get("add_eos_token", False)),
-        strip_space=name != "InternLM2Tokenizer",
+        strip_space=name != "InternLM2Tokenizer" and bool(config.get("add_prefix_space", True) in (True, None)),
         added_tokens_decoder=added_tokens(config, _optional(folder / "added_tokens.json"), named),
         extra_special_tokens=[token for token in extra if token],
         chat_template=config.get("chat_template"),
+        config={**config, **written},
         **{key: token for key, token in special.items() if token},
     )
 

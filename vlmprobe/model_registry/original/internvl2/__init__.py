@@ -1,4 +1,4 @@
-"""InternVL2 and InternVL2.5 in their original format (``InternVLChatModel``, ``model_type: internvl_chat``)."""
+"""InternVL 1.1 to 3.5 in its original format (``InternVLChatModel``, ``model_type: internvl_chat``)."""
 
 from __future__ import annotations
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 
 from vlmprobe.errors import CheckpointError, near
 from vlmprobe.model_registry.original.fused_model import FusedConfig
+from vlmprobe.model_registry.original.internvl2.language import language_model
+from vlmprobe.model_registry.original.internvl2.releases import require_supported
 from vlmprobe.model_registry.original.internvl2.vision import NORMS, InternViTConfig
-from vlmprobe.model_registry.original.language_config import language_config
 from vlmprobe.model_registry.original.vision_blocks import ACTIVATIONS
 
 __all__ = ["InternVL2Config", "translate"]
 
-LANGUAGE_MODELS = {  # architecture -> model type in transformers
-    "InternLM2ForCausalLM": "llama",
-    "LlamaForCausalLM": "llama",
-    "Phi3ForCausalLM": "phi3",
-    "Qwen2ForCausalLM": "qwen2",
-}
 VISION_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
@@ -46,24 +40,23 @@ class InternVL2Config(FusedConfig):
     model_type = "internvl_chat"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": InternViTConfig}
 
-    image_token_id: int = 0
     image_seq_length: int = 256  # positions of a tile
     downsample_ratio: float = 0.5
     vision_layers: int = 24  # number of tower layers to run; the output of the last of them is used
     ps_version: str = "v2"  # v1 leaves the shuffled grid transposed
 
 
-def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Config:
+def translate(original: Mapping[str, Any]) -> InternVL2Config:
     """The configuration of the model that an original config.json describes; absent fields get the original's defaults.
 
     Args:
         original: the object in config.json.
-        image_token_id: id of ``<IMG_CONTEXT>``.
 
     Raises:
-        CheckpointError: for a language model, pixel shuffle, layer or size that the original code does not support
-            either, and for LoRA weights that are not merged.
+        CheckpointError: for a release that is not supported; for a language model, pixel shuffle, layer or size that
+            the original code does not support either; and for LoRA weights that are not merged.
     """
+    require_supported(original)
     vision = original.get("vision_config") or {}
     patch = int(vision.get("patch_size", 14))
     size = tile_size(original)
@@ -86,16 +79,15 @@ def translate(original: Mapping[str, Any], image_token_id: int) -> InternVL2Conf
     layer, layers = int(original.get("select_layer", -1)), tower.num_hidden_layers
     if not -layers - 1 <= layer <= layers:
         raise CheckpointError(f"config.json has select_layer {layer} for a vision tower with {layers} layers.")
-    language = _language(original.get("llm_config") or {})
+    language = language_model(original.get("llm_config") or {})
     try:
         return InternVL2Config(
             vision_config=tower,
             text_config=language,
-            image_token_id=image_token_id,
             image_seq_length=int(side * ratio) ** 2,
             downsample_ratio=ratio,
             vision_layers=layer if layer >= 0 else layers + 1 + layer,  # state 0 is the input of the first layer
-            tie_word_embeddings=False,
+            tie_word_embeddings=language.tie_word_embeddings,
             ps_version=shuffle,
         )
     except StrictDataclassError as error:
@@ -120,34 +112,3 @@ def _vision(original: Mapping[str, Any]) -> InternViTConfig:
                 f"{near(str(asked), known)}"
             )
     return tower
-
-
-def _language(original: Mapping[str, Any]) -> PreTrainedConfig:
-    architecture = (original.get("architectures") or [None])[0]
-    kind = LANGUAGE_MODELS.get(str(architecture))
-    if kind is None:
-        raise CheckpointError(
-            f"config.json has the language model {architecture!r}; supported are {', '.join(LANGUAGE_MODELS)}."
-            f"{near(str(architecture), LANGUAGE_MODELS)}"
-        )
-    fields = {**original, "rope_scaling": _rope(original, kind), "bos_token_id": None, "eos_token_id": None}
-    if architecture == "InternLM2ForCausalLM":
-        fields["attention_bias"] = bool(original.get("bias", True))
-    language = language_config(kind, fields)
-    language.pad_token_id = None  # like the other two, defined by the tokenizer
-    language.tie_word_embeddings = False
-    return language
-
-
-def _rope(original: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    rope = dict(original.get("rope_scaling") or {})
-    rope["rope_type"] = rope.pop("rope_type", None) or rope.get("type") or "default"
-    rope.pop("type", None)
-    rope["rope_theta"] = float(original.get("rope_theta", 10000.0))
-    if kind == "phi3" and rope["rope_type"] in ("su", "yarn"):
-        trained = int(original.get("original_max_position_embeddings", 4096))
-        factor = int(original.get("max_position_embeddings", 4096)) / trained
-        if rope["rope_type"] == "yarn":  # Phi-3's variant: the frequencies of longrope, another attention factor
-            rope["attention_factor"] = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
-        rope |= {"rope_type": "longrope", "original_max_position_embeddings": trained, "factor": factor}
-    return rope

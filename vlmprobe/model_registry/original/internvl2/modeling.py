@@ -7,6 +7,7 @@ from torch import nn
 
 from vlmprobe.model_registry.original.fused_model import FusedForConditionalGeneration, FusedModel
 from vlmprobe.model_registry.original.internvl2.configuration import InternVL2Config
+from vlmprobe.model_registry.original.internvl2.language import remove_biases
 from vlmprobe.model_registry.original.internvl2.vision import InternViT
 
 __all__ = ["InternVL2ForConditionalGeneration", "InternVL2Model", "pixel_shuffle"]
@@ -27,6 +28,7 @@ class InternVL2Model(FusedModel):
         self.projector = nn.Sequential(
             nn.LayerNorm(shuffled, eps=EPS), nn.Linear(shuffled, width), nn.GELU(), nn.Linear(width, width)
         )
+        remove_biases(self.language_model, getattr(config.text_config, "without_bias", []))
         self.post_init()
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -54,8 +56,4 @@ class InternVL2ForConditionalGeneration(FusedForConditionalGeneration):
     """InternVL2 with its LM head."""
 
     config_class = InternVL2Config
-
-    def __init__(self, config: InternVL2Config) -> None:
-        super().__init__(config)
-        self.model = InternVL2Model(config)
-        self.post_init()
+    backbone_class = InternVL2Model

@@ -1,4 +1,4 @@
-"""The conversation templates of InternVL2 and InternVL2.5, and prompts written with them."""
+"""The conversation templates of InternVL, and prompts written with them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 class Template:
     """How a chat is rendered. Each part is followed by its end, except the answer to be generated."""
 
+    name: str  # in config.json
     begin: str  # before the system text
     system: str  # the system text of a conversation that has none of its own
     system_end: str
     user: str
     user_end: str
     assistant: str
-    assistant_end: str  # stripped, it is the token that ends an answer
+    assistant_end: str
     answer: str  # the generation prompt: the assistant's role, which some templates spell differently here
-
-    @property
-    def end_token(self) -> str:
-        """The token at which the original code stops."""
-        return self.assistant_end.strip()
+    end_token: str  # at which the original code stops
 
 
-def _uniform(system: str, *, role: str, end: str) -> Template:
+def _uniform(name: str, system: str, *, role: str, end: str) -> Template:
     assistant = role.format("assistant")
-    return Template(role.format("system"), system, end, role.format("user"), end, assistant, end, assistant)
+    user = role.format("user")
+    return Template(name, role.format("system"), system, end, user, end, assistant, end, assistant, end.strip())
 
 
 SYSTEM_2 = (
@@ -43,13 +41,37 @@ SYSTEM_2 = (
 SYSTEM_2_5 = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
+SYSTEM_GPT_OSS = """\
+You are InternVL, a large language model trained by Shanghai AI Laboratory.
+Knowledge cutoff: 2024-06
+Current date: 2025-08-06
+
+Reasoning: low
+
+# Valid channels: final. Channel must be included for every message."""
 CHATML = "<|im_start|>{}\n"
 TEMPLATES = {
-    "Hermes-2": _uniform(SYSTEM_2, role=CHATML, end="<|im_end|>"),
-    "internlm2-chat": _uniform(SYSTEM_2, role=CHATML, end="<|im_end|>"),
-    "phi3-chat": _uniform(SYSTEM_2, role="<|{}|>\n", end="<|end|>"),
-    "internvl2_5": _uniform(SYSTEM_2_5, role=CHATML, end="<|im_end|>\n"),
-    "internvl_zh": Template("", "", " ", "<human>: ", " ", "<bot>: ", "</s>", "<bot>:"),
+    each.name: each
+    for each in (
+        _uniform("Hermes-2", SYSTEM_2, role=CHATML, end="<|im_end|>"),
+        _uniform("internlm2-chat", SYSTEM_2, role=CHATML, end="<|im_end|>"),
+        _uniform("phi3-chat", SYSTEM_2, role="<|{}|>\n", end="<|end|>"),
+        _uniform("internvl2_5", SYSTEM_2_5, role=CHATML, end="<|im_end|>\n"),
+        Template("internvl_zh", "", "", " ", "<human>: ", " ", "<bot>: ", "</s>", "<bot>:", "</s>"),
+        # An earlier answer has neither a channel nor <|message|>, and another end than the one generated.
+        Template(
+            "internvl3_5_gpt_oss",
+            begin="<|start|>system<|message|>",
+            system=SYSTEM_GPT_OSS,
+            system_end="<|end|>",
+            user="<|start|>user<|message|>",
+            user_end="<|end|>",
+            assistant="<|start|>assistant",
+            assistant_end="<|end|>",
+            answer="<|start|>assistant",
+            end_token="<|return|>",
+        ),
+    )
 }
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.adapter import Encoding
 from vlmprobe.errors import CapabilityError
-from vlmprobe.model_registry.original.adapter import OriginalAdapter, Parts
+from vlmprobe.model_registry.original.adapter import OriginalAdapter
 from vlmprobe.model_registry.original.minicpmv.releases import RELEASES, Release, release_of
 
 if TYPE_CHECKING:
-    from vlmprobe.inputs.messages import Conversation
+    import numpy as np
+
+    from vlmprobe.adapter import ImageSpan
+    from vlmprobe.inputs.messages import Conversation, ImagePart
+    from vlmprobe.model_registry.original.fused_inputs import ImageTiles
+    from vlmprobe.model_registry.original.minicpmv.config import MiniCPMVConfig
+    from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
+    from vlmprobe.model_registry.original.minicpmv.processing import MiniCPMVProcessor, Slices
 
 __all__ = ["MiniCPMV"]
-
-RENAMED = {
-    r"^llm\.lm_head\.": "lm_head.",
-    r"^llm\.model\.": "model.language_model.",
-    r"^vpm\.": "model.vision_tower.",
-    r"^resampler\.": "model.resampler.",
-}
 
 
 class MiniCPMV(OriginalAdapter):
@@ -32,9 +32,17 @@ class MiniCPMV(OriginalAdapter):
     """
 
     model_types = ("minicpmv",)
+    weight_names = MappingProxyType(
+        {
+            r"^llm\.lm_head\.": "lm_head.",
+            r"^llm\.model\.": "model.language_model.",
+            r"^vpm\.": "model.vision_tower.",
+            r"^resampler\.": "model.resampler.",
+        }
+    )
 
     def __init__(self, model: Any, processor: Any) -> None:
-        from vlmprobe.model_registry.original.language_config import stretches
+        from vlmprobe.model_registry.original.language import stretches
 
         super().__init__(model, processor)
         self.capabilities = replace(
@@ -45,33 +53,42 @@ class MiniCPMV(OriginalAdapter):
             system=self.release.version != "2.0",
             batching=not stretches(model.config.text_config),
         )
+        self.hidden_id = 0 if self.release.hides_first_id else None
 
     @classmethod
-    def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
-        """As in the base class; 4.5 also takes ``enable_thinking``, as its original ``chat()`` does."""
-        from transformers.core_model_loading import WeightRenaming
-
-        from vlmprobe.model_registry.original.minicpmv.config import translate
+    def model_class(cls) -> type[MiniCPMVForConditionalGeneration]:
+        """As in the base class."""
         from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
+
+        return MiniCPMVForConditionalGeneration
+
+    @classmethod
+    def translate(cls, config: Mapping[str, Any], folder: Path) -> MiniCPMVConfig:
+        """As in the base class."""
+        from vlmprobe.model_registry.original.minicpmv.config import translate
+
+        return translate(folder, config)
+
+    @classmethod
+    def read_tokenizer(cls, folder: Path, config: Mapping[str, Any]) -> Any:
+        """The original of 2.0 reads tokenizer.model; those of later releases read tokenizer.json."""
+        from vlmprobe.model_registry.original.tokenizer import original_tokenizer
+
+        return original_tokenizer(folder, prefer_fast=release_of(config).version != "2.0")
+
+    @classmethod
+    def read_processor(
+        cls, folder: Path, config: Mapping[str, Any], tokenizer: Any, translated: Any, options: dict[str, Any]
+    ) -> MiniCPMVProcessor:
+        """The rules of slicing; 4.5 also takes ``enable_thinking``, as its original ``chat()`` does."""
+        from vlmprobe.model_registry.original.minicpmv.config import image_rules
         from vlmprobe.model_registry.original.minicpmv.processing import MiniCPMVProcessor
-        from vlmprobe.model_registry.original.tokenizer import original_tokenizer, token_id
 
         release = release_of(config)
         thinking = bool(options.pop("enable_thinking", False))
         if thinking and release.version != "4.5":
             raise CapabilityError(f"enable_thinking is for MiniCPM-V 4.5; this checkpoint is {release.version}.")
-        translated, rules = translate(folder, config)
-        # The original of 2.0 reads tokenizer.model; those of later releases read tokenizer.json.
-        tokenizer = original_tokenizer(folder, prefer_fast=release.version != "2.0")
-        processor = MiniCPMVProcessor(tokenizer, rules, release, thinking=thinking)
-        return Parts(
-            MiniCPMVForConditionalGeneration,
-            translated,
-            [WeightRenaming(source, target) for source, target in RENAMED.items()],
-            processor,
-            end_ids=[token_id(tokenizer, token) for token in release.ends],
-            pad_id=0,
-        )
+        return MiniCPMVProcessor(tokenizer, image_rules(folder, config), release, thinking=thinking)
 
     @property
     def release(self) -> Release:
@@ -88,29 +105,34 @@ class MiniCPMV(OriginalAdapter):
         """The conversation of each slice."""
         return frozenset({"owners"})
 
-    def encode(self, conversations: Sequence[Conversation]) -> Encoding:
-        """As in the base class.
+    @property
+    def answer_ends(self) -> Sequence[str]:
+        """Those of the original ``chat()``."""
+        return self.release.ends
 
-        Inputs besides ids and mask: ``pixel_values`` [P, ...] of all P slices, ``tgt_sizes`` [P, 2] (rows and columns
-        of patches), ``owners`` [P] (the conversation of each slice) and ``image_index`` [N, S].
-        """
+    @property
+    def pad_id(self) -> int:
+        """As in the original."""
+        return 0
+
+    def prompt(self, conversation: Conversation, images: Sequence[ImageTiles]) -> str:
+        """As in the base class."""
+        return self.processor.write(conversation, images)
+
+    def pixels(self, image: ImagePart) -> Slices:
+        """The slices of an image, as strips of patches (for 2.0 as images), and their grids."""
+        return self.processor.cut(image)
+
+    def image_places(self, ids: np.ndarray, images: Sequence[ImageTiles]) -> tuple[ImageSpan, ...]:
+        """What the image tags enclose: the token there is an ordinary one."""
+        return tuple(self.processor.spans(ids, images))
+
+    def image_inputs(self, images: Sequence[Sequence[ImageTiles]]) -> dict[str, Any]:
+        """As in the base class, and ``owners`` [P], the conversation of each slice."""
         import torch
 
-        from vlmprobe.model_registry.original.fused_inputs import sequence_inputs
-
-        prompts, images, owners = [], [], []
-        for place, conversation in enumerate(conversations):
-            self.check(conversation)
-            cut = [self.processor.cut(part) for part in conversation.image_parts]
-            prompts.append(self.processor.encode(conversation, cut))
-            images += cut
-            owners += [place] * sum(len(each.grids) for each in cut)
-        inputs: dict[str, Any] = sequence_inputs(prompts, hidden_id=0 if self.release.hides_first_id else None)
-        if images:
-            inputs["pixel_values"] = self.processor.stack(images)
-            inputs["tgt_sizes"] = torch.tensor([grid for image in images for grid in image.grids])
-            inputs["owners"] = torch.tensor(owners)
-        return Encoding(inputs, tuple(prompts))
+        owners = [place for place, seen in enumerate(images) for image in seen for _ in image.positions]
+        return super().image_inputs(images) | {"owners": torch.tensor(owners)}
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a whole prompt, as the original encodes it: special tokens are always added."""

@@ -11,15 +11,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError, near
-from vlmprobe.model_registry.original.checkpoint import read_json
+from vlmprobe.model_registry.original.checkpoint import PREPROCESSOR, read_json
 from vlmprobe.model_registry.original.fused_model import FusedConfig
-from vlmprobe.model_registry.original.language_config import language_config
-from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, Release, release_of
+from vlmprobe.model_registry.original.language import language_config
+from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, release_of
 from vlmprobe.model_registry.original.minicpmv.vision import NavitConfig
 from vlmprobe.model_registry.original.timm_towers import TimmTowerConfig, read_tower
 from vlmprobe.model_registry.original.vision_blocks import ACTIVATIONS
 
-__all__ = ["MiniCPMVConfig", "translate"]
+__all__ = ["MiniCPMVConfig", "image_rules", "translate"]
 
 
 TOWER = "vit_so400m_patch14_siglip_384"  # of 2.0
@@ -50,8 +50,8 @@ class MiniCPMVConfig(FusedConfig):
     head_divisor: float = 1.0  # of the input of the LM head
 
 
-def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, ImageRules]:
-    """The configuration and image rules of an original checkpoint folder.
+def translate(folder: Path, config: Mapping[str, Any]) -> MiniCPMVConfig:
+    """The configuration of an original checkpoint folder.
 
     Raises:
         CheckpointError: for an unsupported version, or files that contradict each other.
@@ -68,21 +68,17 @@ def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, 
         vision = _named_tower(folder, config)
     else:
         vision = _vision(config)
-    rules = _rules(folder, config, release)
     if config.get("slice_mode", True) is not True:
         raise CheckpointError(f"{folder} sets slice_mode to false, which no release does: it is not supported.")
-    return (
-        MiniCPMVConfig(
-            release=release.version,
-            text_config=language,
-            vision_config=vision,
-            query_num=config.get("query_num", 64),
-            vision_batch=config.get("vision_batch_size", 16),
-            pad_together=config.get("batch_vision_input", True),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            **scales,
-        ),
-        rules,
+    return MiniCPMVConfig(
+        release=release.version,
+        text_config=language,
+        vision_config=vision,
+        query_num=config.get("query_num", 64),
+        vision_batch=config.get("vision_batch_size", 16),
+        pad_together=config.get("batch_vision_input", True),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        **scales,
     )
 
 
@@ -111,8 +107,13 @@ def _vision(config: Mapping[str, Any]) -> NavitConfig:
     return vision
 
 
-def _rules(folder: Path, config: Mapping[str, Any], release: Release) -> ImageRules:
-    held = config if release.version == "2.0" else read_json(folder / "preprocessor_config.json")
+def image_rules(folder: Path, config: Mapping[str, Any]) -> ImageRules:
+    """How a checkpoint turns images into slices, pixels and placeholders.
+
+    Raises:
+        CheckpointError: for files that are missing or contradict each other.
+    """
+    held = config if release_of(config).version == "2.0" else read_json(folder / PREPROCESSOR)
     queries = config.get("query_num", 64)
     if (stated := held.get("image_feature_size", queries)) != queries:
         raise CheckpointError(

@@ -101,11 +101,7 @@ class MiniCPMVForConditionalGeneration(FusedForConditionalGeneration):
     """MiniCPM-V with its LM head."""
 
     config_class = MiniCPMVConfig
-
-    def __init__(self, config: MiniCPMVConfig) -> None:
-        super().__init__(config)
-        self.model = MiniCPMVModel(config)
-        self.post_init()
+    backbone_class = MiniCPMVModel
 
     def enter_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Divided in 2.0, before the head as in the original, so that low precision rounds the same way."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -31,12 +31,13 @@ OPTIONAL = (
 )
 
 
-def language_config(model_type: str, config: Mapping[str, Any]) -> PreTrainedConfig:
+def language_config(model_type: str, config: Mapping[str, Any], *, also: Iterable[str] = ()) -> PreTrainedConfig:
     """The configuration of the language model. Fields that name code or files are dropped.
 
     Args:
         model_type: its architecture in transformers.
         config: the original ``config.json``.
+        also: further fields that this architecture has, taken where ``config`` has them.
 
     Raises:
         CheckpointError: for fields that are missing or of a wrong type, and for quantised weights.
@@ -49,7 +50,7 @@ def language_config(model_type: str, config: Mapping[str, Any]) -> PreTrainedCon
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise CheckpointError(f"config.json lacks {', '.join(missing)}; download it again.")
-    fields = {name: config[name] for name in (*REQUIRED, *OPTIONAL) if name in config}
+    fields = {name: config[name] for name in (*REQUIRED, *OPTIONAL, *also) if name in config}
     theta = config.get("rope_theta", 10000.0)
     try:
         # Caching is not a property of the weights, so use_cache of config.json is ignored.
