@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmprobe.errors import CapabilityError
-
-if TYPE_CHECKING:
-    from vlmprobe.adapter.contract import Adapter
 
 __all__ = ["may_continue", "require_one_side", "rope_switch"]
 
@@ -30,7 +27,7 @@ def rope_switch(config: Any) -> int | None:
     return min((each for each in limits if isinstance(each, int)), default=None)
 
 
-def may_continue(adapter: Adapter, before: int, after: int) -> bool:
+def may_continue(adapter: Any, before: int, after: int) -> bool:
     """Whether a cache of ``before`` positions may be continued up to ``after`` with the numbers of one whole forward.
 
     Keys in the cache keep the rotation that they were computed with, so both lengths must have the same factors.
@@ -39,7 +36,7 @@ def may_continue(adapter: Adapter, before: int, after: int) -> bool:
     return limit is None or after <= limit or (before > limit and not _grows(adapter.model.config))
 
 
-def require_one_side(adapter: Adapter, lengths: Iterable[int], new: int) -> None:
+def require_one_side(adapter: Any, lengths: Iterable[int], new: int) -> None:
     """Reject a batch whose rows, run alone, would have other RoPE factors than those of its longest row.
 
     Args:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from PIL import Image
 
 from vlmprobe.errors import VlmprobeError
 from vlmprobe.inputs.chat_templates import templates_of
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
-
-if TYPE_CHECKING:
-    from vlmprobe.adapter.contract import Adapter
 
 __all__ = ["drops_system", "moves_images", "text_before_image"]
 
@@ -28,21 +25,21 @@ def text_before_image(conversation: Conversation) -> bool:
     return False
 
 
-def moves_images(adapter: Adapter) -> bool:
+def moves_images(adapter: Any) -> bool:
     """Whether the chat template writes an image and a text alike in either order."""
     parts = (TextPart(WORD), ImagePart(Image.new("RGB", (8, 8))))
     one, other = (_rendered(adapter, Message("user", each)) for each in (parts, parts[::-1]))
     return one is not None and one == other
 
 
-def drops_system(adapter: Adapter) -> bool:
+def drops_system(adapter: Any) -> bool:
     """Whether the chat template leaves a system message out. One that raises an error says so itself."""
     messages = (Message("system", (TextPart(WORD),)), Message("user", (TextPart("Hello"),)))
     text = _rendered(adapter, *messages)
     return text is not None and WORD not in text
 
 
-def _rendered(adapter: Adapter, *messages: Message) -> str | None:
+def _rendered(adapter: Any, *messages: Message) -> str | None:
     """A conversation as the chat template renders it; None without a template, and if it raises an error."""
     if not hasattr(adapter.processor, "apply_chat_template") or not templates_of(adapter.processor, adapter.tokenizer):
         return None
