@@ -9,9 +9,11 @@ import pytest
 import torch
 from common import GOLDEN
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import vlmprobe
 from vlmprobe.adapter.loading import loader_of
+from vlmprobe.cli import app
 from vlmprobe.errors import CheckpointError
 from vlmprobe.model_registry.native import Native
 
@@ -45,6 +47,7 @@ def test_weights_that_nothing_reads_are_refused_with_a_way_out(changed):
     told = str(raised.value)
     assert r"in the checkpoint, and read by nothing: mtp.* (2)" in told
     assert "load with ignore_weights=('mtp.',)" in told
+    assert "--ignore-weights mtp. on the command line" in told
     assert "_keys_to_ignore_on_load_unexpected" in told
 
 
@@ -110,6 +113,15 @@ def test_original_formats_take_it_too(changed, tmp_path):
     with pytest.raises(CheckpointError, match=r"2 unexpected: mtp\.fc.*ignore_weights="):
         load(folder)
     assert load(folder, ignore_weights=("mtp.",)).meta["ignore_weights"] == ["mtp."]
+
+
+def test_the_command_line_takes_it_too(changed):
+    folder = str(changed(with_draft_head))
+    arguments = ["check", folder, "--device", "cpu", "--only", "C3"]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code != 0
+    done = CliRunner().invoke(app, [*arguments, "--ignore-weights", "mtp.fc.", "--ignore-weights", "mtp.norm."])
+    assert done.exit_code == 0, done.output
 
 
 # Which adapter loaded a model

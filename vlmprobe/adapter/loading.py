@@ -103,7 +103,8 @@ def _remedies(unread: list[str], lacking: list[str], model: Any) -> list[str]:
         users += "; " if users else ""
         users += (
             "check that config.json and weights are of one checkpoint. If the unread ones are of a part that you do "
-            f"not probe (a draft head, an audio tower), load with ignore_weights={prefixes!r}"
+            f"not probe (a draft head, an audio tower), load with ignore_weights={prefixes!r}, or with "
+            f"{' '.join(f'--ignore-weights {each}' for each in prefixes)} on the command line"
         )
     found = [f"To use it: {users or 'check that config.json and weights are of one checkpoint'}."]
     if unread and lacking:
