@@ -11,7 +11,7 @@ from transformers import LlamaConfig, Phi3Config
 import vlmprobe
 from vlmprobe.adapter.rope import rope_switch
 from vlmprobe.engines.local.second_prompt import SecondPrompt
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe import Request
 
@@ -147,6 +147,26 @@ def test_a_second_prompt_that_is_fed_across_the_switch(long_rope):
         with torch.no_grad():
             own = torch.log_softmax(adapter.model(**inputs, use_cache=False).logits[0, -1].double(), -1)[ids[count]]
         assert abs(row - own) < 2e-5, count
+
+
+def test_an_answer_that_crosses_the_switch_is_told(long_rope):
+    """Its rows up to the switch are those of a forward; beyond, the model's own decoding differs."""
+    adapter = long_rope.engine.adapter
+    question = question_of(long_rope, 80)
+    encoding = adapter.encode([Conversation.build(question)])
+    room = 80 - len(encoding.prompts[0].ids)
+    call = {"do_sample": False, "keep": "logits"}
+    inside = long_rope.generate(question, max_new_tokens=room + 1, min_new_tokens=room + 1, **call)
+    assert "rope_switch" not in inside.meta
+    with pytest.warns(VlmprobeWarning, match="goes beyond 80 positions, where the model's RoPE factors change"):
+        across = long_rope.generate(question, max_new_tokens=room + 3, min_new_tokens=room + 3, **call)
+    assert across.meta["rope_switch"] == 80
+    for step in range(room + 3):
+        inputs = adapter.extend(encoding.inputs, torch.tensor([across.output.ids[:step].tolist()])) if step else None
+        with torch.no_grad():
+            own = adapter.model(**(inputs or encoding.inputs), use_cache=False).logits[0, -1]
+        gap = np.abs(across.output.logits[step] - own.numpy()).max()
+        assert gap < 1e-4 if step <= room else gap > 1e-2
 
 
 def test_prompts_on_both_sides_share_no_batch(long_rope):

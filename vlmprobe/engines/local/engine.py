@@ -18,7 +18,7 @@ from vlmprobe.adapter.rope import require_one_side
 from vlmprobe.engines.base import MadeForOneConversation, Options
 from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.capture import Head, Steps
-from vlmprobe.engines.local.context_length import warn_if_beyond
+from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
 from vlmprobe.engines.local.feature_cache import ImageMemory, remembered
 from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
@@ -183,6 +183,7 @@ class LocalEngine:
                     **meta,
                     "finish_reason": finish_reason(output[len(options.begin) :], ran.length, config),
                     **({"logits_file": str(file.path)} if file else {}),
+                    **({"rope_switch": at} if (at := switch_within(self.adapter, prompt, len(output))) else {}),
                 },
                 images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
             )
