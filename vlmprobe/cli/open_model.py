@@ -35,6 +35,7 @@ def open_model(
     dtype: str,
     adapter: str | None,
     revision: str | None,
+    ignore_weights: list[str] | None,
     engine: str | None,
     served_model: str | None,
     processor: str | None,
@@ -49,6 +50,7 @@ def open_model(
         "--dtype": None if dtype == "auto" else dtype,
         "--adapter": adapter,
         "--revision": revision,
+        "--ignore-weights": ", ".join(ignore_weights or ()) or None,
     }
     serving = {"--engine": engine, "--served-model": served_model, "--processor": processor}
     if is_server(model):
@@ -59,7 +61,9 @@ def open_model(
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
         raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
-    return open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+    return open_probe(
+        model, device=device, dtype=dtype, adapter=adapter, revision=revision, ignore_weights=ignore_weights or ()
+    )
 
 
 def open_probe(model: str, **load: Any) -> Probe:
