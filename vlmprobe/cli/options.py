@@ -18,6 +18,7 @@ __all__ = [
     "Dtype",
     "EngineName",
     "Html",
+    "IgnoreWeights",
     "Image",
     "Json",
     "Logits",
@@ -109,6 +110,16 @@ Revision = Annotated[
         "--revision",
         metavar="REV",
         help="Commit, branch or tag of a hub checkpoint.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+IgnoreWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-weights",
+        metavar="PREFIX",
+        help="How the names of weights begin that may stay unread, such as mtp. Repeatable.",
         rich_help_panel=MODEL,
         show_default=False,
     ),

@@ -108,7 +108,7 @@ class QueryTransformer(NoChat):
 
     model_types = ("blip-2", "instructblip")
     # The processor pads between image and text.
-    capabilities = Capabilities(batching=False, several_images=False, text_only=False)
+    capabilities = Capabilities(batching=False, several_images=False, text_only=False, images_first=True)
 
     def __init__(self, model: Any, processor: Any) -> None:
         _require_decoder(model.config.to_dict())
@@ -157,7 +157,7 @@ class Kosmos2(NoChat):
 
     model_types = ("kosmos-2",)
     # After the prefill of a batch, its positions count the padding.
-    capabilities = Capabilities(batching=False, several_images=False, text_only=False)
+    capabilities = Capabilities(batching=False, several_images=False, text_only=False, images_first=True)
 
     @property
     def image_ids(self) -> frozenset[int]:

@@ -82,7 +82,10 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
         raise AdapterError(f"{checkpoint} is claimed by {names}: choose one with adapter=.")
     for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and _handles(each, config))):
         return adapter
-    raise unknown(config, checkpoint, known_model_types())
+    handled = dict.fromkeys(known_model_types(), "")
+    for adapter in known.values():
+        handled |= dict.fromkeys(() if isinstance(adapter.model_types, str) else adapter.model_types, adapter.name)
+    raise unknown(config, checkpoint, handled)
 
 
 def require_adapter(name: str) -> type[Adapter]:

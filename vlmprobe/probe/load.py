@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Unpack
 
+from vlmprobe.adapter.loading import ignored, loader_of, remember_loader
 from vlmprobe.adapter.quiet import quiet
 from vlmprobe.errors import (
     CapabilityError,
@@ -45,6 +46,7 @@ def load(
     check: bool = True,
     engine: str | None = None,
     resize: str | None = None,
+    ignore_weights: str | Iterable[str] = (),
     **from_pretrained: Any,
 ) -> Probe:
     """A probe of a checkpoint.
@@ -66,6 +68,8 @@ def load(
         resize: what resizes the images, for Qwen2-VL, Qwen2.5-VL and Qwen3-VL: ``"processor"``, the checkpoint's own
             image processor, as in transformers and the serving engines, if None; or ``"qwen-vl-utils"``. An image part
             with options (``max_pixels``, ...) is always resized by qwen-vl-utils. ``meta["resize"]`` says which.
+        ignore_weights: how the names of weights begin that may stay unread, such as ``("mtp.",)``; any other weight
+            that nothing reads is an error. ``meta["ignore_weights"]`` records it.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
             ``quantization_config``, ``attn_implementation``, ...), or of the engine. And those of
             :class:`~vlmprobe.PromptOptions`, for every call that does not give its own: ``chat_template=`` or
@@ -74,7 +78,7 @@ def load(
     Raises:
         UnknownModelError: if there is no such checkpoint, or no adapter for it.
         RemoteCodeError: if the checkpoint needs its own code, or ``trust_remote_code`` is set.
-        CheckpointError: for missing or damaged files.
+        CheckpointError: for missing or damaged files, and for weights that are missing or that nothing reads.
         CapabilityError: for a device that does not exist, or a ``resize`` that the model family does not have.
         GenerationOptionError: for an invalid option of the prompt.
     """
@@ -110,6 +114,9 @@ def load(
         computed = {"device": device, "dtype": resolved_dtype(dtype)}
         asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
         return opened(os.fspath(model), engine, name, asked, from_pretrained, format)
+    ignoring = ignored(ignore_weights)
+    if ignoring:  # an adapter's own load need not know the argument
+        from_pretrained["ignore_weights"] = ignoring
     config, commit = registry.config_and_commit(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     _check_resize(found, resize)
@@ -117,7 +124,8 @@ def load(
     options = {"dtype": resolved_dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained), quiet():
         made = found.load(os.fspath(model), config=config, **options)
-    probe = _probe(made, name, commit or revision, resize, format)
+    remember_loader(made.model, type(made))
+    probe = _probe(made, name, commit or revision, resize, format, ignoring)
     if check and load_checks.switched_on():
         load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model), format)  # type: ignore[arg-type]
     return probe
@@ -139,7 +147,8 @@ def wrap(
         processor: its processor.
         name: what ``meta["model"]`` calls it. None names the checkpoint and says that the model was wrapped, and with
             which PEFT adapters, since it need not be the checkpoint's any more.
-        adapter: name of the adapter to use; detected from ``model.config`` if None.
+        adapter: name of the adapter to use. None uses the one that loaded the model, or for a model that vlmprobe did
+            not load, the one that ``model.config`` asks for.
         resize: as in :func:`load`.
         **prompt: :class:`~vlmprobe.PromptOptions` of every call that does not give its own.
 
@@ -160,7 +169,8 @@ def wrap(
     if name is not None and (not isinstance(name, str) or not name):
         raise TypeError(f"name must be a string, such as 'llava, fine-tuned', not {name!r}")
     checkpoint = inner.config.name_or_path or type(inner).__name__
-    found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=checkpoint)
+    loader = None if adapter is not None else loader_of(inner)
+    found = loader or registry.find(inner.config.to_dict(), name=adapter, checkpoint=checkpoint)
     _check_resize(found, resize)
     made = found(inner, processor)
     made.peft = None if inner is model else model
@@ -200,7 +210,14 @@ def _check_resize(adapter: type[Adapter], resize: Any) -> None:
     raise CapabilityError(f"The adapter {adapter.name!r} has no resize={resize!r}: {remedy}.")
 
 
-def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None, format: PromptFormat) -> Probe:
+def _probe(
+    adapter: Adapter,
+    name: str,
+    revision: str | None,
+    resize: str | None,
+    format: PromptFormat,
+    ignoring: tuple[str, ...] = (),
+) -> Probe:
     from importlib.metadata import version
 
     from vlmprobe._version import __version__
@@ -218,6 +235,7 @@ def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None
         "device": str(device_of(adapter.model)),
         "versions": {"vlmprobe": __version__, "transformers": version("transformers"), "torch": version("torch")},
         **adapter.facts(),
+        **({"ignore_weights": list(ignoring)} if ignoring else {}),
     }
     return Probe(LocalEngine(adapter), meta, format=format)
 
