@@ -138,18 +138,21 @@ def only_choice(reply: Node) -> Node:
     choices = reply["choices"]
     if len(choices.items(most=1)) != 1:
         raise EngineResponseError(f"{choices.where} has {len(choices.items())} entries where one was requested.")
-    return choices[0]
+    choice = choices[0]
+    message = choice.get("delta") or choice.get("message")
+    calls = message.get("tool_calls") if message is not None else None
+    if calls is not None and calls.value:
+        raise EngineResponseError(
+            f"{calls.where}: the answer is a call of a tool, which this route sends without log-probabilities: ask "
+            "without tools=, or open the checkpoint with vlmprobe.load."
+        )
+    return choice
 
 
 def text_of(choice: Node) -> str:
     """The text of an answer, or of a chunk of one; empty if there is none."""
     message = choice.get("delta") or choice["message"]
     message.mapping()
-    if (calls := message.get("tool_calls")) is not None and calls.value:
-        raise EngineResponseError(
-            f"{calls.where}: the answer is a call of a tool, which this route sends without log-probabilities: ask "
-            "without tools=, or open the checkpoint with vlmprobe.load."
-        )
     content = message.get("content")
     return content.string() if content is not None else ""
 
