@@ -11,12 +11,14 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from common import GOLDEN, QUESTION, picture
 from prompt_templates import CHATML, GUARD, IMAGE
 from reference import chat, columns, extended, forward
 
 import vlmprobe
+from vlmprobe.analysis.compare import compare
 from vlmprobe.analysis.image_contrast import contrast
 from vlmprobe.analysis.logit_lens import lens
 from vlmprobe.analysis.yes_no import yes_no_many
@@ -164,6 +166,38 @@ def test_requests_have_their_own(probe, reader, of_row):
     assert next(iter(probe.generate_many([request], max_new_tokens=1))).meta["tools"] == [TOOL]
     asked = [{"question": "Is it a cat?", "image": SCENE, "chat_template_kwargs": OFF}]
     assert next(iter(yes_no_many(probe, asked, progress=False))).meta["chat_template_kwargs"] == OFF
+
+
+def test_tables_and_comparisons_have_them(probe, reader):
+    frame = pd.DataFrame({"question": [QUESTION] * 2, "image": [SCENE] * 2, "chat_template_kwargs": [OFF, None]})
+    off, plain = (inputs(reader, chat(QUESTION, SCENE), **more)["input_ids"][0].tolist() for more in (OFF, {}))
+    results = list(probe.generate_many(frame, max_new_tokens=1))
+    assert [each.input_ids.tolist() for each in results] == [off, plain]
+    assert "chat_template_kwargs" not in results[1].meta
+    unread = [{"question": QUESTION, "chat_template_kwargs": {"mood": 1}}, {"question": QUESTION, "raw_prompt": 3}]
+    failures = list(probe.generate_many(unread, on_error="keep"))
+    assert [type(each.error) for each in failures] == [CapabilityError, GenerationOptionError]
+    requests = [
+        {"question": QUESTION, "image": SCENE, "chat_template_kwargs": OFF},
+        {"question": QUESTION, "image": SCENE, "candidates": ["cat", "dog"], "tools": [TOOL]},
+    ]
+    other = vlmprobe.wrap(reader.model, reader.processor, chat_template=CHATML)
+    compared = compare(probe, other, requests, max_new_tokens=2, progress=False)
+    assert compared.max_abs < 1e-5
+    chosen = compared.requests[0].rows.a
+    answer = probe.generate(QUESTION, SCENE, chat_template_kwargs=OFF, max_new_tokens=2, do_sample=False)
+    np.testing.assert_allclose(chosen, answer.output.logprobs, atol=1e-5)
+    scored = probe.score(QUESTION, ["cat", "dog"], SCENE, tools=[TOOL])
+    np.testing.assert_allclose(compared.requests[1].rows.a, np.concatenate([each.logprobs for each in scored.tables]))
+
+
+def test_documents_are_ranked_by_prompts_written_so(reader):
+    wrapped = vlmprobe.wrap(reader.model, reader.processor, chat_template_kwargs=OFF)
+    ranking = wrapped.rank("a cat", ["a dog"], yes="a", no="b", template="{query}? {document}", progress=False)
+    row = forward(reader, inputs(reader, chat("a cat? a dog"), **OFF))[-1]
+    one, other = (reader.processor.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in "ab")
+    np.testing.assert_allclose(ranking.margins[0], row[one] - row[other], atol=CLOSE)
+    assert ranking.meta["chat_template_kwargs"] == OFF
 
 
 def test_an_argument_that_no_template_reads_is_an_error(probe, unread):

@@ -164,7 +164,7 @@ def rank(
         margins=margins,
         texts=[_text(each) for each in listed],
         images=[_first_image(each) for each in listed],
-        meta={**meta, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
+        meta={**meta, **about.format.told, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
     )
 
 
