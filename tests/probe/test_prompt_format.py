@@ -302,11 +302,15 @@ def test_calls_and_answers_of_tools(probe, reader, content):
         assert probe.generate(messages, tools=[TOOL], **NEW).input_ids.tolist() == result.input_ids.tolist()
 
 
-def test_the_answer_of_a_tool_is_a_string_where_the_template_wants_one(own):
+@pytest.mark.parametrize(
+    "answer",
+    ["{{ m.content if m.content is string else m.content | tojson }}", "{{ m.content }}", "{{ m.content + '' }}"],
+)
+def test_the_answer_of_a_tool_is_a_string_where_the_template_wants_one(own, answer):
     """Llama's templates write a list as JSON: the parts themselves would stand in the prompt."""
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if m.role == 'tool' %}{{ m.content if m.content is string else m.content | tojson }}"
+        "{% if m.role == 'tool' %}" + answer + ""
         "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
         "{{ m.tool_calls | tojson if m.tool_calls }}"
         "<|im_end|>\n{% endfor %}"

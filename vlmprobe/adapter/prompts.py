@@ -182,8 +182,13 @@ def _readable(chat: list[dict[str, Any]], write: Callable[[list[dict[str, Any]]]
 
     Templates of models that read images loop over the parts of a user's message, few over those of a tool's.
     """
-    if not any(message["role"] == "tool" for message in chat) or not LISTED.search(write(chat)):
+    if not any(message["role"] == "tool" for message in chat):
         return chat
+    try:
+        if not LISTED.search(write(chat)):
+            return chat
+    except VlmprobeError:  # a list where it wants a string
+        pass
     return [
         {**message, "content": "".join(part.get("text", "") for part in message["content"])}
         if message["role"] == "tool" and all(part["type"] == "text" for part in message["content"])

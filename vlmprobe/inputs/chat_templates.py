@@ -35,7 +35,7 @@ WITH_TOOLS = "tool_use"  # of the template that transformers selects if there ar
 GIVEN = frozenset({"messages", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now"})
 GIVEN |= {"bos_token", "eos_token", "pad_token", "unk_token", "tools", "documents"}  # no keyword of the caller
 IDENTIFIERS = ("tool_call_id", "name")  # say which call is answered, which the order tells where they are not read
-OTHER_TEXT = "Another text."
+FURTHER_TEXT = " And so on."
 
 
 def templates_of(processor: Any, tokenizer: Any) -> dict[str, str]:
@@ -136,7 +136,9 @@ def require_read(template: str, conversation: Conversation, render: Callable[[Co
             "The chat template writes no tools, so tools= would be dropped: describe them in the text."
         )
     for place, message in enumerate(messages):
-        if message.role == "tool" and dropped(with_message(place, replace(message, parts=(TextPart(OTHER_TEXT),)))):
+        if message.role == "tool" and dropped(
+            with_message(place, replace(message, parts=(*message.parts, TextPart(FURTHER_TEXT))))
+        ):
             raise CapabilityError(
                 f"Message {place}: the chat template does not write messages of role 'tool': write the answer of the "
                 "tool into a user message."
