@@ -18,6 +18,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTraine
 from transformers.utils import ModelOutput
 
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
+from vlmprobe.model_registry.original.language import changes_rotation
 
 __all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 
@@ -257,15 +258,23 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         return output
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As upstream; images are passed only at prefill, and positions count attended tokens."""
+        """As upstream; images are passed only at prefill, and positions count attended tokens.
+
+        Where the rotary frequencies of Phi-3 change, the sequence is run anew, as its own code does.
+        """
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_index")}
+        name = cache_name(self.forward)
+        cache = kwargs.get(name)
+        past = 0 if cache is None else cache.get_seq_length()
+        if anew := changes_rotation(self.config.text_config, past, input_ids.shape[1]):
+            kwargs |= {name: None, "next_sequence_length": None}
         upstream: Any = super()
         inputs = upstream.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         embeds, attention_mask = inputs.get("inputs_embeds"), kwargs.get("attention_mask")
         length = (inputs["input_ids"] if embeds is None else embeds).shape[1]
         if (index := images.pop("image_index")) is not None:
             inputs["image_index"] = index = nn.functional.pad(index, (0, input_ids.shape[1] - index.shape[1]))
-            if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):  # prefill
+            if anew or kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):  # prefill
                 inputs |= images
         if attention_mask is not None and attention_mask.ndim == 2:
             inputs["position_ids"] = self.model.positions(attention_mask, index)[:, -length:]
