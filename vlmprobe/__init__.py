@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vlmprobe.errors import VlmprobeError
     from vlmprobe.probe import Probe, Request
     from vlmprobe.probe.connect import connect
-    from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.load import load, wrap
+    from vlmprobe.results.failure import Failure
     from vlmprobe.results.files import load_result, load_results, save_results
     from vlmprobe.results.result import Result, Scores
     from vlmprobe.results.table import TokenTable
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Failure": "vlmprobe.probe.failure",
+    "Failure": "vlmprobe.results.failure",
     "Probe": "vlmprobe.probe",
     "Request": "vlmprobe.probe",
     "connect": "vlmprobe.probe.connect",

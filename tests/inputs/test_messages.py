@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vlmprobe import Request
 from vlmprobe.errors import ImageError, MessageError
 from vlmprobe.inputs.images import ImageNotFoundError
 from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
@@ -316,12 +317,12 @@ def test_wrong_collections_of_images(images, message):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (3, r"^Image in image=: .* type int"),
-        ([RED, None], r"^Image 2 of 2 in image=: .* None"),
-        ([[RED], [GREEN]], r"^Image 1 of 2 in image=: .* one image at a time"),
-        (np.zeros((2, 8, 8, 3), np.uint8), r"^Image in image=: .* list\(array\)"),
-        (io.BytesIO(), r"^Image in image=: The open file \(BytesIO\): it is empty"),
-        ([RED, io.StringIO("a")], r"^Image 2 of 2 in image=: The open file \(StringIO\) does not give bytes"),
+        (3, r"^image=: .* type int"),
+        ([RED, None], r"^image=, number 2 of 2: .* None"),
+        ([[RED], [GREEN]], r"^image=, number 1 of 2: .* one image at a time"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"^image=: .* list\(array\)"),
+        (io.BytesIO(), r"^image=: The open file \(BytesIO\): it is empty"),
+        ([RED, io.StringIO("a")], r"^image=, number 2 of 2: The open file \(StringIO\) does not give bytes"),
         ("file:///a.png", r"without file://"),
     ],
 )
@@ -338,3 +339,34 @@ def test_the_place_of_a_bad_image_is_named(tmp_path):
         Conversation.build(user({"type": "image", "base64": "@@@"}, text("a")))
     with pytest.raises(ImageError, match=r"^Message 0, part 0: .*only http"):
         Conversation.build(user({"type": "image_url", "image_url": "ftp://host/a.png"}, text("a")))
+
+
+def test_a_question_that_is_an_image_says_which_comes_first(tmp_path):
+    file = tmp_path / "red.png"
+    RED.save(file)
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    for question in (RED, file, str(file), file.read_bytes(), pixels, [RED], {"path": str(file)}):
+        for image in ("What is this?", None, RED):
+            with pytest.raises(MessageError, match=r"^The question is an image .*question comes first"):
+                Conversation.build(question, image)
+    with pytest.raises(MessageError, match=r"'missing\.png'.*question comes first"):
+        Conversation.build("missing.png", "What is this?")
+    assert Conversation.build("missing.png", RED).question == "missing.png"  # it may be asked about
+    assert Conversation.build("missing.png").question == "missing.png"
+    assert Conversation.build("missing.png", str(file)).question == "missing.png"
+    assert Conversation.build(str(tmp_path)).question == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ({"question": "Hi", "image": None}, r"not dict\. Unpack a row, generate\(\*\*row\)"),
+        ({"role": "user", "content": "Hi"}, "Put the message into a list"),
+        (Request("Hi"), r"not Request\. Pass its question and its image, or generate_many\(\[request\]\)"),
+        (["Hi", RED], r"Message 0 is a string.*as a tuple, \(question, image\)"),
+        (7, "not int. Example"),
+    ],
+)
+def test_what_is_no_question_says_how_to_ask_it(question, says):
+    with pytest.raises(MessageError, match=says):
+        Conversation.build(question)

@@ -107,7 +107,7 @@ def output_of(told: list[tuple[str, str]], beginning: str) -> list[str]:
 
 def rows_of(table: str) -> list[str]:
     """The first line of each check's row, without its time."""
-    return [line.partition("passed")[0] for line in table.splitlines() if re.match(r"C\d+ .*passed", line)]
+    return [found[1] for line in table.splitlines() if (found := re.match(r"(C\d+ .*(passed|skipped))", line))]
 
 
 # -- the page ----------------------------------------------------------------------------------
@@ -131,11 +131,11 @@ def test_the_page_from_top_to_bottom(page, tmp_path):
 
 def every_check_passes_as_generated(told):
     first, broken, last = output_of(told, "vlmprobe check tiny-checkpoint")
-    assert "19 passed in" in first
-    assert "19 passed in" in last
+    assert "21 passed, 2 skipped in" in first
+    assert "21 passed, 2 skipped in" in last
     assert "1 passed, 1 failed in" in broken
     (tested,) = output_of(told, "python -m pytest")
-    assert "20 passed" in tested
+    assert "22 passed, 2 skipped" in tested
 
 
 def the_page_shows_what_is_printed(page, told):
@@ -143,7 +143,7 @@ def the_page_shows_what_is_printed(page, told):
     _, broken, last = output_of(told, "vlmprobe check tiny-checkpoint")
     assert failure in broken
     assert rows_of(table) == rows_of(last)
-    assert len(rows_of(table)) == 19
+    assert len(rows_of(table)) == 23
 
 
 def the_record_says_with_what(page, told):
@@ -239,7 +239,7 @@ def test_for_a_type_that_transformers_knows(run, tmp_path):
     package = tmp_path / "deep" / "down"
     assert not list(package.rglob("modeling.py"))
     environment.install(package)
-    assert "20 passed" in environment.run(["python", "-m", "pytest", "-q", "deep/down"])
+    assert "22 passed, 2 skipped" in environment.run(["python", "-m", "pytest", "-q", "deep/down"])
 
 
 def test_it_says_what_to_do_next(run, tmp_path):
@@ -328,7 +328,7 @@ def test_the_page_for_original_formats(tmp_path):
     ]
     told = [(line, environment.run(["bash", "-euo", "pipefail", "-c", line])) for line in lines]
     (checked,) = output_of(told, "vlmprobe check tiny-checkpoint")
-    assert re.search(r"^\d+ passed in", checked, re.MULTILINE)
+    assert re.search(r"^22 passed, 1 skipped in", checked, re.MULTILINE)
     assert "failed" not in checked
     saved = json.loads(environment.run(["python", "-c", SAVED]).splitlines()[-1])
     assert saved["names"] == saved["again"]

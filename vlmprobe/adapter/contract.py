@@ -8,13 +8,15 @@ them overrides the method where it departs, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safetensors import SafetensorError
-
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
+from vlmprobe.adapter.loading import load_native, remember_loader
+from vlmprobe.adapter.rope import rope_switch
+from vlmprobe.adapter.template_order import drops_system, moves_images, text_before_image
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, MessageError, VlmprobeError
 from vlmprobe.inputs.chat_templates import rendering, template_for, templates_of
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
@@ -65,6 +67,8 @@ class Adapter:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
         self.processor = processor
+        if (limit := rope_switch(getattr(model, "config", None))) is not None:
+            self.capabilities = replace(self.capabilities, prefix_limit=limit)
 
     # -- which checkpoints, and how to load them ---------------------------------------------------
 
@@ -100,35 +104,15 @@ class Adapter:
             dtype: a torch dtype, or ``"auto"`` for the one the checkpoint was saved in.
             device_map: as in ``from_pretrained``: a device such as ``"cpu"``, ``"auto"``, or a map.
             revision: commit, branch or tag of a hub checkpoint.
-            **options: further arguments of ``from_pretrained``.
+            **options: further arguments of ``from_pretrained``; ``ignore_weights``: how the names of weights begin
+                that may stay unread.
 
         Raises:
-            CheckpointError: if weights are missing, or do not fit the configuration.
+            CheckpointError: if weights are missing, do not fit the configuration, or are read by nothing.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                checkpoint,
-                dtype=dtype,
-                device_map=device_map,
-                revision=revision,
-                output_loading_info=True,
-                trust_remote_code=False,
-                **options,
-            )
-            processor = AutoProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{checkpoint} cannot be loaded: {error}") from error
-        model, report = loaded
-        problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")}
-        if any(problems.values()):
-            listed = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
-            raise CheckpointError(
-                f"{checkpoint} lacks weights that the model needs ({listed}). vlmprobe never fills them with random "
-                "numbers: check that every shard was downloaded."
-            )
-        return cls(model.eval(), processor)
+        model, processor = load_native(checkpoint, dtype=dtype, device_map=device_map, revision=revision, **options)
+        remember_loader(model, cls)
+        return cls(model, processor)
 
     # -- the conversation as model inputs ----------------------------------------------------------
 
@@ -173,6 +157,10 @@ class Adapter:
             raise CapabilityError(f"{self.name} needs an image in every conversation: pass image=.")
         if count > 1 and not self.capabilities.several_images:
             raise CapabilityError(f"{self.name} takes one image per conversation, got {count}.")
+        if conversation.messages[0].role == "system" and (not self.capabilities.system or drops_system(self)):
+            raise CapabilityError(
+                f"{self.name} takes no system message: put the instruction into the first user message."
+            )
         for place, message in enumerate(conversation.messages):
             options = {key for part in message.parts if isinstance(part, ImagePart) for key in part.options}
             if unknown := options - self.image_options:
@@ -222,8 +210,13 @@ class Adapter:
         return {"chat_template": template, "add_generation_prompt": not continues, "continue_final_message": continues}
 
     def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
-        """What ``meta`` says of how conversations become model inputs: of this one, or of most if None."""
-        return {}
+        """What ``meta`` says of how conversations become model inputs: of this one, or of most if None.
+
+        ``images_first``: that images were put before the text of their message, where the caller had them after it.
+        """
+        if conversation is None or not text_before_image(conversation):
+            return {}
+        return {"images_first": True} if self.capabilities.images_first or moves_images(self) else {}
 
     # -- where the images are ----------------------------------------------------------------------
 

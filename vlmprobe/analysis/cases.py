@@ -19,6 +19,7 @@ from vlmprobe.probe.tables import is_table, rows_of
 __all__ = ["Case", "case_of", "cases_of", "read_cases"]
 
 KEYS = ("id", "question", "messages", "image", "images", "candidates", "options")
+LINES = 'A file of requests holds one JSON object per line, such as {"question": "What is it?", "image": "cat.png"}.'
 REMOTE = ("http://", "https://", "data:")
 LINE_BYTES = 64 * 2**20  # a longer line is rejected without being read to its end
 
@@ -120,13 +121,13 @@ def read_cases(path: str | Path) -> Iterator[Case]:
                 try:
                     raw = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise MessageError(f"{where} is not JSON: {error}") from error
+                    raise MessageError(f"{where} is not JSON: {error}. {LINES}") from error
                 if not isinstance(raw, Mapping):
-                    raise MessageError(f"{where} is not a JSON object with a question")
+                    raise MessageError(f"{where} is not a JSON object with a question. {LINES}")
                 yield case_of(raw, folder=path.parent, where=where)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise MessageError(f"{path} cannot be read: {reason}") from error
+        raise MessageError(f"{path} cannot be read: {reason}. {LINES}") from error
 
 
 def _placed(image: Any, folder: Path | None) -> Any:

@@ -23,9 +23,10 @@ from vlmprobe.display.view import DASH
 from vlmprobe.engines.base import RemembersImages
 from vlmprobe.errors import MessageError, ResultError
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.probe.failure import Failure, naming
+from vlmprobe.probe.failure import naming
 from vlmprobe.probe.request import Requests, carrying, id_of, request_of
 from vlmprobe.probe.tables import rows_of
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.grouped import NO, YES, YesNo
 from vlmprobe.results.result import Result

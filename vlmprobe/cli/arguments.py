@@ -25,9 +25,10 @@ def asked(
         ImageError: for an image that cannot be read.
     """
     if question is None:
+        written = f'{image} "What is in the picture?"' if _is_image(image) else f'none "{image}"'
+        without = "" if _is_image(image) else "; for a question without an image write none as IMAGE"
         raise typer.BadParameter(
-            f'missing. The order is MODEL IMAGE "QUESTION"; for a question without an image write none as IMAGE: '
-            f'vlmprobe {command} {model} none "{image}"',
+            f'missing. The order is MODEL IMAGE "QUESTION"{without}: vlmprobe {command} {model} {written}',
             param_hint="'QUESTION'",
         )
     if not question.strip():
@@ -81,11 +82,14 @@ def _image(source: str) -> Any:
             raise VlmprobeError(str(error)) from error
     if source != STDIN:
         return load_image(source)
-    if sys.stdin.isatty():
-        raise typer.BadParameter(
-            "standard input (-) is a terminal: pipe an image into the command", param_hint="'IMAGE'"
-        )
-    return load_image(sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1))
+    if sys.stdin is None or sys.stdin.isatty():
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise typer.BadParameter(f"standard input (-) is {what}: pipe an image into the command", param_hint="'IMAGE'")
+    piped = sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1)
+    try:
+        return load_image(piped)
+    except ImageError as error:
+        raise ImageError(f"Standard input (-){str(error).removeprefix('The image bytes')}") from error
 
 
 def candidate_list(given: Sequence[str] | None, file: Path | None) -> list[str]:

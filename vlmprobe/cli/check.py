@@ -54,6 +54,7 @@ def check(
     dtype: options.Dtype = "auto",
     adapter: options.Adapter = None,
     revision: options.Revision = None,
+    ignore_weights: options.IgnoreWeights = None,
     debug: options.Debug = False,
 ) -> None:
     """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls."""
@@ -71,7 +72,8 @@ def check(
             known = [each.id for each in checks()]
             if unknown := sorted({*(wanted or ()), *expected} - set(known)):
                 raise typer.BadParameter(f"there is no check {unknown[0]!r}; there are {known[0]} to {known[-1]}")
-        probe = open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision, check=False)
+        load = {"adapter": adapter, "revision": revision, "ignore_weights": ignore_weights or (), "check": False}
+        probe = open_probe(model, device=device, dtype=dtype, **load)
         with _few_threads(probe), _progress(len(wanted or known)) as told:
             report = check_adapter(probe, expected_failures=expected, only=wanted, **told)
         _deliver(report, as_json, matrix)

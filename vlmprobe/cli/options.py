@@ -18,6 +18,7 @@ __all__ = [
     "Dtype",
     "EngineName",
     "Html",
+    "IgnoreWeights",
     "Image",
     "Json",
     "Logits",
@@ -85,7 +86,13 @@ Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=MODEL)
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="auto, float32, bfloat16 or float16; or fp32, bf16, fp16.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Adapter = Annotated[
     str | None,
@@ -103,6 +110,16 @@ Revision = Annotated[
         "--revision",
         metavar="REV",
         help="Commit, branch or tag of a hub checkpoint.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+IgnoreWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-weights",
+        metavar="PREFIX",
+        help="How the names of weights begin that may stay unread, such as mtp. Repeatable.",
         rich_help_panel=MODEL,
         show_default=False,
     ),

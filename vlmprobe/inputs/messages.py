@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
+from vlmprobe.inputs.image_names import is_image_file, seems_an_image, stands_for_an_image
 from vlmprobe.inputs.images import is_encoded, is_file, load_encoded
 
 __all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
@@ -93,6 +94,8 @@ class Conversation:
                 to answer.
             ImageError: for an image that cannot be read; the message says which one.
         """
+        if not isinstance(prompt, Conversation):
+            _require_question(prompt, image)
         images = _image_list(image)
         if isinstance(prompt, Conversation):
             messages = list(prompt.messages)
@@ -112,8 +115,7 @@ class Conversation:
             images = list(rest)
         else:
             raise MessageError(
-                f"A prompt is a string or a list of chat messages, not {type(prompt).__name__}. "
-                'Example: [{"role": "user", "content": [{"type": "text", "text": "..."}]}]'
+                f"A question is a string or a list of chat messages, not {type(prompt).__name__}. {_instead(prompt)}"
             )
         if not messages:
             raise MessageError("The conversation has no message: add one with role 'user'.")
@@ -166,17 +168,44 @@ class Conversation:
         ]
 
 
+def _require_question(question: Any, image: Any) -> None:
+    """Reject a question that is an image, as when the two are given in the other order.
+
+    Raises:
+        MessageError: it says which comes first.
+    """
+    text = isinstance(question, str)
+    told = text and isinstance(image, str) and stands_for_an_image(question) and not stands_for_an_image(image)
+    if seems_an_image(question) or (told and not is_image_file(str(image))):
+        which = f"{question[:80]!r}" if text else f"of type {type(question).__name__}"
+        raise MessageError(
+            f"The question is an image ({which}): the question comes first and the image after it, such as "
+            "generate('What is this?', image='scene.png')."
+        )
+
+
+def _instead(question: Any) -> str:
+    """How to ask what was given in place of a question."""
+    if isinstance(question, Mapping) and "role" in question:
+        return "Put the message into a list."
+    if isinstance(question, Mapping) and {"question", "prompt"} & set(question):
+        return "Unpack a row, generate(**row), if it has only question and image; generate_many([row]) takes any."
+    if hasattr(question, "question"):
+        return "Pass its question and its image, or generate_many([request])."
+    return 'Example: [{"role": "user", "content": [{"type": "text", "text": "..."}]}]'
+
+
 def _image_list(image: Any) -> list[ImagePart]:
     if image is None:
         return []
     if isinstance(image, (Set, Mapping)) and not is_encoded(image):
         raise MessageError(f"image= is a {type(image).__name__}: pass one image, or a list, which has an order.")
     if not isinstance(image, (list, tuple, Iterator)) or is_file(image):  # an open file iterates over its lines
-        return [_loaded(image, "Image in image=")]
+        return [_loaded(image, "image=")]
     several = list(image)
     if not several and isinstance(image, Iterator):
         raise MessageError("image= is an exhausted iterator: pass a list, which can be read again.")
-    return [_loaded(each, f"Image {place} of {len(several)} in image=") for place, each in enumerate(several, 1)]
+    return [_loaded(each, f"image=, number {place} of {len(several)}") for place, each in enumerate(several, 1)]
 
 
 def _loaded(source: Any, where: str, options: Mapping[str, Any] | None = None) -> ImagePart:
@@ -216,7 +245,7 @@ def _message(raw: Any, place: int, images: Iterator[ImagePart]) -> Message:
     if isinstance(raw, str):
         raise MessageError(
             f"{where} is a string, not a mapping with 'role' and 'content': pass one question as a plain string, "
-            "several to generate_many."
+            "several to generate_many, and a question with its image as a tuple, (question, image)."
         )
     if not isinstance(raw, Mapping):
         raise MessageError(f"{where} is {type(raw).__name__}, not a mapping with 'role' and 'content'.")

@@ -72,7 +72,7 @@ class NoChat(Adapter):
 
 
 class Chameleon(NoChat):
-    """Images become tokens of a codebook; the processor ends a prompt in a separator."""
+    """Chameleon: images become tokens of a codebook; the processor ends a prompt in a separator."""
 
     model_types = ("chameleon",)
 
@@ -90,7 +90,7 @@ class QueryTransformer(NoChat):
 
     model_types = ("blip-2", "instructblip")
     # The processor pads between image and text.
-    capabilities = Capabilities(batching=False, several_images=False, text_only=False)
+    capabilities = Capabilities(batching=False, several_images=False, text_only=False, images_first=True)
 
     def __init__(self, model: Any, processor: Any) -> None:
         _require_decoder(model.config.to_dict())
@@ -132,11 +132,14 @@ class QueryTransformer(NoChat):
 
 
 class Kosmos2(NoChat):
-    """An image is as many positions as the model has queries, between two markers; a mask says where it is."""
+    """Kosmos-2: images are read by queries, and stand between two markers.
+
+    An image is as many positions as the model has queries; a mask says where it is.
+    """
 
     model_types = ("kosmos-2",)
     # After the prefill of a batch, its positions count the padding.
-    capabilities = Capabilities(batching=False, several_images=False, text_only=False)
+    capabilities = Capabilities(batching=False, several_images=False, text_only=False, images_first=True)
 
     @property
     def image_ids(self) -> frozenset[int]:

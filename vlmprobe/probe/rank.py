@@ -12,6 +12,7 @@ or a custom template. Queries and documents are text, images, or both.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,8 +24,9 @@ from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.progress import tracking
 from vlmprobe.display.view import nats
 from vlmprobe.engines.base import ONE_STEP, Engine, HasAdapter, Options, Ranks, TokenisesAnswers
-from vlmprobe.errors import CapabilityError, MessageError, renamed
+from vlmprobe.errors import CapabilityError, MessageError, VlmprobeWarning, outside, renamed
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
+from vlmprobe.inputs.image_names import is_image_file
 from vlmprobe.inputs.images import is_encoded, thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 from vlmprobe.probe.failure import naming
@@ -177,6 +179,14 @@ def parts_of(source: Any, name: str) -> tuple[Part, ...]:
         ImageError: for an image that cannot be read.
     """
     parts = _read(source, name)
+    for part in parts:
+        if isinstance(part, TextPart) and is_image_file(part.text):
+            warnings.warn(
+                f"{name} is the text {part.text[:80]!r}, and an image of that name exists: to rank the image, pass "
+                "pathlib.Path(...) of it, or {'image': ...}.",
+                VlmprobeWarning,
+                stacklevel=outside(),
+            )
     if not any(isinstance(part, ImagePart) or part.text.strip() for part in parts):
         raise MessageError(f"{name} is empty: give a text or an image.")
     return parts

@@ -13,7 +13,9 @@ import numpy as np
 from vlmprobe.engines.base import KEEP, Options
 from vlmprobe.engines.recorded_prompt import record
 from vlmprobe.errors import GenerationOptionError, MessageError, near, renamed
-from vlmprobe.inputs.messages import Conversation, Prompt, TextPart
+from vlmprobe.inputs.image_names import is_named_like_an_image
+from vlmprobe.inputs.messages import Conversation, Prompt, TextPart, shows_images
+from vlmprobe.probe.misplaced import require_no_image, require_no_option
 from vlmprobe.probe.tables import IMAGES, QUESTIONS, further_columns, listed, missing, plain, require_carried, scalar
 from vlmprobe.results.row_files import OnDisk
 
@@ -112,6 +114,7 @@ def options_of(
     Raises:
         GenerationOptionError: for an invalid value.
     """
+    _require_no_image_option(generation)
     listed = list(keep) if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
     stores = [each if isinstance(each, OnDisk) else OnDisk(each) for each in listed if isinstance(each, ON_DISK)]
     named = ["logits" if isinstance(each, ON_DISK) else each for each in listed]
@@ -150,6 +153,17 @@ def options_of(
     )
 
 
+def _require_no_image_option(generation: Mapping[str, Any]) -> None:
+    for name in generation:
+        if name == "image":  # of generate_many, since generate has that argument
+            raise GenerationOptionError(
+                "image= is not of the whole call: each request has its own, in a tuple (question, image) or a column "
+                "'image'; for one image use probe.session(image).generate_many(...)"
+            )
+        if is_named_like_an_image(name):
+            raise GenerationOptionError(f"There is no option {name!r}: pass an image, or a list of images, as image=")
+
+
 def request_of(raw: Any) -> Request:
     """A request in any form that :meth:`Probe.generate_many` takes: a tuple is ``(question, image)``.
 
@@ -165,8 +179,14 @@ def request_of(raw: Any) -> Request:
     if not isinstance(raw, Mapping):
         return Request(_question(raw))
     further = further_columns(raw)
+    question = _question(next(raw[name] for name in QUESTIONS if name in raw))
+    shown = bool(set(IMAGES) & set(raw)) or shows_images(question)
+    for name in further:
+        require_no_option(name, raw[name])
+        if not shown:
+            require_no_image(name, raw[name])
     return Request(
-        _question(next(raw[name] for name in QUESTIONS if name in raw)),
+        question,
         _image(next((raw[name] for name in IMAGES if name in raw), None)),
         raw.get("id"),
         candidates=scalar(raw.get("candidates")),

@@ -268,7 +268,7 @@ def test_conversations_that_2_0_cannot_express():
         family.encode([Conversation.build([{"role": "user", "content": [image, image, text]}])])
     with pytest.raises(MessageError, match="first part of the first message"):
         family.encode([Conversation.build([{"role": "user", "content": [text, image]}])])
-    with pytest.raises(MessageError, match="no system message"):
+    with pytest.raises(CapabilityError, match="takes no system message"):
         family.encode(
             [Conversation.build([{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hi"}])]
         )

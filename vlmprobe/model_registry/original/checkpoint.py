@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlmprobe.errors import CheckpointError, UnknownModelError
+from vlmprobe.adapter.loading import ignored
+from vlmprobe.errors import CheckpointError, HubError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
@@ -51,7 +52,7 @@ def local_folder(
         options: further arguments of ``from_pretrained``; those of the download are removed from it.
 
     Raises:
-        UnknownModelError: there is no such folder, and no such repository can be reached.
+        HubError: there is no such folder, and no such repository can be reached.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options} if options is not None else {}
     folder = Path(checkpoint).expanduser()
@@ -66,7 +67,7 @@ def local_folder(
         if not any(found.glob("*.safetensors")):
             fetch(allow_patterns=["pytorch_model*.bin"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UnknownModelError(
+        raise HubError(
             f"{checkpoint!r} is neither a local folder nor a repository that can be read from the hub: {error}"
         ) from error
     return found
@@ -120,6 +121,7 @@ def load_weights(
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
     ignore_unexpected: Iterable[str] = (),
+    ignore_weights: str | Iterable[str] = (),
     **options: Any,
 ) -> Model:
     """Build ``model_class(config)`` and load every weight of ``folder`` into it, in evaluation mode.
@@ -133,6 +135,7 @@ def load_weights(
         dtype: ``"auto"`` is the type in which the weights are stored.
         device_map: as in ``from_pretrained``.
         ignore_unexpected: prefixes of weights that the checkpoint may contain and the model does not use.
+        ignore_weights: further prefixes, given by the user.
         **options: further arguments of ``from_pretrained``.
 
     Raises:
@@ -159,7 +162,7 @@ def load_weights(
         raise
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
         raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
-    _check_complete(folder, model_class.__name__, info, tuple(ignore_unexpected))
+    _check_complete(folder, model_class.__name__, info, (*ignore_unexpected, *ignored(ignore_weights)))
     return model
 
 
@@ -208,9 +211,10 @@ def _check_complete(folder: Path, model: str, info: Mapping[str, Any], ignored: 
         shapes = [f"{name} {tuple(got)} for {tuple(due)}" for name, got, due in info["mismatched_keys"]]
         problems.append(f"{len(shapes)} of another shape: {_listed(shapes)}")
     if problems:
+        leave_out = ", or pass ignore_weights= with how the names begin that may stay unread" if unexpected else ""
         raise CheckpointError(
             f"The weights in {folder} do not fit {model} as config.json describes it; {'; '.join(problems)}. "
-            "Nothing was loaded. Check that the weights and config.json come from one checkpoint."
+            f"Nothing was loaded. Check that the weights and config.json come from one checkpoint{leave_out}."
         )
 
 

@@ -49,6 +49,8 @@ class MiniCPMV(OriginalAdapter):
             self.capabilities,
             mixed_images=True,
             several_images=self.release.version != "2.0",
+            images_first=self.release.version == "2.0",
+            system=self.release.version != "2.0",
             batching=not stretches(model.config.text_config),
         )
         self.hidden_id = 0 if self.release.hides_first_id else None

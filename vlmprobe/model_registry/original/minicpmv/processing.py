@@ -140,10 +140,6 @@ class MiniCPMVProcessor:
     def _render_plain(self, conversation: Conversation, placeholders: Sequence[str]) -> str:
         text = ""
         for place, message in enumerate(conversation.messages):
-            if message.role == "system":
-                raise MessageError(
-                    "MiniCPM-V 2.0 has no system message: put the instruction into the first user message."
-                )
             images = [at for at, part in enumerate(message.parts) if isinstance(part, ImagePart)]
             if images not in ([], [0]) or (images and place):
                 raise MessageError("MiniCPM-V 2.0 takes its image as the first part of the first message.")

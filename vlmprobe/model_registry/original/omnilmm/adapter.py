@@ -32,7 +32,7 @@ class OmniLMM(OriginalAdapter):
     model_types = ("omnilmm",)
     weight_names = MappingProxyType({r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."})
 
-    capabilities = Capabilities(several_images=False, mixed_images=True)
+    capabilities = Capabilities(several_images=False, mixed_images=True, system=False)  # its system text is fixed
 
     @classmethod
     def model_class(cls) -> type[OmniLMMForConditionalGeneration]:

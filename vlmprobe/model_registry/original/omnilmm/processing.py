@@ -66,10 +66,6 @@ class OmniLMMProcessor:
         chat = []
         for place, message in enumerate(conversation.messages):
             due = ("user", "assistant")[place % 2]
-            if message.role == "system":
-                raise MessageError(
-                    "OmniLMM's system message is fixed: put the instruction into the first user message."
-                )
             if message.role != due:
                 raise MessageError(f"Message {place} has role {message.role!r}; OmniLMM's roles alternate: {due!r}.")
             if place and any(isinstance(part, ImagePart) for part in message.parts):
