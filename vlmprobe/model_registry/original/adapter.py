@@ -65,12 +65,6 @@ class OriginalAdapter(Adapter):
     hidden_id: int | None = None
     capabilities = Capabilities(mixed_images=True)
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
-        if (getattr(model.config.text_config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
-            # The longest row of a batch selects the frequencies of all of them, which changes short rows.
-            self.capabilities = replace(self.capabilities, batching=False)
-
     # -- what a family says ------------------------------------------------------------------------
 
     @classmethod

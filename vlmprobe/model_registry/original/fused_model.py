@@ -18,7 +18,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTraine
 from transformers.utils import ModelOutput
 
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
-from vlmprobe.model_registry.original.language import changes_rotation
+from vlmprobe.adapter.rope import rope_switch
 
 __all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 
@@ -184,10 +184,16 @@ class FusedModel(FusedPreTrainedModel):
 
 
 class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
-    """The whole model. A subclass names the class of its backbone."""
+    """The whole model. A subclass names the class of its backbone.
+
+    Attributes:
+        runs_anew: whether ``generate`` runs the sequence anew where RoPE factors change with its length, as the code of
+            Phi-3.5 does, or keeps the keys in the cache.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
     backbone_class: type[FusedModel]
+    runs_anew = False
 
     def __init__(self, config: FusedConfig) -> None:
         super().__init__(config)
@@ -258,15 +264,9 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         return output
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As upstream; images are passed only at prefill, and positions count attended tokens.
-
-        Where the rotary frequencies of Phi-3 change, the sequence is run anew, as its own code does.
-        """
+        """As upstream; images are passed only at prefill, and positions count attended tokens."""
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_index")}
-        name = cache_name(self.forward)
-        cache = kwargs.get(name)
-        past = 0 if cache is None else cache.get_seq_length()
-        if anew := changes_rotation(self.config.text_config, past, input_ids.shape[1]):
+        if anew := self._begins_anew(input_ids.shape[1], kwargs.get(name := cache_name(self.forward))):
             kwargs |= {name: None, "next_sequence_length": None}
         upstream: Any = super()
         inputs = upstream.prepare_inputs_for_generation(input_ids, *args, **kwargs)
@@ -279,6 +279,10 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         if attention_mask is not None and attention_mask.ndim == 2:
             inputs["position_ids"] = self.model.positions(attention_mask, index)[:, -length:]
         return inputs
+
+    def _begins_anew(self, length: int, cache: Any) -> bool:
+        limit = rope_switch(self.config) if self.runs_anew and cache is not None else None
+        return limit is not None and 0 < cache.get_seq_length() <= limit < length
 
     def _expand_inputs_for_generation(self, *args: Any, **model_kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """As upstream, but slices are not repeated: ``image_index`` points every beam to the same features."""

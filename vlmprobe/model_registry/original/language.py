@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError
 
-__all__ = ["changes_rotation", "language_config", "stretches"]
+__all__ = ["language_config", "stretches"]
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 OPTIONAL = (
@@ -75,15 +75,6 @@ def _phi3_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "yarn":  # Phi-3's variant: the frequencies of longrope, another attention factor
         rope["attention_factor"] = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
     return rope | {"rope_type": "longrope", "original_max_position_embeddings": trained, "factor": factor}
-
-
-def changes_rotation(language: PreTrainedConfig, cached: int, length: int) -> bool:
-    """Whether a cache of ``cached`` positions was rotated by other frequencies than those of ``length`` positions.
-
-    Phi-3 (``longrope``) takes other frequencies for every position once a sequence exceeds the trained length.
-    """
-    rope = getattr(language, "rope_parameters", None) or {}
-    return rope.get("rope_type") == "longrope" and 0 < cached <= rope["original_max_position_embeddings"] < length
 
 
 def stretches(language: PreTrainedConfig) -> bool:

@@ -32,6 +32,9 @@ class InternVL2(OriginalAdapter):
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
+        if model.config.text_config.rope_parameters["rope_type"] == "longrope":
+            # Phi-3 applies the rope factors of the longest row to the whole batch, which changes short rows
+            self.capabilities = replace(self.capabilities, batching=False)
         template = processor.template
         if template.assistant_end.strip() != template.end_token:  # GPT-OSS
             self.capabilities = replace(self.capabilities, one_end=False)
