@@ -1,4 +1,4 @@
-"""Tiny random InternVL checkpoints in the original format, for language models without a reference case.
+"""Tiny random InternVL checkpoints in the original format, around any language model.
 
 The vision side, the images and, unless another is given, the tokenizer are those of a reference case; the language
 model is a stock one of transformers, whose weights are written under the names of the original.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmprobe.cli import options, output
+from vlmprobe.cli.open_model import served
 from vlmprobe.cli.terminal import FAILED, console, guarded, one_line, working
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def doctor(
             from vlmprobe.engines.serving.health import examine
             from vlmprobe.engines.serving.http import background_loop
 
-            probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, timeout=timeout)
+            with served():
+                probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, timeout=timeout)
             health = background_loop.run(examine(probe.engine))  # type: ignore[arg-type]
         if as_json:
             output.print_json(health.to_dict())

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vlmprobe.cli.terminal import working, wrong_usage
+from vlmprobe.errors import CheckpointNotFoundError, UnknownModelError, VlmprobeError
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
-__all__ = ["is_server", "open_model", "open_probe", "open_server"]
+__all__ = ["is_server", "open_model", "open_probe", "open_server", "served"]
 
 
 ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, without its scheme
@@ -82,8 +85,19 @@ def open_server(url: str, **options: Any) -> Probe:
     """Connect to a server, with a status line in a terminal. The API key is read from ``VLMPROBE_API_KEY``."""
     from vlmprobe import connect
 
-    with working(f"Connecting to {url}"):
+    with working(f"Connecting to {url}"), served():
         return connect(url, **options)
+
+
+@contextmanager
+def served() -> Iterator[None]:
+    """What a server lacks, such as a model of that name, is a failure and not wrong usage."""
+    try:
+        yield
+    except UnknownModelError as error:
+        if isinstance(error, CheckpointNotFoundError):  # that of its processor
+            raise
+        raise VlmprobeError(str(error)) from error
 
 
 def _check_choices(adapter: str | None, device: str, dtype: str) -> None:

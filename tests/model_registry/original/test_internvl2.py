@@ -39,6 +39,8 @@ CASES = (
     "internvl2-llama",  # vision tower of the 6B kind
     "internvl2-5-qwen2",
     "internvl3-5-qwen3",  # heads wider than hidden size by their number
+    "internvl3-5-qwen3-moe",  # experts in every second layer, one by one on disk
+    "internvl3-5-gpt-oss",  # another template; a window shorter than the prompts
     "internvl2-knobs",  # every field of config.json off its usual value; a Yi-like vocabulary
     "internvl2-knobs-internlm2",  # others: select_layer 2, downsample_ratio 0.25, biases, epsilon 1e-3
 )

@@ -1,7 +1,7 @@
 """Every release of InternVL: its true configuration, its prompts, and tiny checkpoints around its language model.
 
-The judge of language models without a reference case is the stock class of transformers; of prompts, the
-conversation.py of OpenGVLab/InternVL at the commits that belong to the releases.
+The judge of a language model is the stock class of transformers; of prompts, the conversation.py of OpenGVLab/InternVL
+at the commits of the releases: 88a146c (1.2), a08ba33 (1.5), f4e5aee (Mini 1.5), 0dc48a2 (2.0), 2410d1d (later ones).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_the_model_of_a_released_configuration_is_as_large_as_its_card_says(rele
     assert model.config.image_seq_length == 256
 
 
-# -- language models without a reference case ------------------------------------------------------------
+# -- language models of 3 and 3.5 --------------------------------------------------------------------------
 
 
 def qwen3(folder: Path, **fields: Any) -> tuple[Path, Any]:

@@ -40,6 +40,25 @@ def test_ids_are_those_of_the_original_class(name, original):
     assert not wrong
 
 
+def test_internlm3_has_the_ids_of_internlm2_and_decodes_without_the_first_space(tmp_path, original):
+    folder = Path(shutil.copytree(FOLDERS["internlm2"], tmp_path / "internlm3"))
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "InternLM3Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer, older = original_tokenizer(folder), original_tokenizer(FOLDERS["internlm2"])
+    assert [list(tokenizer(text)["input_ids"]) for text in original["texts"]] == original["ids"]["internlm2"]
+    ids = [id for id, piece in enumerate(older.convert_ids_to_tokens(range(older.vocab_size))) if piece == "▁the"]
+    assert (older.decode(ids), tokenizer.decode(ids)) == (" the", "the")
+
+
+def test_a_class_that_reads_tokenizer_json_alone_may_stand_beside_older_files(tmp_path):
+    folder = Path(shutil.copytree(FOLDERS["qwen2"], tmp_path / "fast"))
+    original_tokenizer(FOLDERS["qwen2"]).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    text = "<|im_start|>user\nThe cat sat.<|im_end|>"
+    assert original_tokenizer(folder)(text)["input_ids"] == original_tokenizer(FOLDERS["qwen2"])(text)["input_ids"]
+
+
 @pytest.mark.parametrize("name", ["phi3", "yi", "yi-legacy", "zephyr", "internlm2"])
 def test_decoding_gives_the_text_back(name):
     tokenizer = original_tokenizer(FOLDERS[name])

@@ -37,7 +37,7 @@ def warn_if_beyond(config: Any, prompts: Sequence[EncodedPrompt]) -> None:
 
 
 def switch_within(adapter: Adapter, prompt: EncodedPrompt, made: int) -> int | None:
-    """The length beyond which RoPE factors change if an answer of ``made`` tokens goes there, with a warning; or None.
+    """The length beyond which RoPE factors change if an answer of ``made`` tokens goes there, with a warning, or None.
 
     The model's own decoding keeps the keys of earlier positions as they were rotated, so the rows beyond differ from
     those of one forward over the whole sequence.

@@ -11,6 +11,7 @@ from vlmprobe.model_registry.original.checkpoint import read_json
 
 __all__ = ["original_tokenizer", "token_id"]
 
+FAST_ONLY = ("PreTrainedTokenizer", "TokenizersBackend")  # classes that read tokenizer.json and nothing else
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 INTERNLM2_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
 LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -31,6 +32,7 @@ def original_tokenizer(folder: Path, *, prefer_fast: bool = False) -> Any:
     config = read_json(folder / "tokenizer_config.json")
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     fast = (folder / "tokenizer.json").is_file()
+    prefer_fast = prefer_fast or name in FAST_ONLY
     if (folder / "tokenizer.model").is_file() and not (fast and prefer_fast):
         return _sentencepiece(folder, config, name)
     if fast and (prefer_fast or not (folder / "vocab.json").is_file()):

@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.core_model_loading import (
-    Concatenate,
-    ConversionOps,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-)
+from transformers import Concatenate, MergeModulelist
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 __all__ = ["CONVERSIONS", "SplitKeyValueGroups"]
 
