@@ -14,6 +14,7 @@ from vlmprobe._version import __version__
 if TYPE_CHECKING:
     from vlmprobe.analysis.show import show
     from vlmprobe.errors import VlmprobeError
+    from vlmprobe.inputs.prompt_format import PromptOptions
     from vlmprobe.probe import Probe, Request
     from vlmprobe.probe.connect import connect
     from vlmprobe.probe.load import load, wrap
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Failure",
     "Probe",
+    "PromptOptions",
     "Request",
     "Result",
     "Scores",
@@ -43,6 +45,7 @@ __all__ = [
 _ROOMS = {
     "Failure": "vlmprobe.results.failure",
     "Probe": "vlmprobe.probe",
+    "PromptOptions": "vlmprobe.inputs.prompt_format",
     "Request": "vlmprobe.probe",
     "connect": "vlmprobe.probe.connect",
     "load": "vlmprobe.probe.load",

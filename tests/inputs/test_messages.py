@@ -237,7 +237,10 @@ def test_an_open_file_is_an_image_wherever_an_image_can_stand(tmp_path):
         ([{"role": "user", "content": "a"}, {"content": "b"}], "Message 1 has no 'role', only 'content'"),
         ([{"role": "user", "contents": "a"}], "Message 0 has no 'content', only 'role', 'contents'"),
         ([{}], "Message 0 has no 'role', only nothing"),
-        ([{"role": "users", "content": "a"}], "role 'users'; roles are system, user, assistant. Did you mean user"),
+        (
+            [{"role": "users", "content": "a"}],
+            "role 'users'; roles are system, user, assistant, tool. Did you mean user",
+        ),
         ([{"role": "tool", "content": "a"}], "Message 0 has role 'tool'"),
         ([{"role": None, "content": "a"}], "Message 0 has role None"),
         ([{"role": ["user"], "content": "a"}], "Message 0 has role ['user']"),
@@ -266,16 +269,36 @@ def test_an_open_file_is_an_image_wherever_an_image_can_stand(tmp_path):
         # What would be dropped.
         ([{"role": "user", "content": "a", "name": "Ann"}], "Message 0 has 'name', and only 'role' and 'content' are"),
         (
+            [{**user(text("a"))[0], "tool_calls": [{"id": "1"}]}],
+            "Message 0 has 'tool_calls', and only",
+        ),
+        (
             [*user(text("a")), {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
-            "Message 1 has 'tool_calls', and only",
+            "The conversation ends with tool_calls, after which no text can be continued: add the answer of the tool",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": None, "tool_calls": ["get_weather"]}, *user(text("b"))],
+            "Message 1 has tool_calls that are not a list of mappings such as",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": "b", "tool_calls": [{"id": {1}}]}, *user(text("b"))],
+            "Message 1 has tool_calls that cannot be written",
         ),
         (
             [{"role": "user", "content": "a", "tool_call_id": "7", "cache_control": {"type": "ephemeral"}}],
             "'tool_call_id', 'cache_control'",
         ),
         (
-            [*user(text("a")), {"role": "assistant", "content": "b", "reasoning_content": "c"}],
-            "Message 1 has 'reasoning",
+            [{"role": "system", "content": "b", "reasoning_content": "c"}, *user(text("a"))],
+            "Message 0 has 'reasoning",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": "b", "reasoning_content": ["c"]}, *user(text("d"))],
+            "Message 1 has list under 'reasoning_content'",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": "b", "reasoning_content": "\ud800"}, *user(text("d"))],
+            "Message 1 has reasoning_content that cannot be written",
         ),
         (user({**text("a"), "image": RED}), "Message 0, part 0 has 'image', and only 'type' and 'text' are read"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from vlmprobe.errors import VlmprobeError
 from vlmprobe.inputs.chat_templates import templates_of
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 
 __all__ = ["drops_system", "moves_images", "text_before_image"]
 
@@ -25,25 +27,30 @@ def text_before_image(conversation: Conversation) -> bool:
     return False
 
 
-def moves_images(adapter: Any) -> bool:
-    """Whether the chat template writes an image and a text alike in either order."""
+def moves_images(adapter: Any, format: PromptFormat = AS_BY_DEFAULT) -> bool:
+    """Whether the chat template, of the checkpoint or of a format, writes an image and a text alike in either order."""
     parts = (TextPart(WORD), ImagePart(Image.new("RGB", (8, 8))))
-    one, other = (_rendered(adapter, Message("user", each)) for each in (parts, parts[::-1]))
+    one, other = (_rendered(adapter, format, Message("user", each)) for each in (parts, parts[::-1]))
     return one is not None and one == other
 
 
-def drops_system(adapter: Any) -> bool:
-    """Whether the chat template leaves a system message out. One that raises an error says so itself."""
+def drops_system(adapter: Any, format: PromptFormat = AS_BY_DEFAULT) -> bool:
+    """Whether the chat template, the checkpoint's or a format's, leaves a system message out.
+
+    One that raises an error says so itself.
+    """
     messages = (Message("system", (TextPart(WORD),)), Message("user", (TextPart("Hello"),)))
-    text = _rendered(adapter, *messages)
+    text = _rendered(adapter, format, *messages)
     return text is not None and WORD not in text
 
 
-def _rendered(adapter: Any, *messages: Message) -> str | None:
+def _rendered(adapter: Any, format: PromptFormat, *messages: Message) -> str | None:
     """A conversation as the chat template renders it; None without a template, and if it raises an error."""
-    if not hasattr(adapter.processor, "apply_chat_template") or not templates_of(adapter.processor, adapter.tokenizer):
+    if format.raw_prompt or not hasattr(adapter.processor, "apply_chat_template"):
+        return None
+    if format.chat_template is None and not templates_of(adapter.processor, adapter.tokenizer):
         return None
     try:
-        return adapter.render([Conversation(messages)])[0]
+        return adapter.render([Conversation(messages, replace(format, tools=()))])[0]
     except VlmprobeError:
         return None

@@ -70,7 +70,8 @@ def yes_no_many(
                 request = request_of(raw)
                 if request.candidates is not None:
                     raise MessageError("its candidates would not be scored, but yes= and no=: leave them out")
-                answer = carrying(asked.yes_no(request.question, request.image, yes=yes, no=no), request)
+                said = asked.yes_no(request.question, request.image, yes=yes, no=no, **request.prompt_options)
+                answer = carrying(said, request)
             yield answer
             done(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,9 @@ def open_model(
     engine: str | None,
     served_model: str | None,
     processor: str | None,
+    prompt: Mapping[str, Any],
 ) -> Probe:
-    """A probe of the checkpoint or server that a command line names.
+    """A probe of the checkpoint or server that a command line names; ``prompt`` holds the options of its prompts.
 
     Raises:
         typer.BadParameter: for a checkpoint option with a server, or vice versa.
@@ -56,14 +57,13 @@ def open_model(
     if is_server(model):
         if given := _given(loading):
             raise typer.BadParameter("MODEL is a server, which has loaded its model", param_hint=given)
-        return open_server(model, engine=engine or "auto", model=served_model, processor=processor)
+        return open_server(model, engine=engine or "auto", model=served_model, processor=processor, **prompt)
     if ADDRESS.fullmatch(model) and not os.path.exists(model):
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
         raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
-    return open_probe(
-        model, device=device, dtype=dtype, adapter=adapter, revision=revision, ignore_weights=ignore_weights or ()
-    )
+    chosen = {"device": device, "dtype": dtype, "adapter": adapter, "revision": revision}
+    return open_probe(model, **chosen, ignore_weights=ignore_weights or (), **prompt)
 
 
 def open_probe(model: str, **load: Any) -> Probe:

@@ -10,9 +10,17 @@ from typing import Any
 
 from PIL import Image
 
+from vlmprobe.errors import MessageError
 from vlmprobe.inputs.images import is_encoded
 
-__all__ = ["is_image_file", "is_named_like_a_file", "is_named_like_an_image", "seems_an_image", "stands_for_an_image"]
+__all__ = [
+    "is_image_file",
+    "is_named_like_a_file",
+    "is_named_like_an_image",
+    "require_question",
+    "seems_an_image",
+    "stands_for_an_image",
+]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic")
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
@@ -91,3 +99,19 @@ def seems_an_image(value: Any) -> bool:
 
 def _begins_an_image(head: bytes) -> bool:
     return head.startswith(MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def require_question(question: Any, image: Any) -> None:
+    """Reject a question that is an image, as when the two are given in the other order.
+
+    Raises:
+        MessageError: it says which comes first.
+    """
+    text = isinstance(question, str)
+    told = text and isinstance(image, str) and stands_for_an_image(question) and not stands_for_an_image(image)
+    if seems_an_image(question) or (told and not is_image_file(str(image))):
+        which = f"{question[:80]!r}" if text else f"of type {type(question).__name__}"
+        raise MessageError(
+            f"The question is an image ({which}): the question comes first and the image after it, such as "
+            "generate('What is this?', image='scene.png')."
+        )

@@ -2,7 +2,8 @@
 
 Accepted are a plain string with ``image=``, the chat messages of transformers' templates
 (``{"type": "image", "image" | "path" | "url" | "base64": ...}``, or a bare ``{"type": "image"}`` for each
-image of ``image=``) and OpenAI's ``image_url`` parts.
+image of ``image=``) and OpenAI's ``image_url`` parts. An ``assistant`` message may have ``tool_calls`` and
+``reasoning_content``, and a ``tool`` message answers a call; the chat template must read them.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import Any, TypeAlias
 from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
-from vlmprobe.inputs.image_names import is_image_file, seems_an_image, stands_for_an_image
+from vlmprobe.inputs.further_keys import FURTHER, further_keys
+from vlmprobe.inputs.image_names import require_question
 from vlmprobe.inputs.images import is_encoded, is_file, load_encoded
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 
 __all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
 
 Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 DETAILS = (None, "auto", "high")  # values of OpenAI's "detail" that leave the image as it is
 IMAGE_KEYS = ("image", "path", "url", "base64")  # where an image part may hold its image, as in transformers
 
@@ -61,10 +64,11 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role (``system``, ``user`` or ``assistant``) and its parts in order."""
+    """One turn: a role (``system``, ``user``, ``assistant`` or ``tool``) and its parts in order."""
 
     role: str
     parts: tuple[TextPart | ImagePart, ...]
+    further: Mapping[str, Any] = field(default_factory=dict, hash=False)  # ``tool_calls``, ``reasoning_content``, ...
 
     @property
     def text(self) -> str:
@@ -74,12 +78,18 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order. If the last role is ``assistant``, the model continues that message."""
+    """Messages in order, and how they are written as a prompt.
+
+    If the last role is ``assistant``, the model continues that message, unless ``format`` says otherwise.
+    """
 
     messages: tuple[Message, ...]
+    format: PromptFormat = AS_BY_DEFAULT
 
     @classmethod
-    def build(cls, prompt: Prompt | Conversation, image: Any = None) -> Conversation:
+    def build(
+        cls, prompt: Prompt | Conversation, image: Any = None, format: PromptFormat | None = None
+    ) -> Conversation:
         """Build a conversation from a prompt and its images.
 
         Args:
@@ -88,17 +98,19 @@ class Conversation:
                 ``{"type": "image"}`` parts, the images fill those in order, one each; otherwise they go to the
                 start of the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, an open file,
                 bytes, ``{"bytes": ..., "path": ...}``, a PIL image or an array.
+            format: how it is written; that of ``prompt`` if it is a conversation, or as by default, if None.
 
         Raises:
-            MessageError: for a wrong role, part or type, a key that would be dropped, an empty conversation, or nothing
-                to answer.
+            MessageError: for a wrong role, part or type, a key that would be dropped, an empty conversation, nothing
+                to answer, or messages that ``format`` does not fit.
             ImageError: for an image that cannot be read; the message says which one.
         """
         if not isinstance(prompt, Conversation):
-            _require_question(prompt, image)
+            require_question(prompt, image)
         images = _image_list(image)
         if isinstance(prompt, Conversation):
             messages = list(prompt.messages)
+            format = prompt.format if format is None else format
         elif isinstance(prompt, str):
             if not prompt.strip():
                 raise MessageError("The prompt is empty: pass a question, such as 'Describe the picture.'")
@@ -126,11 +138,9 @@ class Conversation:
             raise MessageError("The conversation ends with a system message: add a user message to answer.")
         if images:
             messages = _put_before_text(messages, images)
-        last = messages[-1]
-        if not last.text.strip() and not any(isinstance(part, ImagePart) for part in last.parts):
-            remedy = "leave it out" if last.role == "assistant" else "add a question to it"
-            raise MessageError(f"The last message (role {last.role!r}) is empty: {remedy}.")
-        return cls(tuple(messages))
+        made = cls(tuple(messages), format or AS_BY_DEFAULT)
+        _require_answerable(made)
+        return made
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -150,7 +160,12 @@ class Conversation:
     @property
     def continues(self) -> bool:
         """Whether the model continues the last (assistant) message rather than starting a new one."""
-        return self.messages[-1].role == "assistant"
+        return self.messages[-1].role == "assistant" and self.format.continue_final_message is not False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its messages hold nothing but contents of system, user and assistant."""
+        return not any(message.further or message.role == "tool" for message in self.messages)
 
     def to_chat(self) -> list[dict[str, Any]]:
         """The conversation in the format of transformers' chat templates, images under the key ``image``."""
@@ -163,25 +178,37 @@ class Conversation:
                     else {"type": "image", "image": part.image, **part.options}
                     for part in message.parts
                 ],
+                **message.further,
             }
             for message in self.messages
         ]
 
 
-def _require_question(question: Any, image: Any) -> None:
-    """Reject a question that is an image, as when the two are given in the other order.
+def _require_answerable(conversation: Conversation) -> None:
+    """Reject a conversation that leaves nothing to answer, or that its format does not fit.
 
     Raises:
-        MessageError: it says which comes first.
+        MessageError: it says what to change.
     """
-    text = isinstance(question, str)
-    told = text and isinstance(image, str) and stands_for_an_image(question) and not stands_for_an_image(image)
-    if seems_an_image(question) or (told and not is_image_file(str(image))):
-        which = f"{question[:80]!r}" if text else f"of type {type(question).__name__}"
+    messages, format = conversation.messages, conversation.format
+    last = messages[-1]
+    if format.raw_prompt and [message.role for message in messages] != ["user"]:
         raise MessageError(
-            f"The question is an image ({which}): the question comes first and the image after it, such as "
-            "generate('What is this?', image='scene.png')."
+            "A raw prompt is one text (one user message): write all turns into it, as the model reads them."
         )
+    if format.continue_final_message and last.role != "assistant":
+        raise MessageError(
+            f"continue_final_message=True needs an 'assistant' message at the end, not one of {last.role!r}."
+        )
+    if last.further.get("tool_calls") and conversation.continues:
+        raise MessageError(
+            "The conversation ends with tool_calls, after which no text can be continued: add the answer of the tool "
+            "(role 'tool'), or pass continue_final_message=False."
+        )
+    empty = not last.text.strip() and not any(isinstance(part, ImagePart) for part in last.parts)
+    if empty and not last.further.get("tool_calls"):
+        remedy = "leave it out" if last.role == "assistant" else "add a question to it"
+        raise MessageError(f"The last message (role {last.role!r}) is empty: {remedy}.")
 
 
 def _instead(question: Any) -> str:
@@ -249,23 +276,31 @@ def _message(raw: Any, place: int, images: Iterator[ImagePart]) -> Message:
         )
     if not isinstance(raw, Mapping):
         raise MessageError(f"{where} is {type(raw).__name__}, not a mapping with 'role' and 'content'.")
+    calls = raw.get("role") == "assistant" and bool(raw.get("tool_calls"))
     for key in ("role", "content"):
-        if key not in raw:
+        if key not in raw and not (calls and key == "content"):
             raise MessageError(f"{where} has no {key!r}, only {', '.join(map(repr, raw)) or 'nothing'}: add it.")
-    role, content = raw["role"], raw["content"]
+    role, content = raw["role"], raw.get("content")
     if role not in ROLES:
         raise MessageError(f"{where} has role {role!r}; roles are {', '.join(ROLES)}.{near(str(role), ROLES)}")
-    _require_known(raw, ("role", "content"), where)
+    if role == "tool" and place == 0:
+        raise MessageError(
+            "Message 0 has role 'tool': the answer of a tool comes after the 'assistant' message that called it."
+        )
+    _require_known(raw, ("role", "content", *FURTHER.get(role, ())), where)
+    further = further_keys(raw, role, where)
     if isinstance(content, str):
-        return Message(role, (TextPart(content),))
+        return Message(role, (TextPart(content),) if content or not calls else (), further)
+    if content is None and calls:  # as OpenAI's client writes it
+        return Message(role, (), further)
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, (list, tuple)):
         raise MessageError(f"{where} has content of type {type(content).__name__}; use a string or a list of parts.")
     parts = tuple(_part(each, f"{where}, part {index}", images) for index, each in enumerate(content))
-    if not parts:
+    if not parts and not calls:
         raise MessageError(f"{where} has an empty content list: add a text or an image part.")
-    return Message(role, parts)
+    return Message(role, parts, further)
 
 
 def _part(raw: Any, where: str, images: Iterator[ImagePart]) -> TextPart | ImagePart:

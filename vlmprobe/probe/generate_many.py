@@ -100,7 +100,7 @@ def _read(engine: Engine, converse: Converse, row: int, raw: Any, options: Optio
     except Exception as error:  # noqa: BLE001 - it keeps its place
         return Asked(row, _unread(raw), error)
     try:
-        conversation = converse(request.question, request.image)
+        conversation = converse(request.question, request.image, **request.prompt_options)
         engine.check([conversation], options)
     except Exception as error:  # noqa: BLE001 - it keeps its place
         return Asked(row, request, error)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from vlmprobe.adapter.loading import ignored, loader_of, remember_loader
 from vlmprobe.adapter.quiet import quiet
@@ -21,6 +21,7 @@ from vlmprobe.errors import (
     VlmprobeError,
     near,
 )
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions, taken
 from vlmprobe.probe import Probe
 
 if TYPE_CHECKING:
@@ -70,14 +71,18 @@ def load(
         ignore_weights: how the names of weights begin that may stay unread, such as ``("mtp.",)``; any other weight
             that nothing reads is an error. ``meta["ignore_weights"]`` records it.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
-            ``quantization_config``, ``attn_implementation``, ...), or of the engine.
+            ``quantization_config``, ``attn_implementation``, ...), or of the engine. And those of
+            :class:`~vlmprobe.PromptOptions`, for every call that does not give its own: ``chat_template=`` or
+            ``raw_prompt=True`` for a base model, which has no chat template; ``chat_template_kwargs=``, ``tools=``, ...
 
     Raises:
         UnknownModelError: if there is no such checkpoint, or no adapter for it.
         RemoteCodeError: if the checkpoint needs its own code, or ``trust_remote_code`` is set.
         CheckpointError: for missing or damaged files, and for weights that are missing or that nothing reads.
         CapabilityError: for a device that does not exist, or a ``resize`` that the model family does not have.
+        GenerationOptionError: for an invalid option of the prompt.
     """
+    format = AS_BY_DEFAULT.updated(taken(from_pretrained))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, in a notebook without ipywidgets
         from vlmprobe.model_registry import registry
@@ -108,7 +113,7 @@ def load(
 
         computed = {"device": device, "dtype": resolved_dtype(dtype)}
         asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
-        return opened(os.fspath(model), engine, name, asked, from_pretrained)
+        return opened(os.fspath(model), engine, name, asked, from_pretrained, format)
     ignoring = ignored(ignore_weights)
     if ignoring:  # an adapter's own load need not know the argument
         from_pretrained["ignore_weights"] = ignoring
@@ -120,31 +125,40 @@ def load(
     with _explained(name, from_pretrained), quiet():
         made = found.load(os.fspath(model), config=config, **options)
     remember_loader(made.model, type(made))
-    probe = _probe(made, name, commit or revision, resize, ignoring)
+    probe = _probe(made, name, commit or revision, resize, format, ignoring)
     if check and load_checks.switched_on():
-        load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
+        load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model), format)  # type: ignore[arg-type]
     return probe
 
 
 def wrap(
-    model: Any, processor: Any, *, name: str | None = None, adapter: str | None = None, resize: str | None = None
+    model: Any,
+    processor: Any,
+    *,
+    name: str | None = None,
+    adapter: str | None = None,
+    resize: str | None = None,
+    **prompt: Unpack[PromptOptions],
 ) -> Probe:
     """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters.
 
     Args:
         model: a transformers model with a language-modelling head, or a PEFT model around one.
-        processor: its processor, with a chat template.
+        processor: its processor.
         name: what ``meta["model"]`` calls it. None names the checkpoint and says that the model was wrapped, and with
             which PEFT adapters, since it need not be the checkpoint's any more.
         adapter: name of the adapter to use. None uses the one that loaded the model, or for a model that vlmprobe did
             not load, the one that ``model.config`` asks for.
         resize: as in :func:`load`.
+        **prompt: :class:`~vlmprobe.PromptOptions` of every call that does not give its own.
 
     Raises:
         CapabilityError: for a ``resize`` that the model family does not have.
+        GenerationOptionError: for an invalid option of the prompt.
     """
     from vlmprobe.model_registry import registry
 
+    format = AS_BY_DEFAULT.updated(prompt)
     # The generate of what torch.compile made of a model is that of the model inside it.
     model = getattr(getattr(model, "generate", None), "__self__", model)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -161,7 +175,8 @@ def wrap(
     made = found(inner, processor)
     made.peft = None if inner is model else model
     tuned = ", ".join(getattr(model, "peft_config", ())) if made.peft is not None else ""
-    return _probe(made, name or f"{checkpoint} ({f'wrapped, with {tuned}' if tuned else 'wrapped'})", None, resize)
+    called = name or f"{checkpoint} ({f'wrapped, with {tuned}' if tuned else 'wrapped'})"
+    return _probe(made, called, None, resize, format)
 
 
 @contextmanager
@@ -196,7 +211,12 @@ def _check_resize(adapter: type[Adapter], resize: Any) -> None:
 
 
 def _probe(
-    adapter: Adapter, name: str, revision: str | None, resize: str | None, ignoring: tuple[str, ...] = ()
+    adapter: Adapter,
+    name: str,
+    revision: str | None,
+    resize: str | None,
+    format: PromptFormat,
+    ignoring: tuple[str, ...] = (),
 ) -> Probe:
     from importlib.metadata import version
 
@@ -217,7 +237,7 @@ def _probe(
         **adapter.facts(),
         **({"ignore_weights": list(ignoring)} if ignoring else {}),
     }
-    return Probe(LocalEngine(adapter), meta)
+    return Probe(LocalEngine(adapter), meta, format=format)
 
 
 def resolved_dtype(dtype: Any) -> Any:

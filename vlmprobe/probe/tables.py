@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.errors import MessageError
+from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
 from vlmprobe.probe.misplaced import require_not_misplaced
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
 
 QUESTIONS = ("question", "prompt")
 IMAGES = ("image", "images")
-COLUMNS = (*QUESTIONS, *IMAGES, "candidates", "id")  # read; all others are carried into meta
+COLUMNS = (*QUESTIONS, *IMAGES, "candidates", "id", *PROMPT_OPTIONS)  # read; all others are carried into meta
 # What results record themselves, of any engine.
 RECORDED = frozenset(
     {
@@ -47,7 +48,6 @@ RECORDED = frozenset(
         "device",
         "versions",
         "resize",
-        "chat_template",
         "image_sizes",
         "image_digests",
         "image_features",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from vlmprobe.adapter import Adapter, Capabilities, Continuation, EncodedPrompt, Encoding, ImageSpan
-from vlmprobe.errors import CheckpointError, MessageError
+from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
 
 if TYPE_CHECKING:
     import torch
@@ -184,6 +184,11 @@ class OriginalAdapter(Adapter):
             ids += self.tokenizer(piece)["input_ids"]
         return ids
 
+    @property
+    def prompt_variables(self) -> frozenset[str]:
+        """What ``chat_template_kwargs`` may hold: the arguments of the prompt that the original code takes."""
+        return frozenset()
+
     # -- what is the same for all ------------------------------------------------------------------
 
     @classmethod
@@ -248,6 +253,26 @@ class OriginalAdapter(Adapter):
     def pad_id(self) -> int:
         """The id for left padding, which is masked."""
         return self.tokenizer.pad_token_id or 0
+
+    def check_format(self, conversation: Conversation) -> None:
+        """Reject what the original code does not write into a prompt.
+
+        Raises:
+            CapabilityError: it names what would be dropped.
+        """
+        told = conversation.format.told
+        unread = sorted(set(told.pop("chat_template_kwargs", ())) - self.prompt_variables)
+        unread += [name for name in told if name != "continue_final_message"]
+        for message in conversation.messages:
+            unread += [*message.further, *(["messages of role 'tool'"] if message.role == "tool" else [])]
+        if unread:
+            reads = (
+                f"; chat_template_kwargs may hold {', '.join(self.prompt_variables)}" if self.prompt_variables else ""
+            )
+            raise CapabilityError(
+                f"{self.name} writes a prompt as its original code does, which reads no {', '.join(unread)}: leave "
+                f"it out{reads}."
+            )
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoding:
         """The conversations as one left-padded batch of model inputs, on the CPU.

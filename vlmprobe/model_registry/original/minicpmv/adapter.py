@@ -101,6 +101,11 @@ class MiniCPMV(OriginalAdapter):
         return frozenset({"max_slice_nums"})
 
     @property
+    def prompt_variables(self) -> frozenset[str]:
+        """``enable_thinking`` of 4.5, which ``load`` takes too."""
+        return frozenset({"enable_thinking"} if self.release.version == "4.5" else ())
+
+    @property
     def batch_arguments(self) -> frozenset[str]:
         """The conversation of each slice."""
         return frozenset({"owners"})

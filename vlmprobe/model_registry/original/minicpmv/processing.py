@@ -132,6 +132,7 @@ class MiniCPMVProcessor:
         # A partial answer to be continued is appended verbatim, whatever the template does with answers.
         begun = chat.pop()["content"] if conversation.continues else ""
         options = {"enable_thinking": self.thinking} if self.release.version == "4.5" else {}
+        options |= conversation.format.chat_template_kwargs
         prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
         rendered = prompt + begun
         pieces = rendered.split(IMAGE_TAG)
