@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from common import GOLDEN, QUESTION, picture
 from transformers import LlamaConfig, Phi3Config
 
 import vlmprobe
-from vlmprobe.adapter.rope import rope_switch
+from vlmprobe.adapter.rope import may_continue, rope_switch
 from vlmprobe.engines.local.second_prompt import SecondPrompt
 from vlmprobe.errors import CapabilityError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
@@ -169,15 +171,27 @@ def test_an_answer_that_crosses_the_switch_is_told(long_rope):
         assert gap < 1e-4 if step <= room else gap > 1e-2
 
 
-def test_prompts_on_both_sides_share_no_batch(long_rope):
-    from dataclasses import replace
+def test_factors_of_each_length_of_their_own(checkpoint):
+    """Dynamic RoPE: beyond the limit no length has those of another, but one token more has no cache to continue."""
+    probe = vlmprobe.load(checkpoint("llava"), device="cpu")
+    adapter = probe.engine.adapter
+    adapter.capabilities = dataclasses.replace(adapter.capabilities, prefix_limit=50)
+    text = probe.model.config.text_config
+    text.rope_parameters = {**text.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
+    told = [may_continue(adapter, *lengths) for lengths in ((40, 50), (40, 51), (60, 61), (60, 60))]
+    assert told == [True, False, False, True]
+    text.rope_parameters = {**text.rope_parameters, "rope_type": "longrope"}
+    told = [may_continue(adapter, *lengths) for lengths in ((40, 50), (40, 51), (60, 61), (60, 60))]
+    assert told == [True, False, True, True]
 
+
+def test_prompts_on_both_sides_share_no_batch(long_rope):
     adapter = long_rope.engine.adapter
     kept = adapter.capabilities
     texts = [question_of(long_rope, length) for length in (60, 100)]
     alone = [long_rope.generate(each, **ONE) for each in texts]
     try:
-        adapter.capabilities = replace(kept, batching=True)
+        adapter.capabilities = dataclasses.replace(kept, batching=True)
         conversations = [Conversation.build(each) for each in texts]
         with pytest.raises(CapabilityError, match=r"cannot share a batch, since RoPE factors change beyond 80"):
             long_rope.engine.generate(conversations, options())

@@ -255,7 +255,9 @@ def test_it_says_what_to_do_next(run, tmp_path):
     assert all(line in page for line in commands)
 
 
-@pytest.mark.parametrize("options", [[], ["--model-type", "llava_next"], ["--model-type", "qwen2.5-vl_x"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--original"], ["--model-type", "llava_next"], ["--model-type", "qwen2.5-vl_x"]]
+)
 def test_generated_code_is_well_kept(run, tmp_path, options):
     """By the rules that hold here."""
     assert run("a-1b_two", *options).exit_code == 0
@@ -268,8 +270,8 @@ def test_generated_code_is_well_kept(run, tmp_path, options):
     for command in (["check", "--ignore", "T201"], ["format", "--diff"]):
         done = subprocess.run([ruff, *command, *rules, str(package)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    lines = sum(len(file.read_text().splitlines()) for file in package.rglob("*") if file.is_file())
-    assert lines < 200  # as the page says
+    files = [file for file in package.rglob("*") if file.is_file() and file.name != "record_reference.py"]
+    assert sum(len(file.read_text().splitlines()) for file in files) < (250 if "--original" in options else 200)
 
 
 @pytest.mark.parametrize("name", ["", "My", "1st", "a b", "a.b", "../a", "a--b", "-a", "a-", "é", 'a"', "a\n"])

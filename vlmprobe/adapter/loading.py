@@ -14,7 +14,7 @@ from vlmprobe.errors import CheckpointError
 __all__ = ["ignored", "load_native", "loader_of", "remember_loader", "require_every_weight"]
 
 # Buffers that older versions saved and that are computed from the config; transformers knows some of them.
-COMPUTED = ("inv_freq", "position_ids", "cos_cached", "sin_cached", "masked_bias")
+COMPUTED = ("inv_freq", "position_ids", "cos_cached", "sin_cached", "masked_bias", "embed_positions.weights")
 LISTED = 8  # names, or parts of a model, that an error lists
 LOADER = "vlmprobe_adapter"  # attribute of a model: the class of the adapter that loaded it
 

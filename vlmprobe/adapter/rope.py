@@ -33,7 +33,9 @@ def may_continue(adapter: Any, before: int, after: int) -> bool:
     Keys in the cache keep the rotation that they were computed with, so both lengths must have the same factors.
     """
     limit = adapter.capabilities.prefix_limit
-    return limit is None or after <= limit or (before > limit and not _grows(adapter.model.config))
+    if limit is None or after <= limit or after == before:
+        return True
+    return before > limit and not _grows(adapter.model.config)
 
 
 def require_one_side(adapter: Any, lengths: Iterable[int], new: int) -> None:

@@ -24,6 +24,7 @@ LIMITS = {  # capability -> what its absence means
     "several_images": "one image",
     "text_only": "image needed",
     "prefix_reuse": "no shared prefix",
+    "system": "no system message",
 }
 
 

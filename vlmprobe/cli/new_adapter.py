@@ -141,6 +141,7 @@ def _write(folder: Path, values: Mapping[str, Any]) -> list[Path]:
         "modeling.py": f"{package}/modeling.py",
         "tiny_checkpoint.py": "tests/tiny_checkpoint.py",
         "test_adapter.py": "tests/test_adapter.py",
+        "record_reference.py": "record_reference.py",
     }
     if values["native"]:
         del places["modeling.py"]

@@ -39,16 +39,16 @@ def warn_if_beyond(config: Any, prompts: Sequence[EncodedPrompt]) -> None:
 def switch_within(adapter: Adapter, prompt: EncodedPrompt, made: int) -> int | None:
     """The length beyond which RoPE factors change if an answer of ``made`` tokens goes there, with a warning, or None.
 
-    The model's own decoding keeps the keys of earlier positions as they were rotated, so the rows beyond differ from
-    those of one forward over the whole sequence.
+    Rows before it are of other factors than a forward over the whole sequence has; beyond it, the model's own decoding
+    keeps the keys of earlier positions as they were rotated, or runs the sequence anew.
     """
     length, limit = len(prompt.ids), adapter.capabilities.prefix_limit
     if may_continue(adapter, length, length + made - 1):  # the last token is not run
         return None
     warnings.warn(
         f"The answer goes beyond {limit:,} positions, where the model's RoPE factors change. As in its own generate, "
-        "earlier positions keep their keys, so later rows differ from those of a forward over the whole text: "
-        "Probe.score gives these. Shorten the prompt, or pass fewer max_new_tokens.",
+        "earlier rows keep theirs, so not all rows are those of a forward over the whole text: Probe.score gives "
+        "these. Shorten the prompt, or pass fewer max_new_tokens.",
         VlmprobeWarning,
         stacklevel=outside(),
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding, ImageSpan
-from vlmprobe.errors import CapabilityError, MessageError
+from vlmprobe.adapter import Adapter, Capabilities, Continuation, EncodedPrompt, Encoding, ImageSpan
+from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,8 @@ class OriginalAdapter(Adapter):
             in this order, each at most once to a name. One group may be referred to as ``\\1``.
         unused_weights: prefixes of weights that the checkpoint holds for what the model here leaves out (speech, say).
         image_token: the token that stands at each position of an image in a prompt.
+        image_tag: a regular expression, without groups, of what ``prompt`` writes before each image. It is not part of
+            the prompt; the pieces between images are tokenised one by one. Empty: the prompt is tokenised as a whole.
         end_tokens: the tokens that end an answer; if there are none, the tokenizer's ``eos_token`` does.
         hidden_id: a token id that the original code masks from attention wherever it occurs.
     """
@@ -58,8 +60,10 @@ class OriginalAdapter(Adapter):
     weight_names: ClassVar[Mapping[str, str]] = {}
     unused_weights: ClassVar[tuple[str, ...]] = ()
     image_token: ClassVar[str] = ""
+    image_tag: ClassVar[str] = ""
     end_tokens: ClassVar[tuple[str, ...]] = ()
     hidden_id: int | None = None
+    capabilities = Capabilities(mixed_images=True)
 
     # -- what a family says ------------------------------------------------------------------------
 
@@ -170,8 +174,15 @@ class OriginalAdapter(Adapter):
         return {"pixel_values": stack(together)} | ({"tgt_sizes": torch.tensor(sizes)} if sizes else {})
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a whole prompt, with the special tokens that the tokenizer adds."""
-        return list(self.tokenizer(text)["input_ids"])
+        """Ids of a whole prompt, with the special tokens that the tokenizer adds: once, or to each piece of it."""
+        if not self.image_tag:
+            return list(self.tokenizer(text)["input_ids"])
+        first, *others = re.split(f"(?:{self.image_tag})((?:{re.escape(self.image_token)})*)", text)
+        ids = list(self.tokenizer(first)["input_ids"])
+        for positions, piece in zip(others[::2], others[1::2], strict=True):
+            ids += [self.model.config.image_token_id] * positions.count(self.image_token)
+            ids += self.tokenizer(piece)["input_ids"]
+        return ids
 
     @property
     def prompt_variables(self) -> frozenset[str]:
@@ -200,7 +211,10 @@ class OriginalAdapter(Adapter):
         from vlmprobe.model_registry.original.tokenizer import token_id
 
         folder = local_folder(checkpoint, revision=revision, options=options)
-        translated = cls.translate(config, folder)
+        try:
+            translated = cls.translate(config, folder)
+        except KeyError as error:
+            raise CheckpointError(f"config.json lacks {error}, which the adapter {cls.__name__} reads.") from error
         tokenizer = cls.read_tokenizer(folder, config)
         if cls.image_token:
             translated.image_token_id = token_id(tokenizer, cls.image_token)
@@ -273,6 +287,11 @@ class OriginalAdapter(Adapter):
             self.check(conversation)
             seen = [self.pixels(part) for part in conversation.image_parts]
             text = self.prompt(conversation, seen)
+            if self.image_tag and len(tags := re.findall(self.image_tag, text)) != len(seen):
+                raise MessageError(
+                    f"There are {len(tags)} image tags ({', '.join(tags)}) for {len(seen)} images: leave them out of "
+                    "the text, and pass images as image parts."
+                )
             ids = np.asarray(self.tokenize(text), dtype=np.int64)
             prompts.append(EncodedPrompt(ids, self.image_places(ids, seen), text))
             images.append(seen)

@@ -18,6 +18,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTraine
 from transformers.utils import ModelOutput
 
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
+from vlmprobe.adapter.rope import rope_switch
 
 __all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 
@@ -183,10 +184,16 @@ class FusedModel(FusedPreTrainedModel):
 
 
 class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
-    """The whole model. A subclass names the class of its backbone."""
+    """The whole model. A subclass names the class of its backbone.
+
+    Attributes:
+        runs_anew: whether ``generate`` runs the sequence anew where RoPE factors change with its length, as the code of
+            Phi-3.5 does, or keeps the keys in the cache.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
     backbone_class: type[FusedModel]
+    runs_anew = False
 
     def __init__(self, config: FusedConfig) -> None:
         super().__init__(config)
@@ -259,17 +266,23 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As upstream; images are passed only at prefill, and positions count attended tokens."""
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_index")}
+        if anew := self._begins_anew(input_ids.shape[1], kwargs.get(name := cache_name(self.forward))):
+            kwargs |= {name: None, "next_sequence_length": None}
         upstream: Any = super()
         inputs = upstream.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         embeds, attention_mask = inputs.get("inputs_embeds"), kwargs.get("attention_mask")
         length = (inputs["input_ids"] if embeds is None else embeds).shape[1]
         if (index := images.pop("image_index")) is not None:
             inputs["image_index"] = index = nn.functional.pad(index, (0, input_ids.shape[1] - index.shape[1]))
-            if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):  # prefill
+            if anew or kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):  # prefill
                 inputs |= images
         if attention_mask is not None and attention_mask.ndim == 2:
             inputs["position_ids"] = self.model.positions(attention_mask, index)[:, -length:]
         return inputs
+
+    def _begins_anew(self, length: int, cache: Any) -> bool:
+        limit = rope_switch(self.config) if self.runs_anew and cache is not None else None
+        return limit is not None and 0 < cache.get_seq_length() <= limit < length
 
     def _expand_inputs_for_generation(self, *args: Any, **model_kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """As upstream, but slices are not repeated: ``image_index`` points every beam to the same features."""

@@ -76,13 +76,15 @@ def two_turns(subject: Subject) -> Sequence[str] | None:
         raise CheckFailure("image spans of two turns", f"{list(prompt.spans)}")
     between = prompt.ids[first[-1].stop : second[0].start]
     _require_text(subject, ANSWER, between, "between the images")
-    row = _require_numbers(subject, "turns")
+    _require_numbers(subject, "turns")
     for image, name in enumerate(("turns other first", "turns other second")):
-        other = _full_rows(subject.ask(name, keep="logits", max_new_tokens=1, **GREEDY))[0]
-        if np.abs(row - other).max() <= 1e-6 * max(scale_of(row), 10.0):
-            raise CheckFailure(f"another row for the answer with another image in turn {image + 1}", "the same row")
         if not np.array_equal(subject.prompt(name).ids, prompt.ids):
             continue
+        stop = (first, second)[image][-1].stop
+        rows, others = (_rows_after(subject, each, stop) for each in ("turns", name))
+        # A window of attention may end before the last row, but not before the first ones.
+        if np.abs(rows - others).max() <= 1e-6 * max(scale_of(rows), 10.0):
+            raise CheckFailure(f"other rows after another image in turn {image + 1}", "the same rows")
         changed = decoder_input(subject, subject.written(name, ())) != decoder_input(
             subject, subject.written("turns", ())
         )
@@ -161,8 +163,18 @@ def _full_rows(result: Result) -> np.ndarray:
     return np.asarray(result.output.logits, dtype=np.float64)
 
 
-def _require_numbers(subject: Subject, name: str, new: int = 2, candidates: Sequence[str] = PAIR) -> np.ndarray:
-    """Rows of prompt and answer, and scores, against the model's own forward; the answer's first row [V]."""
+def _rows_after(subject: Subject, name: str, start: int) -> np.ndarray:
+    """float64 [R, V]: the rows of a prompt and of the first answer token that come from positions after ``start``."""
+    result = subject.ask(name, keep="logits", max_new_tokens=1, **GREEDY)
+    table = subject.prompt_table(result)
+    if table.logits is None:
+        raise CheckFailure("full rows of the prompt", "none")
+    rows = [row for row in text_rows(table) if table.positions[row] > start]
+    return np.concatenate([np.asarray(table.logits, dtype=np.float64)[rows], _full_rows(result)])
+
+
+def _require_numbers(subject: Subject, name: str, new: int = 2, candidates: Sequence[str] = PAIR) -> None:
+    """Rows of prompt and answer, and scores, against the model's own forward."""
     result = subject.ask(name, keep="logits", max_new_tokens=new, **GREEDY)
     if not np.array_equal(result.input_ids, subject.prompt(name).ids):
         raise CheckFailure(f"the {len(subject.prompt(name).ids)} ids of the prompt", f"{len(result.input_ids)} others")
@@ -189,4 +201,3 @@ def _require_numbers(subject: Subject, name: str, new: int = 2, candidates: Sequ
             path="a forward of prompt and candidate",
             names=subject.named(table, what="candidate token"),
         )
-    return _full_rows(result)[0]
