@@ -16,7 +16,8 @@ CHATML = (
     "{%- if m.content is string %}{{ m.content }}{%- else %}{%- for part in m.content %}"
     f"{{{{ part.text if part.type == 'text' else '{IMAGE}' }}}}"
     "{%- endfor %}{%- endif %}"
-    "{%- for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{%- endfor %}<|im_end|>\n"
+    '{%- for call in m.tool_calls or [] %}<tool_call>{"name": "{{ call.function.name }}", "arguments": '
+    "{{ call.function.arguments | tojson }}}</tool_call>{%- endfor %}<|im_end|>\n"
     "{% endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false %}<think>{{ '\n\n' }}</think>{{ '\n\n' }}"

@@ -83,7 +83,7 @@ class Reader(wire.Model):
             return {"token": f"token_id:{each}", "logprob": float(wire.logprobs(row)[each]), "bytes": [1]}
 
         def content(row, each):
-            named = body.get("logprob_token_ids") or wire.best(row, body["top_logprobs"])
+            named = body.get("logprob_token_ids") or wire.best(row, body.get("top_logprobs", 1))
             return {**entry(row, each), "top_logprobs": [entry(row, one) for one in dict.fromkeys([each, *named])]}
 
         told = [content(row, each) for row, each in zip(result.output.logits, ids, strict=True)]
@@ -114,6 +114,16 @@ def test_vllm_writes_the_prompt_as_asked(vllm, local, way):
     other = served.score(question, ["a", "b"], image, **asked)
     assert other.meta["candidates"] == "chosen ids"
     np.testing.assert_allclose(other.logprobs, one.logprobs, atol=1e-4)
+
+
+def test_the_start_of_an_answer_keeps_its_reasoning_before_a_candidate(vllm, local):
+    served = vlmprobe.connect(vllm.url, processor=local)
+    served.engine.tokens_in = False
+    begun = [JUDGED[0], {**JUDGED[1], "reasoning_content": "I think."}]
+    with pytest.raises(EngineError):  # this server has no numbers of prompts
+        served.score(begun, [" a cat"])
+    last = vllm.requests[-1].json["messages"][-1]
+    assert (last["content"], last["reasoning_content"]) == ("It is a cat", "I think.")
 
 
 def test_vllm_is_asked_for_all_calls_of_a_probe(vllm, local):

@@ -154,8 +154,8 @@ async def _by_text(
     begun = fields | {"add_generation_prompt": False, "continue_final_message": True}
 
     async def one(candidate: str) -> Scored:
-        last = sent[-1]["content"] if conversation.continues else []
-        written = [*(sent[:-1] if conversation.continues else sent), _assistant(last, candidate)]
+        before, last = (sent[:-1], sent[-1]) if conversation.continues else (sent, {})
+        written = [*before, _assistant(last, candidate)]
         whole, rows = await _ids_and_rows(engine, written, begun, (wanted, top), texts)
         shared = next(
             (k for k, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole))
@@ -199,9 +199,10 @@ def _width(engine: AsksVLLM, options: Options) -> tuple[int, int | None]:
     return (-1, None) if whole else (min(options.alternatives, top), top)
 
 
-def _assistant(before: list[dict[str, Any]], candidate: str) -> dict[str, Any]:
-    said = "".join(part["text"] for part in before if part["type"] == "text")
-    return {"role": "assistant", "content": said + candidate}
+def _assistant(begun: dict[str, Any], candidate: str) -> dict[str, Any]:
+    """The assistant's message with a candidate at its end; ``begun`` is what it holds already."""
+    said = "".join(part["text"] for part in begun.get("content", ()) if part["type"] == "text")
+    return {**begun, "role": "assistant", "content": said + candidate}
 
 
 def _same_text(engine: AsksVLLM, candidate: str, lost: list[int], ids: list[int], rows: Sequence[Row]) -> None:
