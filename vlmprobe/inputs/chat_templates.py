@@ -74,10 +74,17 @@ def raw_template(image_text: str) -> str:
 
 
 def variables_of(template: str) -> frozenset[str]:
-    """The variables that a template reads and does not set itself before."""
-    from jinja2 import meta
+    """The variables that a template reads and does not set itself before.
 
-    return frozenset(meta.find_undeclared_variables(parsed_template(template)))
+    Raises:
+        CapabilityError: for a template in a dialect of its own, as of a server.
+    """
+    from jinja2 import TemplateSyntaxError, meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(parsed_template(template)))
+    except TemplateSyntaxError as error:
+        raise CapabilityError(f"The chat template cannot be parsed, so what it reads is not known: {error}") from error
 
 
 def _names_in(template: str) -> frozenset[str]:

@@ -195,6 +195,10 @@ def test_llamacpp_takes_variables_that_its_template_reads():
             CapabilityError, match=r"does not read mood of chat_template_kwargs.*It reads enable_thinking"
         ):
             served.generate(QUESTION, chat_template_kwargs={"mood": 1})
+    with WireServer({**facts, "/props": {**facts["/props"], "chat_template": "{% dialect %}"}, **route}) as server:
+        served = vlmprobe.connect(server.url)
+        with pytest.raises(CapabilityError, match="cannot be parsed, so what it reads is not known"):
+            served.generate(QUESTION, chat_template_kwargs=OFF)
     with WireServer({**facts, **route}) as server:
         served = vlmprobe.connect(server.url)
         with pytest.warns(VlmprobeWarning, match="llama.cpp drops what its chat template does not read"):
