@@ -244,6 +244,11 @@ class OriginalAdapter(Adapter):
         """The JSON files that ``save_pretrained`` writes: those of the checkpoint."""
         return files
 
+    def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
+        """As in the base class; ``unused_weights``, if there are any, are the parts that the model here leaves out."""
+        unused = {"unused_weights": list(self.unused_weights)} if self.unused_weights else {}
+        return super().facts(conversation) | unused
+
     @property
     def answer_ends(self) -> Sequence[str]:
         """The tokens that end an answer in the original code."""

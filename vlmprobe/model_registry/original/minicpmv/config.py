@@ -68,6 +68,10 @@ def translate(folder: Path, config: Mapping[str, Any]) -> MiniCPMVConfig:
         vision = _named_tower(folder, config)
     else:
         vision = _vision(config)
+    if config.get("init_vision", True) is not True:
+        raise CheckpointError(
+            f"{folder} sets init_vision to false: this {release.title} has no vision tower, so it reads no images."
+        )
     if config.get("slice_mode", True) is not True:
         raise CheckpointError(f"{folder} sets slice_mode to false, which no release does: it is not supported.")
     return MiniCPMVConfig(

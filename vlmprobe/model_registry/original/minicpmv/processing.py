@@ -1,4 +1,4 @@
-"""Convert a conversation to MiniCPM-V's prompt, token ids and pixels."""
+"""Convert a conversation to the prompt of MiniCPM-V and MiniCPM-o, token ids and pixels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MiniCPMVProcessor:
         tokenizer: of the checkpoint.
         rules: its image rules.
         release: its release.
-        thinking: 4.5 only: thinking mode (the original's ``enable_thinking``).
+        thinking: 4.5 (V and o) only: thinking mode (the original's ``enable_thinking``).
     """
 
     def __init__(self, tokenizer: Any, rules: ImageRules, release: Release, *, thinking: bool = False) -> None:
@@ -131,7 +131,9 @@ class MiniCPMVProcessor:
         chat = [{"role": message.role, "content": _joined(message)} for message in messages]
         # A partial answer to be continued is appended verbatim, whatever the template does with answers.
         begun = chat.pop()["content"] if conversation.continues else ""
-        options = {"enable_thinking": self.thinking} if self.release.version == "4.5" else {}
+        options: dict[str, Any] = {"enable_thinking": self.thinking} if self.release.thinks else {}
+        if self.release.speaks:
+            options["use_tts_template"] = False
         options |= conversation.format.chat_template_kwargs
         prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
         rendered = prompt + begun

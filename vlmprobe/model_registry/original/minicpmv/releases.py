@@ -1,4 +1,4 @@
-"""The releases of MiniCPM-V and their differences."""
+"""The releases of MiniCPM-V and MiniCPM-o, and their differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from vlmprobe.errors import CheckpointError
 
-__all__ = ["RELEASES", "ImageRules", "Release", "release_of"]
+__all__ = ["RELEASES", "ImageRules", "Release", "is_omni", "release_of"]
+
+OMNI = "o "  # begins the versions of MiniCPM-o here, which its config.json numbers like those of MiniCPM-V
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class Release:
     slice_tag: str = "slice"  # how a slice is enclosed in the prompt
     hides_first_id: bool = True  # chat() masks every token with id 0 from attention
     template: bool = True  # the tokenizer has a chat template
+    thinks: bool = False  # chat() passes enable_thinking to it
+    speaks: bool = False  # and use_tts_template, which is for answers to be spoken
+    dropped: str = ""  # a token that chat() takes out of a prompt
+
+    @property
+    def title(self) -> str:
+        """Its full name, such as ``MiniCPM-V 2.6``."""
+        return f"MiniCPM-{self.version}" if self.version.startswith(OMNI) else f"MiniCPM-V {self.version}"
 
 
 RELEASES: Mapping[str, Release] = {
@@ -50,7 +60,18 @@ RELEASES: Mapping[str, Release] = {
         ),
         Release("2.6", "qwen2", ("<|im_end|>", "<|endoftext|>")),
         Release("4.0", "llama", ("<|im_end|>", "</s>")),
-        Release("4.5", "qwen3", ("<|im_end|>", "<|endoftext|>")),
+        Release("4.5", "qwen3", ("<|im_end|>", "<|endoftext|>"), thinks=True),
+        # The attention mask of MiniCPM-o is one for every token of a prompt, whatever its id.
+        Release(f"{OMNI}2.6", "qwen2", ("<|im_end|>", "<|endoftext|>"), hides_first_id=False),
+        Release(
+            f"{OMNI}4.5",
+            "qwen3",
+            ("<|im_end|>", "<|endoftext|>"),
+            hides_first_id=False,
+            thinks=True,
+            speaks=True,
+            dropped="<|listen|>",
+        ),
     )
 }
 
@@ -68,6 +89,11 @@ class ImageRules:
     numbered: bool  # images are numbered in the prompt
 
 
+def is_omni(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of MiniCPM-o: MiniCPM-V with audio input and speech output."""
+    return config.get("model_type") == "minicpmo"
+
+
 def release_of(config: Mapping[str, Any]) -> Release:
     """The release that a ``config.json`` belongs to.
 
@@ -75,12 +101,15 @@ def release_of(config: Mapping[str, Any]) -> Release:
         CheckpointError: for a version that is not supported.
     """
     version = config.get("version")
-    if version is None and {"vision_encoder", "scale_emb", "scale_resolution"} <= config.keys():
+    omni = is_omni(config)
+    if version is None and not omni and {"vision_encoder", "scale_emb", "scale_resolution"} <= config.keys():
         return RELEASES["2.0"]  # written before the field existed
-    try:
-        return RELEASES[f"{float(str(version)):.1f}"]  # a string in some releases, a number in others
+    try:  # a string in some releases, a number in others
+        return RELEASES[f"{OMNI if omni else ''}{float(str(version)):.1f}"]
     except (KeyError, ValueError):
+        known = [each.removeprefix(OMNI) for each in RELEASES if each.startswith(OMNI) == omni]
+        later = "" if omni else " Versions 4.6 and later have checkpoints native to transformers."
         raise CheckpointError(
-            f"MiniCPM-V version {version!r} is not supported; supported in the original format are "
-            f"{', '.join(RELEASES)}. Versions 4.6 and later have checkpoints native to transformers."
+            f"MiniCPM-{'o' if omni else 'V'} version {version!r} is not supported; supported in the original format "
+            f"are {', '.join(known)}.{later}"
         ) from None
