@@ -26,7 +26,7 @@ __all__ = ["MiniCPMO", "MiniCPMV"]
 
 
 class MiniCPMV(OriginalAdapter):
-    """MiniCPM-V 2.0, Llama3-V 2.5, 2.6, 4.0 and 4.5; MiniCPM-o 2.6 and 4.5, by :class:`MiniCPMO`.
+    """MiniCPM-V 1.0, 2.0, Llama3-V 2.5, 2.6, 4.0 and 4.5; MiniCPM-o 2.6 and 4.5, by :class:`MiniCPMO`.
 
     An image part may set ``max_slice_nums``, the most slices that its image is cut into.
     """
@@ -48,9 +48,9 @@ class MiniCPMV(OriginalAdapter):
         self.capabilities = replace(
             self.capabilities,
             mixed_images=True,
-            several_images=self.release.version != "2.0",
-            images_first=self.release.version == "2.0",
-            system=self.release.version != "2.0",
+            several_images=self.release.template,
+            images_first=not self.release.template,
+            system=self.release.template,
             batching=not stretches(model.config.text_config),
         )
         self.hidden_id = 0 if self.release.hides_first_id else None
@@ -78,10 +78,10 @@ class MiniCPMV(OriginalAdapter):
 
     @classmethod
     def read_tokenizer(cls, folder: Path, config: Mapping[str, Any]) -> Any:
-        """The original of 2.0 reads tokenizer.model; those of later releases read tokenizer.json."""
+        """The originals of 1.0 and 2.0 read tokenizer.model; those of later releases read tokenizer.json."""
         from vlmprobe.model_registry.original.tokenizer import original_tokenizer
 
-        return original_tokenizer(folder, prefer_fast=release_of(config).version != "2.0")
+        return original_tokenizer(folder, prefer_fast=release_of(config).template)
 
     @classmethod
     def read_processor(
@@ -105,8 +105,8 @@ class MiniCPMV(OriginalAdapter):
 
     @property
     def image_options(self) -> frozenset[str]:
-        """``max_slice_nums``."""
-        return frozenset({"max_slice_nums"})
+        """``max_slice_nums``; 1.0 has none, as it cuts no image."""
+        return frozenset() if self.release.square else frozenset({"max_slice_nums"})
 
     @property
     def prompt_variables(self) -> frozenset[str]:
@@ -133,7 +133,7 @@ class MiniCPMV(OriginalAdapter):
         return self.processor.write(conversation, images)
 
     def pixels(self, image: ImagePart) -> Slices:
-        """The slices of an image, as strips of patches (for 2.0 as images), and their grids."""
+        """The slices of an image, as strips of patches (before 2.5 as images), and their grids."""
         return self.processor.cut(image)
 
     def image_places(self, ids: np.ndarray, images: Sequence[ImageTiles]) -> tuple[ImageSpan, ...]:

@@ -21,7 +21,7 @@ from vlmprobe.model_registry.original.tokenizer import token_id
 __all__ = ["MiniCPMVProcessor", "Slices"]
 
 IMAGE_TAG = "(<image>./</image>)"  # stands for an image while the chat template is rendered
-ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 2.0, which has no template
+ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 1.0 and 2.0, which have no template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +53,20 @@ class MiniCPMVProcessor:
     # -- images --------------------------------------------------------------------------------------
 
     def cut(self, part: ImagePart) -> Slices:
-        """Cut an image into slices and normalise them: strips [3, patch, patch * L], or for 2.0 images [3, h, w]."""
+        """Cut an image into slices and normalise them: strips [3, patch, patch * L], or before 2.5 images [3, h, w]."""
         rules = self.rules
         most = int(part.options.get("max_slice_nums", rules.max_slices))
         if most < 1:
             raise MessageError(f"max_slice_nums is {most}; it must be at least 1.")
-        plan = plan_slices(part.image.size, max_slices=most, resolution=rules.resolution, patch=rules.patch)
+        if self.release.square:
+            plan = SlicePlan((rules.side, rules.side), None, None)
+        else:
+            plan = plan_slices(part.image.size, max_slices=most, resolution=rules.resolution, patch=rules.patch)
         pieces = [self._normalise(piece) for piece in slice_image(part.image, plan)]
         return Slices(
             pixels=[self._strip(piece) for piece in pieces] if self.release.strips else pieces,
             positions=[rules.queries] * len(pieces),
-            sizes=[(piece.shape[1] // rules.patch, piece.shape[2] // rules.patch) for piece in pieces],
+            sizes=[(-(-piece.shape[1] // rules.patch), -(-piece.shape[2] // rules.patch)) for piece in pieces],
             plan=plan,
         )
 
@@ -145,7 +148,7 @@ class MiniCPMVProcessor:
         for place, message in enumerate(conversation.messages):
             images = [at for at, part in enumerate(message.parts) if isinstance(part, ImagePart)]
             if images not in ([], [0]) or (images and place):
-                raise MessageError("MiniCPM-V 2.0 takes its image as the first part of the first message.")
+                raise MessageError(f"{self.release.title} takes its image as the first part of the first message.")
             content = message.text
             if images:
                 content = f"{placeholders[0]}\n{content}"

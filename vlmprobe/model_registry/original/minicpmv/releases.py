@@ -22,6 +22,7 @@ class Release:
     ends: tuple[str, ...]  # tokens at which the original chat() ends an answer
     strips: bool = True  # slices as strips of patches; else each as a separate image
     patch_mask: bool = True  # padding patches are masked and positions are two-dimensional
+    square: bool = False  # an image is resized to a square, whatever its shape, and never cut
     slice_tag: str = "slice"  # how a slice is enclosed in the prompt
     hides_first_id: bool = True  # chat() masks every token with id 0 from attention
     template: bool = True  # the tokenizer has a chat template
@@ -39,8 +40,19 @@ RELEASES: Mapping[str, Release] = {
     release.version: release
     for release in (
         Release(
-            "2.0",
+            "1.0",
             "granite",  # MiniCPM's architecture under another name: Llama with a factor on each sublayer's output
+            ("</s>",),
+            strips=False,
+            patch_mask=False,
+            square=True,
+            slice_tag="image",
+            hides_first_id=False,
+            template=False,
+        ),
+        Release(
+            "2.0",
+            "granite",
             ("</s>",),
             strips=False,
             patch_mask=False,
@@ -87,6 +99,7 @@ class ImageRules:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     numbered: bool  # images are numbered in the prompt
+    side: int = 448  # of the square image of 1.0
 
 
 def is_omni(config: Mapping[str, Any]) -> bool:
@@ -102,14 +115,18 @@ def release_of(config: Mapping[str, Any]) -> Release:
     """
     version = config.get("version")
     omni = is_omni(config)
-    if version is None and not omni and {"vision_encoder", "scale_emb", "scale_resolution"} <= config.keys():
-        return RELEASES["2.0"]  # written before the field existed
+    named = "vision_encoder" in config  # the tower: in 1.0 and 2.0, older than the field version
+    if version is None and named and not omni:
+        version = "2.0" if "scale_resolution" in config else "1.0"
     try:  # a string in some releases, a number in others
-        return RELEASES[f"{OMNI if omni else ''}{float(str(version)):.1f}"]
+        found = RELEASES[f"{OMNI if omni else ''}{float(str(version)):.1f}"]
+        if found.strips or named:
+            return found
     except (KeyError, ValueError):
-        known = [each.removeprefix(OMNI) for each in RELEASES if each.startswith(OMNI) == omni]
-        later = "" if omni else " Versions 4.6 and later have checkpoints native to transformers."
-        raise CheckpointError(
-            f"MiniCPM-{'o' if omni else 'V'} version {version!r} is not supported; supported in the original format "
-            f"are {', '.join(known)}.{later}"
-        ) from None
+        pass
+    known = [each.removeprefix(OMNI) for each in RELEASES if each.startswith(OMNI) == omni]
+    later = "" if omni else " Versions 4.6 and later have checkpoints native to transformers."
+    raise CheckpointError(
+        f"MiniCPM-{'o' if omni else 'V'} version {config.get('version')!r} is not supported; supported in the original "
+        f"format are {', '.join(known)}.{later}"
+    )
