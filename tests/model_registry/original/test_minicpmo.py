@@ -1,7 +1,8 @@
 """MiniCPM-o in its original format: MiniCPM-V's vision and text, another attention mask, audio and speech left out.
 
-The judge is what the original code of the MiniCPM-V of the same version computes. It differs from that of MiniCPM-o in
-the mask alone, and the reference of V 2.6 holds the plain forward without it, which is what MiniCPM-o computes.
+The judge is the original chat() of MiniCPM-o 2.6 and 4.5 on the weights of MiniCPM-V's reference cases, without its
+audio encoder and speech generator: _units/minicpmo.json has the ids, and minicpmo.safetensors the logits of the
+scenarios with an id 0. Those of the others are the logits of MiniCPM-V.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from vlmprobe.model_registry.original.minicpmv.config import translate
 from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
 from vlmprobe.testing import check_adapter
 
+UNITS = GOLDEN / "_units"
+TOLD = json.loads((UNITS / "minicpmo.json").read_text())
 VERSIONS = ("2.6", "4.5")
 ALL = scenarios(*(f"minicpmv-{version}" for version in VERSIONS))
 HIDING = [scenario for scenario in ALL if 0 in scenario.told["input_ids"]]
@@ -66,39 +69,35 @@ def test_the_model_of_a_released_configuration_is_as_large_as_its_card_says(rele
 
 
 @pytest.mark.parametrize("scenario", ALL, ids=str)
-def test_prompts_are_those_of_minicpm_v(scenario, probes):
-    encoding = probe_of(scenario, probes).engine.adapter.encode([Conversation.build(scenario.messages)])
+def test_prompt_ids_and_answer_are_those_of_the_original(scenario, probes):
+    probe = probe_of(scenario, probes)
+    told = TOLD[scenario.case.removeprefix("minicpmv-")][scenario.name]
+    encoding = probe.engine.adapter.encode([Conversation.build(scenario.messages)])
+    assert encoding.prompts[0].ids.tolist() == told["input_ids"] == scenario.told["input_ids"]
     assert encoding.prompts[0].text == scenario.told["prompt"]
-    assert encoding.prompts[0].ids.tolist() == scenario.told["input_ids"]
+    assert encoding.inputs["attention_mask"].all()
+    assert probe.generate(scenario.messages, **GREEDY).output.ids.tolist() == told["gen_ids"]
 
 
 @pytest.mark.parametrize("scenario", PLAIN, ids=str)
-def test_logits_and_answer_are_those_of_minicpm_v_where_nothing_is_hidden(scenario, probes):
-    probe = probe_of(scenario, probes)
-    torch.testing.assert_close(logits(probe, scenario), scenario.tensor("logits"), atol=1e-3, rtol=0)
-    made = scenario.told["gen_ids"]
-    if 0 not in made:
-        assert probe.generate(scenario.messages, **GREEDY).output.ids.tolist() == made
-
-
-def test_id_0_is_not_hidden(probes):
-    """The original passes a mask of ones, where that of MiniCPM-V 2.6 masks every "!"."""
-    scenario = Scenario("minicpmv-2.6", "quirk_bang")
-    found = logits(probes("2.6"), scenario)[-1]
-    torch.testing.assert_close(found, scenario.tensor("last_logits_without_mask"), atol=1e-3, rtol=0)
-    assert (found - scenario.tensor("logits")[-1]).abs().max() > 0.1
+def test_logits_are_those_of_minicpm_v_where_nothing_is_hidden(scenario, probes):
+    found = logits(probe_of(scenario, probes), scenario)
+    torch.testing.assert_close(found, scenario.tensor("logits"), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("scenario", HIDING, ids=str)
-def test_positions_count_id_0(scenario, probes):
-    adapter = probe_of(scenario, probes).engine.adapter
-    inputs = adapter.encode([Conversation.build(scenario.messages)]).inputs
-    assert inputs["attention_mask"].all()
-    with torch.no_grad():
-        counted = torch.arange(inputs["input_ids"].shape[1])[None]
-        plain = adapter.model(**{**inputs, "attention_mask": None}, position_ids=counted).logits[0]
-    torch.testing.assert_close(logits(probe_of(scenario, probes), scenario), plain, atol=1e-4, rtol=0)
-    assert (plain - scenario.tensor("logits")).abs().max() > 0.1
+def test_id_0_is_not_hidden(scenario, probes):
+    """The original passes a mask of ones, where that of MiniCPM-V masks every "!" and does not count it."""
+    found = logits(probe_of(scenario, probes), scenario)
+    due = load_file(UNITS / "minicpmo.safetensors")[f"{scenario.case.removeprefix('minicpmv-')}.{scenario.name}.logits"]
+    torch.testing.assert_close(found, due, atol=1e-3, rtol=0)
+    assert (found - scenario.tensor("logits")).abs().max() > 0.1
+
+
+def test_that_is_the_plain_forward_of_minicpm_v(probes):
+    scenario = Scenario("minicpmv-2.6", "quirk_bang")
+    found = logits(probes("2.6"), scenario)[-1]
+    torch.testing.assert_close(found, scenario.tensor("last_logits_without_mask"), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("version", ["2.6", pytest.param("4.5", marks=pytest.mark.long)])
