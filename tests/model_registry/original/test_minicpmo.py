@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 import vlmprobe
 from vlmprobe.errors import CapabilityError, CheckpointError
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.inputs.prompt_format import PromptFormat
 from vlmprobe.model_registry.original.minicpmv.config import translate
 from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
 from vlmprobe.testing import check_adapter
@@ -173,6 +174,19 @@ def test_the_chat_template_is_not_asked_for_speech(tmp_path):
     adapter = vlmprobe.load(folder, dtype="float32", check=False).engine.adapter
     scenario = Scenario("minicpmv-4.5", "one_image")
     assert adapter.encode([Conversation.build(scenario.messages)]).prompts[0].text == scenario.told["prompt"]
+
+
+def test_arguments_of_the_chat_template(probes):
+    def prompt(version: str, **kwargs: Any) -> str:
+        talk = Conversation.build("Which colour?", format=PromptFormat(chat_template_kwargs=kwargs))
+        return probes(version).engine.adapter.encode([talk]).prompts[0].text
+
+    assert prompt("4.5", enable_thinking=True).endswith("assistant\n<think>\n")
+    assert prompt("4.5", use_tts_template=False) == prompt("4.5", enable_thinking=False) == prompt("4.5")
+    with pytest.raises(CapabilityError, match="use_tts_template"):
+        prompt("2.6", use_tts_template=True)
+    with pytest.raises(CapabilityError, match="may hold enable_thinking, use_tts_template"):
+        prompt("4.5", thinking=True)
 
 
 @pytest.mark.parametrize(("version", "kept"), [("2.6", 1), ("4.5", 0)])

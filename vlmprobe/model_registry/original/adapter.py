@@ -271,9 +271,8 @@ class OriginalAdapter(Adapter):
         for message in conversation.messages:
             unread += [*message.further, *(["messages of role 'tool'"] if message.role == "tool" else [])]
         if unread:
-            reads = (
-                f"; chat_template_kwargs may hold {', '.join(self.prompt_variables)}" if self.prompt_variables else ""
-            )
+            may = ", ".join(sorted(self.prompt_variables))
+            reads = f"; chat_template_kwargs may hold {may}" if may else ""
             raise CapabilityError(
                 f"{self.name} writes a prompt as its original code does, which reads no {', '.join(unread)}: leave "
                 f"it out{reads}."

@@ -110,8 +110,9 @@ class MiniCPMV(OriginalAdapter):
 
     @property
     def prompt_variables(self) -> frozenset[str]:
-        """``enable_thinking`` of 4.5, which ``load`` takes too."""
-        return frozenset({"enable_thinking"} if self.release.version == "4.5" else ())
+        """``enable_thinking`` of 4.5 (V and o), which ``load`` takes too; ``use_tts_template`` of o 4.5."""
+        taken = {"enable_thinking": self.release.thinks, "use_tts_template": self.release.speaks}
+        return frozenset(name for name, takes in taken.items() if takes)
 
     @property
     def batch_arguments(self) -> frozenset[str]:
