@@ -244,6 +244,11 @@ class OriginalAdapter(Adapter):
         """The JSON files that ``save_pretrained`` writes: those of the checkpoint."""
         return files
 
+    def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
+        """As in the base class; ``unused_weights``, if there are any, are the parts that the model here leaves out."""
+        unused = {"unused_weights": list(self.unused_weights)} if self.unused_weights else {}
+        return super().facts(conversation) | unused
+
     @property
     def answer_ends(self) -> Sequence[str]:
         """The tokens that end an answer in the original code."""
@@ -266,9 +271,8 @@ class OriginalAdapter(Adapter):
         for message in conversation.messages:
             unread += [*message.further, *(["messages of role 'tool'"] if message.role == "tool" else [])]
         if unread:
-            reads = (
-                f"; chat_template_kwargs may hold {', '.join(self.prompt_variables)}" if self.prompt_variables else ""
-            )
+            may = ", ".join(sorted(self.prompt_variables))
+            reads = f"; chat_template_kwargs may hold {may}" if may else ""
             raise CapabilityError(
                 f"{self.name} writes a prompt as its original code does, which reads no {', '.join(unread)}: leave "
                 f"it out{reads}."

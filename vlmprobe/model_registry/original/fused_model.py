@@ -46,10 +46,10 @@ class FusedConfig(PreTrainedConfig):
 
     def _brought_up(self, held: Mapping[str, Any]) -> dict[str, Any]:
         changed: dict[str, Any] = {"torch_dtype": str(self.dtype).removeprefix("torch.")} if self.dtype else {}
+        if "vocab_size" in held:  # other parts may have a vocabulary of their own (audio)
+            return {**held, **changed, "vocab_size": self.text_config.vocab_size}
         for name, value in held.items():
-            if name == "vocab_size":
-                changed[name] = self.text_config.vocab_size
-            elif isinstance(value, Mapping) and "vocab_size" in value:  # of the language model
+            if isinstance(value, Mapping) and "vocab_size" in value:  # of the language model
                 changed[name] = {**value, "vocab_size": self.text_config.vocab_size}
         return {**held, **changed}
 

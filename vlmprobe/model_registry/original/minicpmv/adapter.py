@@ -1,4 +1,4 @@
-"""MiniCPM-V in its original checkpoint format, running none of the checkpoint's code."""
+"""MiniCPM-V and MiniCPM-o in their original checkpoint format, running none of the checkpoint's code."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from vlmprobe.errors import CapabilityError
 from vlmprobe.model_registry.original.adapter import OriginalAdapter
-from vlmprobe.model_registry.original.minicpmv.releases import RELEASES, Release, release_of
+from vlmprobe.model_registry.original.minicpmv.releases import RELEASES, Release, is_omni, release_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
     from vlmprobe.model_registry.original.minicpmv.processing import MiniCPMVProcessor, Slices
 
-__all__ = ["MiniCPMV"]
+__all__ = ["MiniCPMO", "MiniCPMV"]
 
 
 class MiniCPMV(OriginalAdapter):
-    """MiniCPM-V 2.0, Llama3-V 2.5, 2.6, 4.0 and 4.5.
+    """MiniCPM-V 1.0, 2.0, Llama3-V 2.5, 2.6, 4.0 and 4.5; MiniCPM-o 2.6 and 4.5, by :class:`MiniCPMO`.
 
     An image part may set ``max_slice_nums``, the most slices that its image is cut into.
     """
 
-    model_types = ("minicpmv",)
+    model_types = ("minicpmv", "minicpmo")
     weight_names = MappingProxyType(
         {
             r"^llm\.lm_head\.": "lm_head.",
@@ -48,12 +48,19 @@ class MiniCPMV(OriginalAdapter):
         self.capabilities = replace(
             self.capabilities,
             mixed_images=True,
-            several_images=self.release.version != "2.0",
-            images_first=self.release.version == "2.0",
-            system=self.release.version != "2.0",
+            several_images=self.release.template,
+            images_first=not self.release.template,
+            system=self.release.template,
             batching=not stretches(model.config.text_config),
         )
         self.hidden_id = 0 if self.release.hides_first_id else None
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, *, config: Mapping[str, Any], **options: Any) -> Self:
+        """As in the base class; a checkpoint of MiniCPM-o becomes a :class:`MiniCPMO`."""
+        if is_omni(config) and not issubclass(cls, MiniCPMO):
+            return cast("Self", MiniCPMO.load(checkpoint, config=config, **options))
+        return super().load(checkpoint, config=config, **options)
 
     @classmethod
     def model_class(cls) -> type[MiniCPMVForConditionalGeneration]:
@@ -71,23 +78,24 @@ class MiniCPMV(OriginalAdapter):
 
     @classmethod
     def read_tokenizer(cls, folder: Path, config: Mapping[str, Any]) -> Any:
-        """The original of 2.0 reads tokenizer.model; those of later releases read tokenizer.json."""
+        """The originals of 1.0 and 2.0 read tokenizer.model; those of later releases read tokenizer.json."""
         from vlmprobe.model_registry.original.tokenizer import original_tokenizer
 
-        return original_tokenizer(folder, prefer_fast=release_of(config).version != "2.0")
+        return original_tokenizer(folder, prefer_fast=release_of(config).template)
 
     @classmethod
     def read_processor(
         cls, folder: Path, config: Mapping[str, Any], tokenizer: Any, translated: Any, options: dict[str, Any]
     ) -> MiniCPMVProcessor:
-        """The rules of slicing; 4.5 also takes ``enable_thinking``, as its original ``chat()`` does."""
+        """The rules of slicing; 4.5 (V and o) also take ``enable_thinking``, as their original ``chat()`` does."""
         from vlmprobe.model_registry.original.minicpmv.config import image_rules
         from vlmprobe.model_registry.original.minicpmv.processing import MiniCPMVProcessor
 
         release = release_of(config)
         thinking = bool(options.pop("enable_thinking", False))
-        if thinking and release.version != "4.5":
-            raise CapabilityError(f"enable_thinking is for MiniCPM-V 4.5; this checkpoint is {release.version}.")
+        if thinking and not release.thinks:
+            able = " and ".join(each.title for each in RELEASES.values() if each.thinks)
+            raise CapabilityError(f"enable_thinking is for {able}; this checkpoint is {release.title}.")
         return MiniCPMVProcessor(tokenizer, image_rules(folder, config), release, thinking=thinking)
 
     @property
@@ -97,13 +105,14 @@ class MiniCPMV(OriginalAdapter):
 
     @property
     def image_options(self) -> frozenset[str]:
-        """``max_slice_nums``."""
-        return frozenset({"max_slice_nums"})
+        """``max_slice_nums``; 1.0 has none, as it cuts no image."""
+        return frozenset() if self.release.square else frozenset({"max_slice_nums"})
 
     @property
     def prompt_variables(self) -> frozenset[str]:
-        """``enable_thinking`` of 4.5, which ``load`` takes too."""
-        return frozenset({"enable_thinking"} if self.release.version == "4.5" else ())
+        """``enable_thinking`` of 4.5 (V and o), which ``load`` takes too; ``use_tts_template`` of o 4.5."""
+        taken = {"enable_thinking": self.release.thinks, "use_tts_template": self.release.speaks}
+        return frozenset(name for name, takes in taken.items() if takes)
 
     @property
     def batch_arguments(self) -> frozenset[str]:
@@ -125,7 +134,7 @@ class MiniCPMV(OriginalAdapter):
         return self.processor.write(conversation, images)
 
     def pixels(self, image: ImagePart) -> Slices:
-        """The slices of an image, as strips of patches (for 2.0 as images), and their grids."""
+        """The slices of an image, as strips of patches (before 2.5 as images), and their grids."""
         return self.processor.cut(image)
 
     def image_places(self, ids: np.ndarray, images: Sequence[ImageTiles]) -> tuple[ImageSpan, ...]:
@@ -142,3 +151,15 @@ class MiniCPMV(OriginalAdapter):
     def tokenize(self, text: str) -> list[int]:
         """Ids of a whole prompt, as the original encodes it: special tokens are always added."""
         return list(self.tokenizer.encode(text))
+
+
+class MiniCPMO(MiniCPMV):
+    """MiniCPM-o 2.6 and 4.5: vision and text. Their audio encoder and speech generator are left out."""
+
+    unused_weights = ("apm.", "audio_projection_layer.", "tts.")
+
+    def tokenize(self, text: str) -> list[int]:
+        """As for MiniCPM-V; 4.5 takes the token that stands for listening out of a prompt."""
+        ids = super().tokenize(text)
+        dropped = self.tokenizer.get_vocab().get(self.release.dropped)
+        return [each for each in ids if each != dropped]

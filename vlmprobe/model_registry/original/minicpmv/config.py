@@ -22,7 +22,7 @@ from vlmprobe.model_registry.original.vision_blocks import ACTIVATIONS
 __all__ = ["MiniCPMVConfig", "image_rules", "translate"]
 
 
-TOWER = "vit_so400m_patch14_siglip_384"  # of 2.0
+TOWER = "vit_so400m_patch14_siglip_384"  # of 1.0 and 2.0
 VISION_KEYS = (
     "hidden_size",
     "image_size",
@@ -60,14 +60,18 @@ def translate(folder: Path, config: Mapping[str, Any]) -> MiniCPMVConfig:
     language = language_config(release.language, config)
     scales: dict[str, Any] = {}
     vision: PreTrainedConfig
-    if release.version == "2.0":
+    if not release.strips:
         language.residual_multiplier = config.get("scale_depth", 1) / math.sqrt(language.num_hidden_layers)
         language.attention_multiplier = (language.hidden_size // language.num_attention_heads) ** -0.5
         scales["embedding_scale"] = config.get("scale_emb", 1)
         scales["head_divisor"] = language.hidden_size / config.get("dim_model_base", 1)
-        vision = _named_tower(folder, config)
+        vision = _named_tower(folder, config, release.title)
     else:
         vision = _vision(config)
+    if config.get("init_vision", True) is not True:
+        raise CheckpointError(
+            f"{folder} sets init_vision to false: this {release.title} has no vision tower, so it reads no images."
+        )
     if config.get("slice_mode", True) is not True:
         raise CheckpointError(f"{folder} sets slice_mode to false, which no release does: it is not supported.")
     return MiniCPMVConfig(
@@ -82,13 +86,13 @@ def translate(folder: Path, config: Mapping[str, Any]) -> MiniCPMVConfig:
     )
 
 
-def _named_tower(folder: Path, config: Mapping[str, Any]) -> TimmTowerConfig:
+def _named_tower(folder: Path, config: Mapping[str, Any], title: str) -> TimmTowerConfig:
     named = str(config["vision_encoder"])
     if named.split(".")[0] != TOWER:
-        raise CheckpointError(f"{folder} names the vision tower {named!r}; MiniCPM-V 2.0 supports only {TOWER}.")
+        raise CheckpointError(f"{folder} names the vision tower {named!r}; {title} supports only {TOWER}.")
     queries = config.get("query_num", 64)
     if math.isqrt(queries) ** 2 != queries:
-        raise CheckpointError(f"{folder}: query_num is {queries}; in 2.0 the queries form a square grid.")
+        raise CheckpointError(f"{folder}: query_num is {queries}; in {title} the queries form a square grid.")
     return read_tower(folder, "vpm.", "siglip")
 
 
@@ -113,7 +117,7 @@ def image_rules(folder: Path, config: Mapping[str, Any]) -> ImageRules:
     Raises:
         CheckpointError: for files that are missing or contradict each other.
     """
-    held = config if release_of(config).version == "2.0" else read_json(folder / PREPROCESSOR)
+    held = read_json(folder / PREPROCESSOR) if release_of(config).strips else config
     queries = config.get("query_num", 64)
     if (stated := held.get("image_feature_size", queries)) != queries:
         raise CheckpointError(
@@ -128,4 +132,5 @@ def image_rules(folder: Path, config: Mapping[str, Any]) -> ImageRules:
         mean=tuple(held.get("norm_mean", (0.5, 0.5, 0.5))),
         std=tuple(held.get("norm_std", (0.5, 0.5, 0.5))),
         numbered=bool(held.get("use_image_id", False)),
+        side=config.get("image_size", 448),
     )

@@ -1,4 +1,4 @@
-"""Convert a conversation to MiniCPM-V's prompt, token ids and pixels."""
+"""Convert a conversation to the prompt of MiniCPM-V and MiniCPM-o, token ids and pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlmprobe.model_registry.original.tokenizer import token_id
 __all__ = ["MiniCPMVProcessor", "Slices"]
 
 IMAGE_TAG = "(<image>./</image>)"  # stands for an image while the chat template is rendered
-ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 2.0, which has no template
+ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 1.0 and 2.0, which have no template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class MiniCPMVProcessor:
         tokenizer: of the checkpoint.
         rules: its image rules.
         release: its release.
-        thinking: 4.5 only: thinking mode (the original's ``enable_thinking``).
+        thinking: 4.5 (V and o) only: thinking mode (the original's ``enable_thinking``).
     """
 
     def __init__(self, tokenizer: Any, rules: ImageRules, release: Release, *, thinking: bool = False) -> None:
@@ -53,17 +53,20 @@ class MiniCPMVProcessor:
     # -- images --------------------------------------------------------------------------------------
 
     def cut(self, part: ImagePart) -> Slices:
-        """Cut an image into slices and normalise them: strips [3, patch, patch * L], or for 2.0 images [3, h, w]."""
+        """Cut an image into slices and normalise them: strips [3, patch, patch * L], or before 2.5 images [3, h, w]."""
         rules = self.rules
         most = int(part.options.get("max_slice_nums", rules.max_slices))
         if most < 1:
             raise MessageError(f"max_slice_nums is {most}; it must be at least 1.")
-        plan = plan_slices(part.image.size, max_slices=most, resolution=rules.resolution, patch=rules.patch)
+        if self.release.square:
+            plan = SlicePlan((rules.side, rules.side), None, None)
+        else:
+            plan = plan_slices(part.image.size, max_slices=most, resolution=rules.resolution, patch=rules.patch)
         pieces = [self._normalise(piece) for piece in slice_image(part.image, plan)]
         return Slices(
             pixels=[self._strip(piece) for piece in pieces] if self.release.strips else pieces,
             positions=[rules.queries] * len(pieces),
-            sizes=[(piece.shape[1] // rules.patch, piece.shape[2] // rules.patch) for piece in pieces],
+            sizes=[(-(-piece.shape[1] // rules.patch), -(-piece.shape[2] // rules.patch)) for piece in pieces],
             plan=plan,
         )
 
@@ -131,7 +134,9 @@ class MiniCPMVProcessor:
         chat = [{"role": message.role, "content": _joined(message)} for message in messages]
         # A partial answer to be continued is appended verbatim, whatever the template does with answers.
         begun = chat.pop()["content"] if conversation.continues else ""
-        options = {"enable_thinking": self.thinking} if self.release.version == "4.5" else {}
+        options: dict[str, Any] = {"enable_thinking": self.thinking} if self.release.thinks else {}
+        if self.release.speaks:
+            options["use_tts_template"] = False
         options |= conversation.format.chat_template_kwargs
         prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
         rendered = prompt + begun
@@ -143,7 +148,7 @@ class MiniCPMVProcessor:
         for place, message in enumerate(conversation.messages):
             images = [at for at, part in enumerate(message.parts) if isinstance(part, ImagePart)]
             if images not in ([], [0]) or (images and place):
-                raise MessageError("MiniCPM-V 2.0 takes its image as the first part of the first message.")
+                raise MessageError(f"{self.release.title} takes its image as the first part of the first message.")
             content = message.text
             if images:
                 content = f"{placeholders[0]}\n{content}"
