@@ -318,7 +318,7 @@ def test_nothing_is_overwritten(run, tmp_path):
     assert list(mine.parent.iterdir()) == [mine]
 
 
-# Longer than 20 s, for it installs a package and runs the conformance suite.
+@pytest.mark.long  # it installs a package and runs the conformance suite; the test above does so for the other page
 def test_the_page_for_original_formats(tmp_path):
     """Every command of it, in order; the generated package needs no change to pass."""
     environment = Environment(tmp_path)

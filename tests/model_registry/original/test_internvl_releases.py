@@ -169,7 +169,7 @@ def test_text_logits_are_those_of_the_stock_language_model(made):
     [
         pytest.param("qwen3", marks=pytest.mark.long),  # a dense decoder as in the reference cases
         "qwen3_moe",
-        "gpt_oss",
+        pytest.param("gpt_oss", marks=pytest.mark.long),  # a mixture of experts too
         pytest.param("internlm3", marks=pytest.mark.long),  # Llama, like InternLM2
     ],
     indirect=True,
