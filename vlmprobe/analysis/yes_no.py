@@ -9,7 +9,6 @@ either.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,14 +17,10 @@ import numpy as np
 from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.display.overview import Overview, Viewed
-from vlmprobe.display.progress import tracking
 from vlmprobe.display.view import DASH
-from vlmprobe.engines.base import RemembersImages
-from vlmprobe.errors import MessageError, ResultError
+from vlmprobe.errors import ResultError
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.probe.failure import naming
-from vlmprobe.probe.request import Requests, carrying, id_of, request_of
-from vlmprobe.probe.tables import rows_of
+from vlmprobe.probe.request import Requests
 from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.grouped import NO, YES, YesNo
@@ -52,7 +47,7 @@ def yes_no_many(
     no: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Iterator[YesNo]:
-    """Ask many yes/no questions in sequence; an image shared by consecutive ones is encoded once.
+    """Ask many yes/no questions in batches; those about the same images share the beginning of their prompts.
 
     Args:
         probe: to query.
@@ -61,19 +56,22 @@ def yes_no_many(
         yes, no: spellings of the two answers; the usual English ones if empty.
         progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
     """
-    rows, total = rows_of(requests, "yes_no_many")
-    remembers = isinstance(probe.engine, RemembersImages) and probe.engine.memory is None
-    bar = tracking(progress, total, "questions", "questions")
-    with bar as done, probe.session() if remembers else nullcontext(probe) as asked:
-        for row, raw in enumerate(rows):
-            with naming(row, id_of(raw)):
-                request = request_of(raw)
-                if request.candidates is not None:
-                    raise MessageError("its candidates would not be scored, but yes= and no=: leave them out")
-                said = asked.yes_no(request.question, request.image, yes=yes, no=no, **request.prompt_options)
-                answer = carrying(said, request)
-            yield answer
-            done(1)
+    from vlmprobe.probe.request import options_of
+    from vlmprobe.probe.score_many import score_many
+
+    return score_many(
+        probe,
+        requests,
+        {"yes": yes or YES, "no": no or NO},
+        options_of("stats", None, None, None, {}),
+        "auto",
+        progress,
+        "raise",
+        kind=YesNo,
+        strict=bool(yes or no),
+        given="yes= and no=",
+        what="questions",
+    )
 
 
 def reads_as_yes(text: str) -> bool:

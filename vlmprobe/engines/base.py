@@ -37,7 +37,9 @@ __all__ = [
     "ReadsLayers",
     "ReadsSecondPrompt",
     "RemembersImages",
+    "ScoresConcurrently",
     "ScoresIds",
+    "ScoresTogether",
     "Streams",
     "TokenisesAnswers",
     "abilities",
@@ -104,6 +106,29 @@ class AnswersConcurrently(Protocol):
         together: int | None = None,
     ) -> Generator[Any, None, None]:
         """Results in the order of the conversations; closing the generator cancels the remaining work."""
+
+
+@runtime_checkable
+class ScoresTogether(Protocol):
+    """Candidates of several conversations in one batch."""
+
+    def score_together(self, requests: Sequence[tuple[Conversation, Sequence[str]]], options: Options) -> list[Scores]:
+        """Score the candidates of each conversation; they can share a batch."""
+
+
+@runtime_checkable
+class ScoresConcurrently(Protocol):
+    """Concurrent requests for scores."""
+
+    def scores(
+        self,
+        requests: Iterable[tuple[Conversation, Sequence[str]] | Exception],
+        options: Options,
+        *,
+        keep_errors: bool = False,
+        together: int | None = None,
+    ) -> Generator[Any, None, None]:
+        """Scores in the order of the requests; closing the generator cancels the remaining work."""
 
 
 @runtime_checkable

@@ -7,13 +7,15 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
-from vlmprobe.engines.base import Engine, MixesImages, Options
+from vlmprobe.engines.base import Engine, MixesImages
 from vlmprobe.errors import VlmprobeError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.results.result import Result
 
 __all__ = ["WINDOW", "WINDOW_BYTES", "Batches", "picture_bytes"]
+
+Run: TypeAlias = Callable[[Sequence[int]], Sequence[Any]]
 
 WINDOW = 64  # requests read ahead and grouped with batch_size="auto"
 WINDOW_BYTES = 256 * 2**20  # of decoded images in the window
@@ -30,23 +32,22 @@ class Batches:
     is that of its own conversation.
     """
 
-    def __init__(self, engine: Engine, options: Options, size: int, keep_errors: bool = False) -> None:
-        self.engine = engine
-        self.options = options
+    def __init__(self, engine: Engine, size: int, keep_errors: bool = False) -> None:
         self.size = size
         self.keep_errors = keep_errors  # go on after an error; else only with what comes before it
         self.mixes_images = isinstance(engine, MixesImages) and engine.mixes_images
 
-    def in_order(self, conversations: Sequence[Conversation]) -> Iterator[Result | Exception]:
-        """Results of the conversations, run in the order given."""
-        for _, result in self._answered(conversations, range(len(conversations)), together=self._takes_together):
+    def in_order(self, conversations: Sequence[Conversation], run: Run) -> Iterator[Any]:
+        """Results of the conversations, run in the order given; ``run`` gives those of a batch, by their places."""
+        order = range(len(conversations))
+        for _, result in self._answered(conversations, order, run, together=self._takes_together):
             yield result
 
-    def grouped(self, conversations: Sequence[Conversation]) -> Iterator[Result | Exception]:
+    def grouped(self, conversations: Sequence[Conversation], run: Run) -> Iterator[Any]:
         """The same results in the same order, each as soon as all before it are done; batches are of similar length."""
-        done: dict[int, Result | Exception] = {}
+        done: dict[int, Any] = {}
         given = 0
-        for place, result in self._answered(conversations, _order(conversations), together=self._alike):
+        for place, result in self._answered(conversations, _order(conversations), run, together=self._alike):
             done[place] = result
             while given in done:
                 yield done.pop(given)
@@ -56,8 +57,9 @@ class Batches:
         self,
         conversations: Sequence[Conversation],
         order: Sequence[int],
+        run: Run,
         together: Callable[[Conversation, Conversation], bool],
-    ) -> Iterator[tuple[int, Result | Exception]]:
+    ) -> Iterator[tuple[int, Any]]:
         """Indices and results, in execution order."""
         left = list(order)
         alone: set[int] = set()  # of a batch that failed
@@ -68,7 +70,7 @@ class Batches:
                 if batch[0] in alone or place in alone or not together(*pair):
                     break
                 batch.append(place)
-            results = self._run([conversations[place] for place in batch])
+            results = self._run(batch, run)
             if results is None:
                 _release()
                 if len(batch) <= self.size:  # memory did not run out: one of them caused the error
@@ -95,13 +97,13 @@ class Batches:
         shorter, longer = sorted((_length(first), _length(other)))
         return self._takes_together(first, other) and (longer <= 2 * shorter or longer - shorter <= SLACK)
 
-    def _run(self, batch: list[Conversation]) -> Sequence[Result | Exception] | None:
+    def _run(self, batch: list[int], run: Run) -> Sequence[Any] | None:
         """Results of a batch, or the error of a single conversation.
 
         None if several failed together; if memory ran out, the size is halved.
         """
         try:
-            return self.engine.generate(batch, self.options)
+            return run(batch)
         except Exception as error:  # noqa: BLE001 - of the model
             if len(batch) == 1:
                 return [error]

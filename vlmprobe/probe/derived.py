@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.inputs.prompt_format import PromptOptions
+from vlmprobe.inputs.prompt_format import PromptFormat, PromptOptions
 from vlmprobe.probe.local_parts import LocalParts
+from vlmprobe.probe.request import Keep, Requests, options_of
 
 if TYPE_CHECKING:
+    from vlmprobe.probe.failure import Failure
+    from vlmprobe.probe.generate_many import OnError
     from vlmprobe.probe.sample import Samples
     from vlmprobe.results.grouped import YesNo
+    from vlmprobe.results.result import Scores
 
 __all__ = ["DerivedMethods"]
 
 
 class DerivedMethods(LocalParts):
-    """Yes or no, by :meth:`Probe.score`, and samples, by :meth:`Probe.generate`."""
+    """Yes or no, by :meth:`Probe.score`; samples, by :meth:`Probe.generate`; scores of many requests."""
 
     generate: Any
     score: Any
+    format: PromptFormat
 
     def yes_no(
         self,
@@ -61,3 +67,42 @@ class DerivedMethods(LocalParts):
         from vlmprobe.probe.sample import sample
 
         return sample(self.generate, question, image, n=n, seed=seed, **options)
+
+    @overload
+    def score_many(
+        self, requests: Requests, candidates: Any = None, *, on_error: Literal["raise"] = ..., **options: Any
+    ) -> Iterator[Scores]: ...
+    @overload
+    def score_many(
+        self, requests: Requests, candidates: Any = None, *, on_error: OnError, **options: Any
+    ) -> Iterator[Scores | Failure]: ...
+    def score_many(
+        self,
+        requests: Requests,
+        candidates: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        *,
+        batch_size: int | Literal["auto"] = "auto",
+        progress: bool | None = None,
+        on_error: OnError = "raise",
+        keep: Keep = "stats",
+        alternatives: int | None = None,
+        **prompt: Any,
+    ) -> Iterator[Scores | Failure]:
+        """Score the candidates of many requests in batches, yielding scores in request order.
+
+        The numbers are those of single calls up to rounding. Questions about the same images share the beginning of
+        their prompts, which runs once; ``meta["prefix_in_common"]`` says how many tokens that was. On a server many
+        requests are in flight at once.
+
+        Args:
+            requests: as for :meth:`generate_many`; each with its own candidates, unless they are given for all.
+            candidates: those of all requests, as in :meth:`score`: a list, or a mapping of spellings by answer.
+            batch_size, progress, on_error: as in :meth:`generate_many`.
+            keep, alternatives: as in :meth:`generate`.
+            **prompt: :class:`~vlmprobe.PromptOptions` of all requests; those of a request come first.
+        """
+        from vlmprobe.probe.score_many import score_many
+
+        about: Any = replace(self, format=self.format.updated(prompt))  # type: ignore[type-var, arg-type]
+        options = options_of(keep, None, alternatives, None, {})
+        return score_many(about, requests, candidates, options, batch_size, progress, on_error)

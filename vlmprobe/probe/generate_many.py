@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from vlmprobe.engines.base import AnswersConcurrently, Engine, Options, RemembersImages
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
@@ -15,7 +15,7 @@ from vlmprobe.probe.request import Converse, Numbered, Request, carrying, id_of,
 from vlmprobe.probe.tables import QUESTIONS, rows_of
 from vlmprobe.results.result import Result
 
-__all__ = ["Failure", "OnError", "answered"]
+__all__ = ["Failure", "OnError", "Work", "answered"]
 
 AUTO_BATCH = 16  # largest batch with batch_size="auto"
 OnError: TypeAlias = Literal["raise", "keep"]
@@ -28,6 +28,49 @@ class Asked:
     row: int
     request: Request
     conversation: Conversation | Exception  # the error if it cannot be asked
+    item: Any = None  # what the engine is given
+
+
+class Work(Protocol):
+    """What is asked of many requests: answers, or scores of candidates."""
+
+    method: str  # of the probe, for errors
+    bar: tuple[str, str]  # what the progress bar calls requests, and the unit of its throughput
+
+    def item(self, request: Request, conversation: Conversation) -> Any:
+        """What the engine is given for a request."""
+
+    def concurrent(self, engine: Engine) -> Callable[..., Generator[Any, None, None]] | None:
+        """The engine's own method for many requests in flight; None if it has none."""
+
+    def batch(self, engine: Engine, items: Sequence[Any], options: Options) -> Sequence[Any]:
+        """The outcomes of a batch."""
+
+    def count(self, outcome: Any) -> int:
+        """How many of the unit an outcome is."""
+
+
+class Answers:
+    """An answer to each request."""
+
+    method = "generate_many"
+    bar = ("requests", "tokens")
+
+    def item(self, request: Request, conversation: Conversation) -> Conversation:
+        """The conversation."""
+        return conversation
+
+    def concurrent(self, engine: Engine) -> Callable[..., Generator[Any, None, None]] | None:
+        """Of an engine that handles concurrent requests itself."""
+        return engine.answers if isinstance(engine, AnswersConcurrently) else None
+
+    def batch(self, engine: Engine, items: Sequence[Conversation], options: Options) -> Sequence[Result]:
+        """In one run of the model."""
+        return engine.generate(items, options)
+
+    def count(self, outcome: Result) -> int:
+        """Of the answer."""
+        return len(outcome.output)
 
 
 def answered(
@@ -40,24 +83,27 @@ def answered(
     progress: bool | None,
     on_error: OnError,
     what: str = "request",
-) -> Iterator[Result | Failure]:
+    work: Work | None = None,
+) -> Iterator[Any]:
     """The results of many requests; see :meth:`Probe.generate_many`. Errors call a request ``what``."""
+    work = Answers() if work is None else work
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
     if on_error not in ("raise", "keep"):
         raise GenerationOptionError(f"on_error must be 'raise' or 'keep', not {on_error!r}")
-    rows, total = rows_of(requests, "generate_many")
+    rows, total = rows_of(requests, work.method)
     engine.check([], options)
-    read = (_read(engine, converse, row, raw, options) for row, raw in enumerate(rows))
+    read = (_read(engine, converse, row, raw, options, work) for row, raw in enumerate(rows))
     keeps = on_error == "keep"
-    if isinstance(engine, AnswersConcurrently):
+    if (concurrent := work.concurrent(engine)) is not None:
         together = None if batch_size == "auto" else batch_size
-        run: Iterator[tuple[Asked, Any]] = _in_flight(engine, read, options, keeps, together)
+        run: Iterator[tuple[Asked, Any]] = _in_flight(concurrent, read, options, keeps, together)
     else:
         size = engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
         large = "logits" in options.keep and options.store is None  # too large for a window of results
-        run = _in_batches(engine, read, options, keeps, size, batch_size == "auto" and size > 1 and not large)
-    return _tracked(meta, run, keeps, progress, total, what)
+        grouped = batch_size == "auto" and size > 1 and not large
+        run = _in_batches(engine, read, options, keeps, size, grouped, work)
+    return _tracked(meta, run, keeps, progress, total, what, work)
 
 
 def _tracked(
@@ -67,10 +113,11 @@ def _tracked(
     progress: bool | None,
     total: int | None,
     what: str,
-) -> Iterator[Result | Failure]:
+    work: Work,
+) -> Iterator[Any]:
     from vlmprobe.display.progress import tracking
 
-    with tracking(progress, total) as done:
+    with tracking(progress, total, *work.bar) as done:
         for asked, outcome in run:
             request, conversation = asked.request, asked.conversation
             if isinstance(conversation, Conversation) and not isinstance(outcome, Exception):
@@ -88,10 +135,10 @@ def _tracked(
                 done(0)
             else:
                 yield outcome
-                done(len(outcome.output))
+                done(work.count(outcome))
 
 
-def _read(engine: Engine, converse: Converse, row: int, raw: Any, options: Options) -> Asked:
+def _read(engine: Engine, converse: Converse, row: int, raw: Any, options: Options, work: Work) -> Asked:
     """A request with its conversation, or with the error that it raised."""
     if isinstance(raw, Numbered):
         row, raw = raw.row, raw.request
@@ -102,9 +149,9 @@ def _read(engine: Engine, converse: Converse, row: int, raw: Any, options: Optio
     try:
         conversation = converse(request.question, request.image, **request.prompt_options)
         engine.check([conversation], options)
+        return Asked(row, request, conversation, work.item(request, conversation))
     except Exception as error:  # noqa: BLE001 - it keeps its place
         return Asked(row, request, error)
-    return Asked(row, request, conversation)
 
 
 def _unread(raw: Any) -> Request:
@@ -116,19 +163,23 @@ def _unread(raw: Any) -> Request:
 
 
 def _in_flight(
-    engine: AnswersConcurrently, read: Iterator[Asked], options: Options, keeps: bool, together: int | None
+    concurrent: Callable[..., Generator[Any, None, None]],
+    read: Iterator[Asked],
+    options: Options,
+    keeps: bool,
+    together: int | None,
 ) -> Iterator[tuple[Asked, Any]]:
     """Run through an engine that handles concurrent requests itself."""
     waiting: deque[Asked] = deque()
 
-    def conversations() -> Iterator[Conversation | Exception]:
+    def items() -> Iterator[Any]:
         for asked in read:
             waiting.append(asked)
-            yield asked.conversation
+            yield asked.conversation if isinstance(asked.conversation, Exception) else asked.item
             if isinstance(asked.conversation, Exception) and not keeps:
                 return  # the valid requests before an invalid one are still answered
 
-    outcomes = engine.answers(conversations(), options, keep_errors=True, together=together)
+    outcomes = concurrent(items(), options, keep_errors=True, together=together)
     try:
         for outcome in outcomes:
             yield waiting.popleft(), outcome
@@ -137,7 +188,7 @@ def _in_flight(
 
 
 def _in_batches(
-    engine: Engine, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool
+    engine: Engine, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool, work: Work
 ) -> Iterator[tuple[Asked, Any]]:
     """Run through an engine that takes one batch at a time; batched by length if ``grouped``."""
     from vlmprobe.engines.batching import WINDOW, Batches
@@ -145,10 +196,15 @@ def _in_batches(
     # Image features are cached within one call; a session also caches them across calls.
     if isinstance(engine, RemembersImages) and engine.memory is None:
         engine = engine.remembering(8)
-    batches = Batches(engine, options, size, keeps)
+    batches = Batches(engine, size, keeps)
     run = batches.grouped if grouped else batches.in_order
     for window in _windows(read, WINDOW if grouped else size, keeps):
-        results = run([each.conversation for each in window if isinstance(each.conversation, Conversation)])
+        right = [each for each in window if isinstance(each.conversation, Conversation)]
+
+        def batch(places: Sequence[int], right: Sequence[Asked] = right) -> Sequence[Any]:
+            return work.batch(engine, [right[place].item for place in places], options)
+
+        results = run([each.conversation for each in right if isinstance(each.conversation, Conversation)], batch)
         for asked in window:
             yield asked, next(results) if isinstance(asked.conversation, Conversation) else asked.conversation
 

@@ -1,4 +1,4 @@
-"""What image features depend on besides the images: weights, switches and hooks outside the decoder layers."""
+"""What image features, and hidden states, depend on besides the prompt: weights, switches and hooks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local.model_state import changes_of
 from vlmprobe.errors import AdapterError
 
-__all__ = ["encoder_state"]
+__all__ = ["decoder_state", "encoder_state"]
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 ODD, OTHER = 0x9E3779B1, 0x85EBCA77  # so that the same numbers at other places give another sum
 SMALL, WIDTH = 2**18, 1024  # elements: of a tensor that is read together with others, and of their common rows
+SAMPLE = 4096  # elements of a decoder weight that are compared
 PLAIN = (bool, int, float, str)
 HOOKED = "a hook or a patched forward around the image encoder may act differently in every call"
 OFFLOADED = "a change of an offloaded or quantised weight would not be noticed"
@@ -49,6 +50,27 @@ def encoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
             known.append((key, value.shape, value.dtype, value.device))
             tensors.append(value)
     return known, _digests(tensors)
+
+
+def decoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
+    """The same of the decoder layers.
+
+    Their weights, most of the model, are told apart by where they are, by how often they were written to, and by the
+    contents of some of their elements, spread over each: a change through ``.data`` of single elements is not found.
+    """
+    known: list[Any] = []
+    samples: list[Tensor] = []
+    for module in _modules_aside(adapter):
+        if changes_of(module, before=False):
+            return "a hook or a patched forward in a decoder layer may act differently in every call"
+        known.append((type(module), _switches(module), changes_of(module)))
+        for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if value.device.type == "meta" or value.element_size() not in INTEGERS:
+                return OFFLOADED
+            known.append((key, value.shape, value.dtype, value.device, value.data_ptr(), value._version))
+            line = value.detach().reshape(-1)
+            samples.append(line[:: 1 + len(line) // SAMPLE])
+    return known, _digests(samples)
 
 
 def _modules_aside(adapter: Adapter) -> Iterator[nn.Module]:

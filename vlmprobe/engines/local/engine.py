@@ -24,6 +24,7 @@ from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
 from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
+from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import drawing, run
 from vlmprobe.engines.local.scoring import score
 from vlmprobe.engines.local.second_prompt import SecondPrompt
@@ -55,11 +56,13 @@ class LocalEngine:
 
     adapter: Adapter
     memory: ImageMemory | None  # image feature cache; None outside a session
+    prefixes: PrefixMemory | None  # beginnings of prompts, likewise
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.detokenizer = Detokenizer(adapter.tokenizer)
         self.memory = None
+        self.prefixes = None
 
     def _facts(self, conversation: Conversation) -> dict[str, Any]:
         """What ``meta`` says of the model as it is now, and of how a conversation becomes its input."""
@@ -81,12 +84,15 @@ class LocalEngine:
         """This engine with a cache of the features of the ``images`` most recently used images (or sets of images)."""
         engine = copy.copy(self)
         engine.memory = ImageMemory(images)
+        engine.prefixes = PrefixMemory()
         return engine
 
     def forget(self) -> None:
         """Drop all cached features."""
         if self.memory is not None:
             self.memory.clear()
+        if self.prefixes is not None:
+            self.prefixes.clear()
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Validate a request before anything runs."""
@@ -194,23 +200,36 @@ class LocalEngine:
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
+        return self.score_together([(conversation, candidates)], options)[0]
+
+    def score_together(self, requests: Sequence[tuple[Conversation, Sequence[str]]], options: Options) -> list[Scores]:
+        """Score the candidates of each conversation; they can share a batch."""
         started = time.perf_counter()
+        conversations = [conversation for conversation, _ in requests]
         memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
-        with alone(self.adapter), remembered(self.adapter, memory, [conversation]) as features:
-            facts = self._facts(conversation)
-            tables, boundaries, told = score(
-                self.adapter, self.head, self.detokenizer, conversation, candidates, options
-            )
+        with alone(self.adapter), remembered(self.adapter, memory, conversations) as features:
+            if self.prefixes is not None and features is not None:
+                self.prefixes.follow(self.adapter, features.reason or memory.state)
+            facts = [self._facts(conversation) for conversation in conversations]
+            found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
         meta: dict[str, Any] = {
-            **facts,
             "value_kind": "raw",
-            **told,
-            "timings": {"score_s": time.perf_counter() - started},
+            "timings": {"score_s": (time.perf_counter() - started) / len(requests)},
         }
+        if len(requests) > 1:
+            meta["batch_size"] = len(requests)
         if features is not None:
             meta["image_features"] = str(features)
-        images = tuple(thumbnail(image, THUMBNAIL) for image in conversation.images)
-        return Scores(list(candidates), tables, boundaries, meta, images)
+        return [
+            Scores(
+                list(candidates),
+                tables,
+                boundaries,
+                {**fact, **meta, **told},
+                tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
+            )
+            for (conversation, candidates), fact, (tables, boundaries, told) in zip(requests, facts, found, strict=True)
+        ]
 
     def stream(self, conversation: Conversation, options: Options) -> Stream:
         """Stream the answer to a conversation, token by token."""

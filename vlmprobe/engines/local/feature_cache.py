@@ -26,7 +26,7 @@ from vlmprobe.engines.local.encoder_state import encoder_state
 from vlmprobe.engines.local.model_state import to_model
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["ImageMemory", "Reuse", "remembered"]
+__all__ = ["ImageMemory", "Reuse", "images_key", "remembered"]
 
 UNREAD = ("hidden_states", "attentions")  # of every layer of the vision tower: large, and unused by the language model
 
@@ -45,15 +45,15 @@ class ImageMemory:
     images: int = 8  # maximum number of encoded inputs (all images of one conversation)
     limit: int = 2**30  # bytes; the most recently used input is kept even if it is larger
     lasts: bool = True  # whether it outlives a call, so that the model may change in between
-    _state: Any = None  # of the encoder that the entries come from
+    state: Any = None  # of the encoder that the entries come from
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
 
     def follow(self, adapter: Adapter) -> str | None:
         """Drop the entries if what they depend on besides the images has changed since, or why that cannot be told."""
         state = encoder_state(adapter) if self.lasts else None
-        if isinstance(state, str) or state != self._state:
+        if isinstance(state, str) or state != self.state:
             self._entries.clear()
-            self._state = state
+            self.state = state
         return state if isinstance(state, str) else None
 
     def find(self, arguments: Mapping[str, Any]) -> Any | None:
@@ -163,7 +163,7 @@ class _Encoder:
 
     def _batch(self, arguments: dict[str, Any]) -> Any | None:
         """Features of a batch, each image encoded once; None if nothing is gained or the parts do not add up."""
-        keys = [_key(conversation) for conversation in self.conversations]
+        keys = [images_key(conversation) for conversation in self.conversations]
         first = {key: place for place, key in reversed(list(enumerate(keys)))}
         if len(first) == len(keys):
             return None
@@ -198,7 +198,7 @@ def _by_name(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     return named
 
 
-def _key(conversation: Conversation) -> tuple[Any, ...]:
+def images_key(conversation: Conversation) -> tuple[Any, ...]:
     """Equal for conversations with the same images under the same options."""
     return tuple(
         (part.image.size, hashlib.blake2b(part.image.tobytes()).digest(), repr(sorted(part.options.items())))

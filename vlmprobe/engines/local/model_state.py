@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local.peft_state import active_adapters
 
-__all__ = ["STATE", "alone", "changes_of", "device_of", "to_model"]
+__all__ = ["STATE", "alone", "changes_of", "device_of", "state_of", "to_model"]
 
 # Hooks, and state that models keep (rope deltas), belong to one call at a time, whichever probe holds the model.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -38,7 +38,7 @@ def alone(adapter: Adapter) -> Iterator[None]:
         training = [module for module in modules if module.training]
         for module in training:
             module.training = False
-        held = [(module, name, vars(module)[name]) for module in modules for name in STATE if name in vars(module)]
+        held = state_of(*modules)
         for module, name, _ in held:
             setattr(module, name, None)
         try:
@@ -49,6 +49,11 @@ def alone(adapter: Adapter) -> Iterator[None]:
                 setattr(module, name, value)
             for module in training:
                 module.training = True
+
+
+def state_of(*modules: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """The attributes of these modules that a forward writes and a later one reads: module, name, value."""
+    return [(module, name, vars(module)[name]) for module in modules for name in STATE if name in vars(module)]
 
 
 @contextmanager

@@ -1,15 +1,14 @@
-"""Many candidates on one prefill: which token sequences must run, and their states from the prompt's cache.
+"""Many continuations on one prefill: which token sequences must run, and their states from the prefix's cache.
 
-A candidate of n tokens needs n rows: the last prompt row, then those after its first 1 .. n-1 tokens. The first
-comes from the prefill. Of the rest only the longest sequences run, each covering all its prefixes, in batches of equal
-length so that nothing is padded.
+A continuation of n tokens needs n rows: the last row of the prefix, then those after its first 1 .. n-1 tokens. The
+first comes from the prefill. Of the rest only the longest sequences run, each covering all its prefixes, in batches of
+similar length. Shorter ones are padded at their end, where no row that is read attends to.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,12 +17,14 @@ from torch import Tensor
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.kv_cache import cache_name
 from vlmprobe.engines.local.capture import states_of
+from vlmprobe.engines.local.model_state import state_of
 from vlmprobe.engines.local.peft_state import puts_virtual_tokens
 
 __all__ = ["Path", "SharedPrefix", "longest", "why_not_shared"]
 
-Path = tuple[int, ...]  # ids after the prompt
-CACHE_BYTES = 512 * 2**20  # of repeated prompt cache in one batch
+Path = tuple[int, ...]  # ids after the prefix
+CACHE_BYTES = 512 * 2**20  # of repeated prefix cache in one batch
+PADDING = 0.25  # of the positions of a batch, at most
 
 
 def longest(paths: Iterable[Path]) -> list[Path]:
@@ -50,31 +51,51 @@ def why_not_shared(adapter: Adapter, cache: Any) -> str | None:
 
 
 class SharedPrefix:
-    """A prompt that has been prefilled once, to be continued by many paths. Its cache is never modified."""
+    """A prompt, or its beginning, that has been prefilled once, to be continued by many paths.
+
+    Its cache is never modified.
+    """
 
     def __init__(self, adapter: Adapter, inputs: Mapping[str, Any], cache: Any, last: Tensor) -> None:
         self.adapter = adapter
         self.inputs = inputs
         self.cache = cache
-        self.last = last  # [H], the state at the last prompt position
+        self.last = last  # [H], the state at the last position
+        self.state = state_of(*adapter.model.modules())  # that the prefill left on the model (rope deltas)
         # A recurrent state advances token by token, as in generate; keys and values take several tokens at once.
         self._whole = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
 
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        held = sum(each.nelement() * each.element_size() for each in self.inputs.values() if isinstance(each, Tensor))
+        return held + _cache_bytes(self.cache)
+
     def states(self, paths: Sequence[Path]) -> dict[Path, Tensor]:
-        """The hidden state [H] from which the token after each path is drawn; ``()`` is the prompt's end."""
+        """The hidden state [H] from which the token after each path is drawn; ``()`` is the end of the prefix."""
+        for module, name, value in self.state:
+            setattr(module, name, value)
         found: dict[Path, Tensor] = {(): self.last}
         for batch in self._batches(longest(paths)):
-            hidden = self._run(torch.tensor(batch, device=self.last.device))
+            length = len(batch[-1])
+            ids = [path + path[-1:] * (length - len(path)) for path in batch]
+            hidden = self._run(torch.tensor(ids, device=self.last.device))
             for path, rows in zip(batch, hidden, strict=True):
                 found |= {path[: place + 1]: rows[place] for place in range(len(path))}
         return found
 
     def _batches(self, paths: Sequence[Path]) -> Iterator[list[Path]]:
+        """Batches of the paths, which are sorted by length: bounded in memory, and in what is padding."""
         size = max(1, CACHE_BYTES // max(1, _cache_bytes(self.cache)))
-        for _, group in groupby(paths, key=len):
-            same_length = list(group)
-            for start in range(0, len(same_length), size):
-                yield same_length[start : start + size]
+        batch: list[Path] = []
+        for path in paths:
+            filled = sum(map(len, batch)) + len(path)
+            if batch and (len(batch) == size or filled < (1 - PADDING) * (len(batch) + 1) * len(path)):
+                yield batch
+                batch = []
+            batch.append(path)
+        if batch:
+            yield batch
 
     def _run(self, ids: Tensor) -> Tensor:
         """Hidden states [C, n, H] of C paths of n tokens each."""

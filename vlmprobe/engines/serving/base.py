@@ -147,6 +147,21 @@ class ServedEngine:
             raise CapabilityError(f"{self.title} cannot score candidates: {self.abilities.no_score}.")
         return background_loop.run(self._scores(conversation, candidates, options))
 
+    def scores(
+        self,
+        requests: Iterable[tuple[Conversation, Sequence[str]] | Exception],
+        options: Options,
+        *,
+        keep_errors: bool = False,
+        together: int | None = None,
+    ) -> Iterator[Any]:
+        """Scores in the order of the requests, many of which are in flight at once; as :meth:`answers`."""
+        if self.abilities.no_score:
+            raise CapabilityError(f"{self.title} cannot score candidates: {self.abilities.no_score}.")
+        work = (each if isinstance(each, Exception) else self._scores(*each, options) for each in requests)
+        ahead = together or AHEAD * self.client.limits.in_flight
+        return background_loop.in_order(work, ahead=ahead, keep_errors=keep_errors)
+
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the loop, after :meth:`find_out`."""
 

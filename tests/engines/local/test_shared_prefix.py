@@ -1,0 +1,175 @@
+"""Questions that share the beginning of their prompts: the numbers are those of a forward of each, in any order."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from common import QUESTION, picture
+
+import vlmprobe
+from vlmprobe.engines.local.model_state import alone, to_model
+
+QUESTIONS = [
+    "Is there a cat?",
+    "What number is shown in this picture, and in which colour is it drawn?",
+    "Is it red? Answer yes or no.",
+    "Who?",
+]
+CANDIDATES = ["yes", "no", "red nine 9"]
+CLOSE = 1e-4
+# PEFT asks transformers for a property that is about to be renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+FAMILIES = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "gemma4", "mllama", "paligemma", "lfm2_vl", "git")
+
+
+@torch.no_grad()
+def own(probe, question, candidates, image):
+    """Log-probabilities of the candidates from a forward of the model over prompt and candidate."""
+    adapter = probe.engine.adapter
+    encoding = adapter.encode([probe.conversation(question, image)])
+    prompt, found = encoding.prompts[0], []
+    for text in candidates:
+        each = adapter.continuation(prompt, text)
+        inputs = adapter.extend(encoding.inputs, torch.tensor([each.ids]), len(prompt.ids) - each.shared)
+        with alone(adapter):
+            logits = adapter.model(**to_model(adapter.model, inputs)).logits[0].double().log_softmax(-1)
+        rows = logits[-len(each.ids) - 1 : -1]
+        found.append(sum(float(row[token]) for row, token in zip(rows, each.ids, strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_together_are_those_of_a_forward_of_each(name, probe_of):
+    probe = probe_of(name)
+    asked = [(question, picture()) for question in QUESTIONS] + [("What is it?", picture(3))]
+    found = list(probe.score_many(asked, CANDIDATES, progress=False))
+    for (question, image), scores in zip(asked, found, strict=True):
+        np.testing.assert_allclose(scores.logprobs, own(probe, question, CANDIDATES, image), atol=CLOSE)
+
+
+def test_the_beginning_runs_once(probe_of):
+    probe = probe_of("internvl")
+    lengths = []
+    hook = probe.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append((args[0] if args else kwargs["hidden_states"]).shape[:2]),
+        with_kwargs=True,
+    )
+    try:
+        found = list(probe.score_many([(each, picture()) for each in QUESTIONS], ["yes", "no"], progress=False))
+    finally:
+        hook.remove()
+    common = found[0].meta["prefix_in_common"]
+    own_tokens = [len(probe.engine.prompt_ids(probe.conversation(each, picture()))) - common for each in QUESTIONS]
+    assert common >= 10
+    assert lengths[0] == (1, common)
+    assert sum(rows * length for rows, length in lengths[1:]) <= 1.4 * sum(own_tokens)
+
+
+def test_a_prompt_in_which_images_see_the_question_is_not_divided(probe_of):
+    """PaliGemma attends in both directions over its whole prompt."""
+    found = list(probe_of("paligemma").score_many([(each, picture()) for each in QUESTIONS], ["yes"], progress=False))
+    assert all("prefix_in_common" not in each.meta for each in found)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_session_in_any_order(name, probe_of):
+    probe = probe_of(name)
+    shuffled = random.Random(0)
+    images = [picture(), picture(3), *([] if name == "paligemma" else [None])]  # which needs an image
+    asked = [(question, place) for question in QUESTIONS for place in range(len(images))]
+    due = {(question, place): own(probe, question, CANDIDATES, images[place]) for question, place in asked}
+    with probe.session() as session:
+        for _ in range(2):
+            shuffled.shuffle(asked)
+            for question, place in asked:
+                scores = session.score(question, CANDIDATES, image=images[place])
+                np.testing.assert_allclose(scores.logprobs, due[question, place], atol=CLOSE)
+
+
+def test_a_session_keeps_what_comes_up_to_the_images(probe_of):
+    with probe_of("internvl").session(picture()) as session:
+        first, second = (session.score(each, CANDIDATES) for each in QUESTIONS[:2])
+        assert first.meta["prefix_in_common"] == second.meta["prefix_in_common"] >= 10
+        assert len(session.engine.prefixes._entries) == 1
+        session.forget()
+        assert not session.engine.prefixes._entries
+
+
+def test_memory_is_bounded(probe_of):
+    with probe_of("internvl").session() as session:
+        session.engine.prefixes.limit = 1
+        for seed in range(4):
+            session.score(QUESTION, CANDIDATES, image=picture(seed))
+        assert len(session.engine.prefixes._entries) == 1
+
+
+# -- what changes between two calls of one session ------------------------------------------------------
+
+
+@pytest.fixture
+def loaded(checkpoint):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = checkpoint("internvl")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def follows(model, processor, change, image=None):
+    image = picture() if image is None else image
+    with vlmprobe.wrap(model, processor).session(image) as session:
+        before = session.score(QUESTION, CANDIDATES).logprobs
+        session.score(QUESTIONS[0], CANDIDATES)
+        change()
+        after = session.score(QUESTION, CANDIDATES).logprobs
+        np.testing.assert_allclose(after, own(session, QUESTION, CANDIDATES, image), atol=CLOSE)
+        assert np.abs(after - before).max() > 1e-3
+
+
+def test_another_peft_adapter_is_switched_on(loaded):
+    peft = pytest.importorskip("peft")
+    model, processor = loaded
+    settings = {"target_modules": r".*language_model.*\.(q|v)_proj", "init_lora_weights": False}
+    tuned = peft.get_peft_model(model, peft.LoraConfig(**settings))
+    tuned.add_adapter("other", peft.LoraConfig(**settings))
+    for name, weight in tuned.named_parameters():
+        if "lora_" in name:
+            weight.data.mul_(20)
+    follows(tuned, processor, lambda: tuned.set_adapter("other"))
+
+
+def test_the_head_is_replaced(loaded):
+    model, processor = loaded
+    other = torch.nn.Linear(*reversed(model.lm_head.weight.shape), bias=False)
+    follows(model, processor, lambda: setattr(model, "lm_head", other))
+
+
+def one_step(model):
+    weights = list(model.model.language_model.layers.parameters())
+    sum(weight.square().sum() for weight in weights).backward()
+    torch.optim.SGD(weights, lr=0.3).step()
+    model.zero_grad()
+
+
+def through_data(model):
+    for weight in model.model.language_model.layers[0].parameters():
+        weight.data += 0.1
+
+
+@pytest.mark.parametrize("change", [one_step, through_data])
+def test_the_weights_are_trained_on(change, loaded):
+    model, processor = loaded
+    follows(model, processor, lambda: change(model))
+
+
+def test_the_image_is_edited_in_place(probe_of):
+    probe, image = probe_of("internvl"), picture()
+    with probe.session() as session:
+        before = session.score(QUESTION, CANDIDATES, image=image).logprobs
+        image.paste((255, 0, 0), (0, 0, image.width // 2, image.height))
+        after = session.score(QUESTION, CANDIDATES, image=image).logprobs
+    np.testing.assert_allclose(after, own(probe, QUESTION, CANDIDATES, image), atol=CLOSE)
+    assert np.abs(after - before).max() > 1e-3

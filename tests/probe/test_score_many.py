@@ -1,0 +1,83 @@
+"""``Probe.score_many``: forms of requests, errors, order. The numbers are tested with the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from common import picture
+
+import vlmprobe
+from vlmprobe import Failure, Request
+from vlmprobe.errors import ImageError, MessageError
+from vlmprobe.results.grouped import GroupedScores
+
+
+@pytest.fixture
+def probe(probe_of):
+    return probe_of("internvl")
+
+
+def test_each_request_has_its_own_candidates_or_all_have_the_same(probe):
+    own = [
+        Request("Is it?", picture(), id="a", candidates=["yes", "no"], carry={"gold": "yes"}),
+        Request("Which?", candidates=["red", "blue", "a green one"]),
+    ]
+    first, second = probe.score_many(own, progress=False)
+    assert (first.meta["id"], first.meta["gold"], first.candidates) == ("a", "yes", ["yes", "no"])
+    assert second.candidates == ["red", "blue", "a green one"]
+    np.testing.assert_allclose(second.logprobs, probe.score("Which?", second.candidates).logprobs, atol=1e-4)
+    (same,) = probe.score_many([("Is it?", picture())], ["yes", "no"], progress=False)
+    np.testing.assert_allclose(same.logprobs, first.logprobs, atol=1e-4)
+
+
+def test_a_mapping_of_spellings(probe):
+    asked = [("Is it?", picture()), "Is it?"]
+    found = list(probe.score_many(asked, {"yes": ["yes", "Yes"], "no": ["no", "No"]}, progress=False))
+    assert all(isinstance(each, GroupedScores) for each in found)
+    single = probe.score("Is it?", {"yes": ["yes", "Yes"], "no": ["no", "No"]})
+    np.testing.assert_allclose(found[1].logprobs, single.logprobs, atol=1e-4)
+
+
+def test_a_table(probe):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(
+        {"question": ["Is it?", "Was it?"], "candidates": [["a", "b"], ["c", "d"]], "label": [1, 2]}
+    )
+    found = list(probe.score_many(table, progress=False))
+    assert [each.candidates for each in found] == [["a", "b"], ["c", "d"]]
+    assert [each.meta["label"] for each in found] == [1, 2]
+
+
+def test_errors_name_the_request(probe):
+    with pytest.raises(MessageError, match="request 1: it has no candidates"):
+        list(probe.score_many([Request("Is it?", candidates=["yes", "no"]), "Is it?"], progress=False))
+    with pytest.raises(MessageError, match="request 0: its candidates would not be scored, but candidates="):
+        list(probe.score_many([Request("Is it?", candidates=["yes", "no"])], ["a", "b"], progress=False))
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        probe.score_many(["Is it?"], ["a", "b"], max_new_tokens=3)
+
+
+def test_failures_keep_their_place(probe):
+    asked = [("Is it?", picture()), ("Is it?", "none.png"), Request("Is it?", id="c")]
+    found = list(probe.score_many(asked, ["yes", "no"], on_error="keep", progress=False))
+    assert isinstance(found[1], Failure)
+    assert isinstance(found[1].error, ImageError)
+    assert found[2].meta["id"] == "c"
+    with pytest.raises(ImageError, match="request 1"):
+        list(probe.score_many(asked, ["yes", "no"], progress=False))
+
+
+@pytest.mark.parametrize("size", [1, 2, "auto"])
+def test_the_batch_changes_no_number(probe, size):
+    asked = [(f"Is it {place}?", picture(place % 3)) for place in range(7)]
+    found = list(probe.score_many(asked, ["yes", "no"], batch_size=size, progress=False))
+    for (question, image), scores in zip(asked, found, strict=True):
+        np.testing.assert_allclose(
+            scores.logprobs, probe.score(question, ["yes", "no"], image=image).logprobs, atol=1e-4
+        )
+
+
+def test_scores_are_saved_and_shown(probe, tmp_path):
+    (scores,) = probe.score_many([("Is it?", picture())], ["yes", "no"], progress=False)
+    again = vlmprobe.load_result(scores.save(tmp_path / "scores"))
+    np.testing.assert_array_equal(again.logprobs, scores.logprobs)

@@ -1,0 +1,67 @@
+"""Keeps the caches of beginnings of prompts between calls, for later prompts that begin alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmprobe.adapter import Adapter
+from vlmprobe.engines.local.encoder_state import decoder_state
+from vlmprobe.engines.local.shared_prefix import SharedPrefix
+
+__all__ = ["PrefixMemory"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    images: Any  # what the images of the prompt are, by content
+    ids: tuple[int, ...]
+    prefix: SharedPrefix
+
+
+@dataclass(eq=False)
+class PrefixMemory:
+    """LRU cache of prefilled beginnings. Used by one call at a time (calls on a model are serialised)."""
+
+    limit: int = 2**30  # bytes; the most recently used beginning is kept even if it is larger
+    lasts: bool = True  # whether it outlives a call of the user, so that a single question is worth a beginning
+    _state: Any = None  # of the model that the entries come from
+    _entries: list[_Entry] = field(default_factory=list)  # most recently used last
+
+    def follow(self, adapter: Adapter, outside: Any) -> None:
+        """Drop the entries if the model has changed since, or if that cannot be told.
+
+        ``outside`` is the state of everything but the decoder layers, or why it cannot be told.
+        """
+        state = outside if isinstance(outside, str) else (outside, decoder_state(adapter))
+        if isinstance(state, tuple) and isinstance(state[1], str):
+            state = state[1]
+        if isinstance(state, str) or state != self._state:
+            self.clear()
+        self._state = state
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is put in now can be found by a later call."""
+        return not isinstance(self._state, str)
+
+    def find(self, images: Any, ids: Sequence[int]) -> tuple[int, SharedPrefix] | None:
+        """The longest beginning of ``ids`` that was put in with these images, and its length."""
+        fitting = [each for each in self._entries if each.images == images and tuple(ids[: len(each.ids)]) == each.ids]
+        if not fitting:
+            return None
+        best = max(fitting, key=lambda each: len(each.ids))
+        self._entries.remove(best)
+        self._entries.append(best)
+        return len(best.ids), best.prefix
+
+    def put(self, images: Any, ids: Sequence[int], prefix: SharedPrefix) -> None:
+        """Keep a beginning; evict the least recently used."""
+        self._entries.append(_Entry(images, tuple(ids), prefix))
+        while len(self._entries) > 1 and sum(each.prefix.size for each in self._entries) > self.limit:
+            self._entries.pop(0)
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        self._entries.clear()
