@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.adapter.rope import rope_switch
+from vlmprobe.model_registry.original.quantised import stored_quantisation
 
 __all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 
@@ -46,6 +47,8 @@ class FusedConfig(PreTrainedConfig):
 
     def _brought_up(self, held: Mapping[str, Any]) -> dict[str, Any]:
         changed: dict[str, Any] = {"torch_dtype": str(self.dtype).removeprefix("torch.")} if self.dtype else {}
+        if (told := self.to_dict().get("quantization_config")) and not stored_quantisation(held):
+            changed["quantization_config"] = told  # quantised when it was loaded
         if "vocab_size" in held:  # other parts may have a vocabulary of their own (audio)
             return {**held, **changed, "vocab_size": self.text_config.vocab_size}
         for name, value in held.items():
