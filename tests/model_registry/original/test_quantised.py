@@ -11,6 +11,7 @@ from common import GOLDEN
 from quantised_checkpoints import AWQ_ORDER, IN_ORDER, dequantised, quantise, quantised_case, stored, unpack
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AwqConfig, GPTQConfig
 
 import vlmprobe
 from vlmprobe.errors import CapabilityError, CheckpointError
@@ -211,6 +212,16 @@ def test_quantised_experts_cannot_be_merged(monkeypatch):
         prepared(monkeypatch, {"quant_method": "awq"}, names)
 
 
+@pytest.mark.parametrize("told", [{"quant_method": "awq"}, {"quant_method": "gptq"}, AwqConfig(), GPTQConfig(bits=4)])
+def test_what_gptqmodel_rearranged_is_not_saved(tmp_path, told):
+    """It rewrites GPTQ's zero points in place: a saved checkpoint loaded without an error, and gave other logits."""
+    model = vlmprobe.load(GOLDEN / "minicpmv-2.6", dtype="float32", check=False).model
+    model.config.quantization_config = told
+    with pytest.raises(CapabilityError, match=r"(AWQ|GPTQ).*copy the checkpoint"):
+        model.save_pretrained(tmp_path / "saved")
+    assert list((tmp_path / "saved").glob("*.safetensors")) == []
+
+
 # -- with bitsandbytes -------------------------------------------------------------------------------
 
 
@@ -224,6 +235,25 @@ def test_bitsandbytes_numbers_are_those_of_the_weights(tmp_path):
     found, due = run(probe, "minicpmv-2.6"), logits(plain, "minicpmv-2.6")
     torch.testing.assert_close(found, due, atol=1e-3, rtol=0)
     assert (found - logits(GOLDEN / "minicpmv-2.6", "minicpmv-2.6")).abs().max() > 0.1  # quantised, not the same
+
+
+@bitsandbytes
+def test_minicpm_o_with_its_audio_and_speech_weights(tmp_path):
+    """What is left out may be quantised as well, and is then left out as well."""
+    packed, plain = quantised_case(tmp_path, "minicpmv-2.6", "bitsandbytes")
+    weights = load_file(packed / "model.safetensors")
+    name = "llm.model.layers.0.mlp.up_proj.weight"
+    aside = {
+        f"apm.layers.0.fc1.weight{key.removeprefix(name)}": each.clone()
+        for key, each in weights.items()
+        if key.startswith(name)
+    }
+    assert len(aside) > 3
+    save_file(weights | aside | {"tts.emb_text.weight": torch.zeros(2, 2)}, packed / "model.safetensors")
+    for folder in (packed, plain):
+        told = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**told, "model_type": "minicpmo", "version": "2.6"}))
+    torch.testing.assert_close(logits(packed, "minicpmv-2.6"), logits(plain, "minicpmv-2.6"), atol=1e-3, rtol=0)
 
 
 @bitsandbytes
@@ -279,3 +309,14 @@ def test_gptqmodel_numbers_are_those_of_the_weights(tmp_path, case, method):
     found = logits(packed, case, "float16")
     assert (found - due).abs().max() <= 2 * rounding
     assert (logits(GOLDEN / case, case) - due).abs().max() > 10 * rounding  # what quantisation changes is seen
+
+
+@gptqmodel
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_model_that_gptqmodel_loaded_is_not_saved(tmp_path, method):
+    packed, _ = quantised_case(tmp_path, "minicpmv-2.6", method)
+    model = vlmprobe.load(packed, device="cpu", dtype="float16", check=False).model
+    with pytest.raises(CapabilityError, match=method.upper()):
+        model.save_pretrained(tmp_path / "saved")

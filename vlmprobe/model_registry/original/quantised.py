@@ -14,14 +14,14 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.errors import CheckpointError, near
+from vlmprobe.errors import CapabilityError, CheckpointError, near
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-__all__ = ["prepare", "settle", "stored_quantisation"]
+__all__ = ["check_savable", "prepare", "settle", "stored_quantisation"]
 
 KEY = "quantization_config"
 UNQUANTISED = f"Or load the unquantised checkpoint, and pass {KEY}= to quantise it."
@@ -64,6 +64,21 @@ def stored_quantisation(config: Mapping[str, Any]) -> dict[str, Any] | None:
         if isinstance(part, Mapping) and part.get(KEY):
             return dict(part[KEY])
     return None
+
+
+def check_savable(told: Any) -> None:
+    """Refuse to save weights that the library rearranged when it loaded them.
+
+    Raises:
+        CapabilityError: for AWQ and GPTQ.
+    """
+    kind = (told or {}).get("quant_method")
+    method = METHODS.get(str(getattr(kind, "value", kind)))  # an enumeration once transformers has read it
+    if method is not None and GPTQMODEL.keys() <= method.libraries.keys():
+        raise CapabilityError(
+            f"The weights are quantised by {method.title}, and gptqmodel rearranges them for its kernels when it loads "
+            "them: saved, they would mean something else. They cannot have changed, so copy the checkpoint's files."
+        )
 
 
 def prepare(
