@@ -1,7 +1,7 @@
 """Every release of InternVL: its true configuration, its prompts, and tiny checkpoints around its language model.
 
 The judge of a language model is the stock class of transformers; of prompts, the conversation.py of OpenGVLab/InternVL
-at the commits of the releases: 88a146c (1.2), a08ba33 (1.5), f4e5aee (Mini 1.5), 0dc48a2 (2.0) and 2410d1d (later ones).
+at the commits of the releases: 88a146c (1.2), a08ba33 (1.5), f4e5aee (Mini 1.5), 0dc48a2 (2.0) and 2410d1d (later).
 """
 
 from __future__ import annotations
