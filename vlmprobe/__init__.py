@@ -14,10 +14,11 @@ from vlmprobe._version import __version__
 if TYPE_CHECKING:
     from vlmprobe.analysis.show import show
     from vlmprobe.errors import VlmprobeError
+    from vlmprobe.inputs.prompt_format import PromptOptions
     from vlmprobe.probe import Probe, Request
     from vlmprobe.probe.connect import connect
-    from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.load import load, wrap
+    from vlmprobe.results.failure import Failure
     from vlmprobe.results.files import load_result, load_results, save_results
     from vlmprobe.results.result import Result, Scores
     from vlmprobe.results.table import TokenTable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Failure",
     "Probe",
+    "PromptOptions",
     "Request",
     "Result",
     "Scores",
@@ -41,8 +43,9 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Failure": "vlmprobe.probe.failure",
+    "Failure": "vlmprobe.results.failure",
     "Probe": "vlmprobe.probe",
+    "PromptOptions": "vlmprobe.inputs.prompt_format",
     "Request": "vlmprobe.probe",
     "connect": "vlmprobe.probe.connect",
     "load": "vlmprobe.probe.load",

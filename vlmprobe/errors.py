@@ -7,6 +7,7 @@ from that too, so ``except ValueError`` and ``except FileNotFoundError`` keep wo
 from __future__ import annotations
 
 import difflib
+import inspect
 import warnings
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
@@ -23,6 +24,7 @@ __all__ = [
     "EngineResponseError",
     "EngineTimeoutError",
     "GenerationOptionError",
+    "HubError",
     "ImageError",
     "MessageError",
     "MissingExtraError",
@@ -33,6 +35,7 @@ __all__ = [
     "VlmprobeError",
     "VlmprobeWarning",
     "near",
+    "outside",
     "renamed",
 ]
 
@@ -63,6 +66,10 @@ class UnknownModelError(VlmprobeError, LookupError):
 
 class CheckpointNotFoundError(UnknownModelError, FileNotFoundError):
     """There is no folder at the given path, and it is not a hub id either."""
+
+
+class HubError(UnknownModelError, OSError):
+    """The hub did not return a checkpoint: it cannot be reached, or wants a login."""
 
 
 class RemoteCodeError(UnknownModelError):
@@ -140,3 +147,16 @@ def near(word: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.7)
 def renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Warn that a name is accepted until 1.0 in place of its new one; ``stacklevel`` as in :func:`warnings.warn`."""
     warnings.warn(f"{old} is now {new}; vlmprobe 1.0 removes the old name.", DeprecationWarning, stacklevel=stacklevel)
+
+
+def outside() -> int:
+    """``stacklevel`` of a warning, for whoever calls this, that names the line that called vlmprobe.
+
+    It is the caller of the outermost frame of the package: between the two may be pandas, reading a generator of ours.
+    """
+    frame, level, found = inspect.currentframe(), 0, 1
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == __name__.partition(".")[0]:
+            found = level + 1
+        frame, level = frame.f_back, level + 1
+    return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -13,9 +15,11 @@ from analysis_cases import outcomes, random_result
 from sklearn.calibration import calibration_curve
 
 from tools.demo_model import evaluate
-from vlmprobe.analysis import calibration, recalibration
+from vlmprobe import Failure
+from vlmprobe.analysis import calibration, recalibration, uncertainty
 from vlmprobe.analysis import confidences as room
 from vlmprobe.analysis.confidences import CalibrationError
+from vlmprobe.errors import ResultError, VlmprobeWarning
 from vlmprobe.results.result import Scores
 
 
@@ -259,6 +263,33 @@ def test_wrong_input_is_told(sure, right, said):
             figure(sure, right)
 
 
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_a_report_of_one_class_has_what_can_be_had(all_of_them):
+    sure = np.linspace(0.5, 0.99, 40)
+    right = np.full(40, all_of_them)
+    found = calibration.report(sure, right, resamples=20)
+    assert found["accuracy"] == calibration.Interval(float(all_of_them), float(all_of_them), float(all_of_them), 0.95)
+    for name, metric in {"ece": calibration.ece, "brier": calibration.brier}.items():
+        assert found[name] == calibration.bootstrap(metric, sure, right, resamples=20)
+    assert np.isnan([found["auroc"].value, found["auroc"].low, found["auroc"].high]).all()
+    assert found.to_pandas().loc["auroc"].isna().all()
+    assert re.search(r"^auroc +– –$", str(found), re.MULTILINE)
+    assert "nan" not in found._repr_html_() + str(found)
+    with pytest.raises(CalibrationError, match="2 are needed"):
+        calibration.report([0.5], [True])
+    with pytest.raises(CalibrationError, match="resamples"):
+        calibration.report(sure, right, resamples=0)
+
+
+def test_a_report_of_hardly_any_wrong_answer_has_no_interval_of_its_auroc():
+    sure, right = np.linspace(0.5, 0.99, 400), np.arange(400) > 0
+    found = calibration.report(sure, right, resamples=2000)
+    assert found["auroc"].value == 1
+    assert not np.isnan(found["auroc"].low)  # two in three resamples have the wrong one
+    few = calibration.report([0.2, 0.9], [False, True], resamples=3, seed=3)["auroc"]
+    assert few.value == 1
+
+
 def test_auroc_needs_both_classes():
     with pytest.raises(CalibrationError, match="All answers are right"):
         calibration.auroc([0.2, 0.3], [True, True])
@@ -284,12 +315,61 @@ def test_confidences_and_correctness_of_results():
     assert room.correctness(results, ["cat", "dog", "no"], normal=str).tolist() == [False, False, True]
     with pytest.raises(ValueError, match="Did you mean sequence"):
         room.confidences(results, "sequenc")
-    with pytest.raises(ValueError, match=r"shorter|longer"):
+    with pytest.raises(room.CalibrationError, match="1 answer for 3 results"):
         room.correctness(results, ["cat"])
     tables = [each.output for each in results]
     scores = Scores(["yes", "no", "maybe"], tables, [None] * 3)
     assert room.confidences([scores]) == pytest.approx([scores.probabilities.max()])
     assert room.correctness([scores], [scores.best]).tolist() == [True]
+
+
+def test_correctness_reads_the_right_answers_that_the_rows_carried():
+    results = [random_result(seed, text=text) for seed, text in ((1, "A cat."), (2, "a dog"), (3, "no"))]
+    golds = ("cat", ["hound", "dog"], "yes")
+    carried = [
+        replace(each, meta={**each.meta, "id": place, "gold": gold, "label": "no"})
+        for place, (each, gold) in enumerate(zip(results, golds, strict=True))
+    ]
+    assert room.correctness(carried).tolist() == [True, True, False]
+    assert room.correctness(carried, "label").tolist() == [False, False, True]
+    assert room.correctness(carried, dict(enumerate(golds))).tolist() == [True, True, False]
+    failed = [*carried, Failure(ValueError("x"))]
+    with pytest.warns(VlmprobeWarning, match="1 failed"):
+        assert room.correctness(failed, [*golds, "x"]).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (None, "the right answers are None: give a list"),
+        (7, "the right answers are 7"),
+        ("cat", r"result 0 has no meta\['cat'\]"),
+        (["cat", None, "no"], "right answer None is no text"),
+        (["cat", 3, "no"], "right answer 3 is no text"),
+        (["cat", [], "no"], r"right answer \[\] is no text"),
+        (["cat", [2], "no"], r"right answer \[2\] is no text"),
+        (["cat"] * 4, "4 answers for 3 results"),
+        ({0: "cat"}, "result 0 has none"),
+    ],
+)
+def test_right_answers_that_do_not_fit_say_what_to_give(answers, says):
+    results = [random_result(seed) for seed in range(3)]
+    with pytest.raises(room.CalibrationError, match=says):
+        room.correctness(results, answers)
+    with pytest.raises(room.CalibrationError, match="number 1 is str"):
+        room.correctness([results[0], "cat"], ["cat", "cat"])
+    with pytest.raises(room.CalibrationError, match=r"result 0 has no meta\['gold'\]"):
+        room.correctness(results)
+
+
+def test_a_single_result_is_no_list_of_results():
+    result = random_result(1)
+    for wrong in (result, result.output, Failure(ValueError("x"))):
+        for function in (room.correctness, room.confidences, uncertainty.frame):
+            with pytest.raises(ResultError, match=f"{function.__name__} takes a list of results, not a single"):
+                function(wrong)
+    with pytest.raises(ResultError, match="takes a list of results, not str"):
+        uncertainty.frame("results")
 
 
 def test_against_scikit_learn_without_ties():

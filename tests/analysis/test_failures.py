@@ -41,6 +41,21 @@ def test_they_are_left_out_with_what_belongs_to_them():
         assert list(without_failures(good)) == good
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda results: confidences(results, by="mean"),
+        lambda results: correctness(results, ["a"] * 4),
+        uncertainty.frame,  # pandas reads the generator that counts them
+        lambda results: list(without_failures(results)),
+    ],
+)
+def test_the_warning_points_at_the_line_of_the_caller(function):
+    with told() as caught:
+        function(mixed()[1])
+    assert [each.filename for each in caught] == [__file__]
+
+
 def test_confidences_and_correctness_match(recwarn):
     good, all_of_them = mixed()
     np.testing.assert_array_equal(confidences(all_of_them, "mean"), confidences(good, "mean"))

@@ -248,8 +248,10 @@ def test_the_gate_reads_results_as_confidences_do():
     assert gating.gate(result, 0.5).confidence == pytest.approx(result.confidence)
     scores = Scores(["yes", "no"], [random_result(2).output, random_result(3).output], [None, None])
     assert gating.gate(scores, 0.5).confidence == pytest.approx(scores.probabilities.max())
-    with pytest.raises(TypeError, match="TokenTable or a Result"):
+    with pytest.raises(TypeError, match=r"gate takes one Result.*, not str"):
         gating.gate("sure", 0.5)
+    with pytest.raises(TypeError, match=r"not list: gate each of them"):
+        gating.gate([result, result], 0.5)
 
 
 def test_a_threshold_is_saved_with_its_measure(tmp_path):
@@ -265,10 +267,37 @@ def test_a_gate_measures_as_its_threshold_does():
     mean = float(np.exp(np.nanmean(answer.output.logprobs)))
     assert gating.gate(answer, replace(THRESHOLD, by="mean")).confidence == pytest.approx(mean, rel=1e-5)
     assert gating.gate(answer, replace(THRESHOLD, by="mean"), by="mean").confidence == pytest.approx(mean, rel=1e-5)
-    assert gating.gate(answer, THRESHOLD).confidence == pytest.approx(answer.confidence, rel=1e-5)
+    assert gating.gate(answer, THRESHOLD, by="sequence").confidence == pytest.approx(answer.confidence, rel=1e-5)
     for other in ({"by": "min"}, {"reject": replace(THRESHOLD, value=0.1, by="sequence")}):
         with pytest.raises(CalibrationError, match="is about by="):
             gating.gate(answer, replace(THRESHOLD, by="mean"), **other)
+
+
+def test_a_threshold_that_does_not_say_its_measure_promises_nothing_of_an_answer():
+    """Neither alone nor beside a threshold by hand; what the answer's confidence is can be said, or be passed."""
+    answer = random_result(1)
+    for thresholds in ((THRESHOLD, None), (0.9, replace(THRESHOLD, value=0.1)), (THRESHOLD, 0.1)):
+        with pytest.raises(CalibrationError, match="does not say which confidence"):
+            gating.gate(answer, thresholds[0], reject=thresholds[1])
+        assert gating.gate(answer, thresholds[0], reject=thresholds[1], by="mean").confidence > 0
+    assert gating.gate(0.97, THRESHOLD).confidence == 0.97
+    scores = Scores(["yes", "no"], [random_result(2).output, random_result(3).output], [None, None])
+    assert gating.gate(scores, THRESHOLD).confidence == scores.probabilities.max()  # they have one confidence
+
+
+def test_a_threshold_by_hand_is_a_probability_where_the_confidence_is_one():
+    answer = random_result(1)
+    for number in (70, -0.5, np.float64(1.5), float("inf")):
+        with pytest.raises(CalibrationError, match="from 0 to 1"):
+            gating.gate(answer, number)
+        with pytest.raises(CalibrationError, match="from 0 to 1"):
+            gating.gate(answer, 1.0, reject=number if number < 1 else -number)
+    for wrong in ("0.7", True, None, [0.7]):
+        with pytest.raises(TypeError, match="a Threshold or a number"):
+            gating.gate(answer, wrong)
+    with pytest.raises(CalibrationError, match="NaN"):
+        gating.gate(answer, float("nan"))
+    assert gating.gate(answer, -3.0, by=lambda result: -1.0)  # a score of one's own has its own scale
 
 
 def test_a_measure_without_a_name_cannot_be_saved(tmp_path):
@@ -297,5 +326,10 @@ def test_a_file_that_holds_no_threshold(text, tmp_path):
     (tmp_path / "gate.json").write_text(text)
     with pytest.raises(ResultError, match=r"gate\.json"):
         gating.Threshold.load(tmp_path / "gate.json")
-    with pytest.raises(ResultError, match=r"missing\.json"):
-        gating.Threshold.load(tmp_path / "missing.json")
+
+
+def test_a_missing_threshold_is_called_missing(tmp_path):
+    for nothing in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(ResultError) as raised:
+            gating.Threshold.load(nothing)
+        assert str(raised.value) == f"No file at {nothing}."

@@ -47,6 +47,21 @@ def test_four_pairs_by_hand():
     assert math.isnan(found.brier.p)
 
 
+def test_failures_that_were_saved_are_left_out_as_before(tmp_path):
+    from vlmprobe import load_results, save_results
+    from vlmprobe.errors import VlmprobeWarning
+
+    a = [said(text, 0.9, id=place, gold="cat") for place, text in enumerate(("cat", "dog", "cat"))]
+    b = [a[0], Failure(ResultError("no"), id=1, row=1, meta={"id": 1}), a[2]]
+    save_results(a, tmp_path / "a")
+    with pytest.warns(VlmprobeWarning, match="1 of 3 requests failed"):
+        save_results(b, tmp_path / "b")
+    found = paired(load_results(tmp_path / "a"), load_results(tmp_path / "b", failures=True))
+    assert (found.n, found.skipped) == (2, 1) == (paired(a, b).n, paired(a, b).skipped)
+    with pytest.raises(ResultError, match=r"1 id in a only, such as 1.*load_results\(folder, failures=True\)"):
+        paired(load_results(tmp_path / "a"), load_results(tmp_path / "b"))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_values_and_intervals_are_those_of_the_calibration_module(seed):
     """The same resamples, drawn one by one, and each metric computed anew on each by the calibration module."""
@@ -204,13 +219,13 @@ TWO = [said("yes", 0.5), said("no", 0.5)]
          "images of result 0 differ"),
         ([said("x", 0.5, id=1)] * 2, TWO, {}, ResultError, "the id 1 is twice in a, at 0 and 1"),
         ([said("x", 0.5, id=1), said("x", 0.5)], TWO, {}, ResultError, "1 of 2 results of a have no id"),
-        ([said("x", 0.5, id=1)], [said("x", 0.5, id=2)], {}, ResultError, "1 ids are in a only, such as 1"),
+        ([said("x", 0.5, id=1)], [said("x", 0.5, id=2)], {}, ResultError, "1 id in a only, such as 1"),
         ([said("x", 0.5, id=[1])], TWO, {}, ResultError, "use texts or numbers as ids"),
         ([said("x", 0.5, id=1, question="Q", image_digests=["p"])],
          [said("x", 0.5, id=1, question="R", image_digests=["q"])], {}, ResultError, "not the same rows"),
         (TWO[0], TWO, {}, ResultError, "a must be a list of results"),
         (TWO, ["yes", "no"], {}, ResultError, "b holds str at 0"),
-        (TWO, TWO, {"gold": ["yes"]}, CalibrationError, "gold has 1 answers for 2 results"),
+        (TWO, TWO, {"gold": ["yes"]}, CalibrationError, "gold has 1 answer for 2 results"),
         (TWO, TWO, {"gold": "gold"}, CalibrationError, r"result 0 has no meta\['gold'\]"),
         (TWO, TWO, {"gold": {1: "yes"}}, CalibrationError, "gold is by id, and result 0 has none"),
         (TWO, TWO, {"gold": ["yes", 3]}, CalibrationError, "3 is no text"),

@@ -213,3 +213,34 @@ def test_rooms_are_found_and_near_names_offered():
     assert "calibration" in dir(analysis)
     with pytest.raises(AttributeError, match="calibration"):
         _ = analysis.calibrations
+
+
+def test_a_frame_has_the_columns_that_requests_carried(probe_of):
+    pandas = pytest.importorskip("pandas")
+    rows = pandas.DataFrame({"question": ["Hi", "Yes"], "id": [1, 2], "gold": ["a", None], "text": ["x", "y"]})
+    results = list(probe_of("internvl").generate_many(rows, max_new_tokens=2, do_sample=False, progress=False))
+    one = probe_of("internvl").generate("Hi", max_new_tokens=2, do_sample=False)
+    frame = uncertainty.frame([*results, one])
+    fixed = ["id", "question", "text", "model", "finish_reason", *uncertainty.MEASURES]
+    assert list(frame.columns) == [*fixed, "gold", "meta_text"]
+    assert frame["text"].tolist() == [each.text for each in [*results, one]]
+    assert frame["gold"].tolist()[:1] == ["a"]
+    assert frame["meta_text"].tolist()[:2] == ["x", "y"]
+    assert frame[["gold", "meta_text"]].isna().sum().tolist() == [2, 1]
+    assert list(uncertainty.frame([]).columns) == fixed
+
+
+def test_a_bound_makes_the_sums_of_a_table_unknown():
+    """The table's own perplexity too; of the rows whose numbers are all known they are as ever."""
+    table = random_result(1).output
+    logprobs, bounds = table.logprobs.copy(), np.full(len(table), np.nan, np.float32)
+    assert not replace(table, logprobs_at_most=bounds).bounded
+    assert replace(table, logprobs_at_most=bounds).perplexity == table.perplexity
+    logprobs[1], bounds[1] = np.nan, -4
+    served = replace(table, logprobs=logprobs, logprobs_at_most=bounds)
+    assert served.bounded
+    assert np.isnan([served.logprob, served.perplexity]).all()
+    assert served[2:].logprob == pytest.approx(table.logprobs[2:].sum(dtype=np.float64))
+    assert served[2:].perplexity == table[2:].perplexity
+    whole = replace(random_result(1), output=served[2:])
+    assert whole.confidence == pytest.approx(np.exp(table.logprobs[2:].sum(dtype=np.float64)))

@@ -335,6 +335,22 @@ def test_score_is_what_the_library_returns(run, tiny, scene, probe_of, tmp_path)
     assert vlmprobe.load_result(tmp_path / "scores").best == expected.best
 
 
+def test_models_says_of_each_adapter_what_it_alone_handles(run):
+    read = {each["name"]: each["handles"] for each in json.loads(run("models", "--json").stdout)["adapters"]}
+    assert len(set(read.values())) == len(read)
+    starts = {
+        "gemma3n": "Gemma 3n:",
+        "glm5_next": "GLM-5:",
+        "hy_v4_vl": "Hy 4:",
+        "qwen4_exp": "Qwen4:",
+        "kosmos_2": "Kosmos-2:",
+        "query_transformer": "BLIP-2 and InstructBLIP:",
+    }
+    assert {name: said for name, said in starts.items() if not read[name].startswith(said)} == {}
+    shown = words(run("models").stdout)
+    assert "Kosmos-2: images are read by queries, and stand between two markers. Limits: no batches" in shown
+
+
 def test_models_lists_every_adapter(run):
     from vlmprobe.model_registry.registry import adapter_names, known_model_types
 
@@ -388,8 +404,8 @@ def test_not_a_picture(run, tiny, tmp_path):
 
 def test_an_unknown_model(run, scene, tmp_path):
     fails(run("probe", "no-such-model", scene, QUESTION, code=2), "no-such-model", "hub id")
-    fails(run("probe", tmp_path, scene, QUESTION, code=1), "config.json")
-    fails(run("probe", scene, scene, QUESTION, code=1), "is a file")
+    fails(run("probe", tmp_path, scene, QUESTION, code=2), "config.json")
+    fails(run("probe", scene, scene, QUESTION, code=2), "is a file")
 
 
 def test_an_unknown_generation_option_costs_no_load(run, scene):

@@ -86,6 +86,15 @@ def test_what_the_server_cannot_give(url, given, said):
     assert len(told.stderr.splitlines()) == 1
 
 
+def test_doctor_says_that_a_server_lacks_a_model(url):
+    told = run("doctor", url, "--model", "n", code=1)
+    assert "no model 'n'" in told.stderr
+
+
+def test_a_processor_that_does_not_exist_is_wrong_usage(url):
+    assert "./gone" in run("probe", url, "none", "Was?", "--processor", "./gone", code=2).stderr
+
+
 def test_an_engine_that_does_not_exist():
     told = run("probe", "http://localhost:1", "none", "Was?", "--engine", "vlm", code=2)
     assert "vllm" in told.stderr

@@ -72,6 +72,25 @@ def test_scores(run, checkpoint, scene):
     assert "…" not in shown
 
 
+@pytest.mark.parametrize("columns", ["40", "0", "7"])
+def test_a_very_narrow_or_unknown_width_keeps_names_and_probabilities(columns, checkpoint, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+
+    def shown(*arguments: object) -> str:
+        done = CliRunner().invoke(app, [str(each) for each in arguments])
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert max(cell_len(line.rstrip()) for line in done.stdout.splitlines()) <= max(int(columns) or 80, 40)
+        return done.stdout
+
+    scores = shown("score", checkpoint("llava"), "none", "What?", "-c", "yes", "-c", "no")
+    for candidate in ("yes", "no"):
+        assert any(line.startswith(f"{candidate} ") and "%" in line for line in scores.splitlines())
+    assert "logprob" in scores
+    told = shown("probe", checkpoint("llava"), "none", "What?").split()
+    assert {"logprob", "rank", "entropy"} <= set(told)
+    assert "chameleon" in shown("models").split()
+
+
 def test_models(run):
     shown = run("models")
     assert "…" not in shown

@@ -12,6 +12,7 @@ from vlmprobe.display import fragment, page, table_html
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (in the dev dependencies)")
 from selenium.webdriver import ActionChains, Keys  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 FLAGS = (
     "--headless",
@@ -94,6 +95,56 @@ def test_hover_shows_the_numbers_and_the_alternatives(show, scheme):
     assert browser.execute_script(widths, card) == [0.47, 0.35, 0.12, 0.04, 0.01, 0.01]
     ActionChains(browser).move_to_element(token(browser, "blue")).perform()
     assert not card.is_displayed()
+
+
+@pytest.fixture
+def phone(browser):
+    """A screen of 390 pixels, touched by a finger."""
+    size = {"width": 390, "height": 900, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    yield browser
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_on_a_phone_a_tap_shows_the_numbers(show, phone):
+    browser = show(page([two_digits()]))
+    seven = token(browser, "seven")
+    where = browser.execute_script(
+        "const r = arguments[0].getBoundingClientRect(); return {x: r.x + r.width / 2, y: r.y + r.height / 2}", seven
+    )
+    for kind, points in (("touchStart", [where]), ("touchEnd", [])):
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    WebDriverWait(browser, 10).until(lambda _: card_of(seven).is_displayed())
+    assert "tap it" in browser.find_element(By.TAG_NAME, "footer").text
+
+
+def test_on_a_phone_no_shade_of_the_legend_touches_another(show, phone):
+    boxes = show(page([two_digits()])).execute_script(
+        "return [...document.querySelectorAll('.legend span')].map(e => {"
+        "const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]})"
+    )
+    assert len({top for _, top, _, _ in boxes}) > 1  # the legend is wrapped
+    for place, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            apart = right <= other[0] or other[2] <= left
+            assert apart or bottom + 5 <= other[1] or other[3] + 5 <= top
+
+
+def test_on_a_phone_a_long_candidate_is_no_column_of_single_words(show, phone):
+    browser = show(page([scores({"yes": [0.9], "a rather long candidate answer that goes on and on": [0.1]})]))
+    names = browser.find_elements(By.CSS_SELECTOR, "tbody th")
+    assert min(name.size["width"] for name in names) >= 128
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert "tap it" not in browser.find_element(By.TAG_NAME, "footer").text  # there is nothing to tap
+
+
+def test_the_bars_of_a_table_can_be_seen(show):
+    browser = show(table_html(two_digits().output))
+    bars = browser.find_elements(By.CSS_SELECTOR, ".rows .bar")
+    assert bars
+    assert min(bar.size["width"] for bar in bars) >= 100  # pixels; a percentage takes half of it
 
 
 def test_a_card_stays_inside_the_window(show):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vlmprobe.analysis import gallery
 from vlmprobe.analysis.paired import paired
+from vlmprobe.errors import ResultError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}[red]\x1b[31m"
 
@@ -51,8 +52,12 @@ def test_a_page_holds_images_answers_and_the_right_one(tmp_path):
     a = [said("cat", 0.9, colour="red", id="p-1"), said("cat", 0.8, colour="red", id="p-2")]
     b = [said("dog", 0.6, colour="red", id="p-1"), said("cat", 0.7, colour="red", id="p-2")]
     found = paired(a, b, ["cat", ["cat", "puss"]], names=("one", "two"))
-    html = found.changed().to_html(tmp_path / "folder" / "page.html")
+    html = found.changed().to_html()
+    assert found.changed().to_html(tmp_path / "folder" / "page.html") == tmp_path / "folder" / "page.html"
     assert (tmp_path / "folder" / "page.html").read_text(encoding="utf-8") == html
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ResultError, match="is not an HTML page"):
+        found.changed().to_html(tmp_path / "notes.txt")
     assert html.count('src="data:image/png') == 1
     for part in ("Right in only one of one and two", "What is it?", "p-1", "✓ right", "✗ wrong", "90.0%", "60.0%"):
         assert part in html
@@ -80,3 +85,16 @@ def test_an_empty_gallery_says_so():
     assert len(found) == 0
     assert "Wrong answers, the most confident first: none" in printed(found)
     assert "none" in found.to_html()
+
+
+def test_a_paired_comparison_is_printed_as_its_table():
+    a = [said("cat", 0.9, id=1), said("cat", 0.8, id=2)]
+    b = [said("dog", 0.6, id=1), said("cat", 0.7, id=2)]
+    found = paired(a, b, ["cat", "cat"], names=("one", "two"))
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["one", "two", "difference", "95%", "interval", "p"]
+    assert [line.split()[0] for line in lines[1:5]] == ["accuracy", "confidence", "ECE", "Brier"]
+    assert lines[1].split()[1:4] == ["1.000", "0.500", "−0.500"]
+    assert lines[5] == "2 pairs; right only with one: 1, only with two: 0"
+    assert "\x1b" not in str(found)
+    assert "\n" not in repr(found)

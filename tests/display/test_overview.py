@@ -233,3 +233,23 @@ def test_long_tables_are_cut_in_the_middle():
         assert "row39" in shown
         assert "row290" in shown
         assert "row40" not in shown
+
+
+@pytest.mark.parametrize("width", [22, 30, 40, 59])
+def test_no_column_is_lost_in_a_narrow_terminal(width):
+    """Names and numbers of a wide terminal are all there, each whole, whatever the width."""
+    from vlmprobe.analysis.paired import paired
+
+    two = paired([answer("cat", probability=0.9)] * 2, [answer("dog")] * 2, ["cat"] * 2, names=("one", "two"))
+    ranked = scores({"a red nine": [0.7], "nothing": [0.2]})
+    for shown, parts in (
+        (two_digits().output, ["logprob", "rank", "entropy", "alternatives", "46.7%", "35.1%", "−0.761"]),
+        (ranked, ["a red nine", "nothing", "per token", "per byte", "77.8%", "22.2%", "−1.609"]),
+        (two, ["accuracy", "Brier", "one", "two", "difference", "−1.000", "interval"]),
+        (two_digits().top(2), ["said", "␣seven", "46.7%", "35.1%"]),
+        (listed("a cat"), ["first", "answer", "a cat", "12.5%", "confidence", "least sure word"]),
+    ):
+        printed = terminal(shown, width=width)
+        assert max(map(len, printed.splitlines())) <= width
+        flowing = " ".join(printed.split())
+        assert [part for part in parts if part not in flowing] == []

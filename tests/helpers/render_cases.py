@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -132,11 +133,13 @@ def answer(*texts: str, probability: float = 0.7) -> Result:
 
 def scores(candidates: dict[str, Sequence[float]], **meta: str) -> Scores:
     """Candidates, each with the probabilities of its tokens: its words, the last one taking what is left."""
-    tables = []
+    tables: list[TokenTable] = []
+    vocabulary: dict[str, int] = {}  # equal tokens have equal ids, others do not
     for name, masses in candidates.items():
         words = re.findall(r"^\S+|\s*\S+", name)
         parts = [*words[: len(masses) - 1], "".join(words[len(masses) - 1 :])]
-        tables.append(
-            make_table([(part, mass, [("else", (1 - mass) / 2)]) for part, mass in zip(parts, masses, strict=True)])
-        )
+        table = make_table([(part, mass, [("else", (1 - mass) / 2)]) for part, mass in zip(parts, masses, strict=True)])
+        ids = np.array([vocabulary.setdefault(part, 1000 + len(vocabulary)) for part in parts])
+        top_ids = np.where(table.top_ids == table.ids[:, None], ids[:, None], table.top_ids)
+        tables.append(replace(table, ids=ids, top_ids=top_ids))
     return Scores(list(candidates), tables, [None] * len(tables), {"model": "hand", **meta})

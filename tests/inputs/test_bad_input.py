@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from common import QUESTION, picture
+from refusing_hub import refusing_hub
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
@@ -22,6 +23,7 @@ import vlmprobe
 from vlmprobe.errors import (
     CapabilityError,
     CheckpointError,
+    CheckpointNotFoundError,
     GenerationOptionError,
     ImageError,
     MessageError,
@@ -570,6 +572,29 @@ def test_places_without_a_checkpoint(place):
         vlmprobe.load(place)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "t5-small", "bert-base-uncased", "openai-gpt", "xlm-roberta-base"])
+def test_an_old_hub_id_of_a_text_only_model_is_called_that(name):
+    with pytest.raises(CheckpointNotFoundError, match=rf"the hub id '{name}' is that of a text-only model"):
+        vlmprobe.load(name)
+
+
+@pytest.mark.parametrize("name", ["Demo", "DEMO", "demos", "dmeo", "./demo2/../my-modle"])
+def test_a_misspelt_place_suggests_what_is_there(name, tmp_path, monkeypatch):
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "demo2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointNotFoundError, match=r"Did you mean (demo\?|\./demo2/\.\./my-model)"):
+        vlmprobe.load(name)
+
+
+def test_a_place_like_no_other_suggests_nothing(tmp_path, monkeypatch):
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointNotFoundError) as raised:
+        vlmprobe.load("somewhere/else/entirely")
+    assert "Did you mean" not in str(raised.value)
+
+
 def test_a_file_or_an_empty_folder(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="is a file"):
         vlmprobe.load(checkpoint("llava") / "model.safetensors")
@@ -600,33 +625,9 @@ def test_a_hub_id_offline(monkeypatch, tmp_path):
     ("status", "code", "says"),
     [(404, "RepoNotFound", "spelling"), (403, "GatedRepo", "gated"), (404, "RevisionNotFound", "spelling")],
 )
-def test_what_the_hub_refuses(status, code, says, monkeypatch):
-    from huggingface_hub import constants
-
-    class Refusing(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"http://127.0.0.1:{server.server_port}/{{repo_id}}/{{filename}}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    try:
-        with pytest.raises(UnknownModelError, match=says):
-            vlmprobe.load("some-org/no-such-model", revision="main")
-    finally:
-        server.shutdown()
-        server.server_close()
+def test_what_the_hub_refuses(status, code, says):
+    with refusing_hub(status, code), pytest.raises(UnknownModelError, match=says):
+        vlmprobe.load("some-org/no-such-model", revision="main")
 
 
 # Arguments of load and wrap
@@ -639,7 +640,11 @@ def test_what_the_hub_refuses(status, code, says, monkeypatch):
         ({"dtype": "int8"}, GenerationOptionError, "float32"),
         ({"dtype": torch.int64}, GenerationOptionError, "float32"),
         ({"dtype": None}, GenerationOptionError, "float32"),
-        ({"device": "gpu"}, CapabilityError, "gpu"),
+        ({"device": "gpu"}, CapabilityError, r"There is no device 'gpu'\. Did you mean \w+\?"),
+        ({"device": "GPU:1"}, CapabilityError, r"Did you mean \w+:1\?"),
+        ({"device": "0"}, CapabilityError, r"Did you mean \w+:0\?"),
+        ({"device": "cuad:2"}, CapabilityError, r"Did you mean cuda:2\?"),
+        ({"device": "toaster"}, CapabilityError, r"There is no device 'toaster'\. Devices are auto, cpu, cuda"),
         ({"device": "cuda:99"}, CapabilityError, "cuda:99"),
         ({"device": None}, CapabilityError, "None"),
         ({"device": "meta"}, CapabilityError, "meta"),

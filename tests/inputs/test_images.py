@@ -597,6 +597,38 @@ def test_pixel_limit_below_pillow_s_own():
     assert load_image(load_image(data), Limits(max_pixels=1)).size == (30, 20)
 
 
+class Huge:
+    """What is used of an array before it is read: its shape. Reading it would take gigabytes."""
+
+    def __init__(self, *shape):
+        self.shape, self.dtype, self.ndim = shape, np.dtype(np.uint8), len(shape)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.broadcast_to(np.uint8(7), self.shape)
+
+
+def test_an_image_in_memory_has_the_limit_of_a_file(monkeypatch):
+    """20,000 x 20,000 pixels are refused before they are converted, whatever holds them."""
+    held = [Image.new("1", (20_000, 20_000)), Huge(20_000, 20_000), Huge(20_000, 20_000, 3), Huge(3, 20_000, 20_000)]
+    monkeypatch.setattr("vlmprobe.inputs.pixels.from_pil", None)
+    monkeypatch.setattr("vlmprobe.inputs.pixels.from_array", None)
+    for source in held:
+        with pytest.raises(ImageError, match=r"is 20000 x 20000 pixels, more than 89,478,485: shrink it.*Limits"):
+            load_image(source)
+
+
+def test_an_image_loaded_under_a_greater_limit_keeps_it(monkeypatch):
+    monkeypatch.setattr("vlmprobe.inputs.limits.DEFAULT_LIMITS", Limits(max_pixels=500))
+    monkeypatch.setattr("vlmprobe.inputs.images.DEFAULT_LIMITS", Limits(max_pixels=500))
+    image = Image.new("RGB", (30, 20))
+    with pytest.raises(ImageError, match="30 x 20 pixels, more than 500"):
+        load_image(image, Limits(max_pixels=500))
+    trusted = load_image(image, Limits(max_pixels=600))
+    assert load_image(load_image(trusted, Limits(max_pixels=500)), Limits(max_pixels=500)).size == (30, 20)
+    with pytest.raises(ImageError, match="60 x 40"):
+        load_image(trusted.resize((60, 40)), Limits(max_pixels=500))
+
+
 def test_byte_limit(tmp_path):
     data = encoded(PICTURE)
     path = tmp_path / "picture.png"

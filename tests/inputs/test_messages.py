@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vlmprobe import Request
 from vlmprobe.errors import ImageError, MessageError
 from vlmprobe.inputs.images import ImageNotFoundError
 from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
@@ -236,7 +237,10 @@ def test_an_open_file_is_an_image_wherever_an_image_can_stand(tmp_path):
         ([{"role": "user", "content": "a"}, {"content": "b"}], "Message 1 has no 'role', only 'content'"),
         ([{"role": "user", "contents": "a"}], "Message 0 has no 'content', only 'role', 'contents'"),
         ([{}], "Message 0 has no 'role', only nothing"),
-        ([{"role": "users", "content": "a"}], "role 'users'; roles are system, user, assistant. Did you mean user"),
+        (
+            [{"role": "users", "content": "a"}],
+            "role 'users'; roles are system, user, assistant, tool. Did you mean user",
+        ),
         ([{"role": "tool", "content": "a"}], "Message 0 has role 'tool'"),
         ([{"role": None, "content": "a"}], "Message 0 has role None"),
         ([{"role": ["user"], "content": "a"}], "Message 0 has role ['user']"),
@@ -265,16 +269,36 @@ def test_an_open_file_is_an_image_wherever_an_image_can_stand(tmp_path):
         # What would be dropped.
         ([{"role": "user", "content": "a", "name": "Ann"}], "Message 0 has 'name', and only 'role' and 'content' are"),
         (
+            [{**user(text("a"))[0], "tool_calls": [{"id": "1"}]}],
+            "Message 0 has 'tool_calls', and only",
+        ),
+        (
             [*user(text("a")), {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
-            "Message 1 has 'tool_calls', and only",
+            "The conversation ends with tool_calls, after which no text can be continued: add the answer of the tool",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": None, "tool_calls": ["get_weather"]}, *user(text("b"))],
+            "Message 1 has tool_calls that are not a list of mappings such as",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": "b", "tool_calls": [{"id": {1}}]}, *user(text("b"))],
+            "Message 1 has tool_calls that cannot be written",
         ),
         (
             [{"role": "user", "content": "a", "tool_call_id": "7", "cache_control": {"type": "ephemeral"}}],
             "'tool_call_id', 'cache_control'",
         ),
         (
-            [*user(text("a")), {"role": "assistant", "content": "b", "reasoning_content": "c"}],
-            "Message 1 has 'reasoning",
+            [{"role": "system", "content": "b", "reasoning_content": "c"}, *user(text("a"))],
+            "Message 0 has 'reasoning",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": "b", "reasoning_content": ["c"]}, *user(text("d"))],
+            "Message 1 has list under 'reasoning_content'",
+        ),
+        (
+            [*user(text("a")), {"role": "assistant", "content": "b", "reasoning_content": "\ud800"}, *user(text("d"))],
+            "Message 1 has reasoning_content that cannot be written",
         ),
         (user({**text("a"), "image": RED}), "Message 0, part 0 has 'image', and only 'type' and 'text' are read"),
         (
@@ -316,12 +340,12 @@ def test_wrong_collections_of_images(images, message):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (3, r"^Image in image=: .* type int"),
-        ([RED, None], r"^Image 2 of 2 in image=: .* None"),
-        ([[RED], [GREEN]], r"^Image 1 of 2 in image=: .* one image at a time"),
-        (np.zeros((2, 8, 8, 3), np.uint8), r"^Image in image=: .* list\(array\)"),
-        (io.BytesIO(), r"^Image in image=: The open file \(BytesIO\): it is empty"),
-        ([RED, io.StringIO("a")], r"^Image 2 of 2 in image=: The open file \(StringIO\) does not give bytes"),
+        (3, r"^image=: .* type int"),
+        ([RED, None], r"^image=, number 2 of 2: .* None"),
+        ([[RED], [GREEN]], r"^image=, number 1 of 2: .* one image at a time"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"^image=: .* list\(array\)"),
+        (io.BytesIO(), r"^image=: The open file \(BytesIO\): it is empty"),
+        ([RED, io.StringIO("a")], r"^image=, number 2 of 2: The open file \(StringIO\) does not give bytes"),
         ("file:///a.png", r"without file://"),
     ],
 )
@@ -338,3 +362,34 @@ def test_the_place_of_a_bad_image_is_named(tmp_path):
         Conversation.build(user({"type": "image", "base64": "@@@"}, text("a")))
     with pytest.raises(ImageError, match=r"^Message 0, part 0: .*only http"):
         Conversation.build(user({"type": "image_url", "image_url": "ftp://host/a.png"}, text("a")))
+
+
+def test_a_question_that_is_an_image_says_which_comes_first(tmp_path):
+    file = tmp_path / "red.png"
+    RED.save(file)
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    for question in (RED, file, str(file), file.read_bytes(), pixels, [RED], {"path": str(file)}):
+        for image in ("What is this?", None, RED):
+            with pytest.raises(MessageError, match=r"^The question is an image .*question comes first"):
+                Conversation.build(question, image)
+    with pytest.raises(MessageError, match=r"'missing\.png'.*question comes first"):
+        Conversation.build("missing.png", "What is this?")
+    assert Conversation.build("missing.png", RED).question == "missing.png"  # it may be asked about
+    assert Conversation.build("missing.png").question == "missing.png"
+    assert Conversation.build("missing.png", str(file)).question == "missing.png"
+    assert Conversation.build(str(tmp_path)).question == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ({"question": "Hi", "image": None}, r"not dict\. Unpack a row, generate\(\*\*row\)"),
+        ({"role": "user", "content": "Hi"}, "Put the message into a list"),
+        (Request("Hi"), r"not Request\. Pass its question and its image, or generate_many\(\[request\]\)"),
+        (["Hi", RED], r"Message 0 is a string.*as a tuple, \(question, image\)"),
+        (7, "not int. Example"),
+    ],
+)
+def test_what_is_no_question_says_how_to_ask_it(question, says):
+    with pytest.raises(MessageError, match=says):
+        Conversation.build(question)

@@ -181,6 +181,19 @@ def test_odd_architectures_of_an_unknown_model(architectures):
         ("clip", "CLIPModel", "is an encoder without a language head .* so it has no logits of words"),
         ("siglip", "SiglipModel", "is an encoder without a language head"),
         ("clip_vision_model", "CLIPVisionModel", "is a model without a language head"),
+        ("dinov2", "Dinov2Model", "is an encoder without a language head"),
+        ("detr", "DetrForObjectDetection", "is a model for object detection without a language head"),
+        ("grounding-dino", "GroundingDinoForObjectDetection", "is a model for zero-shot object detection without"),
+        ("mask2former", "Mask2FormerForUniversalSegmentation", "is a model for universal segmentation without"),
+        ("sam", "SamModel", "is a model for mask generation without a language head"),
+        ("depth_anything", "DepthAnythingForDepthEstimation", "is a model for depth estimation without"),
+        ("whisper", "WhisperForConditionalGeneration", "is a model of speech or sound .*takes models that read"),
+        ("wav2vec2", "Wav2Vec2ForCTC", "is a model of speech or sound"),
+        ("qwen2_audio", "Qwen2AudioForConditionalGeneration", "is a model of speech or sound"),
+        ("vits", "VitsModel", "is a model that speaks"),
+        ("distilbert", "DistilBertForMaskedLM", "is a masked language model"),
+        ("florence2", "Florence2ForConditionalGeneration", "is an encoder-decoder .*its prompt is not in the sequence"),
+        ("pix2struct", "Pix2StructForConditionalGeneration", "is an encoder-decoder"),
     ],
 )
 def test_what_cannot_be_probed_is_called_what_it_is(kind, architecture, says):
@@ -194,7 +207,9 @@ def test_what_cannot_be_probed_is_called_what_it_is(kind, architecture, says):
     [
         {"model_type": "gpt2", "architectures": ["SomebodysVisionModel"]},
         {"model_type": "llama", "mm_vision_tower": "openai/clip"},
-        {"model_type": "whisper"},
+        {"model_type": "whisper", "architectures": ["SomebodysWhisperWithEyes"]},
+        {"model_type": "phi4_multimodal"},
+        {"model_type": "qwen2_5_omni"},
         {"model_type": "nonsense"},
     ],
 )
@@ -202,6 +217,22 @@ def test_what_is_not_known_for_sure_is_not_said(config):
     with pytest.raises(UnknownModelError, match="No adapter handles") as raised:
         registry.find(config)
     assert "Did you mean" not in str(raised.value)
+
+
+def test_an_encoder_decoder_is_told_by_its_own_configuration_too():
+    with pytest.raises(UnknownModelError, match="is an encoder-decoder"):
+        registry.find({"model_type": "llava", "is_encoder_decoder": True})
+
+
+def test_hints_propose_installed_adapters(plug_in):
+    with pytest.raises(UnknownModelError, match=r"Did you mean internvl_chat.*To try one: adapter='internvl2'\."):
+        registry.find({"model_type": "internvl_chat_v2"})
+    with pytest.raises(UnknownModelError, match="No adapter handles") as raised:
+        registry.find({"model_type": "newcomer_xl"})
+    assert "Did you mean" not in str(raised.value)
+    plug_in(point("theirs", "somebodys_adapters:Theirs"))
+    with pytest.raises(UnknownModelError, match=r"Did you mean newcomer.*To try one: adapter='theirs'\."):
+        registry.find({"model_type": "newcomer_xl"})
 
 
 def test_load_says_so_too(tmp_path):
@@ -218,6 +249,7 @@ def test_adapters_read_from_their_source_are_what_they_are_when_imported():
             assert source.capabilities(*place) == adapter.capabilities, entry.name
             assert source.literal(*place, "generic") == adapter.generic
             assert source.description(*place) == inspect.cleandoc(sys.modules[adapter.__module__].__doc__)
+            assert source.description(*place, of_class=True) == inspect.cleandoc(adapter.__doc__)
 
 
 def test_model_types_read_from_the_source_of_transformers():

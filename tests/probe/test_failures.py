@@ -12,7 +12,14 @@ from common import picture
 
 import vlmprobe
 from vlmprobe import Failure, Request
-from vlmprobe.errors import EngineError, ImageError, MissingExtraError, NonFiniteLogitsError, VlmprobeError
+from vlmprobe.errors import (
+    EngineError,
+    GenerationOptionError,
+    ImageError,
+    MissingExtraError,
+    NonFiniteLogitsError,
+    VlmprobeError,
+)
 from vlmprobe.inputs.images import ImageNotFoundError
 from vlmprobe.probe.failure import named, naming
 
@@ -135,7 +142,7 @@ def test_a_failure_has_what_a_result_would_have(probe_of):
 @pytest.mark.parametrize("batch_size", ["auto", 1])
 def test_a_raised_error_keeps_its_type_and_names_the_request(probe_of, batch_size):
     requests = ["Hi", Request("Hi", "none.png", "x")]
-    with pytest.raises(ImageNotFoundError, match=r"^request 1 \(id 'x'\): Image in image=: There is no file"):
+    with pytest.raises(ImageNotFoundError, match=r"^request 1 \(id 'x'\): image=: There is no file"):
         list(probe_of("llava").generate_many(requests, batch_size=batch_size, **OPTIONS))
 
 
@@ -205,3 +212,23 @@ def test_a_seed_draws_the_same_beside_failures(drawn, batch_size, monkeypatch):
     good = [each for each in found if not isinstance(each, Failure)]
     assert {each.meta["id"]: each.output.ids.tolist() for each in good} == alone
     assert all(isinstance(each.error, (RuntimeError, VlmprobeError)) for each in found if isinstance(each, Failure))
+
+
+@pytest.mark.parametrize("name", ["images", "img", "image_path", "picture"])
+def test_an_image_under_another_keyword_says_which_one_is_read(name, probe_of):
+    for ask in (probe_of("internvl").generate, probe_of("internvl").stream, probe_of("internvl").sample):
+        with pytest.raises(GenerationOptionError, match=f"no option '{name}': .* as image="):
+            ask("Hi", **{name: picture()})
+
+
+def test_one_image_for_many_requests_says_where_images_go(probe_of):
+    with pytest.raises(GenerationOptionError, match=r"in a tuple \(question, image\)"):
+        probe_of("internvl").generate_many(["Hi"], image=picture())
+
+
+def test_an_error_of_many_requests_says_how_to_go_on(probe_of):
+    with pytest.raises(ImageNotFoundError) as told:
+        list(probe_of("internvl").generate_many(["Hi", ("Hi", "none.png")], max_new_tokens=1, progress=False))
+    assert "on_error='keep'" in told.value.__notes__[0]
+    (failed,) = probe_of("internvl").generate_many([("Hi", "none.png")], on_error="keep", progress=False)
+    assert not hasattr(failed.error, "__notes__")

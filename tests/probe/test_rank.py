@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from reference import encode, forward
 from reranker_template import RERANKER
 
 import vlmprobe
-from vlmprobe.errors import CapabilityError, ImageError, MessageError
+from vlmprobe.errors import CapabilityError, ImageError, MessageError, VlmprobeWarning
 from vlmprobe.inputs.chat_templates import pair_template
 from vlmprobe.inputs.messages import ImagePart
 from vlmprobe.probe.rank import INSTRUCTION, PROMPT, parts_of
@@ -279,6 +280,21 @@ def test_documents_in_every_form(tmp_path):
         assert part.image.tobytes() == picture().tobytes()
     parts = parts_of([picture(), "a cat", {"image": [picture(2)], "text": "two"}], "It")
     assert [isinstance(part, ImagePart) for part in parts] == [True, False, True, False]
+
+
+def test_a_text_that_names_an_image_is_a_warning(probe_of, tmp_path):
+    picture().save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    for documents in ([path], [[path, picture()]], [{"text": path}]):
+        with pytest.warns(VlmprobeWarning, match=r"^Document 0 is the text .*a\.png'.*pathlib\.Path") as told:
+            probe_of("llava").rank("a tiger", documents, yes="?", no=".")
+        assert told[0].filename == __file__
+    with pytest.warns(VlmprobeWarning, match="^The query is the text"):
+        probe_of("llava").rank(path, [picture()], yes="?", no=".")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts_of("none.png", "It")
+        parts_of({"image": path, "text": "a.png"}, "It")
 
 
 @pytest.mark.parametrize(

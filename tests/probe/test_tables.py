@@ -14,7 +14,8 @@ import vlmprobe
 from vlmprobe import Request
 from vlmprobe.analysis.compare import compare
 from vlmprobe.analysis.yes_no import yes_no_many
-from vlmprobe.errors import EngineError, ImageError, MessageError, VlmprobeError
+from vlmprobe.errors import EngineError, ImageError, MessageError, VlmprobeError, VlmprobeWarning
+from vlmprobe.probe.misplaced import OPTIONS as OPTION_NAMES
 from vlmprobe.probe.request import request_of
 from vlmprobe.probe.tables import RECORDED, is_table, rows_of
 
@@ -33,6 +34,8 @@ ROWS = [
     {"question": "Hi", "image": None, "id": 8, "label": None, "hard": False},
     {"question": "And now?", "image": {"bytes": png(2), "path": "lost.png"}, "id": 9, "label": "dog", "hard": None},
 ]
+IMAGE_NAMES = ["pic", "jpg", "png", "screenshot", "pixel_values", "images_path", "image_name", "imagePath", "IMG_URL"]
+IMAGE_NAMES += ["photo-file", "image_base64", "image_2"]
 NAMES = ["question", "image", "id", "label", "hard"]
 
 
@@ -195,6 +198,97 @@ def test_columns_that_cannot_be_meant_are_told_before_anything_runs(columns, say
     frame = pandas.DataFrame([["Hi"] * len(columns)], columns=columns)
     with pytest.raises(MessageError, match=says):
         probe_of("internvl").generate_many(frame, on_error="keep", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pic",
+        "jpg",
+        "screenshot",
+        "pixel_values",
+        "images_path",
+        "image_name",
+        "imagePath",
+        "IMG_URL",
+        "photo-file",
+        "png",
+        "image_base64",
+        "image_2",
+    ],
+)
+def test_a_name_of_images_is_told_before_anything_runs(name, probe_of):
+    frame = pandas.DataFrame({"question": ["Hi"], name: [1]})
+    with pytest.raises(MessageError, match=f"'{name}' is not read as an image: rename it to 'image'"):
+        probe_of("internvl").generate_many(frame, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "name", ["filename", "path", "file_name", "file", "filepath", "frame", "scan", "link", "fileName"]
+)
+def test_a_file_of_an_image_is_told_where_no_image_is_asked_about(name, probe_of, tmp_path):
+    frame = pandas.DataFrame({"question": ["Hi", "Hi"], name: [None, "scenes/0001.PNG"], "id": ["a", "b"]})
+    with pytest.raises(MessageError, match=rf"^request 1 \(id 'b'\): column '{name}' names an image"):
+        list(probe_of("internvl").generate_many(frame, **OPTIONS))
+    both = frame.assign(image=None)
+    assert [each.meta[name] for each in probe_of("internvl").generate_many(both, **OPTIONS)][1] == "scenes/0001.PNG"
+    for other in (None, 12, "report.pdf", "0001"):
+        assert dict(request_of({"question": "Hi", name: other}).carry) == {name: other}
+
+
+def test_values_that_are_images_are_told_whatever_their_column_is_called(tmp_path):
+    picture(1).save(tmp_path / "bare", "PNG")
+    held = [picture(1), png(), {"bytes": png(), "path": None}, {"path": str(tmp_path / "bare")}, [picture(1)]]
+    held += [str(tmp_path / "bare"), tmp_path / "bare", [str(tmp_path / "bare")], np.zeros((4, 4, 3), np.uint8)]
+    for value in held:
+        with pytest.raises(MessageError, match=r"column 'thing' holds an image.*rename it to 'image'"):
+            request_of({"question": "Hi", "thing": value})
+    (tmp_path / "notes.txt").write_text("BM25 is a ranking function")
+    for value in (str(tmp_path / "notes.txt"), str(tmp_path), "no such file", np.zeros((1, 4, 3)), "x" * 5000, "\0"):
+        assert "thing" in request_of({"question": "Hi", "thing": value}).carry
+    messages = [{"role": "user", "content": [{"type": "image", "image": picture(1)}, {"type": "text", "text": "Hi"}]}]
+    assert dict(request_of({"question": messages, "file": "a.png"}).carry) == {"file": "a.png"}
+
+
+def test_names_of_images_in_a_column_of_another_name_are_a_warning():
+    for value in ("logo.png", "https://here.example/a.jpg?size=2", "data:image/png;base64,AA==", ["a.webp"]):
+        with pytest.warns(
+            VlmprobeWarning, match="column 'gold' names images, and the question is asked without"
+        ) as told:
+            assert dict(request_of({"question": "Which file?", "gold": value}).carry) == {"gold": value}
+        assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "do_sample", "top_p"])
+def test_a_column_of_an_option_is_not_carried_in_silence(name, probe_of):
+    frame = pandas.DataFrame({"question": ["Hi"], name: [1]})
+    with pytest.raises(MessageError, match=rf"'{name}' is an option .*generate_many\(rows, {name}=\.\.\.\)"):
+        probe_of("internvl").generate_many(frame, **OPTIONS)
+    with pytest.raises(MessageError, match=f"request 0: column '{name}'"):
+        list(probe_of("internvl").generate_many([{"question": "Hi", name: 1}], **OPTIONS))
+
+
+def test_names_of_options_are_those_of_calls():
+    from transformers import GenerationConfig
+
+    assert OPTION_NAMES - {"logits_processor"} <= set(GenerationConfig().to_dict()) | {"stop_strings"}
+
+
+def test_options_of_one_request_say_where_options_go():
+    with pytest.raises(MessageError, match=r"generate_many\(rows, temperature=\.\.\.\)"):
+        request_of({"question": "Hi", "options": {"temperature": 0.5}})
+    assert dict(request_of({"question": "Hi", "options": ["a", "b"]}).carry) == {"options": ["a", "b"]}  # of an exam
+
+
+def test_an_index_named_id_is_the_id(probe_of):
+    frame = pandas.DataFrame({"id": ["a", "b"], "question": ["Hi", "Yes"]})
+    for made in (
+        frame.set_index("id"),
+        frame.assign(part=1).set_index(["part", "id"]),
+        frame.set_index("id", drop=False),
+    ):
+        found = list(probe_of("internvl").generate_many(made, **OPTIONS))
+        assert [each.meta["id"] for each in found] == ["a", "b"]
 
 
 def test_columns_about_images_that_are_not_images_are_carried():

@@ -37,7 +37,8 @@ def test_a_result_as_a_dictionary(answer):
 
 
 def test_a_result_as_json(answer, tmp_path):
-    text = answer.to_json(tmp_path / "new" / "answer.json")
+    text = answer.to_json()
+    assert answer.to_json(tmp_path / "new" / "answer.json") == tmp_path / "new" / "answer.json"
     assert (tmp_path / "new" / "answer.json").read_text(encoding="utf-8") == text + "\n"
     assert json.loads(text) == answer.to_dict()
     assert "\n" not in text
@@ -172,3 +173,48 @@ def test_a_wrapped_model_names_its_peft_adapters(own):
     tuned = peft.get_peft_model(family.model, peft.LoraConfig(target_modules=["q_proj"], r=2), adapter_name="birds")
     assert vlmprobe.wrap(tuned, family.processor).meta["model"] == f"{path} (wrapped, with birds)"
     assert vlmprobe.wrap(tuned, family.processor).model is tuned
+
+
+def test_json_and_pages_replace_only_their_own_kind(answer, tmp_path):
+    """What else is at the path stays, such as the image that was asked about; a path is what they return."""
+    for name, write, held in (("a.html", answer.to_html, "<title>old"), ("a.json", answer.to_json, '{"old": 1}')):
+        picture().save(tmp_path / "scene.png")
+        (tmp_path / "notes.txt").write_text("mine")
+        for other in ("scene.png", "notes.txt"):
+            before = (tmp_path / other).read_bytes()
+            with pytest.raises(ResultError, match=f"{other} exists and is not (an HTML page|JSON): name another"):
+                write(tmp_path / other)
+            assert (tmp_path / other).read_bytes() == before
+        with pytest.raises(IsADirectoryError):
+            write(tmp_path)
+        (tmp_path / name).write_text(f"<!DOCTYPE html><html>{held}" if name == "a.html" else held)
+        assert write(str(tmp_path / name)) == tmp_path / name
+        assert "old" not in (tmp_path / name).read_text(encoding="utf-8")
+        assert write(tmp_path / name) == tmp_path / name  # its own
+        (tmp_path / name).write_text("")
+        assert write(tmp_path / name).stat().st_size > 100
+    with pytest.raises(ResultError, match="is not JSON"):
+        answer.to_json(tmp_path / "a.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.json", "notes.txt", "scene.png"]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_former_one(answer, tmp_path, monkeypatch):
+    answer.to_html(tmp_path / "a.html")
+    before = (tmp_path / "a.html").read_bytes()
+
+    def full(path, text, **_):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        answer.to_html(tmp_path / "a.html")
+    assert (tmp_path / "a.html").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
+
+
+@pytest.mark.parametrize("name", ["ans.json", "ans.HTML", "ans.csv", "ans.parquet"])
+def test_save_to_a_file_of_another_kind_says_what_writes_it(name, answer, tmp_path):
+    with pytest.raises(ResultError, match=rf"save writes a folder.*; to_\w+\(.* writes {name}"):
+        answer.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import vlmprobe
 from vlmprobe.analysis.linear_head import LinearHead
-from vlmprobe.errors import ResultError, VlmprobeError
+from vlmprobe.errors import MessageError, ResultError, VlmprobeError, VlmprobeWarning
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.results.files import file_name
 from vlmprobe.results.table import TokenTable
@@ -517,15 +517,73 @@ def test_a_folder_is_read_one_by_one(result, tmp_path):
 def test_a_folder_without_results(tmp_path):
     with pytest.raises(ResultError, match="There is no folder"):
         vlmprobe.load_results(tmp_path / "missing")
+    (tmp_path / "notes.txt").write_text("no result")
     with pytest.raises(ResultError, match="holds no saved results"):
         vlmprobe.load_results(tmp_path)
 
 
-def test_failures_are_counted_not_saved(result, tmp_path):
-    from vlmprobe.errors import VlmprobeWarning
+def test_a_run_of_nothing_is_read_back_as_nothing(tmp_path):
+    assert vlmprobe.save_results(iter(()), tmp_path / "new" / "run") == []
+    assert list(vlmprobe.load_results(tmp_path / "new" / "run")) == []
+    assert vlmprobe.save_results([], tmp_path / "new" / "run") == []  # it holds none
 
-    with pytest.warns(VlmprobeWarning, match="1 of 2 requests failed"):
-        assert len(vlmprobe.save_results([result, vlmprobe.Failure(ValueError("x"))], tmp_path / "run")) == 1
+
+def test_failures_are_saved_beside_the_results_and_read_when_asked(result, probe_of, tmp_path):
+    rows = [{"question": "Hi", "image": "none.png", "id": "a/b", "gold": "yes"}, {"question": "Hi", "id": 2}]
+    found = list(probe_of("internvl").generate_many(rows, on_error="keep", max_new_tokens=1, progress=False))
+    odd = vlmprobe.Failure(TypeError("x"), [{"role": "user", "content": "Hi"}], meta={"when": {1}})
+    known = vlmprobe.Failure(MessageError("request 3: y"), "Hi", 3, 3)
+    with pytest.warns(VlmprobeWarning, match=r"3 of 4 requests failed.*failures=True") as told:
+        assert len(vlmprobe.save_results([*found, odd, known], tmp_path / "run")) == 1
+    assert told[0].filename == __file__
+    assert [each.meta["id"] for each in vlmprobe.load_results(tmp_path / "run")] == [2]
+    missing, answered, other, third = vlmprobe.load_results(tmp_path / "run", failures=True)
+    assert answered.text == found[1].text
+    assert (missing.id, missing.row, missing.question, missing.meta) == ("a/b", 0, "Hi", found[0].meta)
+    assert str(missing.error) == f"ImageNotFoundError: {found[0].error}"
+    assert isinstance(missing.error, VlmprobeError)
+    assert (str(other.error), other.question, other.meta) == ("TypeError: x", None, {"when": "{1}"})
+    assert (type(third.error), str(third.error)) == (MessageError, "request 3: y")
+    with pytest.raises(ResultError, match="holds results already"):
+        vlmprobe.save_results([result], tmp_path / "run")
+    for damage in ("{", "[]", '{"format": 1}', '{"format": 1, "error": "x", "message": "y", "question": 1}'):
+        (tmp_path / "run" / "000000-a_b.failure.json").write_text(damage)
+        with pytest.raises(ResultError, match=r"000000-a_b\.failure\.json is not a failure"):
+            list(vlmprobe.load_results(tmp_path / "run", failures=True))
+    (tmp_path / "run" / "000000-a_b.failure.json").write_text('{"format": 2}')
+    with pytest.raises(ResultError, match="Update vlmprobe"):
+        list(vlmprobe.load_results(tmp_path / "run", failures=True))
+
+
+def test_a_folder_of_failures_alone_is_no_mistake(tmp_path):
+    with pytest.warns(VlmprobeWarning, match="1 of 1"):
+        vlmprobe.save_results([vlmprobe.Failure(ValueError("x"))], tmp_path / "run")
+    assert list(vlmprobe.load_results(tmp_path / "run")) == []
+    with pytest.raises(ResultError, match="holds results already"):
+        vlmprobe.save_results([], tmp_path / "run")
+
+
+def test_what_is_no_list_of_results_says_how_to_save_it(result, tmp_path):
+    with pytest.raises(ResultError, match=r"not Result: a single result is saved with result\.save"):
+        vlmprobe.save_results(result, tmp_path / "run")
+    for wrong in ("run", None, vlmprobe.Failure(ValueError("x"))):
+        with pytest.raises(ResultError, match="takes a list of results, not"):
+            vlmprobe.save_results(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ResultError, match="number 0 is str"):
+        vlmprobe.save_results(["yes"], tmp_path / "run")
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_failure_says_that_it_is_one(again):
+    failed = again(vlmprobe.Failure(MessageError("request 3: y"), "Hi", 3, 3))
+    with pytest.raises(AttributeError, match=r"a Failure has no 'text'.*MessageError: request 3: y.*isinstance"):
+        failed.text  # noqa: B018
+    assert not hasattr(failed, "logprobs")
+    assert not hasattr(failed, "_repr_html_")
+    assert (failed.id, failed.question) == (3, "Hi")
+    with pytest.raises(AttributeError):
+        vlmprobe.Failure.__new__(vlmprobe.Failure).text  # noqa: B018
 
 
 def test_a_file_of_another_kind_is_no_place_to_save(result, tmp_path):

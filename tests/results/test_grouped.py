@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,31 @@ def test_one_picture_and_one_prefill(probe_of):
     with counting(adapter.model, adapter.layers) as count:
         probe.score(QUESTION, GROUPS, image)
     assert count.pictures == plain.pictures
+
+
+def test_mass_counts_what_begins_with_another_candidate_once():
+    """As token paths: [5, 6] and [5, 6, 8] begin with [5], whose probability theirs is part of; [36] does not."""
+    scores = scores_of({"no way": (5, 6), "no": (5,), "No": (5,), "no way out": (5, 6, 8), "nothing": (36,)})
+    assert scores.mass == pytest.approx(np.exp(scores.logprobs[[1, 4]]).sum())
+    elsewhere = scores_of({"no way": (5, 6), "no": (5,)}, start={"no": 19})
+    assert elsewhere.mass == pytest.approx(np.exp(elsewhere.logprobs).sum())
+    without_ids = Scores(
+        scores.candidates, [replace(each, ids=None) for each in scores.tables], scores.boundaries
+    )  # their token texts are all different
+    assert without_ids.mass == pytest.approx(np.exp(scores.logprobs).sum())
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_mass_of_nested_candidates_is_the_probability_of_their_beginning(probe_of, name):
+    probe, image = probe_of(name), picture()
+    scores = probe.score(QUESTION, ["cat", "cat sat", "cat sat here"], image)
+    assert [table.ids[: len(scores.tables[0])].tolist() for table in scores.tables] == [
+        scores.tables[0].ids.tolist()
+    ] * 3
+    logits = probe.score(QUESTION, ["cat"], image, keep="logits").tables[0].logits.astype(np.float64)
+    softmax = np.exp(logits - logits.max(1, keepdims=True))
+    softmax /= softmax.sum(1, keepdims=True)
+    assert scores.mass == pytest.approx(softmax[np.arange(len(logits)), scores.tables[0].ids].prod(), rel=1e-4)
 
 
 def test_a_spelling_that_begins_with_another_counts_once():

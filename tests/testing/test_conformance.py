@@ -10,14 +10,16 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from broken_adapters import BROKEN, RowsOffByOne
+from broken_adapters import BROKEN, RowsOffByOne, conversations
 from rich.console import Console
 from typer.testing import CliRunner
 
 import vlmprobe
 from vlmprobe import testing
 from vlmprobe.cli import app
+from vlmprobe.engines.local import LocalEngine
 from vlmprobe.errors import GenerationOptionError
+from vlmprobe.model_registry.native import Native
 from vlmprobe.probe import Probe
 from vlmprobe.testing import check_adapter, checks, parametrize_with_checks, tiny
 from vlmprobe.testing.float64 import exactly
@@ -55,7 +57,24 @@ def test_broken(case, fresh):
 
 
 def test_every_check_has_something_that_it_catches():
-    assert {case.check for case in BROKEN} == set(ORDER) == {f"C{number}" for number in range(1, 20)}
+    assert {case.check for case in BROKEN} == set(ORDER) == {f"C{number}" for number in range(1, 24)}
+
+
+def test_a_rope_switch_is_passed_on_both_sides(fresh):
+    """What C23 catches is broken on a model that passes it otherwise."""
+    probe = fresh("llava")
+    conversations.dynamic(probe.model)
+    adapter = Native(probe.model, probe.processor)
+    assert adapter.capabilities.prefix_limit == conversations.SWITCH
+    report = check_adapter(Probe(LocalEngine(adapter), probe.meta))
+    assert report.passed, str(report)
+    assert report["C23"].status == "passed"
+
+
+def test_what_does_not_apply_says_why(fresh):
+    report = check_adapter(fresh("llava"), only=["C20", "C23"])
+    assert report["C20"].reason == "the family puts images before the text"
+    assert report["C23"].reason == "RoPE has the same factors at any length"
 
 
 # In pytest, as an adapter's author would
@@ -137,8 +156,8 @@ def test_a_probe_of_a_server_is_refused():
 
 
 def test_unknown_check(fresh):
-    with pytest.raises(GenerationOptionError, match=r"'C20'.*C1 to C19"):
-        check_adapter(fresh("internvl"), only=["C20"])
+    with pytest.raises(GenerationOptionError, match=r"'C24'.*C1 to C23"):
+        check_adapter(fresh("internvl"), only=["C24"])
 
 
 def test_the_record_is_complete_and_plain_json(fresh):

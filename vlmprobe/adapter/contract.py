@@ -8,15 +8,17 @@ them overrides the method where it departs, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safetensors import SafetensorError
-
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
-from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, MessageError, VlmprobeError
-from vlmprobe.inputs.chat_templates import rendering, template_for, templates_of
+from vlmprobe.adapter.loading import load_native, remember_loader
+from vlmprobe.adapter.prompts import Prompts, common_prefix
+from vlmprobe.adapter.rope import rope_switch
+from vlmprobe.adapter.template_order import drops_system, moves_images, text_before_image
+from vlmprobe.errors import AdapterError, CapabilityError, MessageError, VlmprobeError
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message
 
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 
-class Adapter:
+class Adapter(Prompts):
     """One family of models: how to load and encode, and where the modules of the network are.
 
     The defaults work for any model that follows transformers' conventions. A subclass declares which checkpoints it
@@ -65,6 +67,8 @@ class Adapter:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
         self.processor = processor
+        if (limit := rope_switch(getattr(model, "config", None))) is not None:
+            self.capabilities = replace(self.capabilities, prefix_limit=limit)
 
     # -- which checkpoints, and how to load them ---------------------------------------------------
 
@@ -100,35 +104,15 @@ class Adapter:
             dtype: a torch dtype, or ``"auto"`` for the one the checkpoint was saved in.
             device_map: as in ``from_pretrained``: a device such as ``"cpu"``, ``"auto"``, or a map.
             revision: commit, branch or tag of a hub checkpoint.
-            **options: further arguments of ``from_pretrained``.
+            **options: further arguments of ``from_pretrained``; ``ignore_weights``: how the names of weights begin
+                that may stay unread.
 
         Raises:
-            CheckpointError: if weights are missing, or do not fit the configuration.
+            CheckpointError: if weights are missing, do not fit the configuration, or are read by nothing.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                checkpoint,
-                dtype=dtype,
-                device_map=device_map,
-                revision=revision,
-                output_loading_info=True,
-                trust_remote_code=False,
-                **options,
-            )
-            processor = AutoProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{checkpoint} cannot be loaded: {error}") from error
-        model, report = loaded
-        problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")}
-        if any(problems.values()):
-            listed = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
-            raise CheckpointError(
-                f"{checkpoint} lacks weights that the model needs ({listed}). vlmprobe never fills them with random "
-                "numbers: check that every shard was downloaded."
-            )
-        return cls(model.eval(), processor)
+        model, processor = load_native(checkpoint, dtype=dtype, device_map=device_map, revision=revision, **options)
+        remember_loader(model, cls)
+        return cls(model, processor)
 
     # -- the conversation as model inputs ----------------------------------------------------------
 
@@ -142,7 +126,8 @@ class Adapter:
         written = self._placeholders()
         for conversation in conversations:
             self.check(conversation)
-            require_no_placeholder(conversation, written)
+            if not conversation.format.raw_prompt:  # whose text may hold them
+                require_no_placeholder(conversation, written)
         texts = self.render(conversations)
         try:
             inputs = self.process(conversations)
@@ -160,12 +145,6 @@ class Adapter:
             prompts.append(EncodedPrompt(ids, self.spans(ids, conversation), texts[row]))
         return Encoding(dict(inputs), tuple(prompts))
 
-    def _placeholders(self) -> tuple[str, ...]:
-        """How the image placeholders are written in a text."""
-        names = [*self.tokenizer.convert_ids_to_tokens(sorted(self.image_ids))]
-        names.append(getattr(self.processor, "image_token", None))
-        return tuple(dict.fromkeys(each for each in names if isinstance(each, str) and each))
-
     def check(self, conversation: Conversation) -> None:
         """Reject conversations that the family does not support, before anything runs."""
         count = len(conversation.images)
@@ -173,6 +152,12 @@ class Adapter:
             raise CapabilityError(f"{self.name} needs an image in every conversation: pass image=.")
         if count > 1 and not self.capabilities.several_images:
             raise CapabilityError(f"{self.name} takes one image per conversation, got {count}.")
+        if conversation.messages[0].role == "system" and (
+            not self.capabilities.system or drops_system(self, conversation.format)
+        ):
+            raise CapabilityError(
+                f"{self.name} takes no system message: put the instruction into the first user message."
+            )
         for place, message in enumerate(conversation.messages):
             options = {key for part in message.parts if isinstance(part, ImagePart) for key in part.options}
             if unknown := options - self.image_options:
@@ -180,50 +165,23 @@ class Adapter:
                     f"Message {place}: {self.name} does not support the image option {', '.join(sorted(unknown))}; "
                     f"supported: {', '.join(sorted(self.image_options)) or 'none'}."
                 )
+        self.check_format(conversation)
 
     @property
     def image_options(self) -> frozenset[str]:
         """Keys that an image part may have besides its image, such as ``max_pixels``."""
         return frozenset()
 
-    def render(self, conversations: Sequence[Conversation]) -> list[str]:
-        """Each conversation rendered by the chat template, up to where the model continues.
-
-        Raises:
-            CapabilityError: if the template raises an error; it is quoted.
-        """
-        chats = [conversation.to_chat() for conversation in conversations]
-        options = self._template(conversations)
-        with rendering(self.model.config.model_type):
-            return list(self.processor.apply_chat_template(chats, tokenize=False, **options))
-
-    def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """Everything that the processor returns for the conversations, left-padded if there are several."""
-        pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
-        return dict(
-            self.processor.apply_chat_template(
-                [conversation.to_chat() for conversation in conversations],
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={**self.processor_options, **pad},
-                **self._template(conversations),
-            )
-        )
-
-    def _template(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        template = template_for(templates_of(self.processor, self.tokenizer), conversations[0])
-        if template is None:
-            raise CheckpointError(
-                f"{self.model.config.name_or_path or 'the checkpoint'} has no chat template: "
-                "set processor.chat_template and use vlmprobe.wrap(model, processor)."
-            )
-        continues = conversations[0].continues
-        return {"chat_template": template, "add_generation_prompt": not continues, "continue_final_message": continues}
-
     def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
-        """What ``meta`` says of how conversations become model inputs: of this one, or of most if None."""
-        return {}
+        """What ``meta`` says of how conversations become model inputs: of this one, or of most if None.
+
+        ``images_first``: that images were put before the text of their message, where the caller had them after it.
+        """
+        if conversation is None or not text_before_image(conversation):
+            return {}
+        return (
+            {"images_first": True} if self.capabilities.images_first or moves_images(self, conversation.format) else {}
+        )
 
     # -- where the images are ----------------------------------------------------------------------
 
@@ -247,7 +205,7 @@ class Adapter:
         if len(images) <= 1 or len(runs) == len(images):
             sizes = [stop - start for start, stop in runs] if len(runs) == len(images) else [len(ids)]
         else:
-            sizes = [self._positions_of(part) for part in conversation.image_parts]
+            sizes = [self._positions_of(part, conversation) for part in conversation.image_parts]
             total = sum(stop - start for start, stop in runs)
             if sum(sizes) != total:
                 raise AdapterError(
@@ -256,8 +214,8 @@ class Adapter:
                 )
         return divide_runs(runs, sizes)
 
-    def _positions_of(self, part: ImagePart) -> int:
-        alone = Conversation((Message("user", (part,)),))
+    def _positions_of(self, part: ImagePart, conversation: Conversation) -> int:
+        alone = Conversation((Message("user", (part,)),), conversation.format)
         return sum(
             stop - start
             for start, stop in placeholder_runs(self.process([alone])["input_ids"][0].numpy(), self.image_ids)
@@ -286,8 +244,8 @@ class Adapter:
         )
         for source in (prompt.text, written):
             alone, whole = self.tokenize(source), self.tokenize(source + text)
-            merged = len(alone) - _shared(alone, whole)
-            if merged < _shared(alone[::-1], prompt.ids[::-1].tolist()):
+            merged = len(alone) - common_prefix(alone, whole)
+            if merged < common_prefix(alone[::-1], prompt.ids[::-1].tolist()):
                 ids = tuple(whole[len(alone) - merged :])
                 self.require_answer(ids)
                 return Continuation(len(prompt.ids) - merged, ids)
@@ -386,11 +344,3 @@ class Adapter:
         """The ids that end an answer, from the model's generation config."""
         ends = self.model.generation_config.eos_token_id
         return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    length = 0
-    while length < min(len(one), len(other)) and one[length] == other[length]:
-        length += 1
-    return length

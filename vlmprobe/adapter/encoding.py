@@ -15,13 +15,20 @@ __all__ = ["Capabilities", "Continuation", "EncodedPrompt", "Encoding"]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a family supports. The rest raises a clear error, or runs one request at a time."""
+    """What a family supports. The rest raises a clear error, or runs one request at a time.
+
+    ``prefix_limit`` follows from the model's config, and a chat template that moves images or drops a system message
+    is found by rendering: an adapter declares what neither tells.
+    """
 
     batching: bool = True  # a left-padded batch of several prompts gives the same numbers as single calls
     several_images: bool = True  # more than one image in a conversation
     text_only: bool = True  # a conversation without an image
     prefix_reuse: bool = True  # one prompt's KV cache can be continued with several candidates
     mixed_images: bool = False  # conversations with different numbers of images can share a batch
+    images_first: bool = False  # images stand before the text of their message, whatever the order of its parts
+    system: bool = True  # a system message of the caller
+    prefix_limit: int | None = None  # positions beyond which RoPE factors change, so a cache is not continued across it
     one_end: bool = True  # an earlier answer in a prompt ends with the token that ends generation
 
 

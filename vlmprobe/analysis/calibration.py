@@ -14,6 +14,7 @@ import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
 from vlmprobe.display.overview import Overview, Viewed
+from vlmprobe.display.view import DASH
 from vlmprobe.errors import MissingExtraError
 from vlmprobe.results.frame import DataFrame, data_frame
 
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 BINS = 15  # as in Guo et al. 2017
+LEVEL = 0.95  # of the intervals of a report
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +128,12 @@ class Interval:
         return format(self)
 
 
+def _shown(found: Interval) -> tuple[str, str]:
+    """Value and interval, a dash for what is unknown."""
+    value = DASH if np.isnan(found.value) else f"{found.value:.3f}"
+    return value, DASH if np.isnan(found.low) else f"{found.low:.3f} to {found.high:.3f}"
+
+
 class Report(Viewed, dict[str, Interval]):
     """Metrics with their intervals by name, which Jupyter and ``rich`` show as a table."""
 
@@ -134,11 +142,11 @@ class Report(Viewed, dict[str, Interval]):
         rows = [[each.value, each.low, each.high] for each in self.values()]
         return data_frame(rows, columns=["value", "low", "high"], index=list(self))
 
+    def __str__(self) -> str:
+        return "\n".join(f"{name.replace('_', ' '):12}  {' '.join(_shown(each))}" for name, each in self.items())
+
     def _overview(self) -> Overview:
-        rows = [
-            [name.replace("_", " "), f"{each.value:.3f}", f"{each.low:.3f} to {each.high:.3f}"]
-            for name, each in self.items()
-        ]
+        rows = [[name.replace("_", " "), *_shown(each)] for name, each in self.items()]
         level = next((f"{each.level:.0%} interval" for each in self.values()), "interval")
         return Overview({"metric": "text", "value": "number", level: "number"}, rows)
 
@@ -291,7 +299,11 @@ def check_resampling(resamples: int, level: float) -> None:
 
 
 def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 0) -> Report:
-    """Accuracy, mean confidence, AUROC, ECE, adaptive ECE, Brier score and AURC, each with its bootstrap interval."""
+    """Accuracy, mean confidence, AUROC, ECE, adaptive ECE, Brier score and AURC, each with its bootstrap interval.
+
+    NaN is what cannot be had: the AUROC if all answers are right or all wrong, its interval if hardly any is of one
+    class.
+    """
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "accuracy": lambda sure, right: float(right.mean()),
         "confidence": lambda sure, right: float(sure.mean()),
@@ -301,11 +313,21 @@ def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 
         "brier": brier,
         "aurc": lambda sure, right: risk_coverage(sure, right).area,
     }
-    checked(confidence, correct, least=2, both=True)
-    return Report(
-        (name, bootstrap(metric, confidence, correct, resamples=resamples, seed=seed))
-        for name, metric in metrics.items()
-    )
+    sure, right = checked(confidence, correct, least=2)
+    return Report((name, _known(metric, sure, right, resamples, seed)) for name, metric in metrics.items())
+
+
+def _known(metric: Any, sure: np.ndarray, right: np.ndarray, resamples: int, seed: int) -> Interval:
+    """:func:`bootstrap`, with NaN for what these answers do not define: all right, say, they have no AUROC."""
+    check_resampling(resamples, LEVEL)
+    try:
+        return bootstrap(metric, sure, right, resamples=resamples, level=LEVEL, seed=seed)
+    except CalibrationError:
+        try:
+            value = metric(sure, right)
+        except CalibrationError:
+            value = float("nan")
+        return Interval(value, float("nan"), float("nan"), LEVEL)
 
 
 def _sklearn() -> Any:

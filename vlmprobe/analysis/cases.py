@@ -11,6 +11,7 @@ from typing import Any
 from vlmprobe.errors import MessageError, near
 from vlmprobe.inputs.images import is_encoded
 from vlmprobe.inputs.messages import Prompt
+from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS, PromptOptions
 from vlmprobe.probe import Request
 from vlmprobe.probe.failure import naming, where_of
 from vlmprobe.probe.request import Requests, id_of, request_of
@@ -18,7 +19,8 @@ from vlmprobe.probe.tables import is_table, rows_of
 
 __all__ = ["Case", "case_of", "cases_of", "read_cases"]
 
-KEYS = ("id", "question", "messages", "image", "images", "candidates", "options")
+KEYS = ("id", "question", "messages", "image", "images", "candidates", "options", *PROMPT_OPTIONS)
+LINES = 'A file of requests holds one JSON object per line, such as {"question": "What is it?", "image": "cat.png"}.'
 REMOTE = ("http://", "https://", "data:")
 LINE_BYTES = 64 * 2**20  # a longer line is rejected without being read to its end
 
@@ -33,6 +35,7 @@ class Case:
     candidates: tuple[str, ...] = ()  # if given, scored instead of generating
     options: Mapping[str, Any] = field(default_factory=dict)  # generation options of this request alone
     carry: Mapping[str, Any] = field(default_factory=dict)  # further columns, if it comes from a table
+    prompt_options: PromptOptions = field(default_factory=PromptOptions)  # how its prompt is written
     row: int = field(default=0, compare=False)  # place among the requests, from 0
 
 
@@ -51,7 +54,7 @@ def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request")
     if isinstance(raw, Case):
         return raw
     if isinstance(raw, Request):
-        return Case(raw.question, raw.image, raw.id, raw.candidates or (), carry=raw.carry)
+        return Case(raw.question, raw.image, raw.id, raw.candidates or (), {}, raw.carry, raw.prompt_options)
     if isinstance(raw, str):
         return Case(raw)
     if not isinstance(raw, Mapping):
@@ -74,7 +77,8 @@ def case_of(raw: Any, *, folder: Path | None = None, where: str = "the request")
         raise MessageError(f"{where}: candidates are scored and nothing is generated, so leave 'options' out")
     found = [_placed(each, folder) for each in listed]
     question = raw["question"] if "question" in raw else raw["messages"]
-    return Case(question, found or None, raw.get("id"), tuple(candidates), dict(options))
+    written: Any = {name: raw[name] for name in PROMPT_OPTIONS if name in raw}
+    return Case(question, found or None, raw.get("id"), tuple(candidates), dict(options), prompt_options=written)
 
 
 def cases_of(requests: Requests, caller: str) -> tuple[Iterator[Case], int | None]:
@@ -120,13 +124,13 @@ def read_cases(path: str | Path) -> Iterator[Case]:
                 try:
                     raw = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise MessageError(f"{where} is not JSON: {error}") from error
+                    raise MessageError(f"{where} is not JSON: {error}. {LINES}") from error
                 if not isinstance(raw, Mapping):
-                    raise MessageError(f"{where} is not a JSON object with a question")
+                    raise MessageError(f"{where} is not a JSON object with a question. {LINES}")
                 yield case_of(raw, folder=path.parent, where=where)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise MessageError(f"{path} cannot be read: {reason}") from error
+        raise MessageError(f"{path} cannot be read: {reason}. {LINES}") from error
 
 
 def _placed(image: Any, folder: Path | None) -> Any:

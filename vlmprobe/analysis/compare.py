@@ -262,7 +262,9 @@ Pairs = Iterator["tuple[Compared, tuple[Result | Scores, Result | Scores]]"]
 def _generated(
     probes: tuple[Probe, Probe], cases: Sequence[Case], options: Mapping[str, Any], asked: Sequence[dict[str, Any]]
 ) -> Pairs:
-    requests = [Numbered(case.row, Request(case.question, case.image, case.id)) for case in cases]
+    requests = [
+        Numbered(case.row, Request(case.question, case.image, case.id, **case.prompt_options)) for case in cases
+    ]
     both = [
         list(probe.generate_many(requests, progress=False, **what, **options))
         for probe, what in zip(probes, asked, strict=True)
@@ -300,10 +302,7 @@ def _scored(
 ) -> Pairs:
     for case in cases:
         with naming(case.row, case.id):
-            one, other = (
-                probe.score(case.question, case.candidates, case.image, **_scoring(what))
-                for probe, what in zip(probes, asked, strict=True)
-            )
+            one, other = (_score(probe, case, case.candidates, what) for probe, what in zip(probes, asked, strict=True))
             _require_same_images(one, other)
         rows = joined_rows([align(*tables) for tables in zip(one.tables, other.tables, strict=True)])
         best = (one.best, other.best)
@@ -312,18 +311,22 @@ def _scored(
         yield told, (one, other)
 
 
+def _score(probe: Probe, case: Case, candidates: Sequence[str], what: Mapping[str, Any]) -> Scores:
+    return probe.score(case.question, candidates, case.image, **case.prompt_options, **_scoring(what))
+
+
 def _forced(probe: Probe, case: Case, answer: Result, what: Mapping[str, Any]) -> TokenTable | None:
     """The same answer tokens teacher-forced on another probe; None if it cannot score them."""
     ids = answer.output.ids
     if ids is None or not len(ids):
         return None
-    conversation = probe.conversation(case.question, case.image)
+    conversation = probe.conversation(case.question, case.image, **case.prompt_options)
     try:
         if isinstance(probe.engine, ScoresIds):
             options = Options(generation=ONE_STEP, demanded=frozenset(), **_scoring(what))
             table = probe.engine.score_ids([conversation], ids.tolist(), options)[0]
         else:
-            table = probe.score(case.question, [answer.text], case.image, **_scoring(what)).tables[0]
+            table = _score(probe, case, [answer.text], what).tables[0]
     except (CapabilityError, MessageError):  # not supported, or the text merges with the prompt
         return None
     # A text may be tokenised differently than it was generated; then it says nothing of the generated tokens.

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from vlmprobe.analysis import uncertainty
-from vlmprobe.analysis.failures import without_failures
+from vlmprobe.analysis.failures import results_in, without_failures
+from vlmprobe.display.view import counted
 from vlmprobe.errors import VlmprobeError, near
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.result import Result, Scores
 
 __all__ = [
@@ -70,7 +71,7 @@ def confidences(
     Returns:
         float64 [N], from 0 to 1 for the named ones.
     """
-    results = list(without_failures(results))
+    results = list(without_failures(results_in(results, "confidences")))
     if by is None:
         if not all(isinstance(each, Scores) for each in results):
             warnings.warn(
@@ -103,7 +104,7 @@ def normal_text(text: str) -> str:
 
 def correctness(
     results: Iterable[Result | Scores | Failure],
-    answers: Iterable[str | Iterable[str]],
+    answers: Gold = "gold",
     normal: Callable[[str], str] = normal_text,
 ) -> np.ndarray:
     """Whether each answer matches the expected one, or one of several.
@@ -111,30 +112,61 @@ def correctness(
     Args:
         results: answers, or scored candidates, whose answer is the best one. Failures are left out, with their
             expected answers.
-        answers: [N] the expected text, or several.
+        answers: the expected texts, or several each: a list in the order of the results, failures included; a mapping
+            by id; or the key of ``meta`` that holds them, by default that of a column ``gold`` of the requests.
         normal: normalises texts before comparison; ``str`` compares them verbatim.
 
     Returns:
         bool [N].
+
+    Raises:
+        CalibrationError: for a list of another length, an answer that is missing, or one that is no text.
     """
+    results = list(results_in(results, "correctness"))
+    for place, each in enumerate(results):
+        if not isinstance(each, (Result, Scores, Failure)):
+            raise CalibrationError(f"correctness takes results, and number {place} is {type(each).__name__}")
+    known = listed_gold(answers, len(results))
+    expected = [
+        None if isinstance(each, Failure) else gold_answer(known, place, [each.meta])
+        for place, each in enumerate(results)
+    ]
     found = []
-    for result, right in without_failures(results, answers):
-        accepted = [right] if isinstance(right, str) else right
-        found.append(normal(answer_text(result)) in {normal(each) for each in accepted})
+    for result, right in without_failures(results, expected):
+        found.append(normal(answer_text(result)) in {normal(each) for each in _accepted(right)})
     return np.array(found, dtype=bool)
+
+
+def _accepted(right: Any) -> list[str]:
+    """The texts that count as right, of one text or several."""
+    several = list(right) if isinstance(right, Iterable) and not isinstance(right, (str, bytes, Mapping)) else [right]
+    if not several or not all(isinstance(each, str) for each in several):
+        raise CalibrationError(
+            f"the right answer {right!r} is no text, nor a list of texts: give texts, such as str(answer), or, where "
+            "the function takes it, correct="
+        )
+    return several
 
 
 def listed_gold(gold: Gold, count: int) -> str | Mapping[Any, Any] | list[Any]:
     """The right answers to ``count`` results, a list if they are neither a key of ``meta`` nor by id.
 
     Raises:
-        CalibrationError: for a list of another length.
+        CalibrationError: for a list of another length, or what is none.
     """
     if isinstance(gold, str | Mapping):
         return gold
+    if not isinstance(gold, Iterable):
+        raise CalibrationError(
+            f"the right answers are {gold!r}: give a list in the order of the results, a mapping by id, or the key of "
+            "meta that holds them"
+        )
     listed = list(gold)
     if len(listed) != count:
-        raise CalibrationError(f"gold has {len(listed)} answers for {count} results: give one for each, in their order")
+        raise CalibrationError(
+            f"gold has {counted(len(listed), 'answer')} for {counted(count, 'result')}: give one for each, failures "
+            "included, in their order"
+        )
     return listed
 
 
@@ -162,7 +194,8 @@ def gold_answer(gold: str | Mapping[Any, Any] | list[Any], place: int, metas: Se
     carried = [meta[gold] for meta in metas if gold in meta]
     if not carried:
         raise CalibrationError(
-            f"result {place} has no meta[{gold!r}]: pass gold=, the right answers by id or as a list in order"
+            f"result {place} has no meta[{gold!r}]: give the right answers as a list in the order of the results or by "
+            "id, or name the column of the requests that holds them"
         )
     if any(each != carried[0] for each in carried):
         raise CalibrationError(f"result {place}: the two lists carry different right answers, {carried}")
@@ -187,13 +220,7 @@ def judged(
     """
     if correct is not None:
         return np.array([correct(answer_text(each), right) for each, right in zip(results, answers, strict=True)])
-    for right in answers:
-        several = [right] if isinstance(right, str) or not isinstance(right, Iterable) else list(right)
-        if not several or not all(isinstance(each, str) for each in several):
-            raise CalibrationError(
-                f"{right!r} is no text to compare answers with: give texts as gold, or pass correct="
-            )
-    return correctness(results, answers)
+    return correctness(results, list(answers))
 
 
 def checked(
@@ -225,7 +252,8 @@ def checked(
         raise CalibrationError("confidence must be probabilities from 0 to 1; exp turns log-probabilities into them")
     right = right.astype(bool)
     if len(sure) < least:
-        raise CalibrationError(f"{len(sure)} answers are too few here; at least {least} are needed")
+        few = f"{counted(len(sure), 'answer')} {'is' if len(sure) == 1 else 'are'} too few here"
+        raise CalibrationError(f"{few}; at least {least} {'is' if least == 1 else 'are'} needed")
     if both and (right.all() or not right.any()):
         which = "right" if right.all() else "wrong"
         raise CalibrationError(

@@ -19,7 +19,7 @@ from vlmprobe.analysis.confidences import CalibrationError
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 
 __all__ = [
     "SCORES",

@@ -35,7 +35,7 @@ import numpy as np
 
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from PIL.Image import Image
@@ -27,9 +27,10 @@ from vlmprobe.analysis.confidences import (
 )
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.written import written
 
 if TYPE_CHECKING:
     from vlmprobe.display.shown import ShownGallery
@@ -111,12 +112,19 @@ class Gallery:
         }
         return data_frame(columns)
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """One self-contained HTML page with the images; written to ``path`` if given."""
-        from vlmprobe.display.gallery import gallery_page
-        from vlmprobe.display.html import written
+    @overload
+    def to_html(self, path: None = ...) -> str: ...
+    @overload
+    def to_html(self, path: str | Path) -> Path: ...
+    def to_html(self, path: str | Path | None = None) -> str | Path:
+        """One self-contained HTML page with the images, or the path of the file that it is written to.
 
-        return written(gallery_page(self), path)
+        Raises:
+            ResultError: for a ``path`` that holds something else than HTML.
+        """
+        from vlmprobe.display.gallery import gallery_page
+
+        return written(gallery_page(self), path, "html")
 
     def _repr_html_(self) -> str:
         from vlmprobe.display.gallery import gallery_html

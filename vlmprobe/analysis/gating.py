@@ -9,7 +9,7 @@ model change, and it is about all accepted answers together, not about any subgr
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.replacing import replacing
 from vlmprobe.results.result import Result, Scores
@@ -76,6 +76,8 @@ class Threshold:
         Raises:
             ResultError: for a file that is missing, or was not written by :meth:`save`, or by a later vlmprobe.
         """
+        if not Path(path).is_file():
+            raise ResultError(f"No file at {path}.")
         try:
             known = json.loads(Path(path).read_text(encoding="utf-8"))
             layout = known.pop("format")
@@ -84,7 +86,9 @@ class Threshold:
                 for name, kind in TYPES.items():
                     if not isinstance(getattr(made, name), kind):
                         raise TypeError(f"{name} is {getattr(made, name)!r}")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResultError(
                 f"{path} is not a threshold that vlmprobe saved ({type(error).__name__}: {error})."
             ) from error
@@ -234,23 +238,29 @@ def gate(
         threshold: answers at or above it are accepted.
         reject: answers below it are rejected; between the two a person is asked. None rejects nothing.
         by: confidence measure, as in :func:`~vlmprobe.analysis.confidences.confidences`; None is that of the
-            thresholds, or ``"sequence"`` if they do not say.
+            thresholds, or ``"sequence"`` if both are numbers. A threshold with a guarantee must say which measure it
+            is about, here or when it is made. Recalibrated confidences are passed as numbers, or measured by a
+            function.
 
     Raises:
-        CalibrationError: if the thresholds are about another measure; if ``reject`` lies above ``threshold``; if the
-            answer has no confidence.
+        CalibrationError: if the thresholds are about another measure, or do not say about which; for a number outside
+            0 to 1 with a measure that is a probability; if ``reject`` lies above ``threshold``; if the answer has no
+            confidence.
+        TypeError: for anything but one answer, such as a list of them, or thresholds that are no numbers.
     """
     accepts, rejects = _value(threshold), -np.inf if reject is None else _value(reject)
     if rejects > accepts:
         raise CalibrationError(f"answers below {rejects:.4g} are rejected, but accepted from {accepts:.4g} on")
     if isinstance(result, Failure):
         return Decision("ask", float("nan"), f"The request failed, there is no answer: {result.error}")
-    for each in (threshold, reject):
-        about = each.by if isinstance(each, Threshold) else None
-        if about is not None and by not in (None, about):
-            raise CalibrationError(f"The threshold is about by={about!r}, not by={by!r}.")
-        by = about if by is None else by
-    plain = isinstance(result, (int, float, np.floating)) and not isinstance(result, bool)
+    plain = isinstance(result, (int, float, np.integer, np.floating)) and not isinstance(result, bool)
+    if not plain and not isinstance(result, (Result, Scores)):
+        several = ": gate each of them, [gate(each, threshold) for each in results]"
+        raise TypeError(
+            "gate takes one Result, Scores, Failure or number, "
+            f"not {type(result).__name__}{several if isinstance(result, Iterable) else ''}"
+        )
+    by = _measure(result, threshold, reject, by)
     sure = float(result) if plain else float(confidences([result], "sequence" if by is None else by)[0])  # type: ignore[arg-type, list-item]
     if np.isnan(sure):
         raise CalibrationError("The answer has no confidence: none of its tokens has a log-probability.")
@@ -287,7 +297,37 @@ def _binomial_tail(wrong: np.ndarray, kept: np.ndarray, error: float) -> np.ndar
 
 
 def _value(threshold: Threshold | float) -> float:
-    return threshold.value if isinstance(threshold, Threshold) else float(threshold)
+    if isinstance(threshold, Threshold):
+        return threshold.value
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.integer, np.floating)):
+        raise TypeError(f"a threshold is a Threshold or a number, not {type(threshold).__name__}")
+    if np.isnan(threshold):
+        raise CalibrationError("a threshold cannot be NaN")
+    return float(threshold)
+
+
+def _measure(result: Any, threshold: Threshold | float, reject: Threshold | float | None, by: Any) -> Any:
+    """The confidence measure that the thresholds are about; None if nobody says, and nothing is promised of it.
+
+    Scored candidates have one confidence, and a number is one already, so for both a threshold need not say.
+    """
+    for each in (threshold, reject):
+        about = each.by if isinstance(each, Threshold) else None
+        if about is not None and by not in (None, about):
+            raise CalibrationError(f"The threshold is about by={about!r}, not by={by!r}.")
+        by = about if by is None else by
+    if not isinstance(result, (Result, Scores)):
+        return by
+    if by is None and isinstance(result, Result) and any(isinstance(each, Threshold) for each in (threshold, reject)):
+        raise CalibrationError(
+            "The threshold does not say which confidence it is about, so its guarantee may not hold for this one: pass "
+            'the by= of the confidences that it was computed from, such as by="sequence", here or to accept_for_..., '
+            "or pass the answer's confidence itself, recalibrated as they were."
+        )
+    for each in (threshold, reject):
+        if isinstance(each, (int, float, np.integer, np.floating)) and not callable(by) and not 0 <= each <= 1:
+            raise CalibrationError(f"The confidence is a probability, so a threshold is from 0 to 1, not {each!r}.")
+    return by
 
 
 def _promise(threshold: Threshold | float | None) -> str:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from vlmprobe.errors import CapabilityError, MessageError, near
 from vlmprobe.inputs.images import load_image
-from vlmprobe.inputs.messages import Conversation, ImagePart, Message
+from vlmprobe.inputs.messages import Conversation, ImagePart
 
 __all__ = ["VARIANTS", "Box", "Cover", "blank", "blur", "cells", "covered", "diffused", "exchanged", "noise", "variant"]
 
@@ -134,5 +134,5 @@ def exchanged(conversation: Conversation, images: Mapping[int, Image.Image | Non
                         continue
                     part = replace(part, image=put)
             parts.append(part)
-        messages.append(Message(message.role, tuple(parts)))
-    return Conversation.build(Conversation(tuple(messages)))  # a message may be left empty
+        messages.append(replace(message, parts=tuple(parts)))
+    return Conversation.build(replace(conversation, messages=tuple(messages)))  # a message may be left empty

@@ -105,6 +105,9 @@ class LinearHead(StaysReadOnly):
         """
         from safetensors import SafetensorError, safe_open
 
+        if not Path(path).is_file():
+            raise ResultError(f"No file at {path}.")
+
         def damaged(error: Exception) -> ResultError:
             return ResultError(
                 f"{path} is not a head that vlmprobe saved ({type(error).__name__}: {error}). For a model's checkpoint "

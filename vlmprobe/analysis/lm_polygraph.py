@@ -22,8 +22,8 @@ import numpy as np
 
 from vlmprobe.analysis.failures import without_failures
 from vlmprobe.errors import ResultError
-from vlmprobe.probe.failure import Failure
 from vlmprobe.probe.sample import Samples
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmprobe.display.overview import Overview, Viewed, trend
-from vlmprobe.display.view import DASH
+from vlmprobe.display.view import DASH, counted
 from vlmprobe.engines.answer_ids import answer_ids, require_no_options
 from vlmprobe.engines.base import Options, ReadsLayers, require
 from vlmprobe.errors import MessageError
@@ -119,7 +119,8 @@ class Lens(Viewed):
         return np.where(true.any(axis=0), self.layers[true.argmax(axis=0)], -1)
 
     def __repr__(self) -> str:
-        return f"Lens({len(self.layers)} layers, {len(self.rows)} tokens: {''.join(self.tokens)[:60]!r})"
+        count = f"{counted(len(self.layers), 'layer')}, {counted(len(self.rows), 'token')}"
+        return f"Lens({count}: {''.join(self.tokens)[:60]!r})"
 
 
 def lens(

@@ -37,8 +37,9 @@ from vlmprobe.analysis.gallery import (
     select_wrong,
     selected,
 )
+from vlmprobe.display.view import counted
 from vlmprobe.errors import MissingExtraError, ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 
 if TYPE_CHECKING:
@@ -132,6 +133,11 @@ class PairedComparison:
         from vlmprobe.display.paired import paired_rich
 
         yield paired_rich(self)
+
+    def __str__(self) -> str:
+        from vlmprobe.display.paired import paired_text
+
+        return paired_text(self)
 
     def __repr__(self) -> str:
         return f"PairedComparison({self.n} pairs, accuracy {self.accuracy.difference:+.3f}, p {self.mcnemar.p:.3g})"
@@ -228,7 +234,10 @@ def _matched(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, int]]:
     if at_a and at_b:
         for name, own, other in (("a", at_a, at_b), ("b", at_b, at_a)):
             if alone := [each for each in own if each not in other]:
-                raise ResultError(f"{len(alone)} ids are in {name} only, such as {alone[0]!r}: pair the same rows")
+                raise ResultError(
+                    f"{counted(len(alone), 'id')} in {name} only, such as {alone[0]!r}: pair the same rows. Those "
+                    "whose requests failed are read back by load_results(folder, failures=True)."
+                )
         for each, place in at_a.items():
             _require_same_row(a[place].meta, b[at_b[each]].meta, each)
         return [(place, at_b[each]) for each, place in at_a.items()]

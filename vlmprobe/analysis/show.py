@@ -12,7 +12,7 @@ from vlmprobe.display import overview
 from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.view import DASH, order
 from vlmprobe.errors import ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.table import TokenTable
 

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlmprobe.analysis.failures import without_failures
+from vlmprobe.analysis.failures import results_in, without_failures
 from vlmprobe.errors import ResultError
-from vlmprobe.probe.failure import Failure
+from vlmprobe.probe.tables import RECORDED
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import KINDS, TokenTable
@@ -172,6 +173,9 @@ MEASURES: dict[str, Callable[[Source], float]] = {
 }
 
 
+OWN = ("id", "question", "text", "model", "finish_reason", *MEASURES)  # columns of a frame, before carried ones
+
+
 def summary(source: Source) -> dict[str, float]:
     """Every measure of :data:`MEASURES` by its name; those whose columns are missing are NaN."""
     table = table_of(source)
@@ -185,18 +189,27 @@ def summary(source: Source) -> dict[str, float]:
 def frame(results: Iterable[Result | Failure]) -> DataFrame:
     """A ``pandas.DataFrame``, one row per result that is no failure.
 
-    Its columns: ``id``, ``question``, ``text`` (the answer), ``model``, ``finish_reason``, and every measure.
+    Its columns: ``id``, ``question``, ``text`` (the answer), ``model``, ``finish_reason``, every measure, and then what
+    the requests carried (``meta_text`` for a carried column that is named like one of these).
 
     Raises:
         TypeError: for what is no result, such as ``Scores``, which have a ``to_pandas`` of their own.
+        ResultError: for a single result.
     """
     # A generator, so that a missing package is reported before any result is made. The summary is first: it refuses
     # what is no result.
     rows = (
-        {**summary(result), **{name: result.meta.get(name) for name in TOLD}, "text": result.text}
-        for result in without_failures(results)
+        {**summary(result), **{name: result.meta.get(name) for name in TOLD}, "text": result.text, **_carried(result)}
+        for result in without_failures(results_in(results, "frame"))
     )
-    return data_frame(rows, columns=["id", "question", "text", "model", "finish_reason", *MEASURES])
+    made = data_frame(rows)
+    return made.reindex(columns=[*OWN, *(name for name in made.columns if name not in OWN)])
+
+
+def _carried(result: Result) -> dict[str, Any]:
+    """What the request had beside its question and image."""
+    further = {name: value for name, value in result.meta.items() if name not in RECORDED and name not in TOLD}
+    return {f"meta_{name}" if name in OWN else name: value for name, value in further.items()}
 
 
 def _counted(source: Source, kinds: Collection[str]) -> tuple[TokenTable, np.ndarray]:

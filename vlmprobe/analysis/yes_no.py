@@ -23,9 +23,10 @@ from vlmprobe.display.view import DASH
 from vlmprobe.engines.base import RemembersImages
 from vlmprobe.errors import MessageError, ResultError
 from vlmprobe.inputs.messages import Prompt
-from vlmprobe.probe.failure import Failure, naming
+from vlmprobe.probe.failure import naming
 from vlmprobe.probe.request import Requests, carrying, id_of, request_of
 from vlmprobe.probe.tables import rows_of
+from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.grouped import NO, YES, YesNo
 from vlmprobe.results.result import Result
@@ -69,7 +70,8 @@ def yes_no_many(
                 request = request_of(raw)
                 if request.candidates is not None:
                     raise MessageError("its candidates would not be scored, but yes= and no=: leave them out")
-                answer = carrying(asked.yes_no(request.question, request.image, yes=yes, no=no), request)
+                said = asked.yes_no(request.question, request.image, yes=yes, no=no, **request.prompt_options)
+                answer = carrying(said, request)
             yield answer
             done(1)
 

@@ -62,6 +62,15 @@ class AskCommand(Command):
         """The usage line."""
         return ["[OPTIONS]", "MODEL", "IMAGE", "QUESTION"]
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; too many are most often a question without quotes, or answers without ``-c``."""
+        ctx.allow_extra_args = True
+        extra: list[str] = super().parse_args(ctx, args)
+        if extra and not ctx.resilient_parsing:
+            answers = ", and every answer after a -c" if ctx.command.name == "score" else ""
+            ctx.fail(f"Too many arguments ({' '.join(extra)}): put the question in quotes{answers}")
+        return extra
+
 
 class Commands(TyperGroup):
     """The commands; Ctrl-C while they are parsed or run is told in one line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,13 +11,19 @@ from typing import Any
 
 import typer
 
-__all__ = ["asked", "candidate_list", "require_generation"]
+__all__ = ["asked", "candidate_list", "prompt_options", "require_generation"]
 
 STDIN, NO_IMAGE = "-", "none"
 
 
 def asked(
-    command: str, model: str, image: str, more: Sequence[str] | None, question: str | None, system: str | None
+    command: str,
+    model: str,
+    image: str,
+    more: Sequence[str] | None,
+    question: str | None,
+    system: str | None,
+    assistant: str | None = None,
 ) -> tuple[str | list[dict[str, Any]], list[Any], dict[str, Any]]:
     """The question of the command line: prompt, images, and both as recorded in ``meta``.
 
@@ -25,9 +32,10 @@ def asked(
         ImageError: for an image that cannot be read.
     """
     if question is None:
+        written = f'{image} "What is in the picture?"' if _is_image(image) else f'none "{image}"'
+        without = "" if _is_image(image) else "; for a question without an image write none as IMAGE"
         raise typer.BadParameter(
-            f'missing. The order is MODEL IMAGE "QUESTION"; for a question without an image write none as IMAGE: '
-            f'vlmprobe {command} {model} none "{image}"',
+            f'missing. The order is MODEL IMAGE "QUESTION"{without}: vlmprobe {command} {model} {written}',
             param_hint="'QUESTION'",
         )
     if not question.strip():
@@ -43,13 +51,55 @@ def asked(
         )
     images = [_image(source) for source in sources if source != NO_IMAGE]
     told = {"question": question, "images": [source for source in sources if source != NO_IMAGE]}
-    if system is None:
+    if system is None and assistant is None:
         return question, images, told
+    turns = {"system": system, "user": question, "assistant": assistant}
     messages = [
-        {"role": "system", "content": [{"type": "text", "text": _decoded(system)}]},
-        {"role": "user", "content": [{"type": "text", "text": question}]},
+        {"role": role, "content": [{"type": "text", "text": _decoded(text)}]}
+        for role, text in turns.items()
+        if text is not None
     ]
-    return messages, images, told | {"system": system}
+    further = {"system": system, "assistant": assistant}
+    return messages, images, told | {role: text for role, text in further.items() if text is not None}
+
+
+def prompt_options(
+    chat_template: Path | None,
+    raw_prompt: bool,
+    variables: str | None,
+    tools: Path | None,
+    assistant: str | None,
+    continues: bool | None,
+) -> dict[str, Any]:
+    """The options of the prompt, those of :class:`vlmprobe.PromptOptions`.
+
+    Raises:
+        typer.BadParameter: for text that is not JSON, or ``continues`` without an assistant message.
+        GenerationOptionError: for an invalid value.
+    """
+    from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT
+
+    if continues is not None and assistant is None:
+        raise typer.BadParameter(
+            "there is no message of an assistant: give one with --assistant", param_hint="'--continue-final-message'"
+        )
+    given: dict[str, Any] = {
+        "chat_template": chat_template,
+        "raw_prompt": raw_prompt or None,
+        "chat_template_kwargs": None if variables is None else _json(variables, "--chat-template-kwargs"),
+        "tools": None if tools is None else _json(tools, "--tools"),
+        "continue_final_message": continues,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    AS_BY_DEFAULT.updated(given)  # type: ignore[arg-type]
+    return given
+
+
+def _json(source: str | Path, option: str) -> Any:
+    try:
+        return json.loads(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"is not JSON: {error}", param_hint=f"'{option}'") from error
 
 
 def _decoded(argument: str) -> str:
@@ -81,11 +131,14 @@ def _image(source: str) -> Any:
             raise VlmprobeError(str(error)) from error
     if source != STDIN:
         return load_image(source)
-    if sys.stdin.isatty():
-        raise typer.BadParameter(
-            "standard input (-) is a terminal: pipe an image into the command", param_hint="'IMAGE'"
-        )
-    return load_image(sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1))
+    if sys.stdin is None or sys.stdin.isatty():
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise typer.BadParameter(f"standard input (-) is {what}: pipe an image into the command", param_hint="'IMAGE'")
+    piped = sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1)
+    try:
+        return load_image(piped)
+    except ImageError as error:
+        raise ImageError(f"Standard input (-){str(error).removeprefix('The image bytes')}") from error
 
 
 def candidate_list(given: Sequence[str] | None, file: Path | None) -> list[str]:

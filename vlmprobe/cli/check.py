@@ -13,7 +13,7 @@ import typer
 from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import is_server, open_probe
 from vlmprobe.cli.targets import lines_target
-from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing
+from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing, wrong_usage
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["check"]
 
 TINY = 20_000_000  # parameters
+READS_RIGHTLY = (
+    "vlmprobe reads this model rightly. Whether it is the model of its authors, --against a reference of their code "
+    "tells."
+)
 
 
 def check(
@@ -36,6 +40,15 @@ def check(
             "--expect",
             metavar="ID=REASON",
             help="A check that is expected to fail, and why. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="FOLDER",
+            help="Compare with a reference of the model's original code instead: ids, pixels, logits, answers.",
             show_default=False,
         ),
     ] = None,
@@ -54,15 +67,27 @@ def check(
     dtype: options.Dtype = "auto",
     adapter: options.Adapter = None,
     revision: options.Revision = None,
+    ignore_weights: options.IgnoreWeights = None,
     debug: options.Debug = False,
 ) -> None:
-    """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls."""
+    """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls.
+
+    --against FOLDER checks that the model is its authors': the folder holds what their code computed, recorded once.
+    """
     if is_server(model):
         raise typer.BadParameter(
             f"{model} is a server, and check compares with the model's own forward: for a server use vlmprobe doctor",
             param_hint="'MODEL'",
         )
+    if against is not None and (only or expect):
+        raise typer.BadParameter("--only and --expect are for the checks that run without --against")
     with guarded(debug):
+        if against is not None:
+            report = _against(against, model, device, dtype, adapter, revision)
+            _deliver(report, as_json, matrix)
+            if not report.passed:
+                raise typer.Exit(FAILED)
+            return
         expected = _expected(expect)
         wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
         with working("Loading the checks"):
@@ -71,12 +96,28 @@ def check(
             known = [each.id for each in checks()]
             if unknown := sorted({*(wanted or ()), *expected} - set(known)):
                 raise typer.BadParameter(f"there is no check {unknown[0]!r}; there are {known[0]} to {known[-1]}")
-        probe = open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision, check=False)
+        load = {"adapter": adapter, "revision": revision, "ignore_weights": ignore_weights or (), "check": False}
+        probe = open_probe(model, device=device, dtype=dtype, **load)
         with _few_threads(probe), _progress(len(wanted or known)) as told:
             report = check_adapter(probe, expected_failures=expected, only=wanted, **told)
         _deliver(report, as_json, matrix)
     if not report.passed:
         raise typer.Exit(FAILED)
+    if not as_json and not type(probe.model).__module__.startswith("transformers."):
+        note(READS_RIGHTLY)
+
+
+def _against(folder: Path, model: str, device: str, dtype: str, adapter: str | None, revision: str | None) -> Report:
+    """Compare with a reference, in float32 unless another type is asked for: references are recorded in it."""
+    with working("Loading the checks"), wrong_usage():
+        from vlmprobe.testing import check_against
+        from vlmprobe.testing.reference import read_reference
+
+        read_reference(folder)  # before the model is loaded
+    kind = "float32" if dtype == "auto" else dtype
+    probe = open_probe(model, device=device, dtype=kind, adapter=adapter, revision=revision, check=False)
+    with _few_threads(probe), _progress(4) as told:
+        return check_against(probe, folder, **told)
 
 
 def _expected(given: list[str] | None) -> dict[str, str]:

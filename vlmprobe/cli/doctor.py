@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmprobe.cli import options, output
+from vlmprobe.cli.open_model import served
 from vlmprobe.cli.terminal import FAILED, console, guarded, one_line, working
 
 if TYPE_CHECKING:
@@ -40,13 +42,19 @@ def doctor(
 
     The API key is read from VLMPROBE_API_KEY.
     """
+    if url == "demo" or os.path.isdir(os.path.expanduser(url)):
+        raise typer.BadParameter(
+            f"{url} is a checkpoint, and doctor examines servers: for a checkpoint use vlmprobe check {url}",
+            param_hint="'URL'",
+        )
     with guarded(debug):
         with working(f"Asking {url}"):
             import vlmprobe
             from vlmprobe.engines.serving.health import examine
             from vlmprobe.engines.serving.http import background_loop
 
-            probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, timeout=timeout)
+            with served():
+                probe = vlmprobe.connect(url, engine=engine, model=model, processor=processor, timeout=timeout)
             health = background_loop.run(examine(probe.engine))  # type: ignore[arg-type]
         if as_json:
             output.print_json(health.to_dict())

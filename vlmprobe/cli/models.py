@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["models"]
 
+Package = tuple["str | None", "str | None"]  # name and version
 LIMITS = {  # capability -> what its absence means
-    "batching": "one by one",
+    "batching": "no batches",
     "several_images": "one image",
     "text_only": "image needed",
     "prefix_reuse": "no shared prefix",
+    "system": "no system message",
 }
 
 
@@ -40,43 +44,54 @@ def _found() -> list[dict[str, Any]]:
     """Every adapter: ours from their source; those of other packages are imported, which shows whether they work."""
     from importlib.metadata import entry_points
 
+    from vlmprobe._version import DISTRIBUTION
     from vlmprobe.model_registry.registry import GROUP, adapters
-    from vlmprobe.plugins import is_ours
 
-    points = sorted(entry_points(group=GROUP), key=lambda point: not is_ours(point))
-    found = {point.name: _declared(point) for point in points if is_ours(point)}
+    points = list(entry_points(group=GROUP))
+    packages = _packages(points)
+    ours = [point for point in points if packages[id(point.dist)][0] == DISTRIBUTION]
+    modules = Counter(point.module for point in ours)
+    origins = {point.name: packages[id(point.dist)] for point in [*reversed(points), *ours]}
+    found = {point.name: _declared(point, modules[point.module] > 1, origins[point.name]) for point in ours}
     if len(found) < len(points):
-        origins = {point.name: point for point in reversed(points)}
-        found |= {
-            name: _described(origins[name], _summary(adapter), adapter.generic, adapter.capabilities)
-            for name, adapter in adapters().items()
-            if name not in found
-        }
-    return [found[name] for name in sorted(found)]
+        installed = adapters()
+        modules = Counter(adapter.__module__ for adapter in installed.values())
+        for name, adapter in installed.items():
+            if name not in found:
+                documented = _summary(adapter, modules[adapter.__module__] > 1)
+                found[name] = _described(documented, origins[name], adapter.generic, adapter.capabilities)
+    return [{"name": name, **found[name]} for name in sorted(found)]
 
 
-def _declared(point: EntryPoint) -> dict[str, Any]:
+def _packages(points: Iterable[EntryPoint]) -> dict[int, Package]:
+    """Name and version of the packages of entry points, by identity; each reading of one parses its metadata."""
+    packages = {id(point.dist): point.dist for point in points}
+    return {place: (each.name, each.version) if each else (None, None) for place, each in packages.items()}
+
+
+def _declared(point: EntryPoint, shares_module: bool, origin: Package) -> dict[str, Any]:
     from vlmprobe.model_registry import source
 
     place = (point.module, point.attr)
-    generic = source.literal(*place, "generic")
-    return _described(point, source.description(*place), generic, source.capabilities(*place))
+    documented = source.description(*place, of_class=shares_module)
+    return _described(documented, origin, source.literal(*place, "generic"), source.capabilities(*place))
 
 
-def _described(point: EntryPoint, documented: str, generic: bool, capabilities: Capabilities) -> dict[str, Any]:
+def _described(documented: str, origin: Package, generic: bool, capabilities: Capabilities) -> dict[str, Any]:
     return {
-        "name": point.name,
         "handles": one_line(documented.partition("\n\n")[0].replace("``", "")),
-        "package": point.dist.name if point.dist else None,
-        "version": point.dist.version if point.dist else None,
+        "package": origin[0],
+        "version": origin[1],
         "generic": generic,
         "capabilities": asdict(capabilities),
     }
 
 
-def _summary(adapter: type[Adapter]) -> str:
-    """The docstring of the adapter's module, else of the class."""
-    documented = (sys.modules[adapter.__module__].__doc__, adapter.__doc__)
+def _summary(adapter: type[Adapter], shares_module: bool) -> str:
+    """The docstring of the adapter's module, else of the class; the reverse if the module has several adapters."""
+    documented = [sys.modules[adapter.__module__].__doc__, adapter.__doc__]
+    if shares_module:
+        documented.reverse()
     return inspect.cleandoc(next((text for text in documented if text), ""))
 
 
@@ -95,22 +110,20 @@ def _print(found: list[dict[str, Any]], native: list[str]) -> None:
 
     from vlmprobe._version import DISTRIBUTION
 
-    rows: dict[str, list[str]] = {}
-    for each in found:
-        limits = [meaning for name, meaning in LIMITS.items() if not each["capabilities"][name]]
-        if each["package"] != DISTRIBUTION:
-            limits.append(f"from {each['package'] or 'an unknown package'} {each['version'] or ''}".strip())
-        handles = f"{each['handles'].rstrip('.')} ({', '.join(limits)})." if limits else each["handles"]
-        rows.setdefault(handles, []).append(each["name"])
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("adapter", no_wrap=True)
     grid.add_column("handles", overflow="fold", ratio=1)
-    for handles, names in rows.items():
-        grid.add_row(Text("\n".join(one_line(name) for name in names)), Text(one_line(handles)))
+    for each in found:
+        handles = Text(one_line(each["handles"]))
+        if limits := [meaning for name, meaning in LIMITS.items() if not each["capabilities"][name]]:
+            handles.append(f"\nLimits: {', '.join(limits)}.", style="dim")
+        if each["package"] != DISTRIBUTION:
+            package = f"{each['package'] or 'an unknown package'} {each['version'] or ''}".strip()
+            handles.append(f"\nFrom {one_line(package)}.", style="dim")
+        grid.add_row(Text(one_line(each["name"])), handles)
     screen = console()
     screen.print(grid)
-    screen.print()
     screen.print(
-        f"native reads the {len(native)} image-text model types that the installed transformers knows "
-        "(their names: vlmprobe models --json)."
+        f"\nnative reads the {len(native)} image-text model types that the installed transformers knows "
+        "(their names: vlmprobe models --json). An adapter is chosen by the checkpoint's config.json, or by --adapter."
     )

@@ -18,6 +18,7 @@ from vlmprobe.errors import AdapterError, UnknownModelError
 __all__ = ["new_adapter"]
 
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+OF_ORIGINALS = ("adapter.py", "modeling.py", "tiny_checkpoint.py")  # templates that original formats have their own of
 MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it is written into source code
 
 
@@ -53,6 +54,13 @@ def new_adapter(
             callback=_model_type,
         ),
     ] = None,
+    original: Annotated[
+        bool,
+        typer.Option(
+            "--original",
+            help="For a model whose code ships with its checkpoint: its own weights, prompt and pixels.",
+        ),
+    ] = False,
     folder: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Output folder; ./vlmprobe-NAME by default.", callback=_empty_folder),
@@ -68,12 +76,12 @@ def new_adapter(
     assert folder is not None
     with guarded(debug):
         with working("Looking for adapters"), wrong_usage():
-            values = _values(name.replace("-", "_"), model_type or name.replace("-", "_"))
+            values = _values(name.replace("-", "_"), model_type or name.replace("-", "_"), original)
         written = _write(folder, values)
         _print(folder, written)
 
 
-def _values(name: str, model_type: str) -> dict[str, Any]:
+def _values(name: str, model_type: str, original: bool) -> dict[str, Any]:
     """The variables of the templates.
 
     Raises:
@@ -86,7 +94,7 @@ def _values(name: str, model_type: str) -> dict[str, Any]:
         raise AdapterError(
             f"An adapter named {name!r} already exists (vlmprobe models lists them): choose another name."
         )
-    native = registry.is_native(model_type)
+    native = registry.is_native(model_type) and not original
     with suppress(UnknownModelError):
         found = registry.find({"model_type": model_type}, checkpoint=f"model_type {model_type!r}")
         if not found.generic:
@@ -108,6 +116,7 @@ def _values(name: str, model_type: str) -> dict[str, Any]:
         "title": "".join(part.capitalize() for part in name.split("_")),
         "model_type": model_type,
         "native": native,
+        "original": original,
         "tiny": tiny_name,
     }
 
@@ -132,12 +141,14 @@ def _write(folder: Path, values: Mapping[str, Any]) -> list[Path]:
         "modeling.py": f"{package}/modeling.py",
         "tiny_checkpoint.py": "tests/tiny_checkpoint.py",
         "test_adapter.py": "tests/test_adapter.py",
+        "record_reference.py": "record_reference.py",
     }
     if values["native"]:
         del places["modeling.py"]
+    own = OF_ORIGINALS if values["original"] else ()
     filled = {
-        folder / place: environment.get_template(f"{template}.jinja").render(values)
-        for template, place in places.items()
+        folder / place: environment.get_template(f"{'original_' * (name in own)}{name}.jinja").render(values)
+        for name, place in places.items()
     }
     for file, text in filled.items():
         with writing(file):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vlmprobe.cli.terminal import working, wrong_usage
+from vlmprobe.errors import CheckpointNotFoundError, UnknownModelError, VlmprobeError
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
-__all__ = ["is_server", "open_model", "open_probe", "open_server"]
+__all__ = ["is_server", "open_model", "open_probe", "open_server", "served"]
 
 
 ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, without its scheme
@@ -32,11 +35,13 @@ def open_model(
     dtype: str,
     adapter: str | None,
     revision: str | None,
+    ignore_weights: list[str] | None,
     engine: str | None,
     served_model: str | None,
     processor: str | None,
+    prompt: Mapping[str, Any],
 ) -> Probe:
-    """A probe of the checkpoint or server that a command line names.
+    """A probe of the checkpoint or server that a command line names; ``prompt`` holds the options of its prompts.
 
     Raises:
         typer.BadParameter: for a checkpoint option with a server, or vice versa.
@@ -46,27 +51,32 @@ def open_model(
         "--dtype": None if dtype == "auto" else dtype,
         "--adapter": adapter,
         "--revision": revision,
+        "--ignore-weights": ", ".join(ignore_weights or ()) or None,
     }
     serving = {"--engine": engine, "--served-model": served_model, "--processor": processor}
     if is_server(model):
         if given := _given(loading):
             raise typer.BadParameter("MODEL is a server, which has loaded its model", param_hint=given)
-        return open_server(model, engine=engine or "auto", model=served_model, processor=processor)
+        return open_server(model, engine=engine or "auto", model=served_model, processor=processor, **prompt)
     if ADDRESS.fullmatch(model) and not os.path.exists(model):
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
         raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
-    return open_probe(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+    chosen = {"device": device, "dtype": dtype, "adapter": adapter, "revision": revision}
+    return open_probe(model, **chosen, ignore_weights=ignore_weights or (), **prompt)
 
 
 def open_probe(model: str, **load: Any) -> Probe:
     """Load the model, with a status line in a terminal; downloads from the hub show their own progress bars."""
     from vlmprobe import load as load_probe
+    from vlmprobe.model_registry.registry import read_config
 
     is_local = model == "demo" or os.path.exists(os.path.expanduser(model))
     with working(f"Loading {model}", spin=is_local):
         with wrong_usage():
-            _check_choices(load.get("adapter"), load.get("device", "auto"))
+            _check_choices(load.get("adapter"), load.get("device", "auto"), load.get("dtype", "auto"))
+            if is_local and model != "demo":
+                read_config(os.path.expanduser(model))
         _no_bars(except_downloads=not is_local and sys.stderr.isatty())
         return load_probe(model, **load)
 
@@ -75,17 +85,29 @@ def open_server(url: str, **options: Any) -> Probe:
     """Connect to a server, with a status line in a terminal. The API key is read from ``VLMPROBE_API_KEY``."""
     from vlmprobe import connect
 
-    with working(f"Connecting to {url}"):
+    with working(f"Connecting to {url}"), served():
         return connect(url, **options)
 
 
-def _check_choices(adapter: str | None, device: str) -> None:
+@contextmanager
+def served() -> Iterator[None]:
+    """What a server lacks, such as a model of that name, is a failure and not wrong usage."""
+    try:
+        yield
+    except UnknownModelError as error:
+        if isinstance(error, CheckpointNotFoundError):  # that of its processor
+            raise
+        raise VlmprobeError(str(error)) from error
+
+
+def _check_choices(adapter: str | None, device: str, dtype: str) -> None:
     from vlmprobe.model_registry.registry import require_adapter
-    from vlmprobe.probe.load import resolved_device
+    from vlmprobe.probe.load import resolved_device, resolved_dtype
 
     if adapter is not None:
         require_adapter(adapter)
     resolved_device(device)
+    resolved_dtype(dtype)
 
 
 def _given(options: dict[str, str | None]) -> str:

@@ -13,11 +13,16 @@ from vlmprobe.cli.targets import html_target, result_target
 __all__ = [
     "Adapter",
     "Alternatives",
+    "Assistant",
+    "ChatTemplate",
+    "ChatTemplateKwargs",
+    "ContinueFinalMessage",
     "Debug",
     "Device",
     "Dtype",
     "EngineName",
     "Html",
+    "IgnoreWeights",
     "Image",
     "Json",
     "Logits",
@@ -27,14 +32,16 @@ __all__ = [
     "Overwrite",
     "Processor",
     "Question",
+    "RawPrompt",
     "Revision",
     "Save",
     "ServedModel",
     "System",
+    "Tools",
     "generation_options",
 ]
 
-MODEL, SERVER, OUTPUT, GENERATION = "Model", "Server", "Output", "Generation"
+MODEL, SERVER, OUTPUT, GENERATION, PROMPT = "Model", "Server", "Output", "Generation", "Prompt"
 DEDICATED = {  # name of a generation option, or of an argument of Probe.generate -> the option that sets it
     "max_new_tokens": "--max-new-tokens",
     "temperature": "--temperature",
@@ -43,6 +50,11 @@ DEDICATED = {  # name of a generation option, or of an argument of Probe.generat
     "keep": "--logits",
     "prompt": "--no-prompt",
     "image": "--image",
+    "chat_template_kwargs": "--chat-template-kwargs",
+    "chat_template": "--chat-template",
+    "raw_prompt": "--raw-prompt",
+    "tools": "--tools",
+    "continue_final_message": "--continue-final-message",
 }
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
@@ -79,13 +91,87 @@ MoreImages = Annotated[
         "--image", "-i", metavar="IMAGE", help="A further image, put after IMAGE. Repeatable.", show_default=False
     ),
 ]
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.", show_default=False)]
+System = Annotated[
+    str | None,
+    typer.Option("--system", metavar="TEXT", help="A system message.", rich_help_panel=PROMPT, show_default=False),
+]
+Assistant = Annotated[
+    str | None,
+    typer.Option(
+        "--assistant",
+        metavar="TEXT",
+        help="The start of the answer, which MODEL continues; or, with --no-continue-final-message, a whole answer "
+        "that a guard model judges.",
+        rich_help_panel=PROMPT,
+        show_default=False,
+    ),
+]
+ContinueFinalMessage = Annotated[
+    bool | None,
+    typer.Option(
+        "--continue-final-message/--no-continue-final-message",
+        help="Continue the text of --assistant, the default, or start a new message after it.",
+        rich_help_panel=PROMPT,
+        show_default=False,
+    ),
+]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="""Variables of the chat template, such as '{"enable_thinking": false}'.""",
+        rich_help_panel=PROMPT,
+        show_default=False,
+    ),
+]
+Tools = Annotated[
+    Path | None,
+    typer.Option(
+        "--tools",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="JSON list of the functions that MODEL may call, as OpenAI's schemas.",
+        rich_help_panel=PROMPT,
+        show_default=False,
+    ),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="A chat template in place of MODEL's, for a base model that has none.",
+        rich_help_panel=PROMPT,
+        show_default=False,
+    ),
+]
+RawPrompt = Annotated[
+    bool,
+    typer.Option(
+        "--raw-prompt",
+        help="Use no chat template: QUESTION is the prompt, as written, after the images unless it has their "
+        "placeholders.",
+        rich_help_panel=PROMPT,
+    ),
+]
 
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=MODEL)
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="auto, float32, bfloat16 or float16; or fp32, bf16, fp16.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Adapter = Annotated[
     str | None,
@@ -103,6 +189,16 @@ Revision = Annotated[
         "--revision",
         metavar="REV",
         help="Commit, branch or tag of a hub checkpoint.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+IgnoreWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-weights",
+        metavar="PREFIX",
+        help="How the names of weights begin that may stay unread, such as mtp. Repeatable.",
         rich_help_panel=MODEL,
         show_default=False,
     ),

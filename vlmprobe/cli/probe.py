@@ -20,6 +20,12 @@ def probe(
     question: options.Question = None,
     more_images: options.MoreImages = None,
     system: options.System = None,
+    assistant: options.Assistant = None,
+    continue_final_message: options.ContinueFinalMessage = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    tools: options.Tools = None,
+    chat_template: options.ChatTemplate = None,
+    raw_prompt: options.RawPrompt = False,
     stream: Annotated[
         bool,
         typer.Option(
@@ -93,6 +99,7 @@ def probe(
     dtype: options.Dtype = "auto",
     adapter: options.Adapter = None,
     revision: options.Revision = None,
+    ignore_weights: options.IgnoreWeights = None,
     engine: options.EngineName = None,
     served_model: options.ServedModel = None,
     processor: options.Processor = None,
@@ -106,7 +113,10 @@ def probe(
         )
     interrupted = False
     with guarded(debug):
-        asked, images, question_meta = arguments.asked("probe", model, image, more_images, question, system)
+        asked, images, question_meta = arguments.asked("probe", model, image, more_images, question, system, assistant)
+        prompted = arguments.prompt_options(
+            chat_template, raw_prompt, chat_template_kwargs, tools, assistant, continue_final_message
+        )
         arguments.require_generation(generation)
         opened = open_model(
             model,
@@ -114,9 +124,11 @@ def probe(
             dtype=dtype,
             adapter=adapter,
             revision=revision,
+            ignore_weights=ignore_weights,
             engine=engine,
             served_model=served_model,
             processor=processor,
+            prompt=prompted,
         )
         ask: dict[str, Any] = {
             "image": images or None,

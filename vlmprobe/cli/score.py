@@ -42,6 +42,12 @@ def score(
     ] = None,
     more_images: options.MoreImages = None,
     system: options.System = None,
+    assistant: options.Assistant = None,
+    continue_final_message: options.ContinueFinalMessage = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    tools: options.Tools = None,
+    chat_template: options.ChatTemplate = None,
+    raw_prompt: options.RawPrompt = False,
     as_json: options.Json = False,
     html: options.Html = None,
     save: options.Save = None,
@@ -52,6 +58,7 @@ def score(
     dtype: options.Dtype = "auto",
     adapter: options.Adapter = None,
     revision: options.Revision = None,
+    ignore_weights: options.IgnoreWeights = None,
     engine: options.EngineName = None,
     served_model: options.ServedModel = None,
     processor: options.Processor = None,
@@ -60,16 +67,21 @@ def score(
     """Score given answers: the log-probability that MODEL gives to each."""
     with guarded(debug):
         candidates = arguments.candidate_list(candidate, candidates_file)
-        asked, images, question_meta = arguments.asked("score", model, image, more_images, question, system)
+        asked, images, question_meta = arguments.asked("score", model, image, more_images, question, system, assistant)
+        prompted = arguments.prompt_options(
+            chat_template, raw_prompt, chat_template_kwargs, tools, assistant, continue_final_message
+        )
         opened = open_model(
             model,
             device=device,
             dtype=dtype,
             adapter=adapter,
             revision=revision,
+            ignore_weights=ignore_weights,
             engine=engine,
             served_model=served_model,
             processor=processor,
+            prompt=prompted,
         )
         with working(f"Scoring {len(candidates)} candidates"):
             scores = opened.score(

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vlmprobe.errors import (
-    CheckpointNotFoundError,
     GenerationOptionError,
+    HubError,
     ImageError,
     MessageError,
     ResultError,
+    UnknownModelError,
     VlmprobeError,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "wrong_usage",
 ]
 
+UNKNOWN_WIDTH, LEAST_WIDTH = 80, 40  # cells
 FAILED = 1
 WRONG_USAGE = 2  # click's own too
 INTERRUPTED = 128 + 2  # as shells report a command that SIGINT ended
@@ -54,11 +56,14 @@ class WrongUsageError(VlmprobeError):
     """What was typed cannot be right, whatever the model."""
 
 
-USAGE = (WrongUsageError, CheckpointNotFoundError, GenerationOptionError, ImageError, MessageError)
+USAGE = (WrongUsageError, GenerationOptionError, ImageError, MessageError, UnknownModelError)
 
 
 def prepare() -> None:
     """Set up this process: UTF-8 streams whatever the locale, and no library output except with ``--debug``."""
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started the command
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it stays open as long as the process runs
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -76,10 +81,14 @@ def prepare() -> None:
 
 
 def console(*, error: bool = False) -> Console:
-    """A console without markup; colours only in a terminal."""
+    """A console without markup; colours only in a terminal, and never narrower than what can be read."""
     from rich.console import Console
 
-    return Console(stderr=error, markup=False, emoji=False, highlight=False)
+    made = Console(stderr=error, markup=False, emoji=False, highlight=False)
+    if made.width < 1:  # a terminal that does not know its size
+        made.width = UNKNOWN_WIDTH
+    made.width = max(made.width, LEAST_WIDTH)
+    return made
 
 
 def note(text: str) -> None:
@@ -134,7 +143,8 @@ def guarded(debug: bool) -> Iterator[None]:
         if debug:
             raise
         _report(error)
-        raise typer.Exit(WRONG_USAGE if isinstance(error, USAGE) else FAILED) from None
+        wrong = isinstance(error, USAGE) and not isinstance(error, HubError)  # that may succeed another time
+        raise typer.Exit(WRONG_USAGE if wrong else FAILED) from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.html import environment, wrapped
 from vlmprobe.display.shown import ShownChoices
+from vlmprobe.display.terminal import Columns
 
 __all__ = ["choices_html", "choices_rich"]
 
@@ -54,7 +55,8 @@ def choices_rich(choices: ShownChoices) -> RenderableType:
         ]
         grid.add_row(str(line.step), Text(line.said), *cells)
     left_out = len(lines) - SHOWN
-    return Group(grid, Text(f"⋯ {left_out:,} steps more", style=FAINT)) if left_out > 0 else grid
+    shown = Columns(grid)
+    return Group(shown, Text(f"⋯ {left_out:,} steps more", style=FAINT)) if left_out > 0 else shown
 
 
 def _lines(choices: ShownChoices) -> list[Line]:

@@ -74,7 +74,10 @@ def _article(example: ShownExample, gallery: ShownGallery) -> str:
 
 def _count(gallery: ShownGallery) -> str:
     shown = len(gallery.examples)
-    return f"{shown:,} of {gallery.total:,}" if shown < gallery.total else f"{shown:,}" if shown else "none"
+    if not shown:
+        return "none"
+    examples = "example" if gallery.total == 1 else "examples"
+    return f"{shown:,} of {gallery.total:,} {examples}" if shown < gallery.total else f"{shown:,} {examples}"
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
-__all__ = ["document", "environment", "fragment", "image_parts", "page", "table_html", "wrapped", "written"]
+__all__ = ["document", "environment", "fragment", "image_parts", "page", "table_html", "wrapped"]
 
 IMAGE_SIDE = 480  # pixels: twice the width of the column, for high-density screens
 THUMB_SIDE = 40
@@ -99,14 +98,6 @@ def document(title: str, subtitle: str, articles: Sequence[str], *, shaded: bool
             shaded=shaded,
         )
     )
-
-
-def written(text: str, path: str | Path | None) -> str:
-    """The text of a page; written to ``path`` if given."""
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8")
-    return text
 
 
 def _article(result: Shown, legend: bool) -> str:
@@ -193,11 +184,11 @@ def _chips(table: ShownTable, images: Sequence[Image]) -> dict[int, dict[str, An
 
 def _prompt_summary(prompt: ShownTable) -> str:
     images = prompt.kinds.count("image")
-    words = [f"{len(prompt) - images:,} tokens"]
+    words = [view.counted(len(prompt) - images, "token")]
     if images:
-        words.append(f"{images} image{'s' if images > 1 else ''}")
+        words.append(view.counted(images, "image"))
     if not np.isnan(prompt.perplexity):
-        words.append(f"perplexity {prompt.perplexity:.3g}")
+        words.append(f"perplexity {view.short(prompt.perplexity)}")
     return " · ".join(words)
 
 

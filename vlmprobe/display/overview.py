@@ -18,7 +18,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.html import environment, image_parts, wrapped
 from vlmprobe.display.progress import in_jupyter
-from vlmprobe.display.terminal import FAINT, SHADES, TOKEN, bar
+from vlmprobe.display.terminal import FAINT, SHADES, TOKEN, Columns, bar
 from vlmprobe.inputs.images import thumbnail
 
 __all__ = ["Kind", "Overview", "Viewed", "show", "trend"]
@@ -149,7 +149,7 @@ def _rich(overview: Overview) -> RenderableType:
     question = [Text(view.plain(overview.question), style=FAINT)] if overview.question else []
     figures = [Text.assemble((f"{name} ", FAINT), (value, "bold")) for name, value, _ in overview.figures]
     below = [Text("   ").join(figures)] if figures else []
-    return Group(*question, grid, *below)
+    return Group(*question, Columns(grid), *below)
 
 
 def _cell(cell: Any, kind: Kind, bars: bool) -> Text:

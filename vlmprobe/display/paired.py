@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -12,10 +13,12 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.html import environment, wrapped
 from vlmprobe.display.shown import ShownMetric, ShownPaired
+from vlmprobe.display.terminal import Columns
 
-__all__ = ["paired_html", "paired_rich"]
+__all__ = ["paired_html", "paired_rich", "paired_text"]
 
 FAINT = Style(dim=True)
+PRINTED = 120  # cells
 
 
 def paired_html(found: ShownPaired) -> str:
@@ -39,7 +42,15 @@ def paired_rich(found: ShownPaired) -> RenderableType:
         grid.add_column(Text(name), justify="right", overflow="fold")
     for name, each in found.metrics.items():
         grid.add_row(name, *_cells(each))
-    return Group(grid, Text(_note(found), style=FAINT))
+    return Group(Columns(grid), Text(_note(found), style=FAINT))
+
+
+def paired_text(found: ShownPaired) -> str:
+    """A paired comparison as lines of plain text, for ``print``."""
+    console = Console(file=io.StringIO(), width=PRINTED, color_system=None)
+    with console.capture() as printed:
+        console.print(paired_rich(found))
+    return "\n".join(line.rstrip() for line in printed.get().splitlines())
 
 
 def _header(found: ShownPaired) -> list[str]:

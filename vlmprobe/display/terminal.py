@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.style import Style
 from rich.table import Table
@@ -16,7 +18,7 @@ from rich.text import Text
 from vlmprobe.display import view
 from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
 
-__all__ = ["FAINT", "SHADES", "TOKEN", "bar", "rich_view", "table_rich", "token_text"]
+__all__ = ["FAINT", "SHADES", "TOKEN", "Columns", "bar", "rich_view", "table_rich", "token_text"]
 
 # From grey to vermilion at nearly constant luminance: with black text each is legible and none glares, whatever the
 # background. The unsure ones are underlined and bold, for terminals and viewers without colour.
@@ -32,6 +34,10 @@ SHADES = (
 FAINT = Style(dim=True)
 NARROW = 72  # cells; a terminal below it shows no bars, and figures in two columns
 BAR = 8  # cells
+BARS = " ━╸"  # what bars are drawn of
+PARAGRAPHS = 60  # cells; a terminal below it shows the rows of a table that does not fit as paragraphs
+UNBOUNDED = 1000  # cells
+NORMAL = Style(bold=False)
 TOKEN = 18  # cells at most
 ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that are kept when the middle is left out
 TEXT_HEAD, TEXT_TAIL = 600, 100  # tokens of running text
@@ -59,6 +65,33 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
 def table_rich(table: ShownTable) -> RenderableType:
     """A table with one line per token, the middle left out if there are many."""
     return Group(*_table_and_legend(view.rows(table), table))
+
+
+class Columns:
+    """A table, or, where a terminal is too narrow for its columns, each row as a paragraph: no column is lost."""
+
+    def __init__(self, grid: Table) -> None:
+        self.grid = grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        least = Measurement.get(console, options.update(max_width=UNBOUNDED), self.grid).minimum
+        if options.max_width >= PARAGRAPHS or least <= options.max_width:
+            yield self.grid
+            return
+        names = [str(each.header) for each in self.grid.columns]
+        for cells in zip(*(each.cells for each in self.grid.columns), strict=True):
+            yield _paragraph(names, cells)
+
+
+def _paragraph(names: Sequence[str], cells: Sequence[Any]) -> Text:
+    """A row of a table as running text: its first cell, then the others after the names of their columns."""
+    shown = [(name, str(cell).strip(BARS)) for name, cell in zip(names, cells, strict=True)]
+    (_, first), *others = [(name, cell) for name, cell in shown if cell] or [("", "")]
+    text = Text(first, style="bold", overflow="fold")
+    for place, (name, cell) in enumerate(others):
+        text.append(" · " if place else "  ", style=NORMAL + FAINT).append(f"{name} ".lstrip(), style=NORMAL + FAINT)
+        text.append(cell, style=NORMAL)
+    return text
 
 
 class _Fitted:
@@ -105,7 +138,7 @@ def _table_and_legend(rows: Sequence[view.Row], table: ShownTable) -> tuple[Rend
     return _Fitted(partial(_table, rows, table)), _Fitted(_legend)
 
 
-def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
+def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> RenderableType:
     cells = 0 if space < NARROW else BAR
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     width = min(max((cell_len(row.label) for row in rows), default=0), TOKEN)
@@ -129,10 +162,10 @@ def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Table:
                 view.nats(row.entropy),
                 _others(row),
             )
-    return grid
+    return Columns(grid)
 
 
-def _candidates(scores: ShownScores) -> Table:
+def _candidates(scores: ShownScores) -> RenderableType:
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     grid.add_column("candidate", overflow="fold", max_width=28)
     grid.add_column("among these", no_wrap=True, min_width=BAR + 7)
@@ -149,7 +182,7 @@ def _candidates(scores: ShownScores) -> Table:
         )
     if len(ranked) > CANDIDATES:
         grid.add_row(Text("⋯", style=FAINT), Text(f"{len(ranked) - CANDIDATES:,} more", style=FAINT))
-    return grid
+    return Columns(grid)
 
 
 def _boundaries(scores: ShownScores) -> list[Text]:
@@ -186,7 +219,7 @@ def _legend(width: int) -> Text:
         text.append("\n")
     names = [f"≥ {view.LEVELS[1]}", *map(str, view.LEVELS[2:]), f"< {view.LEVELS[-1]}"]
     for name, style in zip(names, SHADES[1:], strict=True):
-        text.append(" ").append(f" {name} ", style=Style(dim=False) + style)
+        text.append("" if width < PARAGRAPHS else " ").append(f" {name} ", style=Style(dim=False) + style)
     return text
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "LEVELS",
     "Alternative",
     "Row",
+    "counted",
     "figures",
     "label",
     "least_sure",
@@ -27,6 +28,7 @@ __all__ = [
     "positions",
     "provenance",
     "rows",
+    "short",
     "tiny",
 ]
 
@@ -65,6 +67,11 @@ class Row:
     score: float  # logprob after processors, nats; NaN where it is the same as logprob or unknown
     alternatives: tuple[Alternative, ...]  # likeliest first, the chosen token among them
     rest: float  # probability of everything that is not among the alternatives
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, of which the plural ends in s: ``1 token``, ``2,000 tokens``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def plain(text: str) -> str:
@@ -179,13 +186,12 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
     Those of all its tokens together are a dash where one of them is only bounded: without it they would be too high.
     """
     output = result.output
-    known = output.logprobs_at_most is None
-    logprob, perplexity = (output.logprob, output.perplexity) if known else (math.nan, math.nan)
+    logprob, perplexity = output.logprob, output.perplexity
     entropy = output.entropy[~np.isnan(output.entropy)]
     summary = [
         ("confidence", tiny(logprob), "probability of the whole answer given the prompt"),
         ("per token", percent(1 / perplexity), "mean probability of a token (geometric)"),
-        ("perplexity", _short(perplexity), "exp of the mean negative log-probability per token"),
+        ("perplexity", short(perplexity), "exp of the mean negative log-probability per token"),
         (
             "mean entropy",
             f"{nats(float(entropy.mean(dtype=np.float64)))} nats" if entropy.size else DASH,
@@ -230,7 +236,8 @@ def _is_chosen(table: ShownTable, place: int, k: int) -> bool:
     return bool(table.ranks[place] == k if table.ids is None else table.top_ids[place, k] == table.ids[place])
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A positive number in three digits, or whole with separators from 1,000 on."""
     if not math.isfinite(value):
         return DASH if math.isnan(value) else "∞"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -87,7 +87,8 @@ class Batches:
 
     def _takes_together(self, first: Conversation, other: Conversation) -> bool:
         """Whether two conversations can share a batch: most processors need the same number of images in each."""
-        return first.continues == other.continues and (self.mixes_images or len(first.images) == len(other.images))
+        written_alike = first.continues == other.continues and first.format == other.format
+        return written_alike and (self.mixes_images or len(first.images) == len(other.images))
 
     def _alike(self, first: Conversation, other: Conversation) -> bool:
         """Whether they can share a batch and the shorter one is not mostly padding."""

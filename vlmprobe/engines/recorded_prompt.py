@@ -18,15 +18,16 @@ __all__ = ["holds_images", "record", "require_answer_to"]
 
 
 def record(conversation: Conversation) -> dict[str, Any]:
-    """For ``meta``: the question, and size and :func:`~vlmprobe.inputs.images.digest` of each image if there are any.
+    """For ``meta``: the question, how it is written if not by default, and size and digest of each image if any.
 
     A result keeps images only as thumbnails; a digest tells two images of one size apart.
     """
     images = conversation.images
+    written = {"question": conversation.question, **conversation.format.told}
     if not images:
-        return {"question": conversation.question}
+        return written
     return {
-        "question": conversation.question,
+        **written,
         "image_sizes": [list(image.size) for image in images],
         "image_digests": [digest(image) for image in images],
     }

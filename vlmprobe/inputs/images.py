@@ -18,7 +18,6 @@ import re
 import stat
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from urllib.parse import unquote_to_bytes
@@ -28,6 +27,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vlmprobe.errors import ImageError, near
 from vlmprobe.inputs import pixels
+from vlmprobe.inputs.limits import DEFAULT_LIMITS, Limits, mark, require_held, require_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -65,20 +65,6 @@ PNG_DEPTH = 24  # byte offset of the bit depth in a PNG file
 LAZY = threading.Lock()  # open files, and Pillow's lazily opened images, share one position between threads
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits on loading. Pillow images and arrays are not limited: their memory is already allocated."""
-
-    max_pixels: int = 89_478_485  # width x height; the size above which Pillow warns of decompression bombs
-    max_bytes: int = 256 * 1024**2  # of a file, of bytes, of a decoded data URL
-    url_bytes: int = 64 * 1024**2  # of a download
-    url_seconds: float = 20.0  # for a whole download, redirects included
-    url_redirects: int = 5
-
-
-DEFAULT_LIMITS = Limits()
-
-
 class ImageNotFoundError(ImageError, FileNotFoundError):
     """There is no file at the given path."""
 
@@ -95,7 +81,7 @@ def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Im
             does, and its position is restored. URLs are fetched wherever they point, including the local network: see
             :mod:`vlmprobe.inputs.download`.
         limits: on size, pixels and time. To exceed the default for one image, load it with this function and
-            other limits, and pass the result.
+            other limits, and pass the result. Fewer pixels than by default are demanded only of what is decoded here.
 
     Returns:
         A new image of mode ``RGB``, fully loaded, detached from any file: rotated by its EXIF orientation, the
@@ -105,7 +91,7 @@ def load_image(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> Image.Im
         ImageNotFoundError: there is no such file (also a ``FileNotFoundError``).
         ImageError: the image cannot be read or exceeds a limit; the message says what to do.
     """
-    return load_encoded(source, limits)[0]
+    return mark(load_encoded(source, limits)[0], limits)
 
 
 def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[Image.Image, bytes | None]:
@@ -114,6 +100,7 @@ def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[
     That is a JPEG or PNG that every decoder reads as the same pixels: 8-bit RGB or grey, upright, opaque, one frame.
     """
     if isinstance(source, Image.Image):
+        require_held(*source.size, "The Pillow image", limits, source.info)
         return _from_pil(source), None
     if is_encoded(source):
         held: Any = source.get("path") if source.get("bytes") is None else source["bytes"]
@@ -126,7 +113,7 @@ def load_encoded(source: ImageSource, limits: Limits = DEFAULT_LIMITS) -> tuple[
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(bytes(source), "The image bytes", limits)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return _from_array(source), None
+        return _from_array(source, limits), None
     if is_file(source):
         return _from_file(source, limits)
     raise ImageError(
@@ -178,7 +165,7 @@ def _from_pil(image: Image.Image) -> Image.Image:
         ) from error
 
 
-def _from_array(source: Any) -> Image.Image:
+def _from_array(source: Any, limits: Limits) -> Image.Image:
     is_tensor = hasattr(source, "detach") and hasattr(source, "cpu")
     try:
         if is_tensor:
@@ -190,6 +177,8 @@ def _from_array(source: Any) -> Image.Image:
         raise ImageError(
             f"{type(source).__name__} cannot be converted to a NumPy array ({error}): pass a dense one."
         ) from error
+    height, width = sorted((1, 1, *array.shape))[-2:]
+    require_held(width, height, "The image array", limits)
     return pixels.from_array(array, channels_first=is_tensor)
 
 
@@ -330,11 +319,7 @@ def _decoded(data: bytes, name: str, limits: Limits) -> tuple[Image.Image, bytes
     formats = [each for each in FORMATS if each in Image.OPEN]  # AVIF depends on how Pillow was built
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
-            if image.width * image.height > limits.max_pixels:
-                raise ImageError(
-                    f"{name} is {image.width} x {image.height} pixels, more than {limits.max_pixels:,}: shrink it, or "
-                    "pass load_image(source, Limits(max_pixels=...)) instead if you trust it."
-                )
+            require_pixels(*image.size, name, limits.max_pixels)
             plain = _is_plain(image, data)
             return pixels.from_pil(image), data if plain else None
     except (ImageError, MemoryError):

@@ -2,7 +2,8 @@
 
 Accepted are a plain string with ``image=``, the chat messages of transformers' templates
 (``{"type": "image", "image" | "path" | "url" | "base64": ...}``, or a bare ``{"type": "image"}`` for each
-image of ``image=``) and OpenAI's ``image_url`` parts.
+image of ``image=``) and OpenAI's ``image_url`` parts. An ``assistant`` message may have ``tool_calls`` and
+``reasoning_content``, and a ``tool`` message answers a call; the chat template must read them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any, TypeAlias
 from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
+from vlmprobe.inputs.further_keys import FURTHER, further_keys
+from vlmprobe.inputs.image_names import require_question
 from vlmprobe.inputs.images import is_encoded, is_file, load_encoded
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 
 __all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
 
 Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 DETAILS = (None, "auto", "high")  # values of OpenAI's "detail" that leave the image as it is
 IMAGE_KEYS = ("image", "path", "url", "base64")  # where an image part may hold its image, as in transformers
 
@@ -60,10 +64,11 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role (``system``, ``user`` or ``assistant``) and its parts in order."""
+    """One turn: a role (``system``, ``user``, ``assistant`` or ``tool``) and its parts in order."""
 
     role: str
     parts: tuple[TextPart | ImagePart, ...]
+    further: Mapping[str, Any] = field(default_factory=dict, hash=False)  # ``tool_calls``, ``reasoning_content``, ...
 
     @property
     def text(self) -> str:
@@ -73,12 +78,18 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order. If the last role is ``assistant``, the model continues that message."""
+    """Messages in order, and how they are written as a prompt.
+
+    If the last role is ``assistant``, the model continues that message, unless ``format`` says otherwise.
+    """
 
     messages: tuple[Message, ...]
+    format: PromptFormat = AS_BY_DEFAULT
 
     @classmethod
-    def build(cls, prompt: Prompt | Conversation, image: Any = None) -> Conversation:
+    def build(
+        cls, prompt: Prompt | Conversation, image: Any = None, format: PromptFormat | None = None
+    ) -> Conversation:
         """Build a conversation from a prompt and its images.
 
         Args:
@@ -87,15 +98,19 @@ class Conversation:
                 ``{"type": "image"}`` parts, the images fill those in order, one each; otherwise they go to the
                 start of the last user message. Each is a path, an ``http(s)`` or ``data:`` URL, an open file,
                 bytes, ``{"bytes": ..., "path": ...}``, a PIL image or an array.
+            format: how it is written; that of ``prompt`` if it is a conversation, or as by default, if None.
 
         Raises:
-            MessageError: for a wrong role, part or type, a key that would be dropped, an empty conversation, or nothing
-                to answer.
+            MessageError: for a wrong role, part or type, a key that would be dropped, an empty conversation, nothing
+                to answer, or messages that ``format`` does not fit.
             ImageError: for an image that cannot be read; the message says which one.
         """
+        if not isinstance(prompt, Conversation):
+            require_question(prompt, image)
         images = _image_list(image)
         if isinstance(prompt, Conversation):
             messages = list(prompt.messages)
+            format = prompt.format if format is None else format
         elif isinstance(prompt, str):
             if not prompt.strip():
                 raise MessageError("The prompt is empty: pass a question, such as 'Describe the picture.'")
@@ -112,8 +127,7 @@ class Conversation:
             images = list(rest)
         else:
             raise MessageError(
-                f"A prompt is a string or a list of chat messages, not {type(prompt).__name__}. "
-                'Example: [{"role": "user", "content": [{"type": "text", "text": "..."}]}]'
+                f"A question is a string or a list of chat messages, not {type(prompt).__name__}. {_instead(prompt)}"
             )
         if not messages:
             raise MessageError("The conversation has no message: add one with role 'user'.")
@@ -124,11 +138,9 @@ class Conversation:
             raise MessageError("The conversation ends with a system message: add a user message to answer.")
         if images:
             messages = _put_before_text(messages, images)
-        last = messages[-1]
-        if not last.text.strip() and not any(isinstance(part, ImagePart) for part in last.parts):
-            remedy = "leave it out" if last.role == "assistant" else "add a question to it"
-            raise MessageError(f"The last message (role {last.role!r}) is empty: {remedy}.")
-        return cls(tuple(messages))
+        made = cls(tuple(messages), format or AS_BY_DEFAULT)
+        _require_answerable(made)
+        return made
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -148,7 +160,12 @@ class Conversation:
     @property
     def continues(self) -> bool:
         """Whether the model continues the last (assistant) message rather than starting a new one."""
-        return self.messages[-1].role == "assistant"
+        return self.messages[-1].role == "assistant" and self.format.continue_final_message is not False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its messages hold nothing but contents of system, user and assistant."""
+        return not any(message.further or message.role == "tool" for message in self.messages)
 
     def to_chat(self) -> list[dict[str, Any]]:
         """The conversation in the format of transformers' chat templates, images under the key ``image``."""
@@ -161,9 +178,48 @@ class Conversation:
                     else {"type": "image", "image": part.image, **part.options}
                     for part in message.parts
                 ],
+                **message.further,
             }
             for message in self.messages
         ]
+
+
+def _require_answerable(conversation: Conversation) -> None:
+    """Reject a conversation that leaves nothing to answer, or that its format does not fit.
+
+    Raises:
+        MessageError: it says what to change.
+    """
+    messages, format = conversation.messages, conversation.format
+    last = messages[-1]
+    if format.raw_prompt and [message.role for message in messages] != ["user"]:
+        raise MessageError(
+            "A raw prompt is one text (one user message): write all turns into it, as the model reads them."
+        )
+    if format.continue_final_message and last.role != "assistant":
+        raise MessageError(
+            f"continue_final_message=True needs an 'assistant' message at the end, not one of {last.role!r}."
+        )
+    if last.further.get("tool_calls") and conversation.continues:
+        raise MessageError(
+            "The conversation ends with tool_calls, after which no text can be continued: add the answer of the tool "
+            "(role 'tool'), or pass continue_final_message=False."
+        )
+    empty = not last.text.strip() and not any(isinstance(part, ImagePart) for part in last.parts)
+    if empty and not last.further.get("tool_calls"):
+        remedy = "leave it out" if last.role == "assistant" else "add a question to it"
+        raise MessageError(f"The last message (role {last.role!r}) is empty: {remedy}.")
+
+
+def _instead(question: Any) -> str:
+    """How to ask what was given in place of a question."""
+    if isinstance(question, Mapping) and "role" in question:
+        return "Put the message into a list."
+    if isinstance(question, Mapping) and {"question", "prompt"} & set(question):
+        return "Unpack a row, generate(**row), if it has only question and image; generate_many([row]) takes any."
+    if hasattr(question, "question"):
+        return "Pass its question and its image, or generate_many([request])."
+    return 'Example: [{"role": "user", "content": [{"type": "text", "text": "..."}]}]'
 
 
 def _image_list(image: Any) -> list[ImagePart]:
@@ -172,11 +228,11 @@ def _image_list(image: Any) -> list[ImagePart]:
     if isinstance(image, (Set, Mapping)) and not is_encoded(image):
         raise MessageError(f"image= is a {type(image).__name__}: pass one image, or a list, which has an order.")
     if not isinstance(image, (list, tuple, Iterator)) or is_file(image):  # an open file iterates over its lines
-        return [_loaded(image, "Image in image=")]
+        return [_loaded(image, "image=")]
     several = list(image)
     if not several and isinstance(image, Iterator):
         raise MessageError("image= is an exhausted iterator: pass a list, which can be read again.")
-    return [_loaded(each, f"Image {place} of {len(several)} in image=") for place, each in enumerate(several, 1)]
+    return [_loaded(each, f"image=, number {place} of {len(several)}") for place, each in enumerate(several, 1)]
 
 
 def _loaded(source: Any, where: str, options: Mapping[str, Any] | None = None) -> ImagePart:
@@ -216,27 +272,35 @@ def _message(raw: Any, place: int, images: Iterator[ImagePart]) -> Message:
     if isinstance(raw, str):
         raise MessageError(
             f"{where} is a string, not a mapping with 'role' and 'content': pass one question as a plain string, "
-            "several to generate_many."
+            "several to generate_many, and a question with its image as a tuple, (question, image)."
         )
     if not isinstance(raw, Mapping):
         raise MessageError(f"{where} is {type(raw).__name__}, not a mapping with 'role' and 'content'.")
+    calls = raw.get("role") == "assistant" and bool(raw.get("tool_calls"))
     for key in ("role", "content"):
-        if key not in raw:
+        if key not in raw and not (calls and key == "content"):
             raise MessageError(f"{where} has no {key!r}, only {', '.join(map(repr, raw)) or 'nothing'}: add it.")
-    role, content = raw["role"], raw["content"]
+    role, content = raw["role"], raw.get("content")
     if role not in ROLES:
         raise MessageError(f"{where} has role {role!r}; roles are {', '.join(ROLES)}.{near(str(role), ROLES)}")
-    _require_known(raw, ("role", "content"), where)
+    if role == "tool" and place == 0:
+        raise MessageError(
+            "Message 0 has role 'tool': the answer of a tool comes after the 'assistant' message that called it."
+        )
+    _require_known(raw, ("role", "content", *FURTHER.get(role, ())), where)
+    further = further_keys(raw, role, where)
     if isinstance(content, str):
-        return Message(role, (TextPart(content),))
+        return Message(role, (TextPart(content),) if content or not calls else (), further)
+    if content is None and calls:  # as OpenAI's client writes it
+        return Message(role, (), further)
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, (list, tuple)):
         raise MessageError(f"{where} has content of type {type(content).__name__}; use a string or a list of parts.")
     parts = tuple(_part(each, f"{where}, part {index}", images) for index, each in enumerate(content))
-    if not parts:
+    if not parts and not calls:
         raise MessageError(f"{where} has an empty content list: add a text or an image part.")
-    return Message(role, parts)
+    return Message(role, parts, further)
 
 
 def _part(raw: Any, where: str, images: Iterator[ImagePart]) -> TextPart | ImagePart:

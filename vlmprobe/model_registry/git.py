@@ -25,7 +25,7 @@ class Git(NoChat):
     """The ids given to the model begin with one placeholder for each position of the image."""
 
     model_types = ("git",)
-    capabilities = Capabilities(batching=False, several_images=False)
+    capabilities = Capabilities(batching=False, several_images=False, images_first=True)
 
     def __init__(self, model: Any, processor: Any) -> None:
         from vlmprobe.model_registry.git_placeholders import with_placeholders

@@ -14,7 +14,10 @@ __all__ = ["Inkling2", "Inkling2Loop"]
 
 
 class Inkling2(Adapter):
-    """The attention over hidden states at block boundaries, after the last decoder layer, counts as one more layer."""
+    """Inkling 2: the head reads a mix of hidden states from several depths, not only the last layer's.
+
+    The attention over hidden states at block boundaries, after the last decoder layer, counts as one more layer.
+    """
 
     model_types = ("inkling2",)
 
@@ -32,7 +35,7 @@ class Inkling2(Adapter):
 
 
 class Inkling2Loop(Inkling2):
-    """Some of the layers run several times: each pass counts as a layer."""
+    """Inkling 2 with a loop: some of the layers run several times, and each pass counts as a layer."""
 
     model_types = ("inkling2_loop",)
 

@@ -1,4 +1,4 @@
-"""Every checkpoint that transformers loads as an image-text-to-text model and that has a chat template."""
+"""Every decoder that transformers loads as an image-text-to-text model and that has a chat template."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.model_registry.model_kind import is_encoder_decoder
 from vlmprobe.model_registry.registry import is_native
 
 __all__ = ["Native"]
@@ -27,5 +28,5 @@ class Native(Adapter):
 
     @classmethod
     def handles(cls, config: Mapping[str, Any]) -> bool:
-        """Whether the model type is an image-text-to-text model of the installed transformers."""
-        return is_native(config.get("model_type"))
+        """Whether the installed transformers has it as an image-text-to-text model, and it is no encoder-decoder."""
+        return is_native(config.get("model_type")) and not is_encoder_decoder(config)

@@ -1,4 +1,4 @@
-"""Families whose language model, head included, is a submodule: Llama 4 and Nemotron-H Omni."""
+"""Llama 4 and Nemotron-H Omni: the language model, head included, is a submodule."""
 
 from __future__ import annotations
 

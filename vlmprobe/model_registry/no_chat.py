@@ -32,32 +32,50 @@ class NoChat(Adapter):
         """Whether there is no chat template."""
         return not templates_of(self.processor, self.tokenizer)
 
+    def asked_plainly(self, conversation: Conversation) -> bool:
+        """Whether a conversation is written without a chat template."""
+        format = conversation.format
+        return format.raw_prompt or (self.plain and format.chat_template is None)
+
     def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
         """``chat_template`` is None for a prompt without one."""
-        return {**super().facts(conversation), **({"chat_template": None} if self.plain else {})}
+        plain = self.plain if conversation is None else self.asked_plainly(conversation)
+        return {**super().facts(conversation), **({"chat_template": None} if plain else {})}
 
     def check(self, conversation: Conversation) -> None:
         """As the base class; without a chat template, a conversation is one user message."""
         super().check(conversation)
-        if self.plain and [message.role for message in conversation.messages] != ["user"]:
+        if self.asked_plainly(conversation) and [message.role for message in conversation.messages] != ["user"]:
             raise CapabilityError(
                 f"{self.model.config.model_type} has no chat template, so it takes one user message, without turns "
-                "before or after it: put everything into its text, or set processor.chat_template and use "
-                "vlmprobe.wrap(model, processor)."
+                "before or after it: put everything into its text, or pass chat_template=."
+            )
+
+    def check_format(self, conversation: Conversation) -> None:
+        """As the base class; without a chat template nothing reads its arguments."""
+        if not self.asked_plainly(conversation):
+            super().check_format(conversation)
+        elif conversation.format.chat_template_kwargs or conversation.format.tools:
+            raise CapabilityError(
+                f"{self.model.config.model_type} is asked without a chat template, so nothing reads "
+                "chat_template_kwargs or tools: leave them out, or pass chat_template=."
             )
 
     def render(self, conversations: Sequence[Conversation]) -> list[str]:
         """The text that the processor is given for each conversation."""
-        if not self.plain:
+        if not self.asked_plainly(conversations[0]):
             return super().render(conversations)
-        parts = [[part for message in each.messages for part in message.parts] for each in conversations]
-        return [
-            "".join(part.text if isinstance(part, TextPart) else self.image_text for part in each) for each in parts
-        ]
+        return [self._plain_text(each) for each in conversations]
+
+    def _plain_text(self, conversation: Conversation) -> str:
+        written = conversation.format.raw_prompt and self.writes_images(conversation)
+        mark = "" if written else self.image_text
+        parts = [part for message in conversation.messages for part in message.parts]
+        return "".join(part.text if isinstance(part, TextPart) else mark for part in parts)
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         """What the processor makes of texts and images."""
-        if not self.plain:
+        if not self.asked_plainly(conversations[0]):
             return super().process(conversations)
         images = [image for conversation in conversations for image in conversation.images]
         pad = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
@@ -72,7 +90,7 @@ class NoChat(Adapter):
 
 
 class Chameleon(NoChat):
-    """Images become tokens of a codebook; the processor ends a prompt in a separator."""
+    """Chameleon: images become tokens of a codebook; the processor ends a prompt in a separator."""
 
     model_types = ("chameleon",)
 
@@ -90,7 +108,7 @@ class QueryTransformer(NoChat):
 
     model_types = ("blip-2", "instructblip")
     # The processor pads between image and text.
-    capabilities = Capabilities(batching=False, several_images=False, text_only=False)
+    capabilities = Capabilities(batching=False, several_images=False, text_only=False, images_first=True)
 
     def __init__(self, model: Any, processor: Any) -> None:
         _require_decoder(model.config.to_dict())
@@ -132,11 +150,14 @@ class QueryTransformer(NoChat):
 
 
 class Kosmos2(NoChat):
-    """An image is as many positions as the model has queries, between two markers; a mask says where it is."""
+    """Kosmos-2: images are read by queries, and stand between two markers.
+
+    An image is as many positions as the model has queries; a mask says where it is.
+    """
 
     model_types = ("kosmos-2",)
     # After the prefill of a batch, its positions count the padding.
-    capabilities = Capabilities(batching=False, several_images=False, text_only=False)
+    capabilities = Capabilities(batching=False, several_images=False, text_only=False, images_first=True)
 
     @property
     def image_ids(self) -> frozenset[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,11 +16,10 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.errors import (
     AdapterError,
     CheckpointError,
-    CheckpointNotFoundError,
     UnknownModelError,
     near,
 )
-from vlmprobe.model_registry.unknown import unknown
+from vlmprobe.model_registry.unknown import missing, refused, unknown
 from vlmprobe.plugins import is_ours, load
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 GROUP = "vlmprobe.adapters"
+OLD_ID = re.compile(r"\w[\w.-]{0,95}", re.ASCII)  # of the hub, such as gpt2
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +82,10 @@ def find(config: Mapping[str, Any], *, name: str | None = None, checkpoint: str 
         raise AdapterError(f"{checkpoint} is claimed by {names}: choose one with adapter=.")
     for adapter in (*ours, *theirs, *(each for each in known.values() if each.generic and _handles(each, config))):
         return adapter
-    raise unknown(config, checkpoint, known_model_types())
+    handled = dict.fromkeys(known_model_types(), "")
+    for adapter in known.values():
+        handled |= dict.fromkeys(() if isinstance(adapter.model_types, str) else adapter.model_types, adapter.name)
+    raise unknown(config, checkpoint, handled)
 
 
 def require_adapter(name: str) -> type[Adapter]:
@@ -108,7 +112,8 @@ def read_config(checkpoint: str | Path, revision: str | None = None) -> dict[str
     """``config.json`` of a local folder or a hub checkpoint; nothing else is read or run.
 
     Raises:
-        UnknownModelError: if there is no such folder or hub checkpoint.
+        CheckpointNotFoundError: if there is no such folder or hub checkpoint.
+        HubError: if the hub cannot be reached, or wants a login.
         CheckpointError: if the folder has no readable ``config.json``.
     """
     return config_and_commit(checkpoint, revision)[0]
@@ -144,19 +149,14 @@ def _from_hub(checkpoint: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
-    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
-        raise CheckpointNotFoundError(
-            f"There is no folder {checkpoint!r}, and it is not a hub id such as 'llava-hf/llava-1.5-7b-hf'. "
-            "Pass an existing folder, a hub id, or 'demo'."
-        )
+    # The old ids without an organisation are read from the cache only: no such id is that of a model of images.
+    old = OLD_ID.fullmatch(checkpoint) is not None
+    if not old and (checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~"))):
+        raise missing(checkpoint)
     try:
-        return Path(hf_hub_download(checkpoint, "config.json", revision=revision))
+        return Path(hf_hub_download(checkpoint, "config.json", revision=revision, local_files_only=old))
     except (OSError, ValueError, HFValidationError) as error:
-        raise UnknownModelError(
-            f"There is no folder {checkpoint!r} here, and the hub did not return its config.json "
-            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Check the spelling, the connection, "
-            "and for a gated model that you are logged in; without a network, HF_HUB_OFFLINE=1 avoids the wait."
-        ) from error
+        raise (missing(checkpoint) if old else refused(checkpoint, error)) from error
 
 
 def is_native(model_type: Any) -> bool:

@@ -13,7 +13,10 @@ __all__ = ["Gemma3n", "Glm5Next", "HyV4VL", "Qwen4Exp"]
 
 
 class Gemma3n(Adapter):
-    """Four streams (AltUp); the last three are projected, rescaled to the RMS of the first, and averaged with it."""
+    """Gemma 3n: four residual streams (AltUp), merged before the head.
+
+    The last three are projected, rescaled to the RMS of the first, and averaged with it.
+    """
 
     model_types = ("gemma3n",)
 
@@ -24,7 +27,7 @@ class Gemma3n(Adapter):
 
 
 class Glm5Next(Adapter):
-    """Hyper-connections; the streams are averaged before the norm."""
+    """GLM-5: hyper-connections, whose residual streams are averaged before the norm."""
 
     model_types = ("glm5_next",)
 
@@ -36,13 +39,13 @@ class Glm5Next(Adapter):
 
 
 class HyV4VL(Glm5Next):
-    """Hyper-connections; the streams are summed, each weighted by a gate, before the norm."""
+    """Hy 4: hyper-connections, whose residual streams are summed, each weighted by a gate, before the norm."""
 
     model_types = ("hy_v4_vl",)
 
 
 class Qwen4Exp(Adapter):
-    """Hyper-connections; a gated mixer, which contains the norm, merges the streams."""
+    """Qwen4: hyper-connections, whose residual streams a gated mixer merges; it contains the norm."""
 
     model_types = ("qwen4_exp",)
 

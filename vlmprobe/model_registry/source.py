@@ -16,9 +16,10 @@ PACKAGE = Path(__file__).parents[1]
 TYPES = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
 
 
-def description(module: str, name: str) -> str:
-    """The docstring of the module that defines a class."""
-    return ast.get_docstring(_tree(_defined(module, name)[0])) or ""
+def description(module: str, name: str, *, of_class: bool = False) -> str:
+    """The docstring of the module that defines a class, or that of the class itself."""
+    module, found = _defined(module, name)
+    return ast.get_docstring(found if of_class else _tree(module)) or ""
 
 
 def capabilities(module: str, name: str) -> Capabilities:

@@ -1,4 +1,4 @@
-"""Families whose numbers depend on the rest of the batch: their requests run one at a time."""
+"""Emu3, HunYuan-VL, MiniMax M3-VL and Perception LM: their numbers depend on what else is in the batch."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from vlmprobe.engines.base import Engine, GivesPromptIds, require
 from vlmprobe.engines.recorded_prompt import holds_images, require_answer_to
 from vlmprobe.errors import CapabilityError, MessageError, ResultError
 from vlmprobe.inputs.messages import Conversation, Prompt
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, taken
 from vlmprobe.results.result import Result
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def conversation_of(
     if question is None and image is None and holds_images(result):
         image = list(result.images)  # those of the result, also if it has none and a session would add its own
     conversation = converse(result.meta.get("question", "") if question is None else question, image)
+    written = AS_BY_DEFAULT.updated(taken(dict(result.meta)))  # as the result's prompt, whatever this probe's are
+    conversation = Conversation.build(replace(conversation, format=written))
     if question is None and not holds_images(result) and not conversation.images:
         raise MessageError(f"The result holds its images only downscaled for display: {again}.")
     require_answer_to(engine, conversation, result, f"{again}, with all messages")

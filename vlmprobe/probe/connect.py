@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from vlmprobe.errors import CapabilityError, GenerationOptionError, UnknownModelError, near, renamed
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions
 from vlmprobe.probe import Probe
 
 __all__ = ["connect", "opened"]
@@ -25,6 +26,7 @@ def connect(
     value_kind: Literal["raw", "tempered", "filtered"] | None = None,
     in_flight: int | None = None,
     seconds: float | None = None,
+    **prompt: Unpack[PromptOptions],
 ) -> Probe:
     """A probe of a model behind a serving engine.
 
@@ -47,6 +49,7 @@ def connect(
         value_kind: what the server's log-probabilities are under sampling, if known; determined by three short
             requests if None.
         in_flight, seconds: former names of ``max_concurrency`` and ``timeout``.
+        **prompt: :class:`~vlmprobe.PromptOptions` of every call that does not give its own.
 
     Raises:
         EngineConnectionError: if nothing answers.
@@ -59,6 +62,7 @@ def connect(
     from vlmprobe.engines.serving.registry import detect, engines
     from vlmprobe.engines.serving.value_kind import KINDS
 
+    format = AS_BY_DEFAULT.updated(prompt)
     if in_flight is not None:
         renamed("connect(in_flight=)", "connect(max_concurrency=)")
         max_concurrency = in_flight
@@ -89,10 +93,17 @@ def connect(
         "url": client.url,
         "versions": {"vlmprobe": __version__},
     }
-    return Probe(served, meta)
+    return Probe(served, meta, format=format)
 
 
-def opened(model: str, engine: str, name: str, asked: Mapping[str, Any], options: Mapping[str, Any]) -> Probe:
+def opened(
+    model: str,
+    engine: str,
+    name: str,
+    asked: Mapping[str, Any],
+    options: Mapping[str, Any],
+    format: PromptFormat,
+) -> Probe:
     """A probe of a checkpoint on an engine in this process; ``vlmprobe.load`` with ``engine``.
 
     Args:
@@ -101,6 +112,7 @@ def opened(model: str, engine: str, name: str, asked: Mapping[str, Any], options
         name: of the model, for ``meta``.
         asked: ``load``'s own arguments (``device``, ``dtype``, ``revision``, ``adapter``, ``resize``).
         options: of the engine.
+        format: of every prompt, unless a call says otherwise.
     """
     from vlmprobe._version import __version__
     from vlmprobe.engines.serving.registry import engines
@@ -126,4 +138,4 @@ def opened(model: str, engine: str, name: str, asked: Mapping[str, Any], options
         "dtype": given.get("dtype"),
         "versions": {"vlmprobe": __version__},
     }
-    return Probe(computing, meta)
+    return Probe(computing, meta, format=format)

@@ -1,39 +1,16 @@
-"""Errors of many requests: each names its request, and a failure takes the place of a result."""
+"""Errors of many requests: each names its request."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from vlmprobe.errors import VlmprobeError
-from vlmprobe.inputs.messages import Prompt
+from vlmprobe.results.failure import Failure, where_of
 
 __all__ = ["Failure", "named", "naming", "where_of"]
-
-
-@dataclass(frozen=True, eq=False)
-class Failure:
-    """Takes the place of a failed request's result, with ``on_error="keep"``."""
-
-    error: Exception  # its message names the request; a model's own exception has a note that does
-    question: Prompt | None = None
-    id: Any = None  # of the request, None if it has none
-    row: int | None = None  # place among the requests, from 0
-    meta: dict[str, Any] = field(default_factory=dict)  # of the model and the request: id and further columns
-
-    def __repr__(self) -> str:
-        told = f"{type(self.error).__name__}: {' '.join(str(self.error).split())}"
-        if self.row is not None and not isinstance(self.error, VlmprobeError):
-            told = f"{where_of(self.row, self.id)}: {told}"
-        return f"Failure({told if len(told) <= 120 else told[:117] + '...'})"
-
-
-def where_of(row: int, id: Any = None, what: str = "request") -> str:
-    """A request by its row, and its id if it has one: ``request 3 (id 'x')``."""
-    return f"{what} {row}" if id is None else f"{what} {row} (id {id!r})"
 
 
 def named(error: Exception, where: str) -> Exception:

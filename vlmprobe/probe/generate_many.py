@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vlmprobe.engines.base import AnswersConcurrently, Engine, Options, RemembersImages
-from vlmprobe.errors import GenerationOptionError, MessageError
+from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe.failure import Failure, named, where_of
 from vlmprobe.probe.request import Converse, Numbered, Request, carrying, id_of, request_of, with_meta
@@ -81,6 +81,8 @@ def _tracked(
             if isinstance(outcome, Exception):
                 outcome = named(outcome, where_of(asked.row, request.id, what))
                 if not keeps:
+                    if what == "request" and isinstance(outcome, VlmprobeError):  # not the model's own
+                        outcome.add_note("With on_error='keep' a Failure takes its place, and the others are answered.")
                     raise outcome
                 yield Failure(outcome, request.question, request.id, asked.row, {**meta, **request.told})
                 done(0)
@@ -98,7 +100,7 @@ def _read(engine: Engine, converse: Converse, row: int, raw: Any, options: Optio
     except Exception as error:  # noqa: BLE001 - it keeps its place
         return Asked(row, _unread(raw), error)
     try:
-        conversation = converse(request.question, request.image)
+        conversation = converse(request.question, request.image, **request.prompt_options)
         engine.check([conversation], options)
     except Exception as error:  # noqa: BLE001 - it keeps its place
         return Asked(row, request, error)

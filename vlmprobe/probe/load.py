@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from vlmprobe.adapter.loading import ignored, loader_of, remember_loader
 from vlmprobe.adapter.quiet import quiet
 from vlmprobe.errors import (
     CapabilityError,
@@ -20,6 +21,7 @@ from vlmprobe.errors import (
     VlmprobeError,
     near,
 )
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions, taken
 from vlmprobe.probe import Probe
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 
     from vlmprobe.adapter import Adapter
 
-__all__ = ["load", "resolved_device", "wrap"]
+__all__ = ["load", "resolved_device", "resolved_dtype", "wrap"]
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
 def load(
@@ -40,6 +46,7 @@ def load(
     check: bool = True,
     engine: str | None = None,
     resize: str | None = None,
+    ignore_weights: str | Iterable[str] = (),
     **from_pretrained: Any,
 ) -> Probe:
     """A probe of a checkpoint.
@@ -50,7 +57,8 @@ def load(
     Args:
         model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
         device: ``"auto"`` uses an accelerator if available, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
-        dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
+        dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, their short
+            forms (``"fp16"``, ``"half"``, ...), or a torch dtype.
         revision: commit, branch or tag of a hub checkpoint.
         adapter: name of the adapter to use; detected from ``config.json`` if None.
         check: whether to run a few quick checks the first time this checkpoint is loaded; failures are reported as a
@@ -60,15 +68,21 @@ def load(
         resize: what resizes the images, for Qwen2-VL, Qwen2.5-VL and Qwen3-VL: ``"processor"``, the checkpoint's own
             image processor, as in transformers and the serving engines, if None; or ``"qwen-vl-utils"``. An image part
             with options (``max_pixels``, ...) is always resized by qwen-vl-utils. ``meta["resize"]`` says which.
+        ignore_weights: how the names of weights begin that may stay unread, such as ``("mtp.",)``; any other weight
+            that nothing reads is an error. ``meta["ignore_weights"]`` records it.
         **from_pretrained: further arguments of transformers' ``from_pretrained`` (``device_map="auto"``,
-            ``quantization_config``, ``attn_implementation``, ...), or of the engine.
+            ``quantization_config``, ``attn_implementation``, ...), or of the engine. And those of
+            :class:`~vlmprobe.PromptOptions`, for every call that does not give its own: ``chat_template=`` or
+            ``raw_prompt=True`` for a base model, which has no chat template; ``chat_template_kwargs=``, ``tools=``, ...
 
     Raises:
         UnknownModelError: if there is no such checkpoint, or no adapter for it.
         RemoteCodeError: if the checkpoint needs its own code, or ``trust_remote_code`` is set.
-        CheckpointError: for missing or damaged files.
+        CheckpointError: for missing or damaged files, and for weights that are missing or that nothing reads.
         CapabilityError: for a device that does not exist, or a ``resize`` that the model family does not have.
+        GenerationOptionError: for an invalid option of the prompt.
     """
+    format = AS_BY_DEFAULT.updated(taken(from_pretrained))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, in a notebook without ipywidgets
         from vlmprobe.model_registry import registry
@@ -97,39 +111,54 @@ def load(
     if engine is not None:
         from vlmprobe.probe.connect import opened
 
-        asked = {"device": device, "dtype": dtype, "revision": revision, "adapter": adapter, "resize": resize}
-        return opened(os.fspath(model), engine, name, asked, from_pretrained)
+        computed = {"device": device, "dtype": resolved_dtype(dtype)}
+        asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
+        return opened(os.fspath(model), engine, name, asked, from_pretrained, format)
+    ignoring = ignored(ignore_weights)
+    if ignoring:  # an adapter's own load need not know the argument
+        from_pretrained["ignore_weights"] = ignoring
     config, commit = registry.config_and_commit(os.fspath(model), revision)
     found = registry.find(config, name=adapter, checkpoint=name)
     _check_resize(found, resize)
     device_map = from_pretrained.pop("device_map", None) or resolved_device(device)
-    options = {"dtype": _dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
+    options = {"dtype": resolved_dtype(dtype), "device_map": device_map, "revision": revision, **from_pretrained}
     with _explained(name, from_pretrained), quiet():
         made = found.load(os.fspath(model), config=config, **options)
-    probe = _probe(made, name, commit or revision, resize)
+    remember_loader(made.model, type(made))
+    probe = _probe(made, name, commit or revision, resize, format, ignoring)
     if check and load_checks.switched_on():
-        load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model))  # type: ignore[arg-type]
+        load_checks.check_loaded(probe.engine, probe.meta, config, os.fspath(model), format)  # type: ignore[arg-type]
     return probe
 
 
 def wrap(
-    model: Any, processor: Any, *, name: str | None = None, adapter: str | None = None, resize: str | None = None
+    model: Any,
+    processor: Any,
+    *,
+    name: str | None = None,
+    adapter: str | None = None,
+    resize: str | None = None,
+    **prompt: Unpack[PromptOptions],
 ) -> Probe:
     """A probe of a model that is already loaded: fine-tuned, quantised, or with PEFT adapters.
 
     Args:
         model: a transformers model with a language-modelling head, or a PEFT model around one.
-        processor: its processor, with a chat template.
+        processor: its processor.
         name: what ``meta["model"]`` calls it. None names the checkpoint and says that the model was wrapped, and with
             which PEFT adapters, since it need not be the checkpoint's any more.
-        adapter: name of the adapter to use; detected from ``model.config`` if None.
+        adapter: name of the adapter to use. None uses the one that loaded the model, or for a model that vlmprobe did
+            not load, the one that ``model.config`` asks for.
         resize: as in :func:`load`.
+        **prompt: :class:`~vlmprobe.PromptOptions` of every call that does not give its own.
 
     Raises:
         CapabilityError: for a ``resize`` that the model family does not have.
+        GenerationOptionError: for an invalid option of the prompt.
     """
     from vlmprobe.model_registry import registry
 
+    format = AS_BY_DEFAULT.updated(prompt)
     # The generate of what torch.compile made of a model is that of the model inside it.
     model = getattr(getattr(model, "generate", None), "__self__", model)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -140,12 +169,14 @@ def wrap(
     if name is not None and (not isinstance(name, str) or not name):
         raise TypeError(f"name must be a string, such as 'llava, fine-tuned', not {name!r}")
     checkpoint = inner.config.name_or_path or type(inner).__name__
-    found = registry.find(inner.config.to_dict(), name=adapter, checkpoint=checkpoint)
+    loader = None if adapter is not None else loader_of(inner)
+    found = loader or registry.find(inner.config.to_dict(), name=adapter, checkpoint=checkpoint)
     _check_resize(found, resize)
     made = found(inner, processor)
     made.peft = None if inner is model else model
     tuned = ", ".join(getattr(model, "peft_config", ())) if made.peft is not None else ""
-    return _probe(made, name or f"{checkpoint} ({f'wrapped, with {tuned}' if tuned else 'wrapped'})", None, resize)
+    called = name or f"{checkpoint} ({f'wrapped, with {tuned}' if tuned else 'wrapped'})"
+    return _probe(made, called, None, resize, format)
 
 
 @contextmanager
@@ -179,7 +210,14 @@ def _check_resize(adapter: type[Adapter], resize: Any) -> None:
     raise CapabilityError(f"The adapter {adapter.name!r} has no resize={resize!r}: {remedy}.")
 
 
-def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None = None) -> Probe:
+def _probe(
+    adapter: Adapter,
+    name: str,
+    revision: str | None,
+    resize: str | None,
+    format: PromptFormat,
+    ignoring: tuple[str, ...] = (),
+) -> Probe:
     from importlib.metadata import version
 
     from vlmprobe._version import __version__
@@ -197,20 +235,22 @@ def _probe(adapter: Adapter, name: str, revision: str | None, resize: str | None
         "device": str(device_of(adapter.model)),
         "versions": {"vlmprobe": __version__, "transformers": version("transformers"), "torch": version("torch")},
         **adapter.facts(),
+        **({"ignore_weights": list(ignoring)} if ignoring else {}),
     }
-    return Probe(LocalEngine(adapter), meta)
+    return Probe(LocalEngine(adapter), meta, format=format)
 
 
-def _dtype(dtype: Any) -> Any:
+def resolved_dtype(dtype: Any) -> Any:
+    """The torch dtype that ``load`` uses for this argument, or ``"auto"``; raises GenerationOptionError if none."""
     import torch
 
     if dtype == "auto":
         return dtype
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    name = str(dtype).lower().removeprefix("torch.")
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, SHORT_DTYPES.get(name, name), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        names = ("float32", "bfloat16", "float16", "float64")
         raise GenerationOptionError(
-            f"dtype must be 'auto' or one of {', '.join(names)}, not {dtype!r}.{near(str(dtype), names)}"
+            f"dtype must be 'auto' or one of {', '.join(DTYPES)}, not {dtype!r}.{near(name, DTYPES)}"
         )
     return found
 
@@ -219,14 +259,30 @@ def resolved_device(device: Any) -> str:
     """The name of the device that ``load`` uses for this argument; raises CapabilityError if there is none."""
     import torch
 
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if str(device) == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found.type if found else "cpu"
+        return accelerator.type if accelerator else "cpu"
     try:
         wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise CapabilityError(
+            f"There is no device {device!r}.{_device_meant(str(device), accelerator.type if accelerator else 'cuda')} "
+            "Devices are auto, cpu, cuda, cuda:1, mps, xpu and others of torch.device."
+        ) from error
+    try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise CapabilityError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # torch goes on for a thousand characters
+        raise CapabilityError(f"device {device!r} cannot be used here: {reason}.") from error
     if wanted.type == "meta":
         raise CapabilityError("device 'meta' holds no data: nothing can be computed on it.")
     return str(wanted)
+
+
+def _device_meant(device: str, accelerator: str) -> str:
+    """A suggestion for a name that is no device, such as ``gpu``, ``GPU:1`` or ``0``."""
+    kind, colon, index = device.lower().partition(":")
+    if kind.isdecimal():
+        kind, colon, index = "gpu", ":", kind
+    meant = f" Did you mean {accelerator}{colon}{index}?" if kind == "gpu" else near(kind, DEVICES, most=1)
+    return meant if kind == "gpu" or not meant else f"{meant[:-1]}{colon}{index}?"

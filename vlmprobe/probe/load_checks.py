@@ -12,7 +12,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from vlmprobe.engines.local import LocalEngine
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.errors import CapabilityError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 from vlmprobe.probe import passed_checks
 
 __all__ = ["SWITCH", "Finding", "check_loaded", "filled_positions", "run", "switched_on"]
@@ -48,7 +49,13 @@ def switched_on() -> bool:
     return os.environ.get(SWITCH, "").strip().lower() not in OFF
 
 
-def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[str, Any], checkpoint: str) -> None:
+def check_loaded(
+    engine: LocalEngine,
+    meta: Mapping[str, Any],
+    config: Mapping[str, Any],
+    checkpoint: str,
+    format: PromptFormat = AS_BY_DEFAULT,
+) -> None:
     """Run the quick checks unless this exact checkpoint has passed them before, and warn about failures.
 
     Passes are recorded in the user's cache; failures are not, so they are reported at every load. With a newer
@@ -59,10 +66,13 @@ def check_loaded(engine: LocalEngine, meta: Mapping[str, Any], config: Mapping[s
         meta: the probe's metadata: model, revision, adapter, dtype, device, versions.
         config: the checkpoint's ``config.json`` as read.
         checkpoint: local folder or hub id.
+        format: of the prompts; passes are recorded for the checkpoint's own only.
     """
     known = passed_checks.fingerprint(type(engine.adapter), meta, config, checkpoint)
     findings: list[Finding] = []
-    if not passed_checks.passed(str(meta["model"]), known):
+    if format != AS_BY_DEFAULT:
+        findings = run(engine, replace(format, tools=(), continue_final_message=None))
+    elif not passed_checks.passed(str(meta["model"]), known):
         findings = run(engine)
         if not findings:
             passed_checks.remember(str(meta["model"]), known)
@@ -112,13 +122,13 @@ class Finding:
         return f"{self.check}: {self.told}"
 
 
-def run(engine: LocalEngine) -> list[Finding]:
-    """The failed checks, in order."""
+def run(engine: LocalEngine, format: PromptFormat = AS_BY_DEFAULT) -> list[Finding]:
+    """The failed checks, in order, of prompts of a format."""
     found = []
     for name, check in CHECKS.items():
         try:
             with alone(engine.adapter):
-                told = check(engine)
+                told = check(engine, format)
         except Exception as error:  # noqa: BLE001 - an adapter may fail in any way; the failure is reported
             told = f"{type(error).__name__}: {error}"
         if told is not None:
@@ -128,25 +138,27 @@ def run(engine: LocalEngine) -> list[Finding]:
     return found
 
 
-def chat_template(engine: LocalEngine) -> str | None:
+def chat_template(engine: LocalEngine, format: PromptFormat = AS_BY_DEFAULT) -> str | None:
     """The prompt contains the question exactly once, verbatim."""
-    prompt = engine.adapter.encode([_short_text(engine.adapter)]).prompts[0]
+    prompt = engine.adapter.encode([_short_text(engine.adapter, format=format)]).prompts[0]
     if (times := prompt.text.count(QUESTION)) != 1:
         return f"the prompt contains the user's text {times} times: {_short(prompt.text)!r}"
     return None
 
 
-def end_tokens(engine: LocalEngine) -> str | None:
+def end_tokens(engine: LocalEngine, format: PromptFormat = AS_BY_DEFAULT) -> str | None:
     """Generation ends where the chat template ends an answer."""
     adapter, detokenizer = engine.adapter, engine.detokenizer
     ends = adapter.end_ids
     if not ends:
         return "no end token is known, so every answer runs to max_new_tokens: end_ids of the adapter is empty"
-    if adapter.facts().get("chat_template", "") is None:  # asked plainly: nothing says where a turn ends
+    if (
+        format.raw_prompt or adapter.facts().get("chat_template", "") is None
+    ):  # asked plainly: nothing says where a turn ends
         return None
     if not adapter.capabilities.one_end:  # nor do earlier answers
         return None
-    written = adapter.encode([_short_text(adapter, ANSWER, FURTHER)]).prompts[0].text
+    written = adapter.encode([_short_text(adapter, ANSWER, FURTHER, format=format)]).prompts[0].text
     between = written.partition(ANSWER)[2].partition(FURTHER)[0]
     special = [
         each
@@ -161,10 +173,10 @@ def end_tokens(engine: LocalEngine) -> str | None:
     )
 
 
-def image_positions(engine: LocalEngine) -> str | None:
+def image_positions(engine: LocalEngine, format: PromptFormat = AS_BY_DEFAULT) -> str | None:
     """C5: the spans of an image are the positions that the model fills with image features."""
     adapter = engine.adapter
-    encoding = adapter.encode([Conversation.build(QUESTION, _image())])
+    encoding = adapter.encode([Conversation.build(QUESTION, _image(), format)])
     prompt = encoding.prompts[0]
     held = {place for span in prompt.spans for place in range(span.start, span.stop)}
     filled = filled_positions(adapter, to_model(adapter.model, encoding.inputs))
@@ -183,11 +195,11 @@ def image_positions(engine: LocalEngine) -> str | None:
     )
 
 
-def selected_rows(engine: LocalEngine) -> str | None:
+def selected_rows(engine: LocalEngine, format: PromptFormat = AS_BY_DEFAULT) -> str | None:
     """C11: for a short text, the default call's numbers match the full rows of the model's own forward."""
     adapter = engine.adapter
     model = adapter.model
-    conversation = _short_text(adapter)
+    conversation = _short_text(adapter, format=format)
     encoding = adapter.encode([conversation])
     result = engine.generate([conversation], Options(alternatives=1, generation=GREEDY))[0]
     assert result.prompt is not None
@@ -273,16 +285,16 @@ def _decoder_input(adapter: Adapter, inputs: dict[str, Any]) -> Tensor:
     raise RuntimeError("a forward of the model does not reach the first of the adapter's layers")
 
 
-def _short_text(adapter: Adapter, *further: str) -> Conversation:
+def _short_text(adapter: Adapter, *further: str, format: PromptFormat) -> Conversation:
     """The question and further turns; with an image only if the model family requires one."""
     turns = [Message("user", (TextPart(QUESTION),))]
     turns += [Message(("assistant", "user")[place % 2], (TextPart(text),)) for place, text in enumerate(further)]
-    conversation = Conversation(tuple(turns))
+    conversation = Conversation(tuple(turns), format)
     try:
         adapter.encode([conversation])
     except CapabilityError:
         turns[0] = Message("user", (ImagePart(_image()), *turns[0].parts))
-        return Conversation(tuple(turns))
+        return Conversation(tuple(turns), format)
     return conversation
 
 
@@ -296,7 +308,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-CHECKS: dict[str, Callable[[LocalEngine], str | None]] = {
+CHECKS: dict[str, Callable[[LocalEngine, PromptFormat], str | None]] = {
     TEMPLATE: chat_template,
     "end tokens": end_tokens,
     "C5 (image positions)": image_positions,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from vlmprobe.engines.base import Engine, RemembersImages, Streams, require
 from vlmprobe.errors import renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, shows_images
-from vlmprobe.probe.local_parts import LocalParts
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions, taken
+from vlmprobe.probe.derived import DerivedMethods
 from vlmprobe.probe.request import Keep, Request, Requests, images_to_remember, options_of, with_meta
 from vlmprobe.results.result import Result, Scores
 
@@ -21,15 +22,14 @@ if TYPE_CHECKING:
     from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.generate_many import OnError
     from vlmprobe.probe.rank import Ranking
-    from vlmprobe.probe.sample import Samples
-    from vlmprobe.results.grouped import GroupedScores, YesNo
+    from vlmprobe.results.grouped import GroupedScores
 
 
 __all__ = ["Probe", "Request", "Session"]
 
 
 @dataclass(frozen=True)
-class Probe(LocalParts):
+class Probe(DerivedMethods):
     """Queries a model and reports the likelihood of every token of prompt and answer.
 
     Several threads may call one probe; their calls take turns on the model.
@@ -38,6 +38,7 @@ class Probe(LocalParts):
     engine: Engine
     # Model, revision, adapter, dtype, device, versions when the probe was made; a result has those of its own call.
     meta: Mapping[str, Any] = field(default_factory=dict)
+    format: PromptFormat = field(default=AS_BY_DEFAULT, kw_only=True)  # of every prompt, unless a call says otherwise
 
     def generate(
         self,
@@ -68,6 +69,8 @@ class Probe(LocalParts):
                 sampling filters of the options. Raw numbers stay raw; ``scores`` shows their effect.
             **generation: arguments of transformers' ``GenerationConfig``: ``max_new_tokens`` (the checkpoint's own
                 default, else 128), ``temperature`` (0 is greedy, above 0 samples), ``do_sample``, ``num_beams``, ...
+                And those of :class:`~vlmprobe.PromptOptions`: ``chat_template_kwargs``, ``tools``, ``chat_template``,
+                ``raw_prompt`` and ``continue_final_message``.
 
         Raises:
             ImageError: for an image that cannot be read.
@@ -76,8 +79,9 @@ class Probe(LocalParts):
             CapabilityError: for input that the model does not support.
             NonFiniteLogitsError: if the model returns NaN or infinite logits.
         """
+        asked = taken(generation)
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        conversation = self.conversation(question, image)
+        conversation = self.conversation(question, image, **asked)
         self.engine.check([conversation], options)
         return self._with_meta(self.engine.generate([conversation], options)[0], conversation)
 
@@ -111,8 +115,9 @@ class Probe(LocalParts):
             A :class:`~vlmprobe.engines.stream.Stream` of one-row tables. Once it ends, its ``result`` is that of
             :meth:`generate`.
         """
+        asked = taken(generation)
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        conversation = self.conversation(question, image)
+        conversation = self.conversation(question, image, **asked)
         self.engine.check([conversation], options)
         stream = require(self.engine, Streams).stream(conversation, options)
         stream.told = lambda result: self._with_meta(result, conversation)
@@ -150,7 +155,8 @@ class Probe(LocalParts):
             requests: a list or iterator (which may be infinite) of :class:`Request` objects, plain questions, tuples
                 ``(question, image)`` or mappings, or a table: a pandas or polars DataFrame, a pyarrow Table, a
                 ``datasets.Dataset``. Keys and columns are ``question`` (or ``prompt``), ``image`` (or ``images``: one
-                or a list), ``candidates`` and ``id``; all others are carried into ``result.meta``.
+                or a list), ``candidates``, ``id`` and those of :class:`~vlmprobe.PromptOptions`; all others are carried
+                into ``result.meta``.
             batch_size: maximum batch size, halved from then on when out of memory. ``"auto"`` reads a window of 64
                 requests ahead (fewer if their images take more than 256 MB) and batches by length, longest first; a
                 number keeps the order of the requests.
@@ -162,10 +168,11 @@ class Probe(LocalParts):
         """
         from vlmprobe.probe.generate_many import answered
 
+        converse = replace(self, format=self.format.updated(taken(generation))).conversation
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
-        return answered(self.engine, self.meta, self.conversation, requests, batch_size, options, progress, on_error)
+        return answered(self.engine, self.meta, converse, requests, batch_size, options, progress, on_error)
 
-    def session(self, image: Any = None, *, images: int = 8) -> Session:
+    def session(self, image: Any = None, *, images: int = 8, **prompt: Unpack[PromptOptions]) -> Session:
         """This probe with a cache of image features: an image encoded in one call is not encoded again in the next.
 
         ::
@@ -180,9 +187,11 @@ class Probe(LocalParts):
             image: default image or list of images, for questions (and queries of :meth:`rank`) without images of their
                 own; those of the session that this is called on if None. ``image=[]`` in a call asks without any.
             images: how many images (or sets of images of one conversation) to cache, at most 1 GB of them.
+            **prompt: :class:`~vlmprobe.PromptOptions` of every question; those of a call come first.
         """
         engine = require(self.engine, RemembersImages).remembering(images_to_remember(images))
-        return Session(engine, self.meta, self.conversation("about", image).images)
+        about = self.conversation("about", image, continue_final_message=False).images
+        return Session(engine, self.meta, about, format=self.format.updated(prompt))
 
     @overload
     def score(
@@ -193,6 +202,7 @@ class Probe(LocalParts):
         *,
         keep: Keep = ...,
         alternatives: int | None = ...,
+        **prompt: Unpack[PromptOptions],
     ) -> GroupedScores: ...
     @overload
     def score(
@@ -203,6 +213,7 @@ class Probe(LocalParts):
         *,
         keep: Keep = ...,
         alternatives: int | None = ...,
+        **prompt: Unpack[PromptOptions],
     ) -> Scores: ...
     def score(
         self,
@@ -212,6 +223,7 @@ class Probe(LocalParts):
         *,
         keep: Keep = "stats",
         alternatives: int | None = None,
+        **prompt: Unpack[PromptOptions],
     ) -> Scores:
         """Log-probability of each candidate as the answer, its tokens placed right after the prompt.
 
@@ -222,6 +234,7 @@ class Probe(LocalParts):
                 summed.
             image: as in :meth:`generate`.
             keep, alternatives: as in :meth:`generate`.
+            **prompt: :class:`~vlmprobe.PromptOptions`.
 
         Raises:
             MessageError: for an empty, repeated or non-string candidate, named answers that collide (one is a
@@ -234,28 +247,10 @@ class Probe(LocalParts):
         options = options_of(keep, None, alternatives, None, {})
         groups = candidate_groups(candidates) if isinstance(candidates, Mapping) else {}
         listed = [each for texts in groups.values() for each in texts] or candidate_list(candidates)
-        conversation = self.conversation(question, image)
+        conversation = self.conversation(question, image, **prompt)
         self.engine.check([conversation], options)
         scores = self._with_meta(self.engine.score(conversation, listed, options), conversation)
         return grouped(groups, scores) if groups else scores
-
-    def yes_no(self, question: Prompt, image: Any = None, *, yes: Sequence[str] = (), no: Sequence[str] = ()) -> YesNo:
-        """Probabilities of yes and no as the answer, each summed over its spellings.
-
-        Args:
-            question, image: as in :meth:`generate`.
-            yes, no: spellings of the two answers; the usual English ones if empty.
-
-        Raises:
-            MessageError: for spellings that collide, or that the tokenizer cannot encode; others as in :meth:`score`.
-        """
-        from vlmprobe.probe.request import candidate_groups
-        from vlmprobe.results.grouped import NO, YES, YesNo, grouped
-
-        groups = candidate_groups({"yes": yes or YES, "no": no or NO})
-        scores = self.score(question, [*groups["yes"], *groups["no"]], image=image)
-        # A tokenizer may lack some of the default spellings; those given by the caller are all required.
-        return grouped(groups, scores, strict=bool(yes or no), kind=YesNo)
 
     def rank(
         self,
@@ -342,28 +337,18 @@ class Probe(LocalParts):
             *branch(self.engine, self.conversation, result, position, token, question, image, options)
         )
 
-    def sample(self, question: Prompt, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
-        """Sample n answers from the model's own distribution and measure how far they agree.
-
-        Args:
-            question, image: as in :meth:`generate`.
-            n: number of answers, at least 2; answer i is that of ``generate(..., do_sample=True, seed=seed + i)``.
-            seed: of the first answer.
-            **options: as in :meth:`generate`. Temperature 1 without filters and penalties, unless given here.
-        """
-        from vlmprobe.probe.sample import sample
-
-        return sample(self.generate, question, image, n=n, seed=seed, **options)
-
     def __repr__(self) -> str:
         known = ", ".join(
             f"{key}={self.meta[key]!r}" for key in ("model", "adapter", "dtype", "device") if key in self.meta
         )
         return f"Probe({known})"
 
-    def conversation(self, question: Prompt | Conversation, image: Any = None) -> Conversation:
+    def conversation(
+        self, question: Prompt | Conversation, image: Any = None, **prompt: Unpack[PromptOptions]
+    ) -> Conversation:
         """What the methods ask for a question and its images: every one of them, and every analysis, builds it here."""
-        return Conversation.build(question, image)
+        own = question.format if isinstance(question, Conversation) else AS_BY_DEFAULT
+        return Conversation.build(question, image, (self.format if own == AS_BY_DEFAULT else own).updated(prompt))
 
     def _with_meta(self, result: Any, conversation: Conversation) -> Any:
         return with_meta(result, self.meta, conversation)
@@ -387,8 +372,10 @@ class Session(Probe):
     ) -> None:
         self.forget()
 
-    def conversation(self, question: Prompt | Conversation, image: Any = None) -> Conversation:
+    def conversation(
+        self, question: Prompt | Conversation, image: Any = None, **prompt: Unpack[PromptOptions]
+    ) -> Conversation:
         """As in :class:`Probe`; the session's images unless the question or ``image`` has some, or ``image`` is []."""
         if image is None and self.images and not shows_images(question):
             image = list(self.images)
-        return super().conversation(question, image)
+        return super().conversation(question, image, **prompt)

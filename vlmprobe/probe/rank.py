@@ -12,6 +12,7 @@ or a custom template. Queries and documents are text, images, or both.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,10 +24,12 @@ from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.progress import tracking
 from vlmprobe.display.view import nats
 from vlmprobe.engines.base import ONE_STEP, Engine, HasAdapter, Options, Ranks, TokenisesAnswers
-from vlmprobe.errors import CapabilityError, MessageError, renamed
+from vlmprobe.errors import CapabilityError, MessageError, VlmprobeWarning, outside, renamed
 from vlmprobe.inputs.chat_templates import PAIR, pair_template, templates_of
+from vlmprobe.inputs.image_names import is_image_file
 from vlmprobe.inputs.images import is_encoded, thumbnail
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 from vlmprobe.probe.failure import naming
 from vlmprobe.probe.generate_many import answered
 from vlmprobe.probe.request import Converse, Request, options_of
@@ -139,12 +142,13 @@ def rank(
 ) -> Ranking:
     """Order documents by their relevance to a query. See :meth:`Probe.rank`."""
     # The query is the question, which a session may be about; documents stand for themselves.
-    asked = converse(Conversation((Message("user", parts_of(query, "The query")),)), None).messages[0].parts
+    about = converse(Conversation((Message("user", parts_of(query, "The query")),)), None)
+    asked = about.messages[0].parts
     if isinstance(documents, (str, Mapping)) or not isinstance(documents, Sequence):
         raise MessageError(f"documents must be a list of texts and images, not {type(documents).__name__}")
     listed = [parts_of(each, f"Document {place}") for place, each in enumerate(documents)]
-    conversations, how = _asked(engine, asked, listed, instruction, template)
-    margins = _engines_own(engine, asked, listed, instruction) if template is None else None
+    conversations, how = _asked(engine, asked, listed, instruction, template, about.format)
+    margins = _engines_own(engine, asked, listed, instruction, about.format) if template is None else None
     if margins is None:
         engine.check(conversations, Options(generation=ONE_STEP))
         with tracking(progress, len(listed), "documents", "documents") as done:
@@ -160,7 +164,7 @@ def rank(
         margins=margins,
         texts=[_text(each) for each in listed],
         images=[_first_image(each) for each in listed],
-        meta={**meta, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
+        meta={**meta, **about.format.told, "asked_through": how, "yes": yes, "no": no, "instruction": instruction},
     )
 
 
@@ -177,6 +181,14 @@ def parts_of(source: Any, name: str) -> tuple[Part, ...]:
         ImageError: for an image that cannot be read.
     """
     parts = _read(source, name)
+    for part in parts:
+        if isinstance(part, TextPart) and is_image_file(part.text):
+            warnings.warn(
+                f"{name} is the text {part.text[:80]!r}, and an image of that name exists: to rank the image, pass "
+                "pathlib.Path(...) of it, or {'image': ...}.",
+                VlmprobeWarning,
+                stacklevel=outside(),
+            )
     if not any(isinstance(part, ImagePart) or part.text.strip() for part in parts):
         raise MessageError(f"{name} is empty: give a text or an image.")
     return parts
@@ -214,21 +226,25 @@ def _asked(
     documents: Sequence[tuple[Part, ...]],
     instruction: str | None,
     own: str | None,
+    format: PromptFormat,
 ) -> tuple[list[Conversation], str]:
     """The conversation about each document, and the kind of template that it uses."""
     adapter = engine.adapter if isinstance(engine, HasAdapter) else None
     template = None
-    if own is None and adapter is not None:
-        template = pair_template(templates_of(adapter.processor, adapter.tokenizer))
+    if own is None and adapter is not None and not format.raw_prompt:
+        given = format.chat_template
+        template = pair_template({"": given} if given else templates_of(adapter.processor, adapter.tokenizer))
     if adapter is None or template is None:
         pieces = _pieces(PROMPT if own is None else own)
         told = (TextPart(INSTRUCTION if instruction is None else instruction),)
         return [
-            Conversation((Message("user", _filled(pieces, {"instruction": told, "query": query, "document": each})),))
+            Conversation(
+                (Message("user", _filled(pieces, {"instruction": told, "query": query, "document": each})),), format
+            )
             for each in documents
         ], "prompt"
     system = () if instruction is None else (Message("system", (TextPart(instruction),)),)
-    pairs = [Conversation((*system, Message(PAIR[0], query), Message(PAIR[1], each))) for each in documents]
+    pairs = [Conversation((*system, Message(PAIR[0], query), Message(PAIR[1], each)), format) for each in documents]
     if pairs and "{'type'" in adapter.render(pairs[:1])[0]:
         raise CapabilityError(
             "The chat template with query and document roles is made for a server and inserts contents verbatim. "
@@ -265,10 +281,14 @@ def _filled(pieces: Sequence[str], fields: Mapping[str, tuple[Part, ...]]) -> tu
 
 
 def _engines_own(
-    engine: Engine, query: tuple[Part, ...], documents: Sequence[tuple[Part, ...]], instruction: str | None
+    engine: Engine,
+    query: tuple[Part, ...],
+    documents: Sequence[tuple[Part, ...]],
+    instruction: str | None,
+    format: PromptFormat,
 ) -> np.ndarray | None:
     """Margins [D] from an engine that ranks by itself (``rank`` of a reranker server), else None."""
-    if not isinstance(engine, Ranks) or not documents:
+    if not isinstance(engine, Ranks) or not documents or format != AS_BY_DEFAULT:  # a reranker has its own prompt
         return None
     if instruction is not None:
         raise CapabilityError(

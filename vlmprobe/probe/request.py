@@ -6,14 +6,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 
 from vlmprobe.engines.base import KEEP, Options
 from vlmprobe.engines.recorded_prompt import record
 from vlmprobe.errors import GenerationOptionError, MessageError, near, renamed
-from vlmprobe.inputs.messages import Conversation, Prompt, TextPart
+from vlmprobe.inputs.image_names import is_named_like_an_image
+from vlmprobe.inputs.messages import Conversation, Prompt, TextPart, shows_images
+from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PROMPT_OPTIONS, PromptOptions
+from vlmprobe.probe.misplaced import require_no_image, require_no_option
 from vlmprobe.probe.tables import IMAGES, QUESTIONS, further_columns, listed, missing, plain, require_carried, scalar
 from vlmprobe.results.row_files import OnDisk
 
@@ -35,10 +38,10 @@ __all__ = [
 
 ON_DISK = (OnDisk, PathLike)
 ALTERNATIVES = 10  # default K
+OF_TEMPLATES = ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort")  # which many chat templates read
 UNSET: Any = object()  # an argument that was not given; None is a valid value
 
-# Builds a conversation from a question and its image.
-Converse: TypeAlias = Callable[["Prompt | Conversation", Any], Conversation]
+Converse: TypeAlias = Callable[..., Conversation]  # builds one as Probe.conversation does
 Requests: TypeAlias = "Iterable[Request | Prompt | tuple[Prompt, Any] | Mapping[str, Any]] | Any"  # or a table
 Keep: TypeAlias = "str | PathLike[str] | OnDisk | Collection[str | PathLike[str] | OnDisk]"
 
@@ -55,6 +58,7 @@ class Request:
     id: Any
     candidates: tuple[str, ...] | None  # scored by functions that score, else only recorded
     carry: Mapping[str, Any] = field(hash=False)  # further columns, as data that a result can keep
+    prompt_options: PromptOptions = field(hash=False)  # how this one's prompt is written
 
     def __init__(
         self,
@@ -65,11 +69,13 @@ class Request:
         candidates: Sequence[str] | None = None,
         carry: Mapping[str, Any] | None = None,
         prompt: Prompt = UNSET,
+        **prompt_options: Unpack[PromptOptions],
     ) -> None:
         """``prompt`` is a former name of ``question``.
 
         Raises:
             MessageError: for invalid candidates, or a column of ``carry`` that vlmprobe records itself or cannot keep.
+            GenerationOptionError: for an invalid option of the prompt.
         """
         if prompt is not UNSET:
             renamed("Request(prompt=)", "Request(question=)")
@@ -77,11 +83,13 @@ class Request:
         if question is UNSET:
             raise TypeError("Request() needs a question")
         require_carried(carry or ())
+        AS_BY_DEFAULT.updated(prompt_options)
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "image", image)
         object.__setattr__(self, "id", scalar(id))
         object.__setattr__(self, "candidates", _candidates(candidates))
         object.__setattr__(self, "carry", {name: plain(value, name) for name, value in (carry or {}).items()})
+        object.__setattr__(self, "prompt_options", prompt_options)
 
     @property
     def prompt(self) -> Prompt:
@@ -112,6 +120,7 @@ def options_of(
     Raises:
         GenerationOptionError: for an invalid value.
     """
+    _require_generation(generation)
     listed = list(keep) if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
     stores = [each if isinstance(each, OnDisk) else OnDisk(each) for each in listed if isinstance(each, ON_DISK)]
     named = ["logits" if isinstance(each, ON_DISK) else each for each in listed]
@@ -150,6 +159,27 @@ def options_of(
     )
 
 
+def _require_generation(generation: Mapping[str, Any]) -> None:
+    for name in generation:
+        if name == "image":  # of generate_many, since generate has that argument
+            raise GenerationOptionError(
+                "image= is not of the whole call: each request has its own, in a tuple (question, image) or a column "
+                "'image'; for one image use probe.session(image).generate_many(...)"
+            )
+        if name in PROMPT_OPTIONS:
+            raise GenerationOptionError(
+                f"{name} is no option of generation: it says how a prompt is written. Pass it to generate, stream, "
+                "score, yes_no or generate_many, to probe.session, or to vlmprobe.load, wrap or connect for all."
+            )
+        if name in OF_TEMPLATES:
+            raise GenerationOptionError(
+                f"{name} is no option of generation but of the chat template, if it reads it: pass "
+                f"chat_template_kwargs={{{name!r}: {generation[name]!r}}}."
+            )
+        if is_named_like_an_image(name):
+            raise GenerationOptionError(f"There is no option {name!r}: pass an image, or a list of images, as image=")
+
+
 def request_of(raw: Any) -> Request:
     """A request in any form that :meth:`Probe.generate_many` takes: a tuple is ``(question, image)``.
 
@@ -165,12 +195,19 @@ def request_of(raw: Any) -> Request:
     if not isinstance(raw, Mapping):
         return Request(_question(raw))
     further = further_columns(raw)
+    question = _question(next(raw[name] for name in QUESTIONS if name in raw))
+    shown = bool(set(IMAGES) & set(raw)) or shows_images(question)
+    for name in further:
+        require_no_option(name, raw[name])
+        if not shown:
+            require_no_image(name, raw[name])
     return Request(
-        _question(next(raw[name] for name in QUESTIONS if name in raw)),
+        question,
         _image(next((raw[name] for name in IMAGES if name in raw), None)),
         raw.get("id"),
         candidates=scalar(raw.get("candidates")),
         carry={name: raw[name] for name in further},
+        **{name: listed(raw[name]) for name in PROMPT_OPTIONS if name in raw},
     )
 
 

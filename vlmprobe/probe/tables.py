@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.errors import MessageError, near
+from vlmprobe.errors import MessageError
+from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
+from vlmprobe.probe.misplaced import require_not_misplaced
 
 __all__ = [
     "COLUMNS",
@@ -31,9 +33,7 @@ __all__ = [
 
 QUESTIONS = ("question", "prompt")
 IMAGES = ("image", "images")
-COLUMNS = (*QUESTIONS, *IMAGES, "candidates", "id")  # read; all others are carried into meta
-# Names that were meant as "image": without an image, the question would be asked about none.
-MISTAKEN = ("img", "imgs", "picture", "pictures", "photo", "image_path", "image_paths", "image_file", "image_url")
+COLUMNS = (*QUESTIONS, *IMAGES, "candidates", "id", *PROMPT_OPTIONS)  # read; all others are carried into meta
 # What results record themselves, of any engine.
 RECORDED = frozenset(
     {
@@ -48,7 +48,6 @@ RECORDED = frozenset(
         "device",
         "versions",
         "resize",
-        "chat_template",
         "image_sizes",
         "image_digests",
         "image_features",
@@ -111,7 +110,7 @@ def further_columns(names: Iterable[Any], what: str = "this one") -> list[str]:
 
     Raises:
         MessageError: without a question, with two names of the same, or for a column that cannot be carried: it is not
-            named by a string, vlmprobe records one of that name itself, or it is likely a misnamed image.
+            named by a string, vlmprobe records one of that name itself, or it is likely a misnamed image or an option.
     """
     names = list(names)
     shown = ", ".join(repr(str(name)) for name in names) or "none"
@@ -130,11 +129,7 @@ def further_columns(names: Iterable[Any], what: str = "this one") -> list[str]:
     further = [name for name in names if name not in COLUMNS]
     require_carried(further)
     for name in further:
-        if not set(IMAGES) & set(names) and (name.casefold() in MISTAKEN or near(name.casefold(), IMAGES, cutoff=0.8)):
-            raise MessageError(
-                f"column {name!r} is not read as an image: rename it to 'image' (or add a column 'image' of None to "
-                "ask without images)"
-            )
+        require_not_misplaced(name, names, IMAGES)
     return further
 
 
@@ -215,7 +210,9 @@ def plain(value: Any, name: str) -> Any:
 
 def _columns(source: Any) -> list[Any] | None:
     """The column names of a table; None if it is no table, or does not know them."""
-    if hasattr(source, "itertuples") or hasattr(source, "iter_rows"):  # pandas, polars
+    if hasattr(source, "itertuples"):  # pandas
+        return [*source.columns, "id"] if _index_is_id(source) else list(source.columns)
+    if hasattr(source, "iter_rows"):  # polars
         return list(source.columns)
     if hasattr(source, "to_batches") or hasattr(source, "features"):  # a pyarrow table, a data set
         names = getattr(source, "column_names", None)
@@ -227,10 +224,18 @@ def _columns(source: Any) -> list[Any] | None:
 
 def _records(source: Any, names: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
     if hasattr(source, "itertuples"):
-        return (dict(zip(names, row, strict=True)) for row in source.itertuples(index=False, name=None))
+        rows: Iterator[tuple[Any, ...]] = source.itertuples(index=False, name=None)
+        if _index_is_id(source):
+            rows = ((*row, id) for row, id in zip(rows, source.index.get_level_values("id"), strict=True))
+        return (dict(zip(names, row, strict=True)) for row in rows)
     if hasattr(source, "iter_rows"):
         return (dict(zip(names, row, strict=True)) for row in source.iter_rows())
     if hasattr(source, "to_pylist"):
         starts = range(0, source.num_rows, CHUNK)
         return (row for start in starts for row in source.slice(start, CHUNK).to_pylist())
     return iter(source)
+
+
+def _index_is_id(frame: Any) -> bool:
+    """Whether the ids of a pandas frame are in its index, as ``set_index("id")`` puts them there."""
+    return "id" in getattr(getattr(frame, "index", None), "names", ()) and "id" not in list(frame.columns)

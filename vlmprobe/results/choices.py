@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.display.shown import ShownTable
+from vlmprobe.display.view import counted
 from vlmprobe.errors import ResultError
 from vlmprobe.results.frame import DataFrame, data_frame
 
@@ -102,7 +103,7 @@ class Choices(StaysReadOnly):
         yield choices_rich(self)
 
     def __repr__(self) -> str:
-        return f"Choices({len(np.unique(self.steps))} steps, {len(self)} tokens)"
+        return f"Choices({counted(len(np.unique(self.steps)), 'step')}, {counted(len(self), 'token')})"
 
 
 def choices_of(table: ShownTable, k: int = 5) -> Choices:

@@ -21,7 +21,7 @@ def result_document(result: Any, *, logits: bool = False) -> dict[str, Any]:
         result: a ``Result``.
         logits: whether the rows hold the full logits that were kept, one number per entry of the vocabulary.
     """
-    prompt, bounded = result.prompt, result.output.logprobs_at_most is not None
+    prompt = result.prompt
     spans = [] if prompt is None else prompt.image_spans
     document = {
         "question": result.meta.get("question"),
@@ -29,7 +29,7 @@ def result_document(result: Any, *, logits: bool = False) -> dict[str, Any]:
         "finish_reason": result.meta.get("finish_reason"),
         "confidence": result.confidence,
         "mean_confidence": result.mean_confidence,
-        "perplexity": None if bounded else result.output.perplexity,
+        "perplexity": result.output.perplexity,
         "prompt": None if prompt is None else token_rows(prompt, logits=logits),
         "output": token_rows(result.output, logits=logits),
         "image_spans": [{"image": s.image, "tile": s.tile, "start": s.start, "stop": s.stop} for s in spans],

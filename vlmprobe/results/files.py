@@ -7,14 +7,15 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from PIL.Image import DecompressionBombError
 
-from vlmprobe.errors import ResultError, VlmprobeWarning
+from vlmprobe.errors import ResultError, VlmprobeWarning, outside
+from vlmprobe.results.failure import ENDING, Failure, load_failure, save_failure
 from vlmprobe.results.grouped import GroupedScores, YesNo
 from vlmprobe.results.layouts import require_readable
-from vlmprobe.results.result import ARRAYS, DOCUMENT, FORMAT, SECOND_ARRAYS, Result, Scores
+from vlmprobe.results.result import ARRAYS, DOCUMENT, FORMAT, SECOND_ARRAYS, Result, Saved, Scores
 
 __all__ = ["load_result", "load_results", "save_results"]
 
@@ -65,27 +66,42 @@ def _arrays_of(document: dict[str, Any]) -> str:
     return str(name)
 
 
-def save_results(results: Iterable[Result | Scores | Any], folder: str | Path) -> list[Path]:
+def save_results(results: Iterable[Result | Scores | Failure | Any], folder: str | Path) -> list[Path]:
     """Save results to a folder, one file each, as they come; :func:`load_results` reads them back in this order.
 
-    A file is named after its place and the id of its request (:func:`file_name`). Failures cannot be saved; one
-    warning counts them.
+    A file is named after its place and the id of its request (:func:`file_name`). Of a failure its error and its
+    request are kept; one warning counts them. The folder is there afterwards, also if there was nothing to save.
+
+    Returns:
+        The files of the results, without those of failures.
 
     Raises:
-        ResultError: if the folder holds results already.
+        ResultError: if the folder holds results already, or for what is no list of results.
     """
+    if isinstance(results, (Saved, Failure, str, bytes)) or not isinstance(results, Iterable):
+        single = "a single result is saved with result.save(path)" if isinstance(results, Saved) else "put it into one"
+        raise ResultError(f"save_results takes a list of results, not {type(results).__name__}: {single}")
     folder = Path(folder)
-    if folder.is_dir() and any(_saved_in(folder)):
+    if folder.is_dir() and any(_saved_in(folder, failures=True)):
         raise ResultError(f"{folder} holds results already: save to another folder, or delete it.")
+    folder.mkdir(parents=True, exist_ok=True)
     written, failed = [], 0
     for place, result in enumerate(results):
         if isinstance(result, (Result, Scores)):
             name = file_name(place, result.meta.get("id"))
             written.append(result.save(folder / f"{name}.safetensors"))
-        else:
+        elif isinstance(result, Failure):
+            save_failure(result, folder / f"{file_name(place, result.id)}{ENDING}")
             failed += 1
+        else:
+            raise ResultError(f"save_results takes results, and number {place} is {type(result).__name__}")
     if failed:
-        warnings.warn(f"{failed} of {len(written) + failed} requests failed and were not saved.", VlmprobeWarning, 2)
+        warnings.warn(
+            f"{failed} of {len(written) + failed} requests failed: load_results(folder, failures=True) reads them back "
+            "as Failure, and without that leaves them out.",
+            VlmprobeWarning,
+            outside(),
+        )
     return written
 
 
@@ -98,29 +114,41 @@ def file_name(place: int, id: Any = None) -> str:
     return f"{place:06d}-{kept}" if kept else f"{place:06d}"
 
 
-def load_results(folder: str | Path) -> Iterator[Result | Scores]:
+@overload
+def load_results(folder: str | Path, *, failures: Literal[False] = ...) -> Iterator[Result | Scores]: ...
+@overload
+def load_results(folder: str | Path, *, failures: bool) -> Iterator[Result | Scores | Failure]: ...
+def load_results(folder: str | Path, *, failures: bool = False) -> Iterator[Any]:
     """Load the results saved in a folder one by one, in the order of their names.
 
+    Args:
+        folder: of :func:`save_results`, or any folder of saved results. An empty one holds none.
+        failures: whether to yield a :class:`~vlmprobe.Failure` for each request that failed, in its place.
+
     Raises:
-        ResultError: if the folder is missing, or holds no results; while iterating, for one that cannot be read.
+        ResultError: if the folder is missing, or holds other files only; while iterating, for one that cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ResultError(f"There is no folder {folder}.")
-    found = sorted(_saved_in(folder))
-    if not found:
+    found = sorted(_saved_in(folder, failures=failures))
+    if not found and any(folder.iterdir()) and not any(_saved_in(folder, failures=True)):
         raise ResultError(f"{folder} holds no saved results: no .safetensors files, and no folders with {DOCUMENT}.")
-    return map(load_result, found)
+    return map(_load, found)  # which goes on after an error, as a generator would not
 
 
-def _saved_in(folder: Path) -> Iterator[Path]:
+def _load(path: Path) -> Result | Scores | Failure:
+    return load_failure(path) if path.name.endswith(ENDING) else load_result(path)
+
+
+def _saved_in(folder: Path, failures: bool) -> Iterator[Path]:
     if (folder / DOCUMENT).is_file():  # the folder of one result
         yield folder
         return
     for path in folder.iterdir():
         if path.name.startswith("."):  # unfinished
             continue
-        if path.suffix == ".safetensors" or (path / DOCUMENT).is_file():
+        if path.suffix == ".safetensors" or (path / DOCUMENT).is_file() or (failures and path.name.endswith(ENDING)):
             yield path
 
 

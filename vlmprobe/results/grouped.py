@@ -12,6 +12,7 @@ import numpy as np
 from vlmprobe.errors import MessageError
 from vlmprobe.results.choices import read_only
 from vlmprobe.results.frame import DataFrame, data_frame
+from vlmprobe.results.nested import Path, path_of
 from vlmprobe.results.result import Scores
 
 __all__ = ["GroupedScores", "YesNo", "grouped"]
@@ -20,7 +21,6 @@ YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 NO = ("no", "No", "NO", " no", " No", " NO")
 
 Groups = Mapping[str, Sequence[str]]
-Path = tuple[Any, ...]  # start position of a spelling in the model's sequence, then its tokens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +39,11 @@ class GroupedScores(Scores):
     def logprobs(self) -> np.ndarray:
         """float64 [G], nats: log of the summed probabilities of each answer's spellings."""
         return read_only(np.array([np.logaddexp.reduce(self.spellings.logprobs[places]) for places in self.members]))
+
+    @property
+    def mass(self) -> float:
+        """Probability that the answer begins with a spelling that counts; none of these begins with another."""
+        return float(np.nansum(np.exp(self.logprobs)))
 
     @property
     def means(self) -> np.ndarray:
@@ -126,7 +131,7 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
             left_out[text] = f"the tokenizer encodes it as {read!r}"
         elif np.isnan(scores.logprobs[place]):
             left_out[text] = "it has no log-probability"
-    paths = {text: _path(scores, place) for text, place in place_of.items() if text not in left_out}
+    paths = {text: path_of(scores.tables[place]) for text, place in place_of.items() if text not in left_out}
     start = _common_start(groups, paths)
     for text, path in paths.items():
         if path[0] != start:
@@ -160,12 +165,6 @@ def _build(
         members=[list(places) for places in members],
         left_out=dict(left_out),
     )
-
-
-def _path(scores: Scores, place: int) -> Path:
-    """Start position and tokens of a spelling; token texts if the engine gives no ids."""
-    table = scores.tables[place]
-    return (int(table.positions[0]), *(table.tokens if table.ids is None else table.ids.tolist()))
 
 
 def _begins(text: str, other: str, paths: Mapping[str, Path], left_out: Mapping[str, str]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from PIL.Image import Image, fromarray
@@ -16,8 +16,10 @@ from PIL.Image import open as opened
 from vlmprobe.errors import ResultError
 from vlmprobe.results.choices import StaysReadOnly, read_only
 from vlmprobe.results.frame import DataFrame, data_frame, stacked
+from vlmprobe.results.nested import disjoint
 from vlmprobe.results.replacing import replacing
 from vlmprobe.results.table import Ids, TokenTable
+from vlmprobe.results.written import ELSEWHERE, written
 
 if TYPE_CHECKING:
     from vlmprobe.display.shown import Shown, ShownResult, ShownScores
@@ -38,7 +40,8 @@ class Saved:
         A save that is interrupted leaves what was there before.
 
         Raises:
-            ResultError: for text or ``meta`` that JSON cannot hold, or a ``path`` that is a file of another kind.
+            ResultError: for text or ``meta`` that JSON cannot hold, or a ``path`` that is or names a file of another
+                kind.
             OSError: if ``path`` cannot be written.
         """
         from safetensors.numpy import save_file
@@ -51,6 +54,9 @@ class Saved:
         if not single:
             if path.is_file():
                 raise ResultError(f"{path} is a file: save to a folder, or to a name that ends in .safetensors.")
+            if path.suffix.lower() in ELSEWHERE and not path.is_dir():
+                writes = ELSEWHERE[path.suffix.lower()]
+                raise ResultError(f"save writes a folder or a .safetensors file; {writes} writes {path.name}.")
             document["arrays"] = _free_name(path)
         try:
             text = json.dumps(document, ensure_ascii=False, indent=1)
@@ -77,21 +83,34 @@ class Saved:
         """
         return self._document()  # type: ignore[attr-defined]
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """:meth:`to_dict` as one line of JSON; written to ``path`` if given."""
+    @overload
+    def to_json(self, path: None = ...) -> str: ...
+    @overload
+    def to_json(self, path: str | Path) -> Path: ...
+    def to_json(self, path: str | Path | None = None) -> str | Path:
+        """:meth:`to_dict` as one line of JSON, or the path of the file that it is written to.
+
+        Raises:
+            ResultError: for a ``path`` that holds something else than JSON.
+        """
         from vlmprobe.results.document import dumps
 
         text = dumps(self.to_dict())
-        if path is not None:
-            with replacing(Path(path)) as unfinished:
-                unfinished.write_text(text + "\n", encoding="utf-8")
-        return text
+        return text if path is None else written(text + "\n", path, "json")
 
-    def to_html(self: Shown, path: str | Path | None = None) -> str:
-        """One self-contained HTML page; written to ``path`` if given."""
-        from vlmprobe.display.html import page, written
+    @overload
+    def to_html(self: Shown, path: None = ...) -> str: ...
+    @overload
+    def to_html(self: Shown, path: str | Path) -> Path: ...
+    def to_html(self: Shown, path: str | Path | None = None) -> str | Path:
+        """One self-contained HTML page, or the path of the file that it is written to.
 
-        return written(page([self]), path)
+        Raises:
+            ResultError: for a ``path`` that holds something else than HTML.
+        """
+        from vlmprobe.display.html import page
+
+        return written(page([self]), path, "html")
 
     def _repr_html_(self: Shown) -> str:
         from vlmprobe.display import fragment
@@ -143,8 +162,6 @@ class Result(Saved, StaysReadOnly):
         It falls with every token, to 1e-16 and less for a long answer; :attr:`mean_confidence` does not. NaN if the
         engine gives only a bound for one of them.
         """
-        if self.output.logprobs_at_most is not None:
-            return float("nan")
         return float(np.exp(self.output.logprob))
 
     @property
@@ -153,7 +170,7 @@ class Result(Saved, StaysReadOnly):
 
         NaN as :attr:`confidence`.
         """
-        return float("nan") if self.output.logprobs_at_most is not None else 1 / self.output.perplexity
+        return 1 / self.output.perplexity
 
     def top(self, k: int = 5) -> Choices:
         """The top alternatives at each step of the answer; see :meth:`TokenTable.top`."""
@@ -184,14 +201,14 @@ class Result(Saved, StaysReadOnly):
         return stacked("side", {"prompt": self.prompt.to_pandas(), "output": self.output.to_pandas()})
 
     def __repr__(self) -> str:
-        from vlmprobe.display.view import LONG, least_sure, tiny
+        from vlmprobe.display.view import LONG, counted, least_sure, tiny
 
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
         whole = f"{self.confidence:.3g}" if self.confidence else tiny(self.output.logprob)  # below what a float holds
         sure = f"confidence {whole}, {self.mean_confidence:.3f} per token"
         if len(self.output) >= LONG:
             sure += f", least sure {', '.join(f'{token!r} {p}' for _, token, p in least_sure(self.output))}"
-        return f"Result({shown!r}, {len(self.output)} tokens, {sure})"
+        return f"Result({shown!r}, {counted(len(self.output), 'token')}, {sure})"
 
     def _document(self) -> dict[str, Any]:
         from vlmprobe.results.document import result_document
@@ -251,6 +268,9 @@ class Scores(Saved, StaysReadOnly):
     def probabilities(self) -> np.ndarray:
         """float64 [C]: softmax of ``logprobs`` over the candidates, so they sum to 1.
 
+        A candidate that begins with another one (``"no idea"`` and ``"no"``) is part of it and never likelier: give
+        both an end to compare them.
+
         A candidate without a log-probability (it contains an id beyond the head) is NaN and excluded.
         """
         if np.isnan(self.logprobs).all():
@@ -260,11 +280,11 @@ class Scores(Saved, StaysReadOnly):
 
     @property
     def mass(self) -> float:
-        """Total probability of the candidates: how much of the model's distribution they cover.
+        """Probability that the answer begins with one of the candidates: how much of what the model would say they are.
 
-        Above 1 only if one candidate is a prefix of another.
+        A candidate that begins with another one, token by token, is part of it and adds nothing.
         """
-        return float(np.nansum(np.exp(self.logprobs)))
+        return float(np.nansum(np.exp(self.logprobs[disjoint(self.tables)])))
 
     @property
     def best(self) -> str:

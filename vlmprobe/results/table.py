@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from vlmprobe.display.view import counted
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.results.choices import Choices, StaysReadOnly, choices_of, read_only
@@ -98,14 +99,21 @@ class TokenTable(StaysReadOnly):
         return self.top_logprobs[:, 0] - self.top_logprobs[:, 1]
 
     @property
+    def bounded(self) -> bool:
+        """Whether an engine gives only a bound on the log-probability of some row, so that no sum of them is known."""
+        return self.logprobs_at_most is not None and not bool(np.isnan(self.logprobs_at_most).all())
+
+    @property
     def logprob(self) -> float:
-        """Sum of the log-probabilities of the scored rows, nats; NaN if none is scored."""
-        return float(self.logprobs[self.scored].sum(dtype=np.float64)) if self.scored.any() else float("nan")
+        """Sum of the log-probabilities of the scored rows, nats; NaN if none is scored, or one is only bounded."""
+        known = self.scored.any() and not self.bounded
+        return float(self.logprobs[self.scored].sum(dtype=np.float64)) if known else float("nan")
 
     @property
     def perplexity(self) -> float:
-        """``exp`` of the mean negative log-probability over the scored rows; NaN if none is scored."""
-        return float(np.exp(-self.logprobs[self.scored].mean(dtype=np.float64))) if self.scored.any() else float("nan")
+        """``exp`` of the mean negative log-probability over the scored rows; NaN as :attr:`logprob`."""
+        known = self.scored.any() and not self.bounded
+        return float(np.exp(-self.logprobs[self.scored].mean(dtype=np.float64))) if known else float("nan")
 
     def top(self, k: int = 5) -> Choices:
         """The k likeliest tokens of each scored row, and the chosen one.
@@ -180,7 +188,8 @@ class TokenTable(StaysReadOnly):
         yield table_rich(self)
 
     def __repr__(self) -> str:
-        return f"TokenTable({len(self)} tokens: {''.join(self.tokens)[:60]!r}, perplexity {self.perplexity:.3g})"
+        text = "".join(self.tokens)[:60]
+        return f"TokenTable({counted(len(self), 'token')}: {text!r}, perplexity {self.perplexity:.3g})"
 
     # -- storage -----------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Conformance checks for adapters, in the manner of scikit-learn's ``check_estimator``.
 
 ``check_adapter(probe)`` verifies that every number a probe gives is the model's own, against computations that share
-no code with the probe: C1 to C19. ``parametrize_with_checks`` makes each a pytest test. Tiny checkpoints of real
+no code with the probe: C1 to C23. ``parametrize_with_checks`` makes each a pytest test.
+``check_against(probe, folder)`` compares with what the model's original code gave. Tiny checkpoints of real
 architectures to run them on come from :mod:`vlmprobe.testing.tiny`.
 """
 
@@ -13,9 +14,18 @@ if TYPE_CHECKING:
     from vlmprobe.testing.conformance import Check
     from vlmprobe.testing.parametrize import parametrize_with_checks
     from vlmprobe.testing.report import CheckResult, ConformanceError, Report
-    from vlmprobe.testing.suite import check_adapter, checks
+    from vlmprobe.testing.suite import check_adapter, check_against, checks
 
-__all__ = ["Check", "CheckResult", "ConformanceError", "Report", "check_adapter", "checks", "parametrize_with_checks"]
+__all__ = [
+    "Check",
+    "CheckResult",
+    "ConformanceError",
+    "Report",
+    "check_adapter",
+    "check_against",
+    "checks",
+    "parametrize_with_checks",
+]
 
 _HOMES = {
     "Check": "conformance",
@@ -23,6 +33,7 @@ _HOMES = {
     "ConformanceError": "report",
     "Report": "report",
     "check_adapter": "suite",
+    "check_against": "suite",
     "checks": "suite",
     "parametrize_with_checks": "parametrize",
 }

@@ -22,10 +22,12 @@ from vlmprobe.testing.global_state import changes, state_of
 from vlmprobe.testing.report import SkipCheck
 from vlmprobe.testing.tolerance import scale_of, tolerances
 
-__all__ = ["BEAMS", "GREEDY", "NEW_TOKENS", "Subject", "text_rows"]
+__all__ = ["ANSWER", "BEAMS", "GREEDY", "NEW_TOKENS", "SHORT", "SYSTEM", "Subject", "text_rows"]
 
 NEW_TOKENS = 6
 SHORT = "What is in the picture?"
+SYSTEM = "Answer in few words."
+ANSWER = "A red boat."
 LONG = "Describe the picture in one long sentence, and say which colours it has and where they are."
 GREEDY = {"do_sample": False, "num_beams": 1}
 BEAMS = {"do_sample": False, "num_beams": 3}
@@ -36,7 +38,10 @@ class Subject:
 
     Conversations go by name: ``"main"`` is one image and a question; ``"other"`` has another image of the same
     size, ``"wide"`` an image of another size and a longer question; ``"text"`` has none; ``"two"`` has two of
-    different sizes, ``"other two"`` another first one, and ``"two other"`` another second one.
+    different sizes, ``"other two"`` another first one, and ``"two other"`` another second one. ``"text first"`` has
+    its image after the question, ``"system"`` a system message, ``"turns"`` two turns with an image each, of which
+    ``"turns other first"`` and ``"turns other second"`` have another; ``"main +12"`` and ``"text +12"`` have twelve
+    more words.
     """
 
     def __init__(self, probe: Probe, *, exact: bool = False) -> None:
@@ -57,6 +62,9 @@ class Subject:
 
     def conversation(self, name: str) -> Conversation:
         """A conversation by name."""
+        name, _, words = name.partition(" +")
+        if name in ("text first", "system") or name.startswith("turns"):
+            return Conversation.build(_chat(name))
         question, images = {
             "main": (SHORT, [picture(1)]),
             "other": (SHORT, [picture(2)]),
@@ -66,7 +74,7 @@ class Subject:
             "other two": (SHORT, [picture(2), picture(3, 72, 40)]),
             "two other": (SHORT, [picture(1), picture(4, 72, 40)]),
         }[name]
-        return Conversation.build(question, images)
+        return Conversation.build("picture " * int(words or 0) + question, images)
 
     def ask(self, name: str, **options: Any) -> Result:
         """Run the probe's ``generate`` on a conversation by name."""
@@ -130,6 +138,7 @@ class Subject:
     @torch.no_grad()
     def forward(self, inputs: dict[str, Any], **more: Any) -> Any:
         """The output of the model's own forward, without a cache."""
+        _forget_lengths(self.model)
         return self.model(**{**inputs, "use_cache": False, "return_dict": True, **more})
 
     def own(self, name: str, rows: Any, ids: Any = (), drop: int = 0) -> np.ndarray:
@@ -225,6 +234,30 @@ class Subject:
             adapter.model.set_experts_implementation("eager")  # grouped matrix products do not support float64
         engine = type(self.probe.engine)(adapter)  # type: ignore[call-arg]
         return Subject(Probe(engine, self.probe.meta), exact=True)
+
+
+def _forget_lengths(model: Any) -> None:
+    """Dynamic RoPE begins anew; otherwise it keeps the frequencies of the longest sequence so far."""
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")) and hasattr(module, "original_inv_freq"):
+            module.inv_freq = module.original_inv_freq.clone()
+            module.max_seq_len_cached = module.original_max_seq_len
+
+
+def _chat(name: str) -> list[dict[str, Any]]:
+    """Conversations of more than one message, or in another order than image and question."""
+    pictures = picture(2 if name == "turns other first" else 1), picture(4 if name.endswith("second") else 3, 72, 40)
+    one, other = ({"type": "image", "image": image} for image in pictures)
+    question = {"type": "text", "text": SHORT}
+    if name == "text first":
+        return [{"role": "user", "content": [question, one]}]
+    if name == "system":
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": [one, question]}]
+    return [
+        {"role": "user", "content": [one, question]},
+        {"role": "assistant", "content": ANSWER},
+        {"role": "user", "content": [other, {"type": "text", "text": LONG}]},
+    ]
 
 
 def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:

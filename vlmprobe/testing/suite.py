@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from vlmprobe._version import __version__
@@ -20,7 +21,7 @@ from vlmprobe.testing.report import CheckFailure, CheckResult, Report, SkipCheck
 from vlmprobe.testing.subject import Subject
 from vlmprobe.testing.tolerance import RELATIVE, tolerances
 
-__all__ = ["check_adapter", "checks", "run_check", "selected"]
+__all__ = ["check_adapter", "check_against", "checks", "run_check", "selected"]
 
 VANISHES = 0.1  # the share of a difference in the model's dtype that may remain in float64 if it was noise
 
@@ -52,10 +53,46 @@ def check_adapter(
     """
     expected = dict(expected_failures or {})
     selected(expected)
-    subject = Subject(probe)
+    return _report(ALL if only is None else selected(only), Subject(probe), expected, on_start, on_result)
+
+
+def check_against(
+    probe: Probe,
+    reference: str | Path,
+    *,
+    on_start: Callable[[Check], None] | None = None,
+    on_result: Callable[[CheckResult], None] | None = None,
+) -> Report:
+    """Compare a probe that runs in this process with a reference of the model's original code.
+
+    Token ids must be equal, pixels and logits within the tolerances of the reference (1e-6 and 1e-3).
+
+    Args:
+        probe: from ``vlmprobe.load`` or ``vlmprobe.wrap``, in the type that the reference was recorded in (float32).
+        reference: the folder; docs/reference/reference-format.md describes it.
+        on_start, on_result: as in :func:`check_adapter`.
+
+    Raises:
+        ResultError: there is no reference in the folder, or not one that can be read.
+    """
+    from vlmprobe.testing.against import checks_against
+    from vlmprobe.testing.reference import read_reference
+
+    found = read_reference(reference)
+    report = _report(checks_against(found), Subject(probe), {}, on_start, on_result)
+    return replace(report, meta={**report.meta, "reference": str(reference), "source": found.source})
+
+
+def _report(
+    checks: Iterable[Check],
+    subject: Subject,
+    expected: Mapping[str, str],
+    on_start: Callable[[Check], None] | None,
+    on_result: Callable[[CheckResult], None] | None,
+) -> Report:
     meta = _meta(subject)
     results: list[CheckResult] = []
-    for each in ALL if only is None else selected(only):
+    for each in checks:
         if on_start is not None:
             on_start(each)
         results.append(_once(run_check(each, subject, expected.get(each.id)), results))

@@ -113,8 +113,9 @@ def test_no_mean_counts_a_sentinel():
     logprobs = distribution()
     rows = [Row(-1.0, 1, top=top(logprobs, 2)), Row(-9999.0, 2, top=top(logprobs, 2))]
     table = answer_table(rows, 0, 2, RAW, "none", None, "here")
-    assert table.perplexity == pytest.approx(math.e)
-    assert table.logprob == -1.0
+    assert math.isnan(table.perplexity), "without the bounded token it would be too low"
+    assert math.isnan(table.logprob)
+    assert (table[:1].logprob, table[:1].perplexity) == (-1.0, pytest.approx(math.e))
     result = vlmprobe.Result("x", None, table, None, {})
     assert math.isnan(result.confidence)
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from broken_adapters import batches, candidates, current_model, images, meaning, rows, safety
+from broken_adapters import batches, candidates, conversations, current_model, images, meaning, rows, safety
 from broken_adapters.case import BROKEN
 from broken_adapters.rows import RowsOffByOne
 
-__all__ = ["BROKEN", "RowsOffByOne", "batches", "candidates", "current_model", "images", "meaning", "rows", "safety"]
+__all__ = [
+    "BROKEN",
+    "RowsOffByOne",
+    "batches",
+    "candidates",
+    "conversations",
+    "current_model",
+    "images",
+    "meaning",
+    "rows",
+    "safety",
+]

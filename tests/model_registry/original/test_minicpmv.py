@@ -1,6 +1,6 @@
 """MiniCPM-V in its original format against the original implementations.
 
-2.0 and 2.6, 2.5 and 4.5: the unmodified original code. 4.0: the code of 2.6 with Llama for Qwen2, which is how
+1.0, 2.0 and 2.6, 2.5 and 4.5: the unmodified original code. 4.0: the code of 2.6 with Llama for Qwen2, which is how
 its authors describe it; the original of 4.0 was not at hand.
 """
 
@@ -21,11 +21,14 @@ import vlmprobe
 from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.model_registry.original.minicpmv import MiniCPMV
+from vlmprobe.model_registry.original.minicpmv.config import translate
+from vlmprobe.model_registry.original.minicpmv.modeling import MiniCPMVForConditionalGeneration
+from vlmprobe.model_registry.original.timm_towers import TimmTowerConfig
 
 pytest.importorskip("timm")
 pytest.importorskip("sentencepiece")
 
-CASES = ("minicpmv-2.0", "minicpmv-2.5", "minicpmv-2.6", "minicpmv-4.0", "minicpmv-4.5")
+CASES = ("minicpmv-1.0", "minicpmv-2.0", "minicpmv-2.5", "minicpmv-2.6", "minicpmv-4.0", "minicpmv-4.5")
 ALL = scenarios(*CASES)
 QUESTION = "What is drawn on the left side of the picture?"
 
@@ -254,21 +257,43 @@ def test_max_slice_nums_of_an_image():
         adapter("minicpmv-2.6").encode([conversation({**part, "max_slice_nums": 0})])
 
 
+def test_1_0_cuts_no_image():
+    part = {"type": "image", "path": str(GOLDEN / "minicpmv-1.0" / "image_a.png"), "max_slice_nums": 2}
+    with pytest.raises(CapabilityError, match="max_slice_nums"):
+        adapter("minicpmv-1.0").encode([conversation(part, case="minicpmv-1.0")])
+
+
+def test_a_side_of_1_0_that_patches_do_not_divide(tmp_path):
+    """The original's tower pads the last row and column of patches; no released size needs it."""
+    folder = copied("minicpmv-1.0", tmp_path)
+    edit(folder / "config.json", image_size=60)
+    family = vlmprobe.load(folder, dtype="float32", check=False).engine.adapter
+    inputs = family.encode([conversation("a", case="minicpmv-1.0")]).inputs
+    assert inputs["pixel_values"].shape[-2:] == (60, 60)
+    tower = family.model.model
+    with torch.no_grad():
+        features = tower.image_features(inputs["pixel_values"], tgt_sizes=inputs["tgt_sizes"], owners=inputs["owners"])
+        padded = torch.nn.functional.pad(inputs["pixel_values"], (0, 10, 0, 10))
+        due = tower.resampler(tower.vision_tower(padded), (5, 5))
+    torch.testing.assert_close(features, due, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("text", ["an <image> tag", "</slice>", "(<image>./</image>)", "<image><unk></image>"])
 def test_image_tags_in_the_text_are_refused(text):
     with pytest.raises(MessageError, match="image parts"):
         adapter("minicpmv-2.6").encode([conversation("d", {"type": "text", "text": text})])
 
 
-def test_conversations_that_2_0_cannot_express():
-    family = adapter("minicpmv-2.0")
-    image = {"type": "image", "path": str(GOLDEN / "minicpmv-2.0" / "image_a.png")}
+@pytest.mark.parametrize("case", ["minicpmv-1.0", "minicpmv-2.0"])
+def test_conversations_that_a_first_release_cannot_express(case):
+    family = adapter(case)
+    image = {"type": "image", "path": str(GOLDEN / case / "image_a.png")}
     text = {"type": "text", "text": QUESTION}
     with pytest.raises(CapabilityError, match="one image"):
         family.encode([Conversation.build([{"role": "user", "content": [image, image, text]}])])
     with pytest.raises(MessageError, match="first part of the first message"):
         family.encode([Conversation.build([{"role": "user", "content": [text, image]}])])
-    with pytest.raises(MessageError, match="no system message"):
+    with pytest.raises(CapabilityError, match="takes no system message"):
         family.encode(
             [Conversation.build([{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hi"}])]
         )
@@ -279,6 +304,32 @@ def test_a_user_speaks_first():
         adapter("minicpmv-2.6").encode(
             [Conversation.build([{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hi"}])]
         )
+
+
+# -- true sizes --------------------------------------------------------------------------------------
+
+FIRST = {  # fields of the released config.json that decide sizes, the same in 1.0 and 2.0
+    "model_type": "minicpmv",
+    "vision_encoder": "vit_so400m_patch14_siglip_384.webli",
+    "vocab_size": 122753,
+    "hidden_size": 2304,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 36,
+    "num_key_value_heads": 36,
+    "intermediate_size": 5760,
+    "query_num": 64,
+    "scale_emb": 12,
+}
+
+
+@pytest.mark.parametrize(("release", "fields"), [("1.0", {}), ("2.0", {"scale_resolution": 448})])
+def test_the_model_of_a_first_release_has_as_many_parameters_as_its_weight_files(release, fields, monkeypatch):
+    """Their index says 6,869,931,584 bytes, two for each. The tower's sizes come from weights; here they are timm's."""
+    monkeypatch.setattr("vlmprobe.model_registry.original.minicpmv.config.read_tower", lambda *_: TimmTowerConfig())
+    with torch.device("meta"):
+        model = MiniCPMVForConditionalGeneration(translate(Path(), FIRST | fields))
+    assert model.config.release == release
+    assert sum(each.numel() for each in model.parameters()) == 6_869_931_584 // 2
 
 
 # -- checkpoints that cannot be right ----------------------------------------------------------------
@@ -379,3 +430,21 @@ def test_code_of_the_checkpoint_never_runs(tmp_path, case):
     result = vlmprobe.load(folder, dtype="float32").generate(scenario.messages, **GREEDY)
     assert result.output.ids.tolist() == scenario.told["gen_ids"]
     assert not witness.exists()
+
+
+def test_candidates_after_a_prompt_with_an_exclamation_mark():
+    """MiniCPM-V 2.6 hides id 0 ("!") from attention, in the prompt that candidates share as well."""
+    probe = vlmprobe.load(GOLDEN / "minicpmv-2.6", dtype="float32", check=False)
+    adapter = probe.engine.adapter
+    question, image = "Look! What is drawn?", GOLDEN / "minicpmv-2.6" / "image_d.png"
+    encoding = adapter.encode([probe.conversation(question, image)])
+    assert not encoding.inputs["attention_mask"].all()
+    candidates = ["red nine", "the cat is", "no"]
+    scores = probe.score(question, candidates, image=image)
+    for candidate, got in zip(candidates, scores.logprobs, strict=True):
+        ids = adapter.continuation(encoding.prompts[0], candidate).ids
+        with torch.no_grad():
+            logits = adapter.model(**adapter.extend(encoding.inputs, torch.tensor([ids]))).logits[0]
+        rows = logits[-len(ids) - 1 : -1].log_softmax(-1)
+        due = sum(float(row[each]) for row, each in zip(rows, ids, strict=True))
+        assert got == pytest.approx(due, abs=1e-4)

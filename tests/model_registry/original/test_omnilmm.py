@@ -111,7 +111,7 @@ def test_conversations_that_it_cannot_express():
         encode(PICTURE, "<image> and <image>")
     with pytest.raises(MessageError, match="enclose an image"):
         encode("Hello <im_patch>")
-    with pytest.raises(MessageError, match="system message is fixed"):
+    with pytest.raises(CapabilityError, match="takes no system message"):
         encode("Hello", before=({"role": "system", "content": "Be terse."},))
     with pytest.raises(MessageError, match="alternate"):
         encode("Hello", before=({"role": "user", "content": "Hi"},))

@@ -1,16 +1,16 @@
-"""Warns of prompts that are longer than the model's context."""
+"""Warns of prompts longer than the model's context, and of answers that cross a length where RoPE changes."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from vlmprobe.adapter import EncodedPrompt
-from vlmprobe.errors import VlmprobeWarning
+from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.adapter.rope import may_continue
+from vlmprobe.errors import VlmprobeWarning, outside
 
-__all__ = ["context_length", "warn_if_beyond"]
+__all__ = ["context_length", "switch_within", "warn_if_beyond"]
 
 
 def context_length(config: Any) -> int | None:
@@ -32,13 +32,24 @@ def warn_if_beyond(config: Any, prompts: Sequence[EncodedPrompt]) -> None:
             "numbers are of positions that the model was not trained on. Shorten the text, or pass fewer or smaller "
             "images.",
             VlmprobeWarning,
-            stacklevel=_outside(),
+            stacklevel=outside(),
         )
 
 
-def _outside() -> int:
-    """``stacklevel``, for whoever calls this, of the first frame outside the package."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __name__.partition(".")[0]:
-        frame, level = frame.f_back, level + 1
-    return level
+def switch_within(adapter: Adapter, prompt: EncodedPrompt, made: int) -> int | None:
+    """The length beyond which RoPE factors change if an answer of ``made`` tokens goes there, with a warning, or None.
+
+    Rows before it are of other factors than a forward over the whole sequence has; beyond it, the model's own decoding
+    keeps the keys of earlier positions as they were rotated, or runs the sequence anew.
+    """
+    length, limit = len(prompt.ids), adapter.capabilities.prefix_limit
+    if may_continue(adapter, length, length + made - 1):  # the last token is not run
+        return None
+    warnings.warn(
+        f"The answer goes beyond {limit:,} positions, where the model's RoPE factors change. As in its own generate, "
+        "earlier rows keep theirs, so not all rows are those of a forward over the whole text: Probe.score gives "
+        "these. Shorten the prompt, or pass fewer max_new_tokens.",
+        VlmprobeWarning,
+        stacklevel=outside(),
+    )
+    return limit

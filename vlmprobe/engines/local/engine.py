@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.adapter.rope import require_one_side
 from vlmprobe.engines.base import MadeForOneConversation, Options
 from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.capture import Head, Steps
-from vlmprobe.engines.local.context_length import warn_if_beyond
+from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
 from vlmprobe.engines.local.feature_cache import ImageMemory, remembered
 from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
@@ -141,6 +142,8 @@ class LocalEngine:
         ):
             encoding = self.adapter.encode(conversations)
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
+            new = len(options.begin) + (config.max_new_tokens or 0)
+            require_one_side(self.adapter, [len(each.ids) for each in encoding.prompts], new)
             clock.append(time.perf_counter())
             inputs = begun(self.adapter, encoding.inputs, options.begin)
             # The rows of forced first tokens come from the prefill, like those of the prompt.
@@ -180,6 +183,7 @@ class LocalEngine:
                     **meta,
                     "finish_reason": finish_reason(output[len(options.begin) :], ran.length, config),
                     **({"logits_file": str(file.path)} if file else {}),
+                    **({"rope_switch": at} if (at := switch_within(self.adapter, prompt, len(output))) else {}),
                 },
                 images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
             )
@@ -236,6 +240,7 @@ class LocalEngine:
         with alone(self.adapter), remembered(self.adapter, self.memory, conversations):
             encoding = self.adapter.encode(conversations)
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
+            require_one_side(self.adapter, [len(each.ids) for each in encoding.prompts], len(ids))
             return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
 
     def layers(

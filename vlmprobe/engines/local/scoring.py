@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
+from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept
 from vlmprobe.engines.local.context_length import warn_if_beyond
@@ -27,7 +28,8 @@ from vlmprobe.results.table import TokenTable
 
 __all__ = ["score"]
 
-Source = tuple[int, Path]  # how many prompt ids are kept, and the candidate ids after them
+# How many prompt ids are kept, the candidate ids after them, and the whole candidate if its length changes the states.
+Source = tuple[int, Path, Path]
 CONTEXT = 16  # prompt tokens before a candidate that can affect how its text decodes
 
 
@@ -52,18 +54,31 @@ def score(
     for text, each in zip(candidates, continuations, strict=True):
         if not each.ids:
             raise MessageError(f"candidate {text!r} adds no token after this prompt, so there is nothing to score")
-    whole = [each for each in continuations if each.shared == len(prompt.ids)]
+    beyond = [each for each in continuations if not may_continue(adapter, each.shared, each.shared + len(each.ids))]
+    whole = [each for each in continuations if each.shared == len(prompt.ids) and each not in beyond]
     states, reason = _shared_states(adapter, encoding, whole) if whole else ({}, None)
     for each in continuations:
-        if reason or each.shared < len(prompt.ids):
-            states |= _forward_states(adapter, encoding, each)
-    meta = {"prefix": reason or "shared"}
+        if reason or each not in whole:
+            states |= _forward_states(adapter, encoding, each, each.ids if each in beyond else ())
+    sources = [
+        [(each.shared, each.ids[:place], each.ids if each in beyond else ()) for place in range(len(each.ids))]
+        for each in continuations
+    ]
+    meta = {"prefix": reason or _not_continued(adapter, len(beyond)) or "shared"}
     counts = {str(place): len(each.ids) for place, each in enumerate(continuations)}
     with row_files(options.store, [counts]) as files:
         file = next(iter(files), None)
-        tables = _tables(head, detokenizer, prompt, continuations, states, options, file)
+        tables = _tables(head, detokenizer, prompt, continuations, sources, states, options, file)
         meta |= {"logits_file": str(file.path)} if file else {}
     return tables, [_boundary(detokenizer, prompt, each) for each in continuations], meta
+
+
+def _not_continued(adapter: Adapter, count: int) -> str:
+    """What ``meta`` says of candidates that end where RoPE has other factors than in the prompt; empty without any."""
+    if not count:
+        return ""
+    limit = adapter.capabilities.prefix_limit
+    return f"shared, but for {count} that end beyond {limit:,} positions, where RoPE factors change: a forward for each"
 
 
 def _shared_states(
@@ -76,17 +91,17 @@ def _shared_states(
         return {}, reason
     prefix = SharedPrefix(adapter, inputs, ran.cache, states[-1])
     found = prefix.states([each.ids[:-1] for each in candidates])
-    return {(candidates[0].shared, path): state for path, state in found.items()}, None
+    return {(candidates[0].shared, path, ()): state for path, state in found.items()}, None
 
 
-def _forward_states(adapter: Adapter, encoding: Encoding, candidate: Continuation) -> dict[Source, Tensor]:
+def _forward_states(adapter: Adapter, encoding: Encoding, candidate: Continuation, apart: Path) -> dict[Source, Tensor]:
     """The same for one candidate, from a forward of prompt and candidate."""
     drop = len(encoding.prompts[0].ids) - candidate.shared
     inputs = adapter.extend(encoding.inputs, torch.tensor([candidate.ids]), drop)
     with alone(adapter):  # no candidate starts from what the model kept of another
         _, states = _prefill(adapter, to_model(adapter.model, inputs))
     rows = states[candidate.shared - 1 :]
-    return {(candidate.shared, candidate.ids[:place]): rows[place] for place in range(len(candidate.ids))}
+    return {(candidate.shared, candidate.ids[:place], apart): rows[place] for place in range(len(candidate.ids))}
 
 
 def _prefill(adapter: Adapter, inputs: dict[str, object]) -> tuple[Run, Tensor]:
@@ -101,12 +116,15 @@ def _tables(
     detokenizer: Detokenizer,
     prompt: EncodedPrompt,
     candidates: Sequence[Continuation],
+    sources: Sequence[Sequence[Source]],
     states: dict[Source, Tensor],
     options: Options,
     file: RowFile | None,
 ) -> list[TokenTable]:
     wanted = [
-        ((each.shared, each.ids[:place]), each.ids[place]) for each in candidates for place in range(len(each.ids))
+        pair
+        for each, drawn_from in zip(candidates, sources, strict=True)
+        for pair in zip(drawn_from, each.ids, strict=True)
     ]
     row_of = {source: row for row, source in enumerate(dict.fromkeys(source for source, _ in wanted))}
     of = torch.tensor([row_of[source] for source, _ in wanted])

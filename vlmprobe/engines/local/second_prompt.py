@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.kv_cache import cache_name
+from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.local.capture import Head, watch_backbone
 from vlmprobe.engines.local.model_state import STATE, alone, to_model
 from vlmprobe.engines.local.peft_state import puts_virtual_tokens
@@ -46,7 +47,7 @@ class SecondPrompt:
         ids = tuple(map(int, ids))
         with alone(self.adapter), self._own_state():
             goes_on = self._cache is not None and ids[: len(self._fed)] == self._fed
-            if not goes_on:
+            if not goes_on or not self._may_feed(len(ids) - len(self._fed)):
                 self._begin(ids)
             elif new := ids[len(self._fed) :]:
                 self._feed(new)
@@ -63,6 +64,11 @@ class SecondPrompt:
         self._inputs = to_model(self.adapter.model, begun(self.adapter, self._encoded, ids))
         goes_on = self.adapter.capabilities.prefix_reuse and not puts_virtual_tokens(self.adapter)
         self._cache = ran.cache if goes_on else None
+
+    def _may_feed(self, count: int) -> bool:
+        assert self._inputs is not None
+        length = self._inputs["input_ids"].shape[1]
+        return may_continue(self.adapter, length, length + count)
 
     def _feed(self, new: tuple[int, ...]) -> None:
         assert self._inputs is not None

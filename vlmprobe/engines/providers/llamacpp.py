@@ -16,8 +16,10 @@ from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
+from vlmprobe.engines.serving.refusals import warn_unread
 from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.errors import EngineResponseError
+from vlmprobe.inputs.chat_templates import require_variables
 from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["LlamaCpp"]
@@ -33,6 +35,7 @@ class LlamaCpp(ServedEngine):
         no_prompt=f"llama-server has no log-probabilities of prompts; {WOULD}",
         no_score=f"llama-server cannot score given text; {WOULD}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "stop_strings"},
+        prompt=frozenset({"chat_template_kwargs"}),
     )
 
     @classmethod
@@ -54,7 +57,8 @@ class LlamaCpp(ServedEngine):
             models=tuple(str(each["id"]) for each in entries),
             context=context if isinstance(context, int) else None,
             root=_string(props.get("model_path")),
-            more={"sees": sees is not False, "vocabulary": vocabulary if isinstance(vocabulary, int) else None},
+            more={"sees": sees is not False, "vocabulary": vocabulary if isinstance(vocabulary, int) else None}
+            | {"template": _string(props.get("chat_template"))},
         )
 
     def __init__(self, *given: Any, **more: Any) -> None:
@@ -64,6 +68,16 @@ class LlamaCpp(ServedEngine):
             from dataclasses import replace
 
             self.abilities = replace(self.abilities, images=False)
+
+    def check(self, conversations: Sequence[Conversation], options: Options) -> None:
+        """Validate a request before it is sent; the server reports the template that reads ``chat_template_kwargs``."""
+        super().check(conversations, options)
+        template = self.server.more.get("template")
+        for conversation in conversations:
+            if conversation.format.chat_template_kwargs and template:
+                require_variables(template, conversation.format.chat_template_kwargs)
+        if not template:
+            warn_unread(self.title, conversations, "update it, so that it reports its template")
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request."""
@@ -75,6 +89,8 @@ class LlamaCpp(ServedEngine):
             "repeat_penalty": decoding.repetition_penalty,
             "cache_prompt": True,
         }
+        if conversation.format.chat_template_kwargs:
+            request["chat_template_kwargs"] = dict(conversation.format.chat_template_kwargs)
         reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
         choice = openai_chat.only_choice(reply)
         entries = choice["logprobs"]["content"]

@@ -32,6 +32,7 @@ class OpenAI(StreamedEngine):
         no_prompt=f"the protocol has no prompt log-probabilities; {WOULD}",
         no_score=f"the protocol cannot score given text; {WOULD}",
         takes=BASIC | {"stop_strings"},
+        prompt=frozenset({"tools", "tool_calls", "role 'tool'"}),
     )
 
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import json
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +43,31 @@ class Said:
 async def messages(conversation: Conversation) -> list[dict[str, Any]]:
     """The conversation in OpenAI's format; each image once, as its original file or lossless."""
     return [
-        {"role": message.role, "content": [await content_part(part) for part in message.parts]}
+        {
+            "role": message.role,
+            "content": [await content_part(part) for part in message.parts] or None,
+            **_further(message.further),
+        }
         for message in conversation.messages
     ]
+
+
+def _further(further: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message holds beside its content. The protocol has arguments of calls as JSON texts."""
+    told = dict(further)
+    if "tool_calls" in told:
+        told["tool_calls"] = [_call(each) for each in told["tool_calls"]]
+    if "reasoning_content" in told:
+        told["reasoning"] = told["reasoning_content"]  # its name in later versions
+    return told
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping) or isinstance(function.get("arguments"), str):
+        return dict(call)
+    arguments = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 async def content_part(part: TextPart | ImagePart) -> dict[str, Any]:
@@ -80,6 +103,8 @@ async def body(
         request["seed"] = seed
     if decoding.stop_strings:
         request["stop"] = list(decoding.stop_strings)
+    if conversation.format.tools:
+        request["tools"] = list(conversation.format.tools)
     return request
 
 
@@ -113,7 +138,15 @@ def only_choice(reply: Node) -> Node:
     choices = reply["choices"]
     if len(choices.items(most=1)) != 1:
         raise EngineResponseError(f"{choices.where} has {len(choices.items())} entries where one was requested.")
-    return choices[0]
+    choice = choices[0]
+    message = choice.get("delta") or choice.get("message")
+    calls = message.get("tool_calls") if message is not None else None
+    if calls is not None and calls.value:
+        raise EngineResponseError(
+            f"{calls.where}: the answer is a call of a tool, which this route sends without log-probabilities: ask "
+            "without tools=, or open the checkpoint with vlmprobe.load."
+        )
+    return choice
 
 
 def text_of(choice: Node) -> str:

@@ -35,7 +35,11 @@ async def written_prompt(adapter: Adapter, conversation: Conversation, engine: s
     tagged, found = INTERNVL.subn(TAG, text)
     images = len(conversation.images)
     question = conversation.question
-    if images and any(tag in question for tag in (TAG, "<IMG_CONTEXT>", "<img></img>")):
+    if (
+        images
+        and not conversation.format.raw_prompt
+        and any(tag in question for tag in (TAG, "<IMG_CONTEXT>", "<img></img>"))
+    ):
         raise MessageError(f"The text holds an image tag, which {engine} would read as an image: write it differently.")
     if found and found != images:
         raise CapabilityError(f"The template of {adapter.name} writes {found} image tags for {images} images.")

@@ -17,7 +17,7 @@ from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server
-from vlmprobe.engines.serving.answer import Scored
+from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import data_url
@@ -40,7 +40,8 @@ class SGLang(ServedEngine):
 
     title = "SGLang"
     abilities = Abilities(
-        takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"}
+        takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
+        prompt=EVERY_PROMPT,
     )
 
     @classmethod

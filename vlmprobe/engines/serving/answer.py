@@ -11,8 +11,12 @@ import numpy as np
 from vlmprobe.engines.serving.rows import Row
 from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.inputs.image_spans import ImageSpan
+from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
 
-__all__ = ["Abilities", "Answer", "Scored"]
+__all__ = ["EVERY_PROMPT", "Abilities", "Answer", "Scored"]
+
+MESSAGE_KEYS = frozenset({"tool_calls", "reasoning_content", "role 'tool'"})  # of messages that are more than contents
+EVERY_PROMPT = MESSAGE_KEYS | frozenset(PROMPT_OPTIONS)  # of an engine that is sent the prompt as written here
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Abilities:
     no_logits: str = "serving engines send log-probabilities, not logits"  # why there is no keep="logits"
     takes: frozenset[str] = frozenset()  # generation options, by the names of Decoding
     images: bool = True
+    prompt: frozenset[str] = frozenset()  # how a prompt can be written: names of PromptOptions, and of MESSAGE_KEYS
 
 
 @dataclass(frozen=True)

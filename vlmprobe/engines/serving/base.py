@@ -106,6 +106,9 @@ class ServedEngine:
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Validate a request before anything is sent."""
         refuse(self.title, self.abilities, conversations, options)
+        if self.tokens.adapter is not None and self.abilities.prompt:
+            for conversation in conversations:
+                self.tokens.adapter.check_format(conversation)
         self.decoding(options)
 
     def batch_size(self, wanted: int, options: Options) -> int:

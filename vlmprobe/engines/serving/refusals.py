@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Abilities
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, VlmprobeWarning, outside
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["refuse"]
+__all__ = ["refuse", "warn_unread"]
 
 LOCAL = "open the checkpoint with vlmprobe.load"
 
@@ -35,8 +36,30 @@ def refuse(title: str, abilities: Abilities, conversations: Sequence[Conversatio
             f"{': ' if abilities.no_alternatives else ''}{abilities.no_alternatives}."
         )
     for conversation in conversations:
+        if refused := sorted(_asked_of_prompt(conversation) - abilities.prompt):
+            raise CapabilityError(f"{title} takes no {', '.join(refused)}: {LOCAL}.")
         if conversation.images and not abilities.images:
             raise CapabilityError(f"{title} takes no images on this route.")
         named = {key for part in conversation.image_parts for key in part.options}
         if named:
             raise CapabilityError(f"{title} takes no image option {', '.join(sorted(named))}: {LOCAL}.")
+
+
+def _asked_of_prompt(conversation: Conversation) -> set[str]:
+    """What the prompt is asked to hold beside the contents of messages."""
+    asked = set(conversation.format.told)
+    for message in conversation.messages:
+        asked |= {"role 'tool'"} if message.role == "tool" else set(message.further)
+    return asked
+
+
+def warn_unread(title: str, conversations: Sequence[Conversation], remedy: str) -> None:
+    """Warn that what a server's chat template does not read would be dropped, where the template is not known."""
+    named = {name for each in conversations for name in _asked_of_prompt(each)}
+    if named := named - {"chat_template", "raw_prompt", "continue_final_message"}:
+        warnings.warn(
+            f"{title} drops what its chat template does not read, and the template is not known here, so "
+            f"{', '.join(sorted(named))} may have no effect: {remedy}.",
+            VlmprobeWarning,
+            stacklevel=outside(),
+        )

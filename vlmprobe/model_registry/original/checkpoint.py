@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlmprobe.errors import CheckpointError, UnknownModelError
+from vlmprobe.adapter.loading import ignored
+from vlmprobe.errors import CheckpointError, HubError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
     from transformers.core_model_loading import WeightRenaming
 
-__all__ = ["load_weights", "local_folder", "read_json", "weight_files"]
+__all__ = ["PREPROCESSOR", "load_weights", "local_folder", "name_weights", "read_json", "weight_files"]
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
+PREPROCESSOR = "preprocessor_config.json"
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Data only. conversation.py is the one file of Python code, fetched by this name and no pattern: InternVL states its
@@ -50,7 +52,7 @@ def local_folder(
         options: further arguments of ``from_pretrained``; those of the download are removed from it.
 
     Raises:
-        UnknownModelError: there is no such folder, and no such repository can be reached.
+        HubError: there is no such folder, and no such repository can be reached.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options} if options is not None else {}
     folder = Path(checkpoint).expanduser()
@@ -65,7 +67,7 @@ def local_folder(
         if not any(found.glob("*.safetensors")):
             fetch(allow_patterns=["pytorch_model*.bin"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UnknownModelError(
+        raise HubError(
             f"{checkpoint!r} is neither a local folder nor a repository that can be read from the hub: {error}"
         ) from error
     return found
@@ -119,6 +121,7 @@ def load_weights(
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
     ignore_unexpected: Iterable[str] = (),
+    ignore_weights: str | Iterable[str] = (),
     **options: Any,
 ) -> Model:
     """Build ``model_class(config)`` and load every weight of ``folder`` into it, in evaluation mode.
@@ -132,16 +135,14 @@ def load_weights(
         dtype: ``"auto"`` is the type in which the weights are stored.
         device_map: as in ``from_pretrained``.
         ignore_unexpected: prefixes of weights that the checkpoint may contain and the model does not use.
+        ignore_weights: further prefixes, given by the user.
         **options: further arguments of ``from_pretrained``.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that are missing, unexpected or of another shape.
     """
-    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-
     weight_files(folder)
-    if conversions:
-        register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
+    name_weights(model_class, conversions)
     if dtype == "auto":
         config = copy.deepcopy(config)
         config.dtype = None  # so that the stored weights determine it, not the training dtype in config.json
@@ -161,8 +162,16 @@ def load_weights(
         raise
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
         raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
-    _check_complete(folder, model_class.__name__, info, tuple(ignore_unexpected))
+    _check_complete(folder, model_class.__name__, info, (*ignore_unexpected, *ignored(ignore_weights)))
     return model
+
+
+def name_weights(model_class: type, conversions: Sequence[WeightRenaming | WeightConverter]) -> None:
+    """Tell transformers how names and layouts of the checkpoint become those of ``model_class``, and back."""
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+    if conversions:
+        register_checkpoint_conversion_mapping(model_class.__name__, list(conversions), overwrite=True)
 
 
 def _shards(folder: Path, index: str) -> list[Path]:
@@ -202,9 +211,10 @@ def _check_complete(folder: Path, model: str, info: Mapping[str, Any], ignored: 
         shapes = [f"{name} {tuple(got)} for {tuple(due)}" for name, got, due in info["mismatched_keys"]]
         problems.append(f"{len(shapes)} of another shape: {_listed(shapes)}")
     if problems:
+        leave_out = ", or pass ignore_weights= with how the names begin that may stay unread" if unexpected else ""
         raise CheckpointError(
             f"The weights in {folder} do not fit {model} as config.json describes it; {'; '.join(problems)}. "
-            "Nothing was loaded. Check that the weights and config.json come from one checkpoint."
+            f"Nothing was loaded. Check that the weights and config.json come from one checkpoint{leave_out}."
         )
 
 

@@ -1,14 +1,37 @@
-"""Prompts of a fused model as one left-padded batch."""
+"""Prompts and images of a fused model as one left-padded batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from vlmprobe.adapter import EncodedPrompt
 
-__all__ = ["sequence_inputs"]
+__all__ = ["ImageTiles", "sequence_inputs", "stack"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTiles:
+    """One image as the vision side receives it, and the positions that its features take in the prompt."""
+
+    pixels: torch.Tensor | Sequence[torch.Tensor]  # float32, P tiles: [P, ...], or P tensors of different sizes
+    positions: Sequence[int]  # of each span, in the order of the prompt; their sum is the number of feature rows
+    sizes: Sequence[tuple[int, int]] = ()  # two numbers for each tile that the model needs, such as rows and columns
+
+
+def stack(images: Sequence[ImageTiles]) -> torch.Tensor:
+    """The tiles of all images as one tensor [P, ...], each zero-padded at its end to the largest of every dimension."""
+    tiles = [tile for image in images for tile in image.pixels]
+    shape = [max(sides) for sides in zip(*(tile.shape for tile in tiles), strict=True)]
+    return torch.stack([F.pad(tile, _to(shape, tile)) for tile in tiles])
+
+
+def _to(shape: Sequence[int], tile: torch.Tensor) -> list[int]:
+    missing = (whole - held for whole, held in zip(reversed(shape), reversed(tile.shape), strict=True))
+    return [each for more in missing for each in (0, more)]
 
 
 def sequence_inputs(

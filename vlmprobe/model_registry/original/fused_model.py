@@ -6,7 +6,10 @@ applies the LM head. A family supplies its vision side through :meth:`FusedModel
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTraine
 from transformers.utils import ModelOutput
 
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
+from vlmprobe.adapter.rope import rope_switch
 
 __all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 
@@ -22,11 +26,32 @@ IMAGE_INPUTS = ("pixel_values", "tgt_sizes", "owners")  # one row for each slice
 
 
 class FusedConfig(PreTrainedConfig):
-    """Configuration of a fused model: that of its language model and of its vision side."""
+    """Configuration of a fused model: that of its language model and of its vision side.
+
+    Saved, it is the checkpoint's own again: ``config.json`` in the original format, and the other files that are read.
+    """
 
     text_config: Any = None  # configuration of a stock language model
     vision_config: Any = None
+    image_token_id: int | None = None  # at the positions of images in a prompt
     tie_word_embeddings: bool = False
+    original: Any = None  # the checkpoint's JSON files by name; None for a model that was not loaded from one
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As upstream, in the original format; ``vocab_size`` and the type of the weights are those of the model."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, held in (self.original or {}).items():
+            text = json.dumps(self._brought_up(held) if name == "config.json" else held, indent=2, ensure_ascii=False)
+            (Path(save_directory) / name).write_text(text + "\n", encoding="utf-8")
+
+    def _brought_up(self, held: Mapping[str, Any]) -> dict[str, Any]:
+        changed: dict[str, Any] = {"torch_dtype": str(self.dtype).removeprefix("torch.")} if self.dtype else {}
+        if "vocab_size" in held:  # other parts may have a vocabulary of their own (audio)
+            return {**held, **changed, "vocab_size": self.text_config.vocab_size}
+        for name, value in held.items():
+            if isinstance(value, Mapping) and "vocab_size" in value:  # of the language model
+                changed[name] = {**value, "vocab_size": self.text_config.vocab_size}
+        return {**held, **changed}
 
 
 @dataclass
@@ -70,11 +95,27 @@ class FusedModel(FusedPreTrainedModel):
 
     def __init__(self, config: FusedConfig) -> None:
         super().__init__(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = self.build_language_model(config)
+
+    def build_language_model(self, config: FusedConfig) -> Any:
+        """The language model without its head; it has ``embed_tokens``, ``layers`` and ``norm``."""
+        return AutoModel.from_config(config.text_config)
 
     def image_features(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Features [P, Q, H] from ``pixel_values`` [P, ...], and ``tgt_sizes`` and ``owners`` if given."""
-        raise NotImplementedError
+        """Features of all images, as rows [rows, H] or [P, Q, H], in the order of the images.
+
+        The arguments are those that ``image_inputs`` of the adapter gives: ``pixel_values`` [P, ...] and, if there are
+        any, ``tgt_sizes`` [P, 2] and ``owners`` [P].
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override image_features() to encode images.")
+
+    def positions(self, attention_mask: torch.Tensor, image_index: torch.Tensor | None) -> torch.Tensor:
+        """Position ids [N, S] of a whole sequence: here they count attended tokens. ``image_index`` is [N, S]."""
+        return positions_of(attention_mask)
+
+    def language_inputs(self, image_index: torch.Tensor | None, length: int) -> dict[str, Any]:
+        """Further arguments of the language model, such as which of the last ``length`` positions are images."""
+        return {}
 
     def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         """Embeddings [N, S, H] of token ids."""
@@ -105,8 +146,8 @@ class FusedModel(FusedPreTrainedModel):
         Args:
             input_ids: [N, S].
             pixel_values: [P, ...], the slices of all prompts.
-            image_index: [N, S]: 0 for text, i + 1 for row i of the P * Q feature rows. The same row may be used in
-                several sequences (beams).
+            image_index: [N, past + S]: 0 for text, i + 1 for row i of the features. The same row may be used in several
+                sequences (beams). Positions after its end are text.
             tgt_sizes: [P, 2], rows and columns of patches of each slice.
             owners: [P], the prompt that each slice belongs to.
             attention_mask: [N, past + S]; positions count attended tokens.
@@ -118,36 +159,48 @@ class FusedModel(FusedPreTrainedModel):
             ValueError: if the number of image positions is not that of the feature rows.
         """
         embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        length = embeds.shape[1]
         if pixel_values is not None and image_index is not None:
             given = {"tgt_sizes": tgt_sizes, "owners": owners}
             features = self.image_features(
                 pixel_values.to(embeds.dtype), **{name: value for name, value in given.items() if value is not None}
             )
-            if (taken := int(image_index.max())) != features.shape[0] * features.shape[1]:
-                raise ValueError(
-                    f"{taken} image positions for {features.shape[0]} tiles of {features.shape[1]} features"
-                )
-            embeds = _fuse(embeds, features.flatten(0, 1).to(embeds), image_index)
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = positions_of(attention_mask)[:, -embeds.shape[1] :]
+            rows = features.flatten(0, -2)
+            if (taken := int(image_index.max())) != len(rows):
+                raise ValueError(f"{taken} image positions for {len(rows)} rows of image features")
+            embeds = _fuse(embeds, rows.to(embeds), image_index[:, -length:])
+        if attention_mask is not None and attention_mask.ndim == 2:
+            if image_index is not None:
+                image_index = nn.functional.pad(image_index, (0, attention_mask.shape[1] - image_index.shape[1]))
+            if position_ids is None:
+                position_ids = self.positions(attention_mask, image_index)[:, -length:]
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            **self.language_inputs(image_index, length),
             **kwargs,
         )
 
 
 class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
-    """The whole model. A subclass builds ``self.model``."""
+    """The whole model. A subclass names the class of its backbone.
+
+    Attributes:
+        runs_anew: whether ``generate`` runs the sequence anew where RoPE factors change with its length, as the code of
+            Phi-3.5 does, or keeps the keys in the cache.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
-    model: FusedModel
+    backbone_class: type[FusedModel]
+    runs_anew = False
 
     def __init__(self, config: FusedConfig) -> None:
         super().__init__(config)
         text = config.text_config
+        self.model = self.backbone_class(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
 
     def enter_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The input of the head: the last hidden states, unless a family scales them."""
@@ -213,17 +266,23 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As upstream; images are passed only at prefill, and positions count attended tokens."""
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_index")}
+        if anew := self._begins_anew(input_ids.shape[1], kwargs.get(name := cache_name(self.forward))):
+            kwargs |= {name: None, "next_sequence_length": None}
         upstream: Any = super()
         inputs = upstream.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         embeds, attention_mask = inputs.get("inputs_embeds"), kwargs.get("attention_mask")
         length = (inputs["input_ids"] if embeds is None else embeds).shape[1]
+        if (index := images.pop("image_index")) is not None:
+            inputs["image_index"] = index = nn.functional.pad(index, (0, input_ids.shape[1] - index.shape[1]))
+            if anew or kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):  # prefill
+                inputs |= images
         if attention_mask is not None and attention_mask.ndim == 2:
-            inputs["position_ids"] = positions_of(attention_mask)[:, -length:]
-        prefill = kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True)
-        if prefill and (index := images["image_index"]) is not None:
-            grown = nn.functional.pad(index, (0, input_ids.shape[1] - index.shape[1]))
-            inputs |= {**images, "image_index": grown[:, -length:]}
+            inputs["position_ids"] = self.model.positions(attention_mask, index)[:, -length:]
         return inputs
+
+    def _begins_anew(self, length: int, cache: Any) -> bool:
+        limit = rope_switch(self.config) if self.runs_anew and cache is not None else None
+        return limit is not None and 0 < cache.get_seq_length() <= limit < length
 
     def _expand_inputs_for_generation(self, *args: Any, **model_kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """As upstream, but slices are not repeated: ``image_index`` points every beam to the same features."""

@@ -6,6 +6,7 @@ All releases share one cross-attention (:class:`Resampler`) and differ in where 
 release          queries                              keys
 ===============  ===================================  ==========================================
 OmniLMM-12B      stored grid                          stored grid, resized if the sizes differ
+MiniCPM-V 1.0    stored grid                          stored grid, resized if the sizes differ
 MiniCPM-V 2.0    stored grid                          sine-cosine of the patch's column and row
 MiniCPM-V 2.5+   none                                 sine-cosine of the patch's column and row
 ===============  ===================================  ==========================================
@@ -109,7 +110,7 @@ class AdaptiveResampler(Resampler):
 
 
 class GridResampler(Resampler):
-    """OmniLMM and MiniCPM-V 2.0: the queries form a square grid whose position codes are stored.
+    """OmniLMM and MiniCPM-V 1.0 and 2.0: the queries form a square grid whose position codes are stored.
 
     Args:
         queries: a square number.

@@ -7,8 +7,10 @@ splits the text between the added tokens, by the rules of the classes that the c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import AddedToken, PythonBackend
@@ -36,6 +38,7 @@ class SentencePieceTokenizer(PythonBackend):
         add_bos_token: prepend BOS to every text.
         add_eos_token: append EOS to every text.
         strip_space: decoding drops the leading space of the first piece.
+        config: what ``tokenizer_config.json`` of the checkpoint says, for :meth:`save_pretrained`.
         **options: special tokens and ``added_tokens_decoder`` of the base class.
 
     Raises:
@@ -52,9 +55,12 @@ class SentencePieceTokenizer(PythonBackend):
         add_bos_token: bool = True,
         add_eos_token: bool = False,
         strip_space: bool = True,
+        config: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ) -> None:
-        self.pieces = _processor(Path(vocab_file), dummy_prefix=legacy)
+        self.vocab_file = Path(vocab_file).read_bytes() if Path(vocab_file).is_file() else b""
+        self.pieces = _processor(Path(vocab_file), self.vocab_file, dummy_prefix=legacy)
+        self.config = dict(config)
         self.legacy = legacy
         self.named = frozenset(named)
         self.add_bos_token = add_bos_token
@@ -121,8 +127,17 @@ class SentencePieceTokenizer(PythonBackend):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the model file into a folder."""
         target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}tokenizer.model"
-        target.write_bytes(self.pieces.serialized_model_proto())
+        target.write_bytes(self.vocab_file)
         return (str(target),)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> tuple[str, ...]:
+        """As upstream, with the class and the options that the checkpoint names, and the tokens added since."""
+        saved: tuple[str, ...] = super().save_pretrained(save_directory, *args, **options)
+        file = Path(save_directory) / "tokenizer_config.json"
+        added = json.loads(file.read_text(encoding="utf-8"))["added_tokens_decoder"]
+        text = json.dumps({**self.config, "added_tokens_decoder": added}, indent=2, ensure_ascii=False)
+        file.write_text(text + "\n", encoding="utf-8")
+        return saved
 
 
 def added_tokens(config: Mapping[str, Any], older: Mapping[str, int], named: Sequence[str]) -> dict[int, AddedToken]:
@@ -137,16 +152,15 @@ def added_tokens(config: Mapping[str, Any], older: Mapping[str, int], named: Seq
     }
 
 
-def _processor(file: Path, *, dummy_prefix: bool) -> Any:
+def _processor(file: Path, held: bytes, *, dummy_prefix: bool) -> Any:
     try:
         import sentencepiece
     except ImportError as error:
         raise MissingExtraError("sentencepiece", "sentencepiece") from error
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        held = file.read_bytes()
         processor.LoadFromSerializedProto(held if dummy_prefix else held + WITHOUT_DUMMY_PREFIX)
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
         raise CheckpointError(
             f"{file} is missing or not a SentencePiece model ({error}); download it again."
         ) from error

@@ -83,6 +83,7 @@ def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:
     special = {key: _content(merged.get(key, defaults.get(key))) for key in NAMED}
     extra = [_content(token) for token in merged.get("additional_special_tokens") or []]
     named = [token for token in (*special.values(), *extra) if token]
+    written = {key: token for key, token in special.items() if token} | {"additional_special_tokens": extra}
     return SentencePieceTokenizer(
         str(folder / "tokenizer.model"),
         legacy=legacy,
@@ -93,6 +94,7 @@ def _sentencepiece(folder: Path, config: Mapping[str, Any], name: str) -> Any:
         added_tokens_decoder=added_tokens(config, _optional(folder / "added_tokens.json"), named),
         extra_special_tokens=[token for token in extra if token],
         chat_template=config.get("chat_template"),
+        config={**config, **written},
         **{key: token for key, token in special.items() if token},
     )
 

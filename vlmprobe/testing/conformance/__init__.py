@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from vlmprobe.testing.conformance import batches, candidates, current_model, images, meaning, rows, safety
+from vlmprobe.testing.conformance import (
+    batches,
+    candidates,
+    conversations,
+    current_model,
+    images,
+    meaning,
+    rows,
+    safety,
+)
 from vlmprobe.testing.conformance.check import Check
 
 __all__ = ["ALL", "Check"]
@@ -27,4 +36,8 @@ ALL: tuple[Check, ...] = (
     current_model.fresh_state,
     current_model.cache_of_config,
     current_model.processors_of_caller,
+    conversations.text_before_image,
+    conversations.system_message,
+    conversations.two_turns,
+    conversations.rope_switch,
 )

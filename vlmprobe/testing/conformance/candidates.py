@@ -16,7 +16,7 @@ from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import Subject
 from vlmprobe.testing.tolerance import log_softmax, require_numbers
 
-__all__ = ["candidate_ids", "shared_prefix"]
+__all__ = ["candidate_ids", "own_logprobs", "shared_prefix"]
 
 CANDIDATES = ["yes", " no", "a tiger", "a tiger's tail is long", "a tiny red house", "3.5", "一只老虎 🐅", "yesterday"]
 WORDS = ("tiger", "picture", "describe", "elephant", "the", "and")
@@ -52,13 +52,13 @@ def candidate_ids(subject: Subject) -> Sequence[str] | None:
 )
 def shared_prefix(subject: Subject) -> Sequence[str] | None:
     """Each candidate's log-probabilities, twice and in reverse order, against a forward of prompt and candidate."""
-    forwards = [_own_logprobs(subject, "main", text) for text in CANDIDATES]
+    forwards = [own_logprobs(subject, "main", text) for text in CANDIDATES]
     first = subject.score("main", CANDIDATES)
     _require_forwards(subject, first.tables, forwards, "")
     elsewhere = subject.score("wide", CANDIDATES[:3])  # leaves another prompt's state on the model
     again = subject.score("main", CANDIDATES[::-1])
     _require_forwards(subject, again.tables[::-1], forwards, ", scored again in reverse order")
-    wide = [_own_logprobs(subject, "wide", text) for text in CANDIDATES[:3]]
+    wide = [own_logprobs(subject, "wide", text) for text in CANDIDATES[:3]]
     _require_forwards(subject, elsewhere.tables, wide, ", of another image and question")
     totals = np.array([sum(each) for each in forwards])
     weights = np.exp(totals - totals.max())
@@ -159,7 +159,7 @@ def _require_forwards(subject: Subject, tables: Sequence[TokenTable], forwards: 
         )
 
 
-def _own_logprobs(subject: Subject, name: str, text: str) -> np.ndarray:
+def own_logprobs(subject: Subject, name: str, text: str) -> np.ndarray:
     """float64 [T]: log-probability of each token of a candidate in the model's own forward of prompt and candidate."""
     prompt = subject.prompt(name)
     continuation = subject.adapter.continuation(prompt, text)

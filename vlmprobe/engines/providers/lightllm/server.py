@@ -20,7 +20,7 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers.lightllm.prompt import MOST, image_runs, prompt_rows
 from vlmprobe.engines.providers.prompt_text import written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
-from vlmprobe.engines.serving.answer import Scored
+from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
 from vlmprobe.engines.serving.base import TEXT, ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import base64_of
@@ -46,6 +46,7 @@ class LightLLM(ServedEngine):
         alternatives=0,
         no_alternatives=f"it returns the chosen token only; {WOULD}: start one for the model",
         takes=BASIC | {"top_k", "repetition_penalty", "min_new_tokens", "stop_strings"},
+        prompt=EVERY_PROMPT,
     )
 
     def __init__(self, *given: Any, **more: Any) -> None:

@@ -17,7 +17,7 @@ from vlmprobe.adapter import Continuation, EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.providers.vllm.first_tokens import Asks, chosen_rows
-from vlmprobe.engines.providers.vllm.prompt import vllm_prompt
+from vlmprobe.engines.providers.vllm.prompt import prompt_fields, vllm_prompt
 from vlmprobe.engines.serving import Node, Row, Scored
 from vlmprobe.engines.serving.image_encoding import data_url
 from vlmprobe.engines.token_tables import boundary
@@ -145,15 +145,18 @@ async def _by_text(
     texts = engine.tokens.detokenizer is None
     wanted, top = _width(engine, options)
     sent = await openai_chat.messages(conversation)
-    plain = await _ids_and_rows(engine, sent, conversation.continues, None, texts)
+    fields = prompt_fields(conversation, engine.tokens)
+    plain = await _ids_and_rows(engine, sent, fields, None, texts)
     alone = plain[0]
     if conversation.images and engine.tokens.image_ids:
         engine.tokens.spans(alone, conversation, engine.title)
 
+    begun = fields | {"add_generation_prompt": False, "continue_final_message": True}
+
     async def one(candidate: str) -> Scored:
-        last = sent[-1]["content"] if conversation.continues else []
-        written = [*(sent[:-1] if conversation.continues else sent), _assistant(last, candidate)]
-        whole, rows = await _ids_and_rows(engine, written, True, (wanted, top), texts)
+        before, last = (sent[:-1], sent[-1]) if conversation.continues else (sent, {})
+        written = [*before, _assistant(last, candidate)]
+        whole, rows = await _ids_and_rows(engine, written, begun, (wanted, top), texts)
         shared = next(
             (k for k, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole))
         )
@@ -169,16 +172,19 @@ async def _by_text(
 
 
 async def _ids_and_rows(
-    engine: AsksVLLM, sent: list[dict[str, Any]], continues: bool, width: tuple[int, int | None] | None, texts: bool
+    engine: AsksVLLM,
+    sent: list[dict[str, Any]],
+    fields: dict[str, Any],
+    width: tuple[int, int | None] | None,
+    texts: bool,
 ) -> tuple[np.ndarray, list[Row]]:
     request: dict[str, Any] = {
         "model": engine.model,
         "messages": sent,
         "max_tokens": 1,
         "temperature": 0.0,
-        "add_generation_prompt": not continues,
-        "continue_final_message": continues,
         "return_token_ids": True,
+        **fields,
     }
     if width is not None:
         request["prompt_logprobs"] = width[0]
@@ -193,9 +199,10 @@ def _width(engine: AsksVLLM, options: Options) -> tuple[int, int | None]:
     return (-1, None) if whole else (min(options.alternatives, top), top)
 
 
-def _assistant(before: list[dict[str, Any]], candidate: str) -> dict[str, Any]:
-    said = "".join(part["text"] for part in before if part["type"] == "text")
-    return {"role": "assistant", "content": said + candidate}
+def _assistant(begun: dict[str, Any], candidate: str) -> dict[str, Any]:
+    """The assistant's message with a candidate at its end; ``begun`` is what it holds already."""
+    said = "".join(part["text"] for part in begun.get("content", ()) if part["type"] == "text")
+    return {**begun, "role": "assistant", "content": said + candidate}
 
 
 def _same_text(engine: AsksVLLM, candidate: str, lost: list[int], ids: list[int], rows: Sequence[Row]) -> None:

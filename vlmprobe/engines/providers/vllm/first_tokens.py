@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
-from vlmprobe.engines.providers.vllm.prompt import token_of
+from vlmprobe.engines.providers.vllm.prompt import prompt_fields, token_of
 from vlmprobe.engines.serving import Answer, Client, Decoding, Node, Row, Scored, Tokens
 from vlmprobe.errors import EngineResponseError
 from vlmprobe.inputs.messages import Conversation
@@ -56,9 +56,10 @@ async def chosen_rows(
         EngineResponseError: if the prompt ends differently, or an id is missing from the reply.
     """
     sent = await openai_chat.messages(conversation)
+    fields = prompt_fields(conversation, engine.tokens)
     chunks = [list(ids[start : start + MOST]) for start in range(0, len(ids), MOST)]
     answer = await engine.answer(conversation, FIRST, replace(options, prompt=False))
-    replies = await asyncio.gather(*(_named(engine, sent, conversation.continues, chunk) for chunk in chunks))
+    replies = await asyncio.gather(*(_named(engine, sent, fields, chunk) for chunk in chunks))
     prompt = answer.prompt_ids
     assert prompt is not None
     if conversation.images and engine.tokens.image_ids:
@@ -73,7 +74,7 @@ async def chosen_rows(
     return [Scored([Row(values[token], token, top=top)], len(prompt), None, context) for token in ids]
 
 
-async def _named(engine: Asks, sent: list[dict[str, Any]], continues: bool, ids: list[int]) -> dict[int, float]:
+async def _named(engine: Asks, sent: list[dict[str, Any]], fields: dict[str, Any], ids: list[int]) -> dict[int, float]:
     request = {
         "model": engine.model,
         "messages": sent,
@@ -83,8 +84,7 @@ async def _named(engine: Asks, sent: list[dict[str, Any]], continues: bool, ids:
         "logprobs": True,
         "logprob_token_ids": ids,
         "return_tokens_as_token_ids": True,
-        "add_generation_prompt": not continues,
-        "continue_final_message": continues,
+        **fields,
     }
     reply = Node(await engine.client.post(openai_chat.PATH, request), engine.title)
     said = openai_chat.listed(openai_chat.only_choice(reply), tokens=1, top=len(ids) + 1)

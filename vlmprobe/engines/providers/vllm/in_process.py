@@ -16,6 +16,7 @@ import numpy as np
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Meaning, Row, Scored, Tokens
+from vlmprobe.engines.serving.answer import EVERY_PROMPT
 from vlmprobe.engines.serving.refusals import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.engines.serving.value_kind import FLOOR
@@ -45,7 +46,9 @@ class VLLMEngine:
         self.tokens = tokens
         self.meaning = MODES[mode]
         self.abilities = Abilities(
-            no_logits="" if self.meaning.logits else 'load with engine="vllm", logprobs_mode="raw_logits"', takes=TAKES
+            no_logits="" if self.meaning.logits else 'load with engine="vllm", logprobs_mode="raw_logits"',
+            takes=TAKES,
+            prompt=EVERY_PROMPT,
         )
         self._turn = threading.Lock()
 

@@ -9,14 +9,39 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.engines.providers import openai_chat
-from vlmprobe.engines.serving import Alternative, Node, Row
+from vlmprobe.engines.serving import Alternative, Node, Row, Tokens
 from vlmprobe.engines.serving.http.reply import real
 from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.errors import EngineResponseError
+from vlmprobe.inputs.chat_templates import raw_template
+from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["token_of", "vllm_prompt", "vllm_row", "whole_row"]
+__all__ = ["prompt_fields", "token_of", "vllm_prompt", "vllm_row", "whole_row"]
 
 TOKEN_ID = "token_id:"
+
+
+def prompt_fields(conversation: Conversation, tokens: Tokens) -> dict[str, Any]:
+    """How vLLM shall write a conversation as a prompt.
+
+    A template of the request's own needs a server with ``--trust-request-chat-template``. Tools are written, and a call
+    of one comes back as text, with its log-probabilities, rather than as a call (``tool_choice``).
+
+    Raises:
+        CapabilityError: for a raw prompt with images where the client knows no processor.
+    """
+    format = conversation.format
+    continues = conversation.continues
+    fields: dict[str, Any] = {"add_generation_prompt": not continues, "continue_final_message": continues}
+    if format.raw_prompt:
+        adapter = tokens.need("A raw prompt with images") if conversation.images else None
+        written = raw_template("") if adapter is None else adapter.raw_template(conversation)
+        return {"add_generation_prompt": False, "continue_final_message": False, "chat_template": written}
+    if format.chat_template is not None:
+        fields["chat_template"] = format.chat_template
+    if format.chat_template_kwargs:
+        fields["chat_template_kwargs"] = dict(format.chat_template_kwargs)
+    return fields | ({"tool_choice": "none", "tools": list(format.tools)} if format.tools else {})
 
 
 def vllm_prompt(reply: Node, ids: np.ndarray, image_ids: Collection[int], top: int | None, *, texts: bool) -> list[Row]:

@@ -18,13 +18,14 @@ import numpy as np
 from vlmprobe.engines.base import Engine, Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.providers.vllm.candidates import score_candidates, takes_ids
-from vlmprobe.engines.providers.vllm.prompt import vllm_prompt, vllm_row
+from vlmprobe.engines.providers.vllm.prompt import prompt_fields, vllm_prompt, vllm_row
 from vlmprobe.engines.providers.vllm.rank import rank_documents
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
-from vlmprobe.engines.serving.answer import Scored
+from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
 from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.findings import Finding
 from vlmprobe.engines.serving.http import background_loop
+from vlmprobe.engines.serving.refusals import warn_unread
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
 from vlmprobe.inputs.messages import Conversation
 
@@ -46,6 +47,7 @@ class VLLM(StreamedEngine):
         no_alternatives="start the server with a greater --max-logprobs",
         no_logits=RAW_LOGITS,
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
+        prompt=EVERY_PROMPT,
     )
     tokens_in: bool | None = None  # whether the server accepts ids (--enable-scale-out); None until tried
     full: bool = False  # whether it returns whole rows
@@ -89,6 +91,8 @@ class VLLM(StreamedEngine):
         if "logits" in options.keep or ("alternatives" in options.demanded and options.alternatives > DEFAULT_MOST):
             self.know()
         super().check(conversations, options)
+        if self.tokens.adapter is None:
+            warn_unread(self.title, conversations, "pass processor= to vlmprobe.connect to have it checked")
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request over the chat route."""
@@ -139,7 +143,7 @@ class VLLM(StreamedEngine):
             self.model, conversation, decoding, seed=options.seed, top=-1 if whole else top
         )
         request |= decoding_fields(decoding) | {"return_token_ids": True, "return_tokens_as_token_ids": by_id}
-        return request | _continued(conversation), whole
+        return request | prompt_fields(conversation, self.tokens), whole
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
@@ -256,8 +260,3 @@ def _rows(choice: Node, said: Sequence[openai_chat.Said], *, whole: bool) -> lis
     if len(ids) != len(said):
         raise EngineResponseError(f"{choice.where} has {len(ids)} token_ids and {len(said)} log-probabilities.")
     return [vllm_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]
-
-
-def _continued(conversation: Conversation) -> dict[str, Any]:
-    continues = conversation.continues
-    return {"add_generation_prompt": not continues, "continue_final_message": continues}

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.adapter import Capabilities, Continuation, EncodedPrompt, Encoding
-from vlmprobe.model_registry.original.adapter import OriginalAdapter, Parts
+from vlmprobe.adapter import Capabilities
+from vlmprobe.model_registry.original.adapter import OriginalAdapter
 from vlmprobe.model_registry.original.internvl2.prompt import IMAGE_CONTEXT
-from vlmprobe.model_registry.original.internvl2.releases import is_first_release, require_supported
+from vlmprobe.model_registry.original.internvl2.releases import is_first_release
 
 if TYPE_CHECKING:
-    from vlmprobe.inputs.messages import Conversation
+    from vlmprobe.inputs.messages import Conversation, ImagePart
+    from vlmprobe.model_registry.original.fused_inputs import ImageTiles
+    from vlmprobe.model_registry.original.internvl2.configuration import InternVL2Config
+    from vlmprobe.model_registry.original.internvl2.modeling import InternVL2ForConditionalGeneration
+    from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
 
 __all__ = ["InternVL2"]
-
-RUN_OF_CONTEXTS = re.compile(f"(?:{re.escape(IMAGE_CONTEXT)})+")
 
 
 class InternVL2(OriginalAdapter):
     """InternVL-Chat 1.1 to 1.5 and InternVL 2 to 3.5, whatever their language model."""
 
     model_types = ("internvl_chat",)
+    image_token = IMAGE_CONTEXT
 
     capabilities = Capabilities(mixed_images=True)
 
@@ -43,42 +45,58 @@ class InternVL2(OriginalAdapter):
         return super().handles(config) or is_first_release(config)
 
     @classmethod
-    def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
+    def model_class(cls) -> type[InternVL2ForConditionalGeneration]:
         """As in the base class."""
-        from vlmprobe.model_registry.original.internvl2.configuration import tile_size, translate
         from vlmprobe.model_registry.original.internvl2.modeling import InternVL2ForConditionalGeneration
-        from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
-        from vlmprobe.model_registry.original.internvl2.weights import CONVERSIONS
-        from vlmprobe.model_registry.original.tokenizer import original_tokenizer, token_id
 
-        require_supported(config)
-        tokenizer = original_tokenizer(folder)
-        translated = translate(config, image_token_id=token_id(tokenizer, IMAGE_CONTEXT))
-        processor = InternVL2Processor.build(
+        return InternVL2ForConditionalGeneration
+
+    @classmethod
+    def conversions(cls) -> Sequence[Any]:
+        """Names, and the packed projections of InternLM2."""
+        from vlmprobe.model_registry.original.internvl2.weights import CONVERSIONS
+
+        return CONVERSIONS
+
+    @classmethod
+    def translate(cls, config: Mapping[str, Any], folder: Path) -> InternVL2Config:
+        """As in the base class."""
+        from vlmprobe.model_registry.original.internvl2.configuration import translate
+
+        return translate(config)
+
+    @classmethod
+    def read_processor(
+        cls, folder: Path, config: Mapping[str, Any], tokenizer: Any, translated: Any, options: dict[str, Any]
+    ) -> InternVL2Processor:
+        """The rules of tiling, the conversation template and its system text."""
+        from vlmprobe.model_registry.original.internvl2.configuration import tile_size
+        from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
+
+        return InternVL2Processor.build(
             config, tokenizer, size=tile_size(config), positions=translated.image_seq_length, folder=folder
         )
-        end = token_id(tokenizer, processor.template.end_token)
-        return Parts(
-            InternVL2ForConditionalGeneration,
-            translated,
-            CONVERSIONS,
-            processor,
-            end_ids=[end],  # the original stops only at the template's separator
-            pad_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        )
 
-    def encode(self, conversations: Sequence[Conversation]) -> Encoding:
-        """The conversations as one left-padded batch of model inputs, on the CPU; one span for each tile."""
-        for conversation in conversations:
-            self.check(conversation)
-        return self.processor.encode(conversations, self.model.config.image_token_id)
+    @classmethod
+    def to_save(cls, files: dict[str, dict[str, Any]], processor: Any) -> dict[str, dict[str, Any]]:
+        """As in the base class, with the system text, which a checkpoint may keep elsewhere."""
+        return files | {"config.json": {**files["config.json"], "system_message": processor.system}}
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of a rendered prompt, with BOS if the tokenizer adds it."""
-        return self.processor.tokenize(text)
+    @property
+    def answer_ends(self) -> Sequence[str]:
+        """The template's separator: the original stops at nothing else."""
+        return (self.processor.template.end_token,)
 
-    def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
-        """The ids of ``text`` directly after the prompt, tokenised together with it."""
-        # One placeholder replaces thousands: each is a separate token and does not affect what follows.
-        short = RUN_OF_CONTEXTS.sub(IMAGE_CONTEXT, prompt.text) if prompt.spans else prompt.text
-        return super().continuation(replace(prompt, text=short), text)
+    @property
+    def pad_id(self) -> int:
+        """As in the base class; Llama's tokenizer has no token for it."""
+        found = self.tokenizer.pad_token_id
+        return int(self.tokenizer.convert_tokens_to_ids(self.answer_ends[0]) if found is None else found)
+
+    def prompt(self, conversation: Conversation, images: Sequence[ImageTiles]) -> str:
+        """As in the base class."""
+        return self.processor.write(conversation, [sum(image.positions) for image in images])
+
+    def pixels(self, image: ImagePart) -> ImageTiles:
+        """Tiles [tiles, 3, size, size], each with as many positions."""
+        return self.processor.tiles(image.image)

@@ -40,19 +40,17 @@ class InternVL2Config(FusedConfig):
     model_type = "internvl_chat"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": InternViTConfig}
 
-    image_token_id: int = 0
     image_seq_length: int = 256  # positions of a tile
     downsample_ratio: float = 0.5
     vision_layers: int = 24  # number of tower layers to run; the output of the last of them is used
     ps_version: str = "v2"  # v1 leaves the shuffled grid transposed
 
 
-def translate(original: Mapping[str, Any], image_token_id: int = 0) -> InternVL2Config:
+def translate(original: Mapping[str, Any]) -> InternVL2Config:
     """The configuration of the model that an original config.json describes; absent fields get the original's defaults.
 
     Args:
         original: the object in config.json.
-        image_token_id: id of ``<IMG_CONTEXT>``.
 
     Raises:
         CheckpointError: for a release that is not supported; for a language model, pixel shuffle, layer or size that
@@ -86,7 +84,6 @@ def translate(original: Mapping[str, Any], image_token_id: int = 0) -> InternVL2
         return InternVL2Config(
             vision_config=tower,
             text_config=language,
-            image_token_id=image_token_id,
             image_seq_length=int(side * ratio) ** 2,
             downsample_ratio=ratio,
             vision_layers=layer if layer >= 0 else layers + 1 + layer,  # state 0 is the input of the first layer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError, near
-from vlmprobe.model_registry.original.language_config import language_config
+from vlmprobe.model_registry.original.language import language_config
 
 __all__ = ["LANGUAGE_MODELS", "language_model", "remove_biases"]
 
@@ -67,7 +66,6 @@ def language_model(original: Mapping[str, Any]) -> PreTrainedConfig:
         rest, inputs = bool(original.get("bias", False)), bool(original.get("qkv_bias", False))
         fields |= {"attention_bias": rest or inputs, "mlp_bias": rest}
     language = language_config(kind, fields, also=EXPERTS.get(kind, ()))
-    language.pad_token_id = None
     language.tie_word_embeddings = bool(original.get("tie_word_embeddings", False))
     if architecture == "InternLM3ForCausalLM" and rest != inputs:
         language.without_bias = ["q_proj", "k_proj", "v_proj"] if rest else ["o_proj"]
@@ -90,10 +88,4 @@ def _rope(original: Mapping[str, Any], kind: str) -> dict[str, Any]:
     rope["rope_type"] = rope.pop("rope_type", None) or rope.get("type") or "default"
     rope.pop("type", None)
     theta = float(original.get("rope_theta", 150000.0 if kind == "gpt_oss" else 10000.0))
-    if kind == "phi3" and rope["rope_type"] in ("su", "yarn"):
-        trained = int(original.get("original_max_position_embeddings", 4096))
-        factor = int(original.get("max_position_embeddings", 4096)) / trained
-        if rope["rope_type"] == "yarn":  # Phi-3's variant: the frequencies of longrope, another attention factor
-            rope["attention_factor"] = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
-        rope |= {"rope_type": "longrope", "original_max_position_embeddings": trained, "factor": factor}
     return {"rope_scaling": {**rope, "rope_theta": theta}, "rope_theta": theta}

@@ -56,8 +56,4 @@ class InternVL2ForConditionalGeneration(FusedForConditionalGeneration):
     """InternVL2 with its LM head."""
 
     config_class = InternVL2Config
-
-    def __init__(self, config: InternVL2Config) -> None:
-        super().__init__(config)
-        self.model = InternVL2Model(config)
-        self.post_init()
+    backbone_class = InternVL2Model

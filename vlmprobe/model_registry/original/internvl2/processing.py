@@ -1,4 +1,4 @@
-"""Convert a conversation to the inputs of InternVL2: the rendered prompt, its ids, and the tiles of its images."""
+"""The prompt of a conversation for InternVL2, and the tiles of its images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.functional import normalize, to_tensor
 
-from vlmprobe.adapter import EncodedPrompt, Encoding, ImageSpan
-from vlmprobe.errors import AdapterError, CheckpointError
+from vlmprobe.errors import CheckpointError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.model_registry.original.fused_inputs import sequence_inputs
+from vlmprobe.model_registry.original.fused_inputs import ImageTiles
 from vlmprobe.model_registry.original.internvl2.prompt import Template, find_template, write_prompt
 from vlmprobe.model_registry.original.internvl2.releases import system_text
 from vlmprobe.model_registry.original.internvl2.tiling import tile_image
@@ -85,39 +83,14 @@ class InternVL2Processor:
             tiles = [whole.resize((self.size, self.size), Image.Resampling.BICUBIC)]
         return torch.stack([normalize(to_tensor(tile), IMAGENET_MEAN, IMAGENET_STD) for tile in tiles])
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of a rendered prompt, with BOS if the tokenizer adds it."""
-        return list(self.tokenizer(text)["input_ids"])
+    def tiles(self, image: Image.Image) -> ImageTiles:
+        """The tiles of an RGB image, with their positions in the prompt."""
+        pixels = self.pixels(image)
+        return ImageTiles(pixels=pixels, positions=[self.positions] * len(pixels))
 
-    def encode(self, conversations: Sequence[Conversation], context_id: int) -> Encoding:
-        """A left-padded batch; with images, ``pixel_values`` of all tiles and ``image_index`` [N, S]."""
-        pixels = [[self.pixels(image) for image in conversation.images] for conversation in conversations]
-        prompts = [
-            self._prompt(conversation, [len(tiles) for tiles in images], context_id)
-            for conversation, images in zip(conversations, pixels, strict=True)
-        ]
-        inputs = sequence_inputs(prompts, pad_id=self.tokenizer.pad_token_id or 0)
-        tiles = [each for images in pixels for each in images]
-        if tiles:
-            inputs["pixel_values"] = torch.cat(tiles)
-        return Encoding(inputs, tuple(prompts))
-
-    def _prompt(self, conversation: Conversation, tiles: Sequence[int], context_id: int) -> EncodedPrompt:
-        contexts = [self.positions * count for count in tiles]
-        text = write_prompt(conversation, self.template, self.system, contexts)
-        ids = np.asarray(self.tokenize(text), dtype=np.int64)
-        if not tiles:
-            return EncodedPrompt(ids, (), text)
-        places = np.flatnonzero(ids == context_id)
-        if len(places) != sum(contexts):
-            raise AdapterError(f"The prompt has {len(places)} image positions, its images take {sum(contexts)}.")
-        spans, done = [], 0
-        for image, count in enumerate(tiles):
-            for tile in range(count):
-                start = int(places[done])
-                spans.append(ImageSpan(image, tile, start, start + self.positions))
-                done += self.positions
-        return EncodedPrompt(ids, tuple(spans), text)
+    def write(self, conversation: Conversation, contexts: Sequence[int]) -> str:
+        """The text of a conversation; ``contexts`` are the positions that each image takes."""
+        return write_prompt(conversation, self.template, self.system, contexts)
 
 
 def _squared(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmprobe.errors import CheckpointError, VlmprobeWarning
+from vlmprobe.errors import CheckpointError, VlmprobeWarning, outside
 from vlmprobe.model_registry.original.internvl2.prompt import Template, find_template
 from vlmprobe.model_registry.original.internvl2.shipped_template import shipped_system_text
 
@@ -82,7 +82,7 @@ def system_text(original: Mapping[str, Any], folder: Path | None) -> str:
         try:
             shipped = shipped_system_text(folder, template.name)
         except CheckpointError as error:
-            warnings.warn(f"{error} It is ignored.", VlmprobeWarning, stacklevel=2)
+            warnings.warn(f"{error} It is ignored.", VlmprobeWarning, stacklevel=outside())
         else:
             if shipped is not None:
                 return shipped
@@ -103,7 +103,7 @@ def _by_name(original: Mapping[str, Any], folder: Path | None, template: Templat
         f"That of 2.0 is used: {template.system!r}; 1.x has {older!r}. Put the conversation.py of the release beside "
         "its weights, or a system_message into config.json, or a system message into each conversation.",
         VlmprobeWarning,
-        stacklevel=2,
+        stacklevel=outside(),
     )
     return template.system
 

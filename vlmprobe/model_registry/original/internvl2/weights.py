@@ -19,12 +19,8 @@ class SplitKeyValueGroups(ConversionOps):
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **context: Any
     ) -> dict[str, Any]:
         """Split [groups * (q + 2) * head_dim, ...] into the rows of queries, keys and values, in that order."""
-        (held,) = input_dict.values()
-        packed = held[0] if isinstance(held, list) else held
-        language = context["config"].text_config
-        groups = language.num_key_value_heads
-        shared = language.num_attention_heads // groups
-        width = language.hidden_size // language.num_attention_heads
+        (packed,) = map(_only, input_dict.values())
+        groups, shared, width = _layout(context["config"])
         view = packed.view(groups, shared + 2, width, *packed.shape[1:])
         parts = view[:, :shared], view[:, shared], view[:, shared + 1]
         return {
@@ -32,22 +28,61 @@ class SplitKeyValueGroups(ConversionOps):
             for name, part in zip(target_patterns, parts, strict=True)
         }
 
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """For saving in the original layout."""
+        return PackKeyValueGroups()
 
-INTERNLM2 = r"^language_model\.model\.layers\.(\d+)\."
-LLAMA = r"model.language_model.layers.\1."
 
+class PackKeyValueGroups(ConversionOps):
+    """The reverse of :class:`SplitKeyValueGroups`."""
+
+    @torch.no_grad()
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **context: Any
+    ) -> dict[str, Any]:
+        """Pack the rows of queries, keys and values into [groups * (q + 2) * head_dim, ...]."""
+        groups, _, width = _layout(context["config"])
+        parts = [_only(input_dict[name]) for name in source_patterns]
+        views = [part.view(groups, -1, width, *part.shape[1:]) for part in parts]
+        return {target_patterns[0]: torch.cat(views, dim=1).flatten(0, 2)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """For loading."""
+        return SplitKeyValueGroups()
+
+
+def _only(held: Any) -> torch.Tensor:
+    """The tensor that transformers collected for a name, alone or in a list."""
+    return held[0] if isinstance(held, list) else held
+
+
+def _layout(config: Any) -> tuple[int, int, int]:
+    """Key-value heads, query heads that share one, and the width of a head."""
+    language = config.text_config
+    heads = language.num_attention_heads
+    groups = language.num_key_value_heads
+    return groups, heads // groups, language.hidden_size // heads
+
+
+LAYER, RENAMED_LAYER = r"^model\.language_model\.layers\.(\d+)\.", r"model.language_model.layers.\1."
+
+# In this order, each on what the one before made of a name; saving goes through them from the end.
 CONVERSIONS: list[WeightRenaming | WeightConverter] = [
     WeightRenaming(r"^vision_model\.", "model.vision_tower."),
     WeightRenaming(r"^mlp1\.", "model.projector."),
-    WeightRenaming(INTERNLM2 + r"attention\.wo\.", LLAMA + "self_attn.o_proj."),
-    WeightRenaming(INTERNLM2 + r"attention_norm\.", LLAMA + "input_layernorm."),
-    WeightRenaming(INTERNLM2 + r"ffn_norm\.", LLAMA + "post_attention_layernorm."),
-    WeightRenaming(INTERNLM2 + r"feed_forward\.w1\.", LLAMA + "mlp.gate_proj."),
-    WeightRenaming(INTERNLM2 + r"feed_forward\.w2\.", LLAMA + "mlp.down_proj."),
-    WeightRenaming(INTERNLM2 + r"feed_forward\.w3\.", LLAMA + "mlp.up_proj."),
-    WeightRenaming(r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
-    WeightRenaming(r"^language_model\.model\.", "model.language_model."),  # after InternLM2's: the rest keeps its names
-    WeightRenaming(r"^language_model\.(?:output|lm_head)\.", "lm_head."),
+    WeightRenaming(r"^language_model\.lm_head\.", "lm_head."),
+    WeightRenaming(r"^language_model\.model\.", "model.language_model."),
+    # InternLM2's names; those of the other language models are transformers' own.
+    WeightRenaming(r"^language_model\.output\.", "lm_head."),
+    WeightRenaming(r"^model\.language_model\.tok_embeddings\.", "model.language_model.embed_tokens."),
+    WeightRenaming(LAYER + r"attention\.wo\.", RENAMED_LAYER + "self_attn.o_proj."),
+    WeightRenaming(LAYER + r"attention_norm\.", RENAMED_LAYER + "input_layernorm."),
+    WeightRenaming(LAYER + r"ffn_norm\.", RENAMED_LAYER + "post_attention_layernorm."),
+    WeightRenaming(LAYER + r"feed_forward\.w1\.", RENAMED_LAYER + "mlp.gate_proj."),
+    WeightRenaming(LAYER + r"feed_forward\.w2\.", RENAMED_LAYER + "mlp.down_proj."),
+    WeightRenaming(LAYER + r"feed_forward\.w3\.", RENAMED_LAYER + "mlp.up_proj."),
     WeightConverter(
         r"\.attention\.wqkv\.",
         [".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj."],

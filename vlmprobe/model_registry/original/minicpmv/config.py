@@ -11,18 +11,18 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlmprobe.errors import CheckpointError, near
-from vlmprobe.model_registry.original.checkpoint import read_json
+from vlmprobe.model_registry.original.checkpoint import PREPROCESSOR, read_json
 from vlmprobe.model_registry.original.fused_model import FusedConfig
-from vlmprobe.model_registry.original.language_config import language_config
-from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, Release, release_of
+from vlmprobe.model_registry.original.language import language_config
+from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, release_of
 from vlmprobe.model_registry.original.minicpmv.vision import NavitConfig
 from vlmprobe.model_registry.original.timm_towers import TimmTowerConfig, read_tower
 from vlmprobe.model_registry.original.vision_blocks import ACTIVATIONS
 
-__all__ = ["MiniCPMVConfig", "translate"]
+__all__ = ["MiniCPMVConfig", "image_rules", "translate"]
 
 
-TOWER = "vit_so400m_patch14_siglip_384"  # of 2.0
+TOWER = "vit_so400m_patch14_siglip_384"  # of 1.0 and 2.0
 VISION_KEYS = (
     "hidden_size",
     "image_size",
@@ -50,8 +50,8 @@ class MiniCPMVConfig(FusedConfig):
     head_divisor: float = 1.0  # of the input of the LM head
 
 
-def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, ImageRules]:
-    """The configuration and image rules of an original checkpoint folder.
+def translate(folder: Path, config: Mapping[str, Any]) -> MiniCPMVConfig:
+    """The configuration of an original checkpoint folder.
 
     Raises:
         CheckpointError: for an unsupported version, or files that contradict each other.
@@ -60,39 +60,39 @@ def translate(folder: Path, config: Mapping[str, Any]) -> tuple[MiniCPMVConfig, 
     language = language_config(release.language, config)
     scales: dict[str, Any] = {}
     vision: PreTrainedConfig
-    if release.version == "2.0":
+    if not release.strips:
         language.residual_multiplier = config.get("scale_depth", 1) / math.sqrt(language.num_hidden_layers)
         language.attention_multiplier = (language.hidden_size // language.num_attention_heads) ** -0.5
         scales["embedding_scale"] = config.get("scale_emb", 1)
         scales["head_divisor"] = language.hidden_size / config.get("dim_model_base", 1)
-        vision = _named_tower(folder, config)
+        vision = _named_tower(folder, config, release.title)
     else:
         vision = _vision(config)
-    rules = _rules(folder, config, release)
+    if config.get("init_vision", True) is not True:
+        raise CheckpointError(
+            f"{folder} sets init_vision to false: this {release.title} has no vision tower, so it reads no images."
+        )
     if config.get("slice_mode", True) is not True:
         raise CheckpointError(f"{folder} sets slice_mode to false, which no release does: it is not supported.")
-    return (
-        MiniCPMVConfig(
-            release=release.version,
-            text_config=language,
-            vision_config=vision,
-            query_num=config.get("query_num", 64),
-            vision_batch=config.get("vision_batch_size", 16),
-            pad_together=config.get("batch_vision_input", True),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            **scales,
-        ),
-        rules,
+    return MiniCPMVConfig(
+        release=release.version,
+        text_config=language,
+        vision_config=vision,
+        query_num=config.get("query_num", 64),
+        vision_batch=config.get("vision_batch_size", 16),
+        pad_together=config.get("batch_vision_input", True),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        **scales,
     )
 
 
-def _named_tower(folder: Path, config: Mapping[str, Any]) -> TimmTowerConfig:
+def _named_tower(folder: Path, config: Mapping[str, Any], title: str) -> TimmTowerConfig:
     named = str(config["vision_encoder"])
     if named.split(".")[0] != TOWER:
-        raise CheckpointError(f"{folder} names the vision tower {named!r}; MiniCPM-V 2.0 supports only {TOWER}.")
+        raise CheckpointError(f"{folder} names the vision tower {named!r}; {title} supports only {TOWER}.")
     queries = config.get("query_num", 64)
     if math.isqrt(queries) ** 2 != queries:
-        raise CheckpointError(f"{folder}: query_num is {queries}; in 2.0 the queries form a square grid.")
+        raise CheckpointError(f"{folder}: query_num is {queries}; in {title} the queries form a square grid.")
     return read_tower(folder, "vpm.", "siglip")
 
 
@@ -111,8 +111,13 @@ def _vision(config: Mapping[str, Any]) -> NavitConfig:
     return vision
 
 
-def _rules(folder: Path, config: Mapping[str, Any], release: Release) -> ImageRules:
-    held = config if release.version == "2.0" else read_json(folder / "preprocessor_config.json")
+def image_rules(folder: Path, config: Mapping[str, Any]) -> ImageRules:
+    """How a checkpoint turns images into slices, pixels and placeholders.
+
+    Raises:
+        CheckpointError: for files that are missing or contradict each other.
+    """
+    held = read_json(folder / PREPROCESSOR) if release_of(config).strips else config
     queries = config.get("query_num", 64)
     if (stated := held.get("image_feature_size", queries)) != queries:
         raise CheckpointError(
@@ -127,4 +132,5 @@ def _rules(folder: Path, config: Mapping[str, Any], release: Release) -> ImageRu
         mean=tuple(held.get("norm_mean", (0.5, 0.5, 0.5))),
         std=tuple(held.get("norm_std", (0.5, 0.5, 0.5))),
         numbered=bool(held.get("use_image_id", False)),
+        side=config.get("image_size", 448),
     )

@@ -35,11 +35,11 @@ class MiniCPMVModel(FusedModel):
             self.resampler = AdaptiveResampler(*sizes)
         else:
             self.vision_tower = build_tower(config.vision_config)
-            self.resampler = GridResampler(*sizes, adaptive=True)
+            self.resampler = GridResampler(*sizes, adaptive=not self.release.square)
         self.post_init()
 
     def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
-        """Text embeddings [N, S, H], scaled in 2.0."""
+        """Text embeddings [N, S, H], scaled in 1.0 and 2.0."""
         embeds = super().embed(input_ids)
         return embeds if self.config.embedding_scale == 1 else embeds * self.config.embedding_scale
 
@@ -49,7 +49,7 @@ class MiniCPMVModel(FusedModel):
         """Features [P, Q, H] of P slices.
 
         Args:
-            pixel_values: strips [P, 3, 14, 14 * L], or for 2.0 images [P, 3, H, W]; each slice zero-padded.
+            pixel_values: strips [P, 3, 14, 14 * L], or before 2.5 images [P, 3, H, W]; each slice zero-padded.
             tgt_sizes: [P, 2], rows and columns of patches.
             owners: [P], the conversation of each slice.
         """
@@ -101,12 +101,8 @@ class MiniCPMVForConditionalGeneration(FusedForConditionalGeneration):
     """MiniCPM-V with its LM head."""
 
     config_class = MiniCPMVConfig
-
-    def __init__(self, config: MiniCPMVConfig) -> None:
-        super().__init__(config)
-        self.model = MiniCPMVModel(config)
-        self.post_init()
+    backbone_class = MiniCPMVModel
 
     def enter_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Divided in 2.0, before the head as in the original, so that low precision rounds the same way."""
+        """Divided in 1.0 and 2.0, before the head as in the original, so that low precision rounds the same way."""
         return hidden if self.config.head_divisor == 1 else hidden / self.config.head_divisor

@@ -1,4 +1,4 @@
-"""Convert a conversation to MiniCPM-V's prompt, token ids and pixels."""
+"""Convert a conversation to the prompt of MiniCPM-V and MiniCPM-o, token ids and pixels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message
+from vlmprobe.model_registry.original.fused_inputs import ImageTiles
 from vlmprobe.model_registry.original.minicpmv.releases import ImageRules, Release
 from vlmprobe.model_registry.original.minicpmv.slicing import SlicePlan, plan_slices, slice_image
 from vlmprobe.model_registry.original.tokenizer import token_id
@@ -22,16 +21,14 @@ from vlmprobe.model_registry.original.tokenizer import token_id
 __all__ = ["MiniCPMVProcessor", "Slices"]
 
 IMAGE_TAG = "(<image>./</image>)"  # stands for an image while the chat template is rendered
-ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 2.0, which has no template
+ROLE_TAGS = {"user": "<用户>", "assistant": "<AI>"}  # 1.0 and 2.0, which have no template
 
 
-@dataclass(frozen=True)
-class Slices:
-    """One image as the vision tower receives it."""
+@dataclass(frozen=True, kw_only=True)
+class Slices(ImageTiles):
+    """One image as the vision tower receives it: the overview, then the slices row by row."""
 
     plan: SlicePlan
-    pixels: tuple[torch.Tensor, ...]  # float32 [3, h, w] each: the overview, then the slices row by row
-    grids: tuple[tuple[int, int], ...]  # (rows, columns) of patches of each
 
 
 class MiniCPMVProcessor:
@@ -41,7 +38,7 @@ class MiniCPMVProcessor:
         tokenizer: of the checkpoint.
         rules: its image rules.
         release: its release.
-        thinking: 4.5 only: thinking mode (the original's ``enable_thinking``).
+        thinking: 4.5 (V and o) only: thinking mode (the original's ``enable_thinking``).
     """
 
     def __init__(self, tokenizer: Any, rules: ImageRules, release: Release, *, thinking: bool = False) -> None:
@@ -56,28 +53,27 @@ class MiniCPMVProcessor:
     # -- images --------------------------------------------------------------------------------------
 
     def cut(self, part: ImagePart) -> Slices:
-        """Cut an image into slices and normalise them."""
+        """Cut an image into slices and normalise them: strips [3, patch, patch * L], or before 2.5 images [3, h, w]."""
         rules = self.rules
         most = int(part.options.get("max_slice_nums", rules.max_slices))
         if most < 1:
             raise MessageError(f"max_slice_nums is {most}; it must be at least 1.")
-        plan = plan_slices(part.image.size, max_slices=most, resolution=rules.resolution, patch=rules.patch)
-        pixels = tuple(self._normalise(piece) for piece in slice_image(part.image, plan))
-        grids = tuple((piece.shape[1] // rules.patch, piece.shape[2] // rules.patch) for piece in pixels)
-        return Slices(plan, pixels, grids)
+        if self.release.square:
+            plan = SlicePlan((rules.side, rules.side), None, None)
+        else:
+            plan = plan_slices(part.image.size, max_slices=most, resolution=rules.resolution, patch=rules.patch)
+        pieces = [self._normalise(piece) for piece in slice_image(part.image, plan)]
+        return Slices(
+            pixels=[self._strip(piece) for piece in pieces] if self.release.strips else pieces,
+            positions=[rules.queries] * len(pieces),
+            sizes=[(-(-piece.shape[1] // rules.patch), -(-piece.shape[2] // rules.patch)) for piece in pieces],
+            plan=plan,
+        )
 
     def _normalise(self, image: Image.Image) -> torch.Tensor:
         scaled = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
         mean, std = np.asarray([self.rules.mean, self.rules.std], dtype=np.float32)
         return torch.from_numpy(((scaled - mean) / std).transpose(2, 0, 1).copy())
-
-    def stack(self, images: Sequence[Slices]) -> torch.Tensor:
-        """All slices as one zero-padded tensor: strips [P, 3, patch, patch * L], or for 2.0 [P, 3, H, W]."""
-        pixels = [piece for image in images for piece in image.pixels]
-        if self.release.strips:
-            pixels = [self._strip(piece) for piece in pixels]
-        height, width = (max(piece.shape[axis] for piece in pixels) for axis in (1, 2))
-        return torch.stack([F.pad(piece, (0, width - piece.shape[2], 0, height - piece.shape[1])) for piece in pixels])
 
     def _strip(self, piece: torch.Tensor) -> torch.Tensor:
         """Patches of [3, h, w] side by side: [3, patch, patch * L]."""
@@ -87,15 +83,13 @@ class MiniCPMVProcessor:
 
     # -- text ----------------------------------------------------------------------------------------
 
-    def encode(self, conversation: Conversation, images: Sequence[Slices]) -> EncodedPrompt:
-        """The prompt of a conversation, with a span for each slice.
+    def write(self, conversation: Conversation, images: Sequence[Slices]) -> str:
+        """The prompt of a conversation, with a placeholder for each slice.
 
         Raises:
             MessageError: for a conversation that the original cannot express.
         """
-        text = self._render(conversation, [self._placeholder(image, place) for place, image in enumerate(images)])
-        ids = np.asarray(self.tokenizer.encode(text), dtype=np.int64)
-        return EncodedPrompt(ids, tuple(self._spans(ids, images)), text)
+        return self._render(conversation, [self._placeholder(image, place) for place, image in enumerate(images)])
 
     def _placeholder(self, image: Slices, place: int) -> str:
         """The tags of an image: the overview, then each row of slices on its own line."""
@@ -109,10 +103,15 @@ class MiniCPMVProcessor:
         lines = "\n".join([f"<{tag}>{holes}</{tag}>" * columns] * rows)
         return overview + (f"<slice>{lines}</slice>" if tag == "image" else lines)
 
-    def _spans(self, ids: np.ndarray, images: Sequence[Slices]) -> Iterator[ImageSpan]:
+    def spans(self, ids: np.ndarray, images: Sequence[ImageTiles]) -> Iterator[ImageSpan]:
+        """What stands between the tags that enclose images.
+
+        Raises:
+            MessageError: there are other tags than those of the images.
+        """
         starts = np.flatnonzero(np.isin(ids, self.starts)) + 1
         stops = np.flatnonzero(np.isin(ids, self.stops))
-        slices = [(image, tile) for image, cut in enumerate(images) for tile in range(len(cut.pixels))]
+        slices = [(image, tile) for image, cut in enumerate(images) for tile in range(len(cut.positions))]
         if len(starts) != len(slices) or len(stops) != len(slices) or np.any(stops - starts != self.rules.queries):
             raise MessageError(
                 "The text contains tags that enclose images (<image>, <slice>), which this model would read as images. "
@@ -135,7 +134,10 @@ class MiniCPMVProcessor:
         chat = [{"role": message.role, "content": _joined(message)} for message in messages]
         # A partial answer to be continued is appended verbatim, whatever the template does with answers.
         begun = chat.pop()["content"] if conversation.continues else ""
-        options = {"enable_thinking": self.thinking} if self.release.version == "4.5" else {}
+        options: dict[str, Any] = {"enable_thinking": self.thinking} if self.release.thinks else {}
+        if self.release.speaks:
+            options["use_tts_template"] = False
+        options |= conversation.format.chat_template_kwargs
         prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
         rendered = prompt + begun
         pieces = rendered.split(IMAGE_TAG)
@@ -144,13 +146,9 @@ class MiniCPMVProcessor:
     def _render_plain(self, conversation: Conversation, placeholders: Sequence[str]) -> str:
         text = ""
         for place, message in enumerate(conversation.messages):
-            if message.role == "system":
-                raise MessageError(
-                    "MiniCPM-V 2.0 has no system message: put the instruction into the first user message."
-                )
             images = [at for at, part in enumerate(message.parts) if isinstance(part, ImagePart)]
             if images not in ([], [0]) or (images and place):
-                raise MessageError("MiniCPM-V 2.0 takes its image as the first part of the first message.")
+                raise MessageError(f"{self.release.title} takes its image as the first part of the first message.")
             content = message.text
             if images:
                 content = f"{placeholders[0]}\n{content}"

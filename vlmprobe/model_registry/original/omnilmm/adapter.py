@@ -5,75 +5,87 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.adapter import Capabilities, Encoding
+from vlmprobe.adapter import Capabilities
 from vlmprobe.errors import CheckpointError
-from vlmprobe.model_registry.original.adapter import OriginalAdapter, Parts
+from vlmprobe.model_registry.original.adapter import OriginalAdapter
 
 if TYPE_CHECKING:
-    from vlmprobe.inputs.messages import Conversation
-    from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMConfig
+    import numpy as np
+
+    from vlmprobe.adapter import ImageSpan
+    from vlmprobe.inputs.messages import Conversation, ImagePart
+    from vlmprobe.model_registry.original.fused_inputs import ImageTiles
+    from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMConfig, OmniLMMForConditionalGeneration
+    from vlmprobe.model_registry.original.omnilmm.processing import OmniLMMProcessor
 
 __all__ = ["OmniLMM"]
 
 TOWER = "eva02_enormous_patch14_clip_224"  # the only one that the original code builds
-RENAMED = {r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
 
 
 class OmniLMM(OriginalAdapter):
     """OmniLMM-12B: one image per conversation, in the first message."""
 
     model_types = ("omnilmm",)
+    weight_names = MappingProxyType({r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."})
 
-    capabilities = Capabilities(several_images=False, mixed_images=True)
+    capabilities = Capabilities(several_images=False, mixed_images=True, system=False)  # its system text is fixed
 
     @classmethod
-    def parts(cls, folder: Path, config: Mapping[str, Any], options: dict[str, Any]) -> Parts:
+    def model_class(cls) -> type[OmniLMMForConditionalGeneration]:
         """As in the base class."""
-        from transformers.core_model_loading import WeightRenaming
-
         from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMForConditionalGeneration
-        from vlmprobe.model_registry.original.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
+
+        return OmniLMMForConditionalGeneration
+
+    @classmethod
+    def translate(cls, config: Mapping[str, Any], folder: Path) -> OmniLMMConfig:
+        """As in the base class."""
+        return _translate(folder, config)
+
+    @classmethod
+    def read_tokenizer(cls, folder: Path, config: Mapping[str, Any]) -> Any:
+        """The tokenizer, with the image tokens added if they are missing, as in the original."""
+        from vlmprobe.model_registry.original.omnilmm.processing import IMAGE_TOKENS
         from vlmprobe.model_registry.original.tokenizer import original_tokenizer
 
-        translated = _translate(folder, config)
         tokenizer = original_tokenizer(folder, prefer_fast=True)
-        tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)  # as in the original, if they are missing
+        tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)
+        return tokenizer
+
+    @classmethod
+    def read_processor(
+        cls, folder: Path, config: Mapping[str, Any], tokenizer: Any, translated: Any, options: dict[str, Any]
+    ) -> OmniLMMProcessor:
+        """As in the base class.
+
+        Raises:
+            CheckpointError: the image tokens lie beyond the vocabulary.
+        """
+        from vlmprobe.model_registry.original.omnilmm.processing import IMAGE_TOKENS, OmniLMMProcessor
+
         if max(tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS))) >= translated.text_config.vocab_size:
             raise CheckpointError(f"{folder}: the image tokens lie beyond the vocabulary of config.json.")
-        return Parts(
-            OmniLMMForConditionalGeneration,
-            translated,
-            [WeightRenaming(source, target) for source, target in RENAMED.items()],
-            OmniLMMProcessor(tokenizer, image_size=translated.image_size, queries=translated.num_query),
-            end_ids=[tokenizer.eos_token_id],
-            pad_id=tokenizer.pad_token_id,
-        )
+        return OmniLMMProcessor(tokenizer, image_size=translated.image_size, queries=translated.num_query)
 
-    def encode(self, conversations: Sequence[Conversation]) -> Encoding:
-        """As in the base class; besides ids and mask ``pixel_values`` [P, 3, H, W] and ``image_index`` [N, S]."""
-        import torch
+    def prompt(self, conversation: Conversation, images: Sequence[ImageTiles]) -> str:
+        """As in the base class."""
+        return self.processor.write(conversation)
 
-        from vlmprobe.model_registry.original.fused_inputs import sequence_inputs
+    def pixels(self, image: ImagePart) -> ImageTiles:
+        """One square image [1, 3, image_size, image_size]."""
+        return self.processor.tiles(image.image)
 
-        prompts = []
-        for conversation in conversations:
-            self.check(conversation)
-            prompts.append(self.processor.encode(conversation))
-        inputs: dict[str, Any] = sequence_inputs(prompts)
-        images = [image for conversation in conversations for image in conversation.images]
-        if images:
-            inputs["pixel_values"] = torch.stack([self.processor.pixels(image) for image in images])
-        return Encoding(inputs, tuple(prompts))
-
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of a whole prompt, with BOS."""
-        return list(self.tokenizer(text)["input_ids"])
+    def image_places(self, ids: np.ndarray, images: Sequence[ImageTiles]) -> tuple[ImageSpan, ...]:
+        """What the image tags enclose, as in the original."""
+        return self.processor.spans(ids, bool(images))
 
 
 def _translate(folder: Path, config: Mapping[str, Any]) -> OmniLMMConfig:
-    from vlmprobe.model_registry.original.language_config import language_config
+    from vlmprobe.model_registry.original.language import language_config
     from vlmprobe.model_registry.original.omnilmm.modeling import OmniLMMConfig
     from vlmprobe.model_registry.original.timm_towers import read_tower
 

@@ -55,8 +55,4 @@ class OmniLMMForConditionalGeneration(FusedForConditionalGeneration):
     """OmniLMM with its LM head."""
 
     config_class = OmniLMMConfig
-
-    def __init__(self, config: OmniLMMConfig) -> None:
-        super().__init__(config)
-        self.model = OmniLMMModel(config)
-        self.post_init()
+    backbone_class = OmniLMMModel

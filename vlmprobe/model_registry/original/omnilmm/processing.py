@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message
+from vlmprobe.model_registry.original.fused_inputs import ImageTiles
 
 __all__ = ["IMAGE_TOKENS", "OmniLMMProcessor"]
 
@@ -47,8 +47,12 @@ class OmniLMMProcessor:
         mean, std = np.asarray([CLIP_MEAN, CLIP_STD], dtype=np.float32)
         return torch.from_numpy(((scaled - mean) / std).transpose(2, 0, 1).copy())
 
-    def encode(self, conversation: Conversation) -> EncodedPrompt:
-        """The prompt of a conversation, with the span of its image.
+    def tiles(self, image: Image.Image) -> ImageTiles:
+        """An image with its positions in the prompt."""
+        return ImageTiles(pixels=self.pixels(image)[None], positions=[self.queries])
+
+    def write(self, conversation: Conversation) -> str:
+        """The prompt of a conversation.
 
         Raises:
             MessageError: for a conversation that the original cannot express.
@@ -56,18 +60,12 @@ class OmniLMMProcessor:
         chat = self._chat(conversation)
         begun = chat.pop()["content"] if conversation.continues else ""  # an answer to be continued
         system = {"role": "system", "content": SYSTEM}
-        text = self.tokenizer.apply_chat_template([system, *chat], tokenize=False, add_generation_prompt=True) + begun
-        ids = np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int64)
-        return EncodedPrompt(ids, self._spans(ids, bool(conversation.images)), text)
+        return self.tokenizer.apply_chat_template([system, *chat], tokenize=False, add_generation_prompt=True) + begun
 
     def _chat(self, conversation: Conversation) -> list[dict[str, str]]:
         chat = []
         for place, message in enumerate(conversation.messages):
             due = ("user", "assistant")[place % 2]
-            if message.role == "system":
-                raise MessageError(
-                    "OmniLMM's system message is fixed: put the instruction into the first user message."
-                )
             if message.role != due:
                 raise MessageError(f"Message {place} has role {message.role!r}; OmniLMM's roles alternate: {due!r}.")
             if place and any(isinstance(part, ImagePart) for part in message.parts):
@@ -89,7 +87,12 @@ class OmniLMMProcessor:
             return f"{tokens}\n{message.text}"
         return "".join(tokens if isinstance(part, ImagePart) else part.text for part in message.parts)
 
-    def _spans(self, ids: np.ndarray, has_image: bool) -> tuple[ImageSpan, ...]:
+    def spans(self, ids: np.ndarray, has_image: bool) -> tuple[ImageSpan, ...]:
+        """What stands between the tags that enclose an image.
+
+        Raises:
+            MessageError: there are other tags than those of the image.
+        """
         holes = np.flatnonzero(ids == self.patch)
         starts, stops = np.flatnonzero(ids == self.start), np.flatnonzero(ids == self.stop)
         spans = tuple(ImageSpan(0, 0, int(start) + 1, int(start) + 1 + self.queries) for start in starts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -51,12 +52,29 @@ def language_config(model_type: str, config: Mapping[str, Any], *, also: Iterabl
     if missing:
         raise CheckpointError(f"config.json lacks {', '.join(missing)}; download it again.")
     fields = {name: config[name] for name in (*REQUIRED, *OPTIONAL, *also) if name in config}
+    # The tokenizer names the special tokens; the defaults of an architecture may lie beyond the vocabulary.
+    fields = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | fields
     theta = config.get("rope_theta", 10000.0)
+    if model_type == "phi3" and config.get("rope_scaling"):
+        fields["rope_scaling"] = _phi3_rope(config)
     try:
         # Caching is not a property of the weights, so use_cache of config.json is ignored.
         return AutoConfig.for_model(model_type, **fields, rope_theta=theta, use_cache=True)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"config.json does not describe a {model_type} model: {error}") from error
+
+
+def _phi3_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_scaling`` of Phi-3 under the name of today; releases until 3.5 call it ``su`` or ``yarn``."""
+    rope = {name: value for name, value in config["rope_scaling"].items() if name != "type"}
+    kind = rope.get("rope_type") or config["rope_scaling"].get("type")
+    if kind not in ("su", "yarn"):
+        return dict(config["rope_scaling"])
+    trained = int(config.get("original_max_position_embeddings", 4096))
+    factor = int(config.get("max_position_embeddings", 4096)) / trained
+    if kind == "yarn":  # Phi-3's variant: the frequencies of longrope, another attention factor
+        rope["attention_factor"] = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
+    return rope | {"rope_type": "longrope", "original_max_position_embeddings": trained, "factor": factor}
 
 
 def stretches(language: PreTrainedConfig) -> bool:
