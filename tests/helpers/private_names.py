@@ -86,7 +86,7 @@ def names_of(kind: type) -> frozenset[str]:
     return frozenset(found)
 
 
-def _tree(kind: type) -> ast.AST:
+def _tree(kind: Any) -> ast.AST:
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(kind)))
     except (OSError, TypeError, SyntaxError):  # compiled, or made at run time
@@ -99,6 +99,8 @@ def exists(name: str) -> bool:
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         return True
     found = located(holder)
+    if inspect.isfunction(found):  # what it keeps on an object that it is given
+        return last in {node.attr for node in ast.walk(_tree(found)) if isinstance(node, ast.Attribute)}
     return last in names_of(found) if isinstance(found, type) else hasattr(found, last)
 
 

@@ -668,3 +668,11 @@ def test_thinking_of_minicpmv_4_5_in_a_call():
 
 def test_the_placeholder_of_this_template(reader):
     assert vlmprobe.wrap(reader.model, reader.processor).engine.adapter.image_text == IMAGE
+
+
+def test_an_option_that_the_template_does_not_read_is_no_fault_of_the_adapter(checkpoint, monkeypatch):
+    monkeypatch.setenv("VLMPROBE_CHECK", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # load warned that the numbers of the model cannot be trusted
+        with pytest.raises(CapabilityError, match="does not read enable_thinking"):
+            vlmprobe.load(checkpoint("llava"), device="cpu", chat_template_kwargs=OFF)

@@ -164,7 +164,7 @@ def test_the_command_writes_page_and_records(tmp_path):
     done = typer.testing.CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
     assert "1 of 1 architectures pass" in done.output
-    assert "| `llava` | passes 19 | `native` |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| `llava` | passes 22 | `native` |" in (tmp_path / "page.md").read_text(encoding="utf-8")
     assert (tmp_path / "r.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 

@@ -67,11 +67,17 @@ def check_loaded(
         config: the checkpoint's ``config.json`` as read.
         checkpoint: local folder or hub id.
         format: of the prompts; passes are recorded for the checkpoint's own only.
+
+    Raises:
+        CapabilityError: for an option of the format that the chat template does not read.
     """
     known = passed_checks.fingerprint(type(engine.adapter), meta, config, checkpoint)
     findings: list[Finding] = []
     if format != AS_BY_DEFAULT:
-        findings = run(engine, replace(format, tools=(), continue_final_message=None))
+        asked = replace(format, tools=(), continue_final_message=None)
+        # What the template does not read is the caller's mistake, not a fault of the adapter.
+        engine.adapter.check_format(_short_text(engine.adapter, format=asked))
+        findings = run(engine, asked)
     elif not passed_checks.passed(str(meta["model"]), known):
         findings = run(engine)
         if not findings:

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlmprobe.adapter.loading import ignored
-from vlmprobe.errors import CheckpointError, HubError
+from vlmprobe.errors import CheckpointError, HubError, VlmprobeError
+from vlmprobe.model_registry.original import quantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, WeightConverter
@@ -126,6 +127,8 @@ def load_weights(
 ) -> Model:
     """Build ``model_class(config)`` and load every weight of ``folder`` into it, in evaluation mode.
 
+    Weights that ``config.original`` says are quantised stay so, and are read by the libraries that transformers uses.
+
     Args:
         model_class: the class to build. Its module may lie outside transformers.
         folder: a local checkpoint folder.
@@ -139,10 +142,15 @@ def load_weights(
         **options: further arguments of ``from_pretrained``.
 
     Raises:
-        CheckpointError: a missing or damaged file, or weights that are missing, unexpected or of another shape.
+        CheckpointError: a missing or damaged file, weights that are missing, unexpected or of another shape, or
+            quantised weights that cannot be read, for instance since a library is not installed.
     """
-    weight_files(folder)
+    files = weight_files(folder)
     name_weights(model_class, conversions)
+    original = (getattr(config, "original", None) or {}).get("config.json", {})
+    if told := quantised.stored_quantisation(original):
+        on_cpu = str(device_map) == "cpu" or not torch.cuda.is_available()
+        quantised.prepare(config, told, _weight_names(files), conversions, str(folder), on_cpu=on_cpu)
     if dtype == "auto":
         config = copy.deepcopy(config)
         config.dtype = None  # so that the stored weights determine it, not the training dtype in config.json
@@ -158,11 +166,12 @@ def load_weights(
             ignore_mismatched_sizes=True,  # reported below, all at once
             **options,
         )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, VlmprobeError):
         raise
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
+    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"The weights in {folder} cannot be loaded: {error}") from error
     _check_complete(folder, model_class.__name__, info, (*ignore_unexpected, *ignored(ignore_weights)))
+    quantised.settle(model)
     return model
 
 
@@ -198,6 +207,17 @@ def _check_readable(file: Path) -> None:
             pass
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged or truncated ({error}); download it again.") from error
+
+
+def _weight_names(files: Iterable[Path]) -> list[str]:
+    names: list[str] = []
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as held:
+                names += held.keys()
+        else:
+            names += torch.load(file, map_location="meta", weights_only=True)  # no data
+    return names
 
 
 def _check_complete(folder: Path, model: str, info: Mapping[str, Any], ignored: tuple[str, ...]) -> None:

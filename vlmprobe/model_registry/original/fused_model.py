@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.adapter.rope import rope_switch
+from vlmprobe.model_registry.original.quantised import check_savable, stored_quantisation
 
 __all__ = ["FusedConfig", "FusedForConditionalGeneration", "FusedModel", "FusedOutput", "positions_of"]
 
@@ -39,6 +40,7 @@ class FusedConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As upstream, in the original format; ``vocab_size`` and the type of the weights are those of the model."""
+        check_savable(self.to_dict().get("quantization_config"))
         super().save_pretrained(save_directory, *args, **kwargs)
         for name, held in (self.original or {}).items():
             text = json.dumps(self._brought_up(held) if name == "config.json" else held, indent=2, ensure_ascii=False)
@@ -46,6 +48,8 @@ class FusedConfig(PreTrainedConfig):
 
     def _brought_up(self, held: Mapping[str, Any]) -> dict[str, Any]:
         changed: dict[str, Any] = {"torch_dtype": str(self.dtype).removeprefix("torch.")} if self.dtype else {}
+        if (told := self.to_dict().get("quantization_config")) and not stored_quantisation(held):
+            changed["quantization_config"] = told  # quantised when it was loaded
         if "vocab_size" in held:  # other parts may have a vocabulary of their own (audio)
             return {**held, **changed, "vocab_size": self.text_config.vocab_size}
         for name, value in held.items():

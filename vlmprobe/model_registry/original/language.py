@@ -41,13 +41,8 @@ def language_config(model_type: str, config: Mapping[str, Any], *, also: Iterabl
         also: further fields that this architecture has, taken where ``config`` has them.
 
     Raises:
-        CheckpointError: for fields that are missing or of a wrong type, and for quantised weights.
+        CheckpointError: for fields that are missing or of a wrong type.
     """
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            "config.json describes quantised weights, which cannot be read from the original format. Load the "
-            "unquantised checkpoint, and pass quantization_config= to quantise it."
-        )
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise CheckpointError(f"config.json lacks {', '.join(missing)}; download it again.")

@@ -8,7 +8,12 @@ import torch
 from transformers import Concatenate, MergeModulelist
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
+from vlmprobe.errors import CapabilityError
+
 __all__ = ["CONVERSIONS", "SplitKeyValueGroups"]
+
+QUANTISED = ("qweight", "qzeros", "scales")  # what AWQ and GPTQ store of a layer, with the outputs last
+KINDS = ("weight", "bias", *QUANTISED)
 
 
 class SplitKeyValueGroups(ConversionOps):
@@ -18,13 +23,19 @@ class SplitKeyValueGroups(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **context: Any
     ) -> dict[str, Any]:
-        """Split [groups * (q + 2) * head_dim, ...] into the rows of queries, keys and values, in that order."""
+        """Split [groups * (q + 2) * head_dim, ...] into the rows of queries, keys and values, in that order.
+
+        What AWQ and GPTQ store has the outputs last, and the order of inputs (``g_idx``) is the same for all three.
+        """
         (packed,) = map(_only, input_dict.values())
-        groups, shared, width = _layout(context["config"])
-        view = packed.view(groups, shared + 2, width, *packed.shape[1:])
+        kind = str(context["full_layer_name"]).rpartition(".")[2]
+        if kind == "g_idx":
+            return {name: packed.clone() for name in target_patterns}
+        groups, shared, _ = _layout(context["config"])
+        view = _outputs_first(packed, kind).unflatten(0, (groups, shared + 2, -1))
         parts = view[:, :shared], view[:, shared], view[:, shared + 1]
         return {
-            name: part.reshape(-1, *packed.shape[1:]).contiguous()
+            name: _outputs_first(part.reshape(-1, *view.shape[3:]), kind).contiguous()
             for name, part in zip(target_patterns, parts, strict=True)
         }
 
@@ -42,10 +53,22 @@ class PackKeyValueGroups(ConversionOps):
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **context: Any
     ) -> dict[str, Any]:
         """Pack the rows of queries, keys and values into [groups * (q + 2) * head_dim, ...]."""
-        groups, _, width = _layout(context["config"])
+        groups, shared, _ = _layout(context["config"])
+        kind = str(context["full_layer_name"]).rpartition(".")[2]
         parts = [_only(input_dict[name]) for name in source_patterns]
-        views = [part.view(groups, -1, width, *part.shape[1:]) for part in parts]
-        return {target_patterns[0]: torch.cat(views, dim=1).flatten(0, 2)}
+        if kind == "g_idx":
+            return {target_patterns[0]: parts[0]}
+        if kind not in KINDS or not (kind in QUANTISED or parts[0].is_floating_point()):
+            raise CapabilityError(
+                "InternLM2's format packs the projections of attention, which cannot be done with layers that "
+                "bitsandbytes quantised: save the model before it is quantised, or call its dequantize() first."
+            )
+        counts = (shared, 1, 1)
+        views = [
+            _outputs_first(part, kind).unflatten(0, (groups, count, -1))
+            for part, count in zip(parts, counts, strict=True)
+        ]
+        return {target_patterns[0]: _outputs_first(torch.cat(views, dim=1).flatten(0, 2), kind).contiguous()}
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -56,6 +79,11 @@ class PackKeyValueGroups(ConversionOps):
 def _only(held: Any) -> torch.Tensor:
     """The tensor that transformers collected for a name, alone or in a list."""
     return held[0] if isinstance(held, list) else held
+
+
+def _outputs_first(tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    """[outputs, ...] of a tensor as it is stored, and back; eight outputs may share an integer."""
+    return tensor.T if kind in QUANTISED else tensor
 
 
 def _layout(config: Any) -> tuple[int, int, int]:
