@@ -64,6 +64,15 @@ class Prompts:
             )
         )
 
+    @property
+    def pixel_step(self) -> tuple[Any, str] | None:
+        """An object, and the name of what it calls to turn images, and nothing else, into arrays of pixels.
+
+        The outcome is used again for other prompts about the same images. None if there is no such callable.
+        """
+        name = "image_processor"
+        return (self.processor, name) if callable(getattr(self.processor, name, None)) else None
+
     def check_format(self, conversation: Conversation) -> None:
         """Reject what a conversation gives its prompt and the prompt would not hold; runs no model.
 

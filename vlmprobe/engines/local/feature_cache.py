@@ -26,7 +26,7 @@ from vlmprobe.engines.local.encoder_state import encoder_state
 from vlmprobe.engines.local.model_state import to_model
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["ImageMemory", "Reuse", "images_key", "remembered"]
+__all__ = ["ImageMemory", "Reuse", "images_key", "remembered", "same"]
 
 UNREAD = ("hidden_states", "attentions")  # of every layer of the vision tower: large, and unused by the language model
 
@@ -59,7 +59,7 @@ class ImageMemory:
     def find(self, arguments: Mapping[str, Any]) -> Any | None:
         """The output for equal arguments, or None."""
         for entry in self._entries:
-            if _same(entry.arguments, arguments):
+            if same(entry.arguments, arguments):
                 self._entries.remove(entry)
                 self._entries.append(entry)
                 return entry.output
@@ -206,14 +206,15 @@ def images_key(conversation: Conversation) -> tuple[Any, ...]:
     )
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two arguments are equal, number for number."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
         return one is other or (alike and torch.equal(one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(_same(*pair) for pair in zip(one, other, strict=True))
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
     return type(one) is type(other) and bool(one == other)
 
 
@@ -225,7 +226,7 @@ def _adds_up(whole: Mapping[str, Any], parts: Sequence[Any], aside: frozenset[st
         pieces = [part[name] for part in parts]
         if value.ndim == 0 or any(piece.shape[1:] != value.shape[1:] for piece in pieces):
             return False
-        if not _same(torch.cat(pieces), value):
+        if not same(torch.cat(pieces), value):
             return False
     return True
 

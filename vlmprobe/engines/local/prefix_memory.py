@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.adapter.prompts import common_prefix
 from vlmprobe.engines.local.encoder_state import decoder_state
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 
 __all__ = ["PrefixMemory"]
+
+ASKED = 8  # prompts of earlier calls that a new one is compared with
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +32,7 @@ class PrefixMemory:
     lasts: bool = True  # whether it outlives a call of the user, so that a single question is worth a beginning
     _state: Any = None  # of the model that the entries come from
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
+    _asked: deque[tuple[Any, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=ASKED))  # images and ids
 
     def follow(self, adapter: Adapter, outside: Any) -> None:
         """Drop the entries if the model has changed since, or if that cannot be told.
@@ -62,6 +67,15 @@ class PrefixMemory:
         while len(self._entries) > 1 and sum(each.prefix.size for each in self._entries) > self.limit:
             self._entries.pop(0)
 
+    def note(self, images: Any, ids: Sequence[int]) -> None:
+        """Remember that this was asked, to find out what later prompts have in common with it."""
+        self._asked.append((images, ids))
+
+    def in_common(self, images: Any, ids: Sequence[int]) -> int:
+        """With how many ids a prompt begins like one that was asked before about these images."""
+        return max((common_prefix(ids, each) for about, each in self._asked if about == images), default=0)
+
     def clear(self) -> None:
         """Drop all entries."""
         self._entries.clear()
+        self._asked.clear()

@@ -20,10 +20,11 @@ from vlmprobe.engines.local.context_length import warn_if_beyond
 from vlmprobe.engines.local.feature_cache import images_key
 from vlmprobe.engines.local.generation_config import prefill_config
 from vlmprobe.engines.local.model_state import alone, to_model
+from vlmprobe.engines.local.pixel_memory import prepared_once
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.local.run_generate import Run, run
-from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, why_not_shared
+from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, Stem, why_not_shared
 from vlmprobe.engines.token_tables import require_finite, token_kinds, token_table
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation
@@ -35,6 +36,8 @@ __all__ = ["score"]
 
 # How many prompt ids are kept, the candidate ids after them, and the whole candidate if its length changes the states.
 Source = tuple[int, Path, Path]
+Requested = tuple[Conversation, Sequence[str]]
+SAVED = 16  # positions that must be saved for a beginning to be prefilled apart
 CONTEXT = 16  # prompt tokens before a candidate that can affect how its text decodes
 
 
@@ -42,13 +45,23 @@ CONTEXT = 16  # prompt tokens before a candidate that can affect how its text de
 class _Asked:
     """A conversation and its candidates as ids, and the states that they are read from."""
 
-    place: int  # among those asked together
     conversation: Conversation
-    prompt: EncodedPrompt
+    encoding: Encoding  # of it alone, or of the batch that it is in
+    place: int  # in the encoding
     candidates: list[Continuation]
     states: dict[Source, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     beyond: list[Continuation] = field(default_factory=list)  # those that end where RoPE has other factors
+
+    @property
+    def prompt(self) -> EncodedPrompt:
+        """The prompt as ids."""
+        return self.encoding.prompts[self.place]
+
+    @property
+    def least(self) -> int:
+        """How many of its ids come before every candidate."""
+        return min(each.shared for each in self.candidates)
 
     @property
     def sources(self) -> list[list[Source]]:
@@ -59,24 +72,29 @@ class _Asked:
         ]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every candidate follows the whole prompt, and ends where RoPE has the same factors."""
+        return not self.beyond and all(each.shared == len(self.prompt.ids) for each in self.candidates)
+
+    @property
     def is_one_step(self) -> bool:
         """Whether every candidate is one token after the whole prompt, so that its last state tells all."""
-        return all(len(each.ids) == 1 and each.shared == len(self.prompt.ids) for each in self.candidates)
+        return self.is_whole and all(len(each.ids) == 1 for each in self.candidates)
 
 
 def score(
     adapter: Adapter,
     head: Head,
     detokenizer: Detokenizer,
-    requests: Sequence[tuple[Conversation, Sequence[str]]],
+    requests: Sequence[Requested],
     options: Options,
     memory: PrefixMemory | None = None,
 ) -> list[tuple[list[TokenTable], list[str | None], dict[str, Any]]]:
     """Score the candidates of conversations that can share a batch, each prompt prefilled once.
 
     Conversations about the same images share the longest beginning that their prompts have in common: it is prefilled
-    once, and what differs runs in batches on its cache. ``memory`` keeps such beginnings for later calls. Where a cache
-    cannot be continued, every candidate is scored by a forward of its own.
+    once, what differs runs in batches on its cache, and the candidates on what that leaves. ``memory`` keeps such
+    beginnings for later calls. Where a cache cannot be continued, every candidate is scored by a forward of its own.
 
     Returns:
         For each conversation a table for each candidate; what happened at its boundary, if anything; for ``meta``:
@@ -84,13 +102,25 @@ def score(
         were prefilled together with other conversations or in an earlier call, and the file of full rows where there is
         one.
     """
-    encoding = adapter.encode([conversation for conversation, _ in requests])
-    warn_if_beyond(adapter.model.config, encoding.prompts)
-    asked = [
-        _Asked(place, conversation, prompt, _continuations(adapter, prompt, candidates))
-        for place, ((conversation, candidates), prompt) in enumerate(zip(requests, encoding.prompts, strict=True))
-    ]
-    _read_states(adapter, encoding, asked, memory)
+    about: dict[Any, list[int]] = {}
+    for place, (conversation, _) in enumerate(requests):
+        about.setdefault(images_key(conversation), []).append(place)
+    asked: dict[int, _Asked] = {}
+    single: list[int] = []
+    for images, places in about.items():
+        group = _alone(adapter, [requests[place] for place in places]) if len(places) > 1 or memory else []
+        if group and _on_common_prefix(adapter, group, images, memory):
+            asked |= zip(places, group, strict=True)
+        else:
+            single += places
+    asked |= zip(single, _apart(adapter, [requests[place] for place in single]), strict=True)
+    warn_if_beyond(adapter.model.config, [each.prompt for each in asked.values()])
+    return _read(head, detokenizer, [asked[place] for place in range(len(requests))], options)
+
+
+def _read(
+    head: Head, detokenizer: Detokenizer, asked: Sequence[_Asked], options: Options
+) -> list[tuple[list[TokenTable], list[str | None], dict[str, Any]]]:
     counts = [{str(place): len(each.ids) for place, each in enumerate(one.candidates)} for one in asked]
     found = []
     with row_files(options.store, counts) as files:
@@ -101,6 +131,14 @@ def score(
     return found
 
 
+def _asked(adapter: Adapter, requests: Sequence[Requested], encoding: Encoding) -> list[_Asked]:
+    """Requests whose prompts are those of the encoding."""
+    return [
+        _Asked(conversation, encoding, place, _continuations(adapter, prompt, candidates))
+        for place, ((conversation, candidates), prompt) in enumerate(zip(requests, encoding.prompts, strict=True))
+    ]
+
+
 def _continuations(adapter: Adapter, prompt: EncodedPrompt, candidates: Sequence[str]) -> list[Continuation]:
     found = [adapter.continuation(prompt, text) for text in candidates]
     for text, each in zip(candidates, found, strict=True):
@@ -109,45 +147,31 @@ def _continuations(adapter: Adapter, prompt: EncodedPrompt, candidates: Sequence
     return found
 
 
-def _read_states(adapter: Adapter, encoding: Encoding, asked: Sequence[_Asked], memory: PrefixMemory | None) -> None:
-    """Fill in the states of all candidates, in as few runs as give the numbers of each conversation alone."""
-    about: dict[Any, list[_Asked]] = {}
-    for each in asked:
-        about.setdefault(images_key(each.conversation), []).append(each)
-    single: list[_Asked] = []
-    for images, group in about.items():
-        if not _on_common_prefix(adapter, encoding, group, images, memory):
-            single += group
-    if len(single) == len(asked) > 1 and all(each.is_one_step for each in asked):
-        states = _prefill(adapter, to_model(adapter.model, encoding.inputs))[1][:, -1]
-        for each in asked:
-            each.states[len(each.prompt.ids), (), ()] = states[each.place]
-            each.meta["prefix"] = "shared"
-        return
-    for each in single:
-        _on_own_prefix(adapter, each, encoding if len(asked) == 1 else adapter.encode([each.conversation]))
+def _alone(adapter: Adapter, requests: Sequence[Requested]) -> list[_Asked]:
+    """Requests about the same images, each encoded alone; the pixels are prepared once."""
+    with prepared_once(adapter):
+        return [each for one in requests for each in _asked(adapter, [one], adapter.encode([one[0]]))]
 
 
-def _on_common_prefix(
-    adapter: Adapter, encoding: Encoding, group: Sequence[_Asked], images: Any, memory: PrefixMemory | None
-) -> bool:
+# -- conversations about the same images ------------------------------------------------------------------
+
+
+def _on_common_prefix(adapter: Adapter, group: Sequence[_Asked], images: Any, memory: PrefixMemory | None) -> bool:
     """Fill in the states of conversations about the same images from one prefill, if their prompts begin alike."""
-    ids = group[0].prompt.ids.tolist()
-    most = min(candidate.shared for each in group for candidate in each.candidates)
+    first = group[0].prompt.ids.tolist()
+    most = min(each.least for each in group)
     for each in group:
-        most = min(most, common_prefix(ids, each.prompt.ids.tolist()))
-    found = memory.find(images, ids[:most]) if memory is not None else None
-    keeps = memory is not None and memory.lasts and memory.keeps and bool(images)
+        most = min(most, common_prefix(first, each.prompt.ids.tolist()))
     after_images = max((span.stop for each in group for span in each.prompt.spans), default=1)
-    if most < after_images or (found is None and len(group) == 1 and not keeps):
+    if most < after_images:
         return False
-    # A beginning that is kept for later questions ends with the images.
-    length = found[0] if found else after_images if keeps else most
-    inputs = found[1].inputs if found else _beginning(adapter.encode([group[0].conversation]).inputs, length)
+    found = memory.find(images, first[:most]) if memory else None
+    length = _worthwhile(group, images, memory, first, after_images, most, found)
+    if not length:
+        return False
     ends = [candidate.shared + len(candidate.ids) for each in group for candidate in each.candidates]
-    if not may_continue(adapter, length, max(ends)):
-        return False
-    if not all(_regrows(adapter, inputs, encoding, each, length) for each in group):
+    inputs = _beginning(group[0].encoding.inputs, length)
+    if not may_continue(adapter, length, max(ends)) or not all(_regrows(adapter, inputs, each) for each in group):
         return False
     with alone(adapter):
         if found is None:
@@ -155,57 +179,60 @@ def _on_common_prefix(
             ran, states = _prefill(adapter, inputs)
             if why_not_shared(adapter, ran.cache):
                 return False
-            found = length, SharedPrefix(adapter, inputs, ran.cache, states[0, -1])
-            if keeps and memory is not None:
-                memory.put(images, ids[:length], found[1])
-        _continue(found[1], length, group)
+            prefix = SharedPrefix(adapter, inputs, ran.cache, states[:, -1])
+        else:
+            prefix = found[1].after(first[found[0] : length])
+        if memory and memory.keeps and length > (found[0] if found else 0):
+            memory.put(images, first[:length], prefix)
+        _continue(prefix, length, group)
     for each in group:
         each.meta |= {"prefix": "shared", "prefix_in_common": length}
     return True
 
 
-def _on_own_prefix(adapter: Adapter, asked: _Asked, encoding: Encoding) -> None:
-    """Fill in the states of one conversation from a prefill of its prompt, and where it must be from full forwards."""
-    whole = len(asked.prompt.ids)
-    inputs = to_model(adapter.model, encoding.inputs)
-    beyond = asked.beyond = [
-        each for each in asked.candidates if not may_continue(adapter, each.shared, each.shared + len(each.ids))
-    ]
-    kept = [each for each in asked.candidates if each.shared == whole and each not in beyond]
-    reason = None
-    with alone(adapter):
-        if kept:
-            ran, states = _prefill(adapter, inputs)
-            reason = why_not_shared(adapter, ran.cache)
-            if not reason:
-                prefix = SharedPrefix(adapter, inputs, ran.cache, states[0, -1])
-                _continue(prefix, whole, [replace(asked, candidates=kept)])
-    for each in asked.candidates:
-        if reason or each not in kept:
-            asked.states |= _forward_states(adapter, encoding, each, each.ids if each in beyond else ())
-    asked.meta["prefix"] = reason or _not_continued(adapter, len(beyond)) or "shared"
+def _worthwhile(
+    group: Sequence[_Asked],
+    images: Any,
+    memory: PrefixMemory | None,
+    ids: Sequence[int],
+    after_images: int,
+    most: int,
+    found: tuple[int, SharedPrefix] | None,
+) -> int:
+    """The length of the beginning to prefill apart, at most ``most`` ids; 0 if nothing would be saved.
 
-
-def _not_continued(adapter: Adapter, count: int) -> str:
-    """What ``meta`` says of candidates that end where RoPE has other factors than in the prompt; empty without any."""
-    if not count:
-        return ""
-    limit = adapter.capabilities.prefix_limit
-    return f"shared, but for {count} that end beyond {limit:,} positions, where RoPE factors change: a forward for each"
+    It ends where the prompts of the group differ, or where that of an earlier call differs from them. Of a first
+    prompt it ends with the images, which later ones are likely to share.
+    """
+    known = found[0] if found else 0
+    length = known
+    if len(group) > 1 and (len(group) - 1) * (most - known) >= SAVED:
+        length = most
+    elif memory and memory.lasts and memory.keeps:
+        earlier = min(most, memory.in_common(images, ids))
+        length = max(known, earlier if earlier - known >= SAVED else 0, after_images if images else 0)
+    if memory and memory.lasts:
+        memory.note(images, ids)
+    return length
 
 
 def _continue(prefix: SharedPrefix, begin: int, group: Sequence[_Asked]) -> None:
-    """Run what comes after the first ``begin`` ids of the prompts, and their candidates, on one prefix."""
-    paths = [
-        (each, candidate, (*each.prompt.ids[begin : candidate.shared].tolist(), *candidate.ids[:-1]))
-        for each in group
-        for candidate in each.candidates
-    ]
-    found = prefix.states([path for _, _, path in paths])
-    for each, candidate, path in paths:
-        kept = candidate.shared - begin
-        for end in range(kept, len(path) + 1):
-            each.states[candidate.shared, path[kept:end], ()] = found[path[:end]]
+    """Run what comes after the first ``begin`` ids of the prompts, and their candidates; row i of the prefix is i's.
+
+    A prefix of one row is that of all.
+    """
+    stems = []
+    for row, each in enumerate(group):
+        branches = [
+            (*each.prompt.ids[each.least : candidate.shared].tolist(), *candidate.ids[:-1])
+            for candidate in each.candidates
+        ]
+        stems.append(Stem(row % len(prefix.last), tuple(each.prompt.ids[begin : each.least].tolist()), branches))
+    for each, stem, found in zip(group, stems, prefix.states(stems), strict=True):
+        for candidate, path in zip(each.candidates, stem.branches, strict=True):
+            kept = candidate.shared - each.least
+            for end in range(kept, len(path) + 1):
+                each.states[candidate.shared, path[kept:end], ()] = found[path[:end]]
 
 
 def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
@@ -217,21 +244,96 @@ def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
     }
 
 
-def _regrows(adapter: Adapter, inputs: Mapping[str, Any], encoding: Encoding, asked: _Asked, length: int) -> bool:
+def _regrows(adapter: Adapter, inputs: Mapping[str, Any], asked: _Asked) -> bool:
     """Whether the rest of a prompt after its beginning is to the model what text after a prompt is.
 
     It is not where a token is masked, or marked as another part of the sequence.
     """
-    size = len(asked.prompt.ids)
+    length = inputs["input_ids"].shape[1]
     rest = torch.from_numpy(asked.prompt.ids[None, length:])
     grown = adapter.extend(inputs, rest) if rest.shape[1] else inputs
-    shape = encoding.inputs["input_ids"].shape
-    for name, value in encoding.inputs.items():
-        if isinstance(value, Tensor) and value.shape[:2] == shape:
-            own = grown[name]
-            if own.shape[1] != size or not torch.equal(own[0], value[asked.place, -size:]):
-                return False
-    return True
+    shape = asked.encoding.inputs["input_ids"].shape
+    return all(
+        torch.equal(grown[name], value)
+        for name, value in asked.encoding.inputs.items()
+        if isinstance(value, Tensor) and value.shape[:2] == shape
+    )
+
+
+# -- conversations that share nothing ---------------------------------------------------------------------
+
+
+def _apart(adapter: Adapter, requests: Sequence[Requested]) -> list[_Asked]:
+    """Requests that share no beginning: their prompts run in batches where each gives the numbers of it alone."""
+    if not requests:
+        return []
+    together = _asked(adapter, requests, adapter.encode([conversation for conversation, _ in requests]))
+    for each in together:
+        each.beyond = [
+            one for one in each.candidates if not may_continue(adapter, one.shared, one.shared + len(one.ids))
+        ]
+    if len(together) == 1 or all(each.is_one_step for each in together):
+        _on_own_prefixes(adapter, together)
+        return together
+    # A cache is continued where no row is padded.
+    lengths: dict[int, list[int]] = {}
+    for place, each in enumerate(together):
+        lengths.setdefault(len(each.prompt.ids) if each.is_whole else -1 - place, []).append(place)
+    if len(lengths) == 1 and len(together[0].prompt.ids) in lengths:
+        _on_own_prefixes(adapter, together)
+        return together
+    for places in lengths.values():
+        encoding = adapter.encode([requests[place][0] for place in places])
+        alike = [replace(together[place], encoding=encoding, place=row) for row, place in enumerate(places)]
+        _on_own_prefixes(adapter, alike)
+        for place, each in zip(places, alike, strict=True):
+            together[place] = each
+    return together
+
+
+def _on_own_prefixes(adapter: Adapter, asked: Sequence[_Asked]) -> None:
+    """Fill in the states of conversations that are one batch, from a prefill of their prompts.
+
+    Several of them are of one length, unless their last states tell all. What cannot continue a prefill is read from
+    forwards of its own.
+    """
+    reason = None
+    kept = [each for each in asked if any(_continues(each, one) for one in each.candidates)]
+    if kept:
+        with alone(adapter):
+            inputs = to_model(adapter.model, asked[0].encoding.inputs)
+            ran, states = _prefill(adapter, inputs)
+            last = states[:, -1]
+            if all(each.is_one_step for each in asked):
+                for each, state in zip(asked, last, strict=True):
+                    each.states[len(each.prompt.ids), (), ()] = state
+            elif not (reason := why_not_shared(adapter, ran.cache)):
+                prefix = SharedPrefix(adapter, inputs, ran.cache, last)
+                whole = len(asked[0].prompt.ids)
+                _continue(
+                    prefix,
+                    whole,
+                    [replace(each, candidates=[c for c in each.candidates if _continues(each, c)]) for each in asked],
+                )
+    for each in asked:
+        rest = [one for one in each.candidates if reason or not _continues(each, one)]
+        encoding = each.encoding if len(asked) == 1 or not rest else adapter.encode([each.conversation])
+        for one in rest:
+            each.states |= _forward_states(adapter, encoding, one, one.ids if one in each.beyond else ())
+        each.meta["prefix"] = reason or _not_continued(adapter, len(each.beyond)) or "shared"
+
+
+def _continues(asked: _Asked, candidate: Continuation) -> bool:
+    """Whether a candidate can be read from the prefill of its whole prompt."""
+    return candidate.shared == len(asked.prompt.ids) and candidate not in asked.beyond
+
+
+def _not_continued(adapter: Adapter, count: int) -> str:
+    """What ``meta`` says of candidates that end where RoPE has other factors than in the prompt; empty without any."""
+    if not count:
+        return ""
+    limit = adapter.capabilities.prefix_limit
+    return f"shared, but for {count} that end beyond {limit:,} positions, where RoPE factors change: a forward for each"
 
 
 def _forward_states(adapter: Adapter, encoding: Encoding, candidate: Continuation, apart: Path) -> dict[Source, Tensor]:

@@ -317,6 +317,11 @@ class OriginalAdapter(Adapter):
         return {**grown, "input_ids": ids}
 
     @property
+    def pixel_step(self) -> tuple[Any, str]:
+        """:meth:`pixels` of the adapter itself."""
+        return self, "pixels"
+
+    @property
     def image_encoder(self) -> tuple[nn.Module, str]:
         """The vision tower, with the projector or resampler."""
         return self.backbone, "image_features"
