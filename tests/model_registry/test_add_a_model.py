@@ -143,7 +143,7 @@ def the_page_shows_what_is_printed(page, told):
     _, broken, last = output_of(told, "vlmprobe check tiny-checkpoint")
     assert failure in broken
     assert rows_of(table) == rows_of(last)
-    assert len(rows_of(table)) == 23
+    assert len(rows_of(table)) == 24
 
 
 def the_record_says_with_what(page, told):

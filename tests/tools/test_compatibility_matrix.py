@@ -60,7 +60,7 @@ def require_all(record):
     failed = [f"{each['id']}: {each['failure']}" for each in record["checks"].values() if each["status"] == "failed"]
     assert record["quick"] == []  # no false warning at load
     assert record["passed"], "\n".join(failed)
-    assert len(record["checks"]) == 23
+    assert len(record["checks"]) == 24
 
 
 @pytest.mark.parametrize("name", architectures())

@@ -1,7 +1,7 @@
 """Conformance checks for adapters, in the manner of scikit-learn's ``check_estimator``.
 
 ``check_adapter(probe)`` verifies that every number a probe gives is the model's own, against computations that share
-no code with the probe: C1 to C23. ``parametrize_with_checks`` makes each a pytest test.
+no code with the probe: C1 to C24. ``parametrize_with_checks`` makes each a pytest test.
 ``check_against(probe, folder)`` compares with what the model's original code gave. Tiny checkpoints of real
 architectures to run them on come from :mod:`vlmprobe.testing.tiny`.
 """

@@ -66,7 +66,7 @@ class ConformanceError(AssertionError):
 class CheckResult:
     """The outcome of one check."""
 
-    id: str  # "C1" .. "C23"
+    id: str  # "C1" .. "C24"
     statement: str  # what the check verifies, in one line
     status: Status
     seconds: float

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from broken_adapters import batches, candidates, conversations, current_model, images, meaning, rows, safety
+from broken_adapters import (
+    batches,
+    candidates,
+    conversations,
+    current_model,
+    images,
+    meaning,
+    prefixes,
+    rows,
+    safety,
+)
 from broken_adapters.case import BROKEN
 from broken_adapters.rows import RowsOffByOne
 
@@ -15,6 +25,7 @@ __all__ = [
     "current_model",
     "images",
     "meaning",
+    "prefixes",
     "rows",
     "safety",
 ]

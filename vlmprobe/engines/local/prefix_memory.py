@@ -10,6 +10,7 @@ from typing import Any
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.prompts import common_prefix
 from vlmprobe.engines.local.encoder_state import decoder_state
+from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 
 __all__ = ["PrefixMemory"]
@@ -20,6 +21,7 @@ ASKED = 8  # prompts of earlier calls that a new one is compared with
 @dataclass(frozen=True, eq=False)
 class _Entry:
     images: Any  # what the images of the prompt are, by content
+    aside: Any  # the inputs that they were encoded with
     ids: tuple[int, ...]
     prefix: SharedPrefix
 
@@ -51,9 +53,13 @@ class PrefixMemory:
         """Whether what is put in now can be found by a later call."""
         return not isinstance(self._state, str)
 
-    def find(self, images: Any, ids: Sequence[int]) -> tuple[int, SharedPrefix] | None:
-        """The longest beginning of ``ids`` that was put in with these images, and its length."""
-        fitting = [each for each in self._entries if each.images == images and tuple(ids[: len(each.ids)]) == each.ids]
+    def find(self, images: Any, aside: Any, ids: Sequence[int]) -> tuple[int, SharedPrefix] | None:
+        """The longest beginning of ``ids`` that was put in with these images and inputs, and its length."""
+        fitting = [
+            each
+            for each in self._entries
+            if each.images == images and tuple(ids[: len(each.ids)]) == each.ids and same(each.aside, aside)
+        ]
         if not fitting:
             return None
         best = max(fitting, key=lambda each: len(each.ids))
@@ -61,9 +67,9 @@ class PrefixMemory:
         self._entries.append(best)
         return len(best.ids), best.prefix
 
-    def put(self, images: Any, ids: Sequence[int], prefix: SharedPrefix) -> None:
+    def put(self, images: Any, aside: Any, ids: Sequence[int], prefix: SharedPrefix) -> None:
         """Keep a beginning; evict the least recently used."""
-        self._entries.append(_Entry(images, tuple(ids), prefix))
+        self._entries.append(_Entry(images, aside, tuple(ids), prefix))
         while len(self._entries) > 1 and sum(each.prefix.size for each in self._entries) > self.limit:
             self._entries.pop(0)
 

@@ -17,7 +17,7 @@ from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept
 from vlmprobe.engines.local.context_length import warn_if_beyond
-from vlmprobe.engines.local.feature_cache import images_key
+from vlmprobe.engines.local.feature_cache import images_key, same
 from vlmprobe.engines.local.generation_config import prefill_config
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.pixel_memory import prepared_once
@@ -114,6 +114,8 @@ def score(
         else:
             single += places
     asked |= zip(single, _apart(adapter, [requests[place] for place in single]), strict=True)
+    for place in (place for places in about.values() if len(places) > 1 for place in places):
+        asked[place].meta.setdefault("prefix_in_common", 0)
     warn_if_beyond(adapter.model.config, [each.prompt for each in asked.values()])
     return _read(head, detokenizer, [asked[place] for place in range(len(requests))], options)
 
@@ -165,7 +167,8 @@ def _on_common_prefix(adapter: Adapter, group: Sequence[_Asked], images: Any, me
     after_images = max((span.stop for each in group for span in each.prompt.spans), default=1)
     if most < after_images:
         return False
-    found = memory.find(images, first[:most]) if memory else None
+    aside = _aside(group[0].encoding.inputs)
+    found = memory.find(images, aside, first[:most]) if memory else None
     length = _worthwhile(group, images, memory, first, after_images, most, found)
     if not length:
         return False
@@ -183,7 +186,7 @@ def _on_common_prefix(adapter: Adapter, group: Sequence[_Asked], images: Any, me
         else:
             prefix = found[1].after(first[found[0] : length])
         if memory and memory.keeps and length > (found[0] if found else 0):
-            memory.put(images, first[:length], prefix)
+            memory.put(images, aside, first[:length], prefix)
         _continue(prefix, length, group)
     for each in group:
         each.meta |= {"prefix": "shared", "prefix_in_common": length}
@@ -210,7 +213,8 @@ def _worthwhile(
         length = most
     elif memory and memory.lasts and memory.keeps:
         earlier = min(most, memory.in_common(images, ids))
-        length = max(known, earlier if earlier - known >= SAVED else 0, after_images if images else 0)
+        closed = min(most, after_images + 1)  # with the token that closes an image, where there is one
+        length = max(known, earlier if earlier - known >= SAVED else 0, closed if images else 0)
     if memory and memory.lasts:
         memory.note(images, ids)
     return length
@@ -244,18 +248,26 @@ def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
     }
 
 
+def _aside(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of one prompt that do not run along its sequence: pixels, and what else the images are encoded with."""
+    shape = inputs["input_ids"].shape
+    return {name: value for name, value in inputs.items() if not isinstance(value, Tensor) or value.shape[:2] != shape}
+
+
 def _regrows(adapter: Adapter, inputs: Mapping[str, Any], asked: _Asked) -> bool:
     """Whether the rest of a prompt after its beginning is to the model what text after a prompt is.
 
-    It is not where a token is masked, or marked as another part of the sequence.
+    It is not where a token is masked, or marked as another part of the sequence, nor where the images are encoded with
+    the question.
     """
     length = inputs["input_ids"].shape[1]
     rest = torch.from_numpy(asked.prompt.ids[None, length:])
     grown = adapter.extend(inputs, rest) if rest.shape[1] else inputs
-    shape = asked.encoding.inputs["input_ids"].shape
-    return all(
+    whole = asked.encoding.inputs
+    shape = whole["input_ids"].shape
+    return same(_aside(inputs), _aside(whole)) and all(
         torch.equal(grown[name], value)
-        for name, value in asked.encoding.inputs.items()
+        for name, value in whole.items()
         if isinstance(value, Tensor) and value.shape[:2] == shape
     )
 

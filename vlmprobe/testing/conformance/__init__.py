@@ -9,6 +9,7 @@ from vlmprobe.testing.conformance import (
     current_model,
     images,
     meaning,
+    prefixes,
     rows,
     safety,
 )
@@ -40,4 +41,5 @@ ALL: tuple[Check, ...] = (
     conversations.system_message,
     conversations.two_turns,
     conversations.rope_switch,
+    prefixes.shared_beginning,
 )
