@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from vlmprobe.engines.local.running import positions_of_run, rows_of_run
 from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["ImageMemory", "Reuse", "images_key", "remembered"]
+
+# Whose features of a batch could not be told apart, so that it is not tried again.
+TOGETHER: WeakSet[Adapter] = WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +173,10 @@ class _Encoder:
         shown = [place for place, each in enumerate(self.conversations) if each.images]
         keys = [images_key(self.conversations[place]) for place in shown]
         first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        if len(first) == len(keys):
+        if len(first) == len(keys) or self.adapter in TOGETHER:
             return None
-        count = positions_of_run(self.adapter)
-        shares = Shares([len(self.conversations[place].images) for place in shown], [count[place] for place in shown])
+        count = [len(each.images) for each in self.conversations]
+        shares = Shares(count, positions_of_run(self.adapter)).of(shown)
         parts = cut(arguments, shares)
         aside = self.adapter.batch_arguments
         known = [{name: value for name, value in each.items() if name not in aside} for each in parts or ()]
@@ -184,7 +188,8 @@ class _Encoder:
             output = self.original(**_concatenated([parts[place] for place in places]))
             self.reuse.encoded += 1
             pieces = divided(copied(output), shares.of(places))
-            if pieces is None:
+            if pieces is None or joined(pieces) is None:
+                TOGETHER.add(self.adapter)
                 return None
             for place, piece in zip(places, pieces, strict=True):
                 found[keys[place]] = piece

@@ -35,11 +35,12 @@ class Shares:
         A row is an image, a conversation with its images padded, what one of ``counts`` counts, or a fixed number of
         positions: a tile, a patch, or what is put at a position. Images first: each has at least one tile.
         """
+
         for known in (self.images, [1] * len(self.images), *counts):
             if sum(known) == length:
                 return list(known)
         total = sum(self.positions)
-        if not total or any(count * length % total or not count for count in self.positions):
+        if not all(self.positions) or any(count * length % total for count in self.positions):
             return None
         return [count * length // total for count in self.positions]
 
@@ -55,7 +56,7 @@ def cut(arguments: Mapping[str, Any], shares: Shares) -> list[dict[str, Any]] | 
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     if not tensors or any(not value.ndim for value in tensors.values()):
         return None
-    if any(isinstance(value, (list, tuple)) and not all(map(_is_plain, value)) for value in arguments.values()):
+    if any(_is_listed(value, shares) for value in arguments.values()):
         return None
     counts = [per for value in tensors.values() if (per := _counted(value, shares)) is not None]
     pieces: dict[str, Sequence[Tensor]] = {}
@@ -69,8 +70,12 @@ def cut(arguments: Mapping[str, Any], shares: Shares) -> list[dict[str, Any]] | 
     ]
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+def _is_listed(value: Any, shares: Shares) -> bool:
+    """Whether a list may hold something of each image; else it is the same for all, as names of layers are."""
+    if not isinstance(value, (list, tuple)):
+        return False
+    plain = all(each is None or isinstance(each, (bool, int, float, str)) for each in value)
+    return not plain or len(value) in (len(shares.images), sum(shares.images))
 
 
 def _counted(value: Tensor, shares: Shares) -> list[int] | None:

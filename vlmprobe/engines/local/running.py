@@ -37,7 +37,8 @@ def positions_of_run(adapter: Adapter) -> list[int]:
     """[N]: how many positions of each prompt the model fills with image features, as far as its inputs tell."""
     inputs: Mapping[str, Any] = _RUN.inputs
     if (index := inputs.get("image_index")) is not None:  # of the original formats: 0 for text
-        return [int(each) for each in (index > 0).sum(dim=1)]
-    ids = inputs["input_ids"]
-    placeholders = torch.tensor(sorted(adapter.image_ids), dtype=ids.dtype, device=ids.device)
-    return [int(each) for each in torch.isin(ids, placeholders).sum(dim=1)]
+        filled = index > 0
+    else:
+        ids = inputs["input_ids"]
+        filled = torch.isin(ids, torch.tensor(sorted(adapter.image_ids), dtype=ids.dtype, device=ids.device))
+    return [int(each) for each in filled.sum(dim=1)]
