@@ -23,7 +23,6 @@ from transformers import LogitsProcessor
 from vlmprobe.analysis.image_variants import diffused, exchanged, variant
 from vlmprobe.engines.base import GivesPromptIds, ReadsSecondPrompt, require
 from vlmprobe.errors import CapabilityError, GenerationOptionError
-from vlmprobe.inputs.images import digest
 from vlmprobe.inputs.messages import Conversation, Prompt
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class ImageContrast(LogitsProcessor):
             exchanged(conversation, images)
         )
         self._prompt = torch.tensor(require(probe.engine, GivesPromptIds).prompt_ids(conversation))  # [S]
-        self._images = [digest(each) for each in conversation.images]
+        self._images = [part.digest for part in conversation.image_parts]
 
     def require_conversation(self, conversation: Conversation) -> None:
         """Called by the engine before it generates; the ids in :meth:`__call__` do not tell images apart.
@@ -96,7 +95,7 @@ class ImageContrast(LogitsProcessor):
         Raises:
             CapabilityError: for other images.
         """
-        if [digest(each) for each in conversation.images] != self._images:
+        if [part.digest for part in conversation.image_parts] != self._images:
             raise CapabilityError("This ImageContrast was made for other images: make one for each question.")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

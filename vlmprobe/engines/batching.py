@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -120,13 +119,13 @@ def picture_bytes(conversation: Conversation) -> int:
 def _order(conversations: Sequence[Conversation]) -> list[int]:
     """Indices, longest first; conversations with the same images are adjacent, so that these are encoded once."""
     lengths = [_length(each) for each in conversations]
-    about = [_images(each) for each in conversations]
-    longest: dict[tuple[bytes, ...], int] = {}
+    about = [tuple(part.digest for part in each.image_parts) for each in conversations]
+    longest: dict[tuple[str, ...], int] = {}
     for place, key in enumerate(about):
         if key:
             longest[key] = max(longest.get(key, 0), lengths[place])
 
-    def rank(place: int) -> tuple[int, tuple[bytes, ...], int, int]:
+    def rank(place: int) -> tuple[int, tuple[str, ...], int, int]:
         key = about[place]
         return -(longest[key] if key else lengths[place]), key, -lengths[place], place
 
@@ -137,13 +136,6 @@ def _length(conversation: Conversation) -> int:
     """Approximate number of positions of a conversation; it only affects batching."""
     seen = sum(min(POSITIONS, image.width * image.height // PIXELS) for image in conversation.images)
     return seen + sum(len(message.text) for message in conversation.messages) // CHARACTERS
-
-
-def _images(conversation: Conversation) -> tuple[bytes, ...]:
-    return tuple(
-        hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
-        for image in conversation.images
-    )
 
 
 def _out_of_memory(error: BaseException) -> bool:

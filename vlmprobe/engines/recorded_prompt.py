@@ -29,7 +29,7 @@ def record(conversation: Conversation) -> dict[str, Any]:
     return {
         **written,
         "image_sizes": [list(image.size) for image in images],
-        "image_digests": [digest(image) for image in images],
+        "image_digests": [part.digest for part in conversation.image_parts],
     }
 
 
@@ -68,8 +68,8 @@ def require_answer_to(engine: Engine, conversation: Conversation, result: Result
         known = [digest(image) for image in result.images]
     if known is None:
         return
-    for place, image in enumerate(images):
-        if known[place : place + 1] != [digest(image)]:
+    for place, part in enumerate(conversation.image_parts):
+        if known[place : place + 1] != [part.digest]:
             raise MessageError(f"The result is about other images, image {place} has other pixels: {remedy}.")
 
 

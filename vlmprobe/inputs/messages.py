@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from PIL.Image import Image
@@ -17,7 +18,7 @@ from PIL.Image import Image
 from vlmprobe.errors import ImageError, MessageError, near
 from vlmprobe.inputs.further_keys import FURTHER, further_keys
 from vlmprobe.inputs.image_names import require_question
-from vlmprobe.inputs.images import is_encoded, is_file, load_encoded
+from vlmprobe.inputs.images import digest, is_encoded, is_file, load_encoded
 from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 
 __all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
@@ -60,6 +61,11 @@ class ImagePart:
     image: Image
     options: Mapping[str, Any] = field(default_factory=dict)
     encoded: bytes | None = field(default=None, repr=False)  # the JPEG or PNG file that decodes to exactly these pixels
+
+    @cached_property
+    def digest(self) -> str:
+        """That of the image, computed once: each call builds parts of its own, from the image as it is then."""
+        return digest(self.image)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ class Conversation:
             require_question(prompt, image)
         images = _image_list(image)
         if isinstance(prompt, Conversation):
-            messages = list(prompt.messages)
+            # Parts of its own: an image may have been edited since its digest was taken.
+            messages = [replace(each, parts=tuple(map(replace, each.parts))) for each in prompt.messages]
             format = prompt.format if format is None else format
         elif isinstance(prompt, str):
             if not prompt.strip():

@@ -193,20 +193,51 @@ def _in_batches(
     """Run through an engine that takes one batch at a time; batched by length if ``grouped``."""
     from vlmprobe.engines.batching import WINDOW, Batches
 
-    # Image features are cached within one call; a session also caches them across calls.
-    if isinstance(engine, RemembersImages) and engine.memory is None:
-        engine = engine.remembering(8)
     batches = Batches(engine, size, keeps)
     run = batches.grouped if grouped else batches.in_order
+    images = _Remembered(engine)
     for window in _windows(read, WINDOW if grouped else size, keeps):
         right = [each for each in window if isinstance(each.conversation, Conversation)]
+        conversations = [each.conversation for each in right if isinstance(each.conversation, Conversation)]
+        images.read(conversations)
 
         def batch(places: Sequence[int], right: Sequence[Asked] = right) -> Sequence[Any]:
-            return work.batch(engine, [right[place].item for place in places], options)
+            return work.batch(images.engine_for(places), [right[place].item for place in places], options)
 
-        results = run([each.conversation for each in right if isinstance(each.conversation, Conversation)], batch)
+        results = run(conversations, batch)
         for asked in window:
             yield asked, next(results) if isinstance(asked.conversation, Conversation) else asked.conversation
+
+
+class _Remembered:
+    """Remembers image features from batch to batch, where a batch is about images of another one.
+
+    For each batch it costs to find out whether the model has changed since the last, which a caller may do between two
+    results. Within a batch an engine encodes an image once by itself.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._remembering: Engine | None = None
+        self._now: list[tuple[str, ...]] = []  # the images of each conversation of the window
+        self._before: frozenset[tuple[str, ...]] = frozenset()  # and of the window before
+
+    def read(self, conversations: Sequence[Conversation]) -> None:
+        """The conversations of the next window."""
+        self._before = frozenset(self._now)
+        self._now = [tuple(part.digest for part in each.image_parts) for each in conversations]
+
+    def engine_for(self, places: Sequence[int]) -> Engine:
+        """The engine for some of them."""
+        if not isinstance(self.engine, RemembersImages) or self.engine.memory is not None:  # a session's remembers all
+            return self.engine
+        mine = {self._now[place] for place in places} - {()}
+        other = {images for place, images in enumerate(self._now) if place not in places}
+        if mine.isdisjoint(other | self._before):
+            return self.engine
+        if self._remembering is None:
+            self._remembering = self.engine.remembering(8)
+        return self._remembering
 
 
 def _windows(read: Iterator[Asked], size: int, keeps: bool) -> Iterator[list[Asked]]:

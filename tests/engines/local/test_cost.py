@@ -15,7 +15,7 @@ import vlmprobe
 from vlmprobe import Request
 from vlmprobe.engines import batching
 from vlmprobe.engines.local import shared_prefix
-from vlmprobe.engines.local.feature_cache import _bytes, _copy, _joined
+from vlmprobe.engines.local.image_features import bytes_of, copied, joined
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.testing import check_adapter
 
@@ -335,13 +335,13 @@ def test_features_beside_the_fields_of_their_output_are_remembered():
     output = BaseModelOutput(last_hidden_state=torch.ones(1, 2, 3), hidden_states=(torch.ones(1),))
     output.pooler_output = torch.arange(6.0).reshape(2, 3)
 
-    copied, joined = _copy(output), _joined([output, output])
+    copy, both = copied(output), joined([output, output])
 
-    assert torch.equal(copied.pooler_output, output.pooler_output)
-    assert torch.equal(joined.pooler_output, torch.cat([output.pooler_output] * 2))
-    assert torch.equal(joined.last_hidden_state, torch.ones(2, 2, 3))
-    assert copied.hidden_states is None
-    assert _bytes(output) == 4 * (6 + 6 + 1)
+    assert torch.equal(copy.pooler_output, output.pooler_output)
+    assert torch.equal(both.pooler_output, torch.cat([output.pooler_output] * 2))
+    assert torch.equal(both.last_hidden_state, torch.ones(2, 2, 3))
+    assert copy.hidden_states is None
+    assert bytes_of(output) == 4 * (6 + 6 + 1)
 
 
 def test_a_batch_of_new_and_remembered_images(checkpoint):

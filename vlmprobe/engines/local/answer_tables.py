@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, zip_longest
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from transformers import GenerationConfig
 
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.local.capture import Head
+from vlmprobe.engines.local.capture import Head, RowsOf, States
 from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.local.run_generate import Run
 from vlmprobe.engines.local.teacher_forcing import preceded
@@ -20,7 +22,7 @@ from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.row_files import RowFile, Slots
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["Answers", "end_ids", "finish_reason", "prompt_table", "rows_of"]
+__all__ = ["Answers", "end_ids", "finish_reason", "prompt_table", "prompt_tables", "rows_of"]
 
 
 class Answers:
@@ -36,22 +38,21 @@ class Answers:
         self.options = options
         self.columns = _step_columns(ran)
 
-    def tables(self, row: int, prompt: EncodedPrompt, file: RowFile | None) -> tuple[TokenTable | None, TokenTable]:
-        """Prompt and answer tables of one row of the batch; full rows are written to ``file`` if given."""
-        output = self._output(row, prompt, file)
-        before = None
+    def tables(
+        self, prompts: Sequence[EncodedPrompt], files: Sequence[RowFile]
+    ) -> list[tuple[TokenTable | None, TokenTable]]:
+        """Prompt and answer tables of the N rows of the batch; full rows are written to ``files`` [N] if there are."""
+        outputs = [self._output(row, *each) for row, each in enumerate(zip_longest(prompts, files))]
+        before: list[TokenTable] = []
         if self.ran.prefill is not None and self.options.prompt:
-            before = prompt_table(self.head, self.detokenizer, prompt, self._states(row, prompt), self.options, file)
-        if file is None:
-            return before, output
-        mapped = file.close({"output": len(output)})
-        return before and replace(before, logits=mapped["prompt"]), replace(output, logits=mapped["output"])
+            states = self.ran.prefill[:: self.config.num_beams or 1]
+            starts = [self._start(each) for each in prompts]
+            before = prompt_tables(self.head, self.detokenizer, prompts, states, starts, self.options, files)
+        return [_with_logits(*each) for each in zip_longest(before, outputs, files)]
 
-    def _states(self, row: int, prompt: EncodedPrompt) -> Tensor:
-        """States [S + B, H] of one row's prompt and the B forced tokens that follow, without padding."""
-        assert self.ran.prefill is not None
-        start = self.ran.length - len(prompt.ids) - len(self.options.begin)
-        return self.ran.prefill[row * (self.config.num_beams or 1), start:]
+    def _start(self, prompt: EncodedPrompt) -> int:
+        """Where a prompt begins after its padding, in the states of the prefill."""
+        return self.ran.length - len(prompt.ids) - len(self.options.begin)
 
     def _output(self, row: int, prompt: EncodedPrompt, file: RowFile | None) -> TokenTable:
         ran, options = self.ran, self.options
@@ -75,7 +76,8 @@ class Answers:
         more["hidden"] = _kept_hidden(hidden, options)
         if begin:
             first = np.array(options.begin, dtype=np.int64)
-            states = self._states(row, prompt)[len(prompt.ids) - 1 : -1]
+            assert ran.prefill is not None
+            states = ran.prefill[row * (self.config.num_beams or 1), -begin - 1 : -1]
             slots = file.at("output", range(begin)) if file else None
             given, logits = head_columns(self.head, states, first, options, slots)
             no_scores = np.full(begin, np.nan, np.float32)  # these tokens were not sampled
@@ -95,36 +97,71 @@ class Answers:
 
 
 def prompt_table(
-    head: Head,
-    detokenizer: Detokenizer,
-    prompt: EncodedPrompt,
-    states: Tensor,
-    options: Options,
-    file: RowFile | None = None,
+    head: Head, detokenizer: Detokenizer, prompt: EncodedPrompt, states: Tensor, options: Options
 ) -> TokenTable:
     """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
-    rows = prompt_rows(prompt.ids, prompt.spans, detokenizer.special)
-    at = rows.scored
-    hidden = states[torch.as_tensor(rows.positions[at] - 1, device=states.device)]
+    return prompt_tables(head, detokenizer, [prompt], states.unsqueeze(0), [0], options)[0]
+
+
+def prompt_tables(
+    head: Head,
+    detokenizer: Detokenizer,
+    prompts: Sequence[EncodedPrompt],
+    states: Tensor,
+    starts: Sequence[int],
+    options: Options,
+    files: Sequence[RowFile] = (),
+) -> list[TokenTable]:
+    """The tables of N prompts. The head runs over the rows of all of them, a chunk at a time.
+
+    Args:
+        head, detokenizer, options: of the call.
+        prompts: N.
+        states: [N, S, H], those that enter the head.
+        starts: [N]: where each prompt begins in them.
+        files: [N], for full rows; none if they are not written.
+    """
+    # Full rows are large: of those that are kept, one prompt's are made at a time.
+    if "logits" in options.keep and len(prompts) > 1:
+        given = zip_longest(prompts, states.split(1), starts, files)
+        return [
+            prompt_tables(head, detokenizer, [prompt], own, [start], options, [file] if file else [])[0]
+            for prompt, own, start, file in given
+        ]
+    rows = [prompt_rows(each.ids, each.spans, detokenizer.special) for each in prompts]
+    scored = [each.scored for each in rows]
+    places = [start + each.positions[at] - 1 for start, each, at in zip(starts, rows, scored, strict=True)]
+    hidden = RowsOf(states, np.repeat(np.arange(len(rows)), list(map(len, scored))), np.concatenate(places))
     numbers: dict[str, np.ndarray] = {}
     logits = None
-    if len(at):
-        slots = file.at("prompt", at.tolist()) if file else None
-        numbers, logits = head_columns(head, hidden, rows.ids[at], options, slots)
-        require_finite(numbers["logsumexp"], [f"prompt position {place}" for place in rows.positions[at]])
-    if file:
-        file.blank("prompt", np.setdiff1d(np.arange(len(rows.ids)), at).tolist())
-    return token_table(
-        detokenizer,
-        rows.ids,
-        rows.positions,
-        rows.kinds,
-        numbers,
-        at=at,
-        alternatives=options.alternatives,
-        spans=prompt.spans,
-        rows={"logits": logits, "hidden": _kept_hidden(hidden, options)},
-    )
+    if len(hidden):
+        ids = np.concatenate([each.ids[at] for each, at in zip(rows, scored, strict=True)])
+        slots = files[0].at("prompt", scored[0].tolist()) if files else None
+        numbers, logits = head_columns(head, hidden, ids, options, slots)
+    for file in files:
+        file.blank("prompt", np.setdiff1d(np.arange(len(rows[0].ids)), scored[0]).tolist())
+    stops = list(accumulate(map(len, scored)))
+    keeps_hidden = "hidden" in options.keep
+    found = []
+    for prompt, listed, at, stop in zip(prompts, rows, scored, stops, strict=True):
+        own = slice(stop - len(at), stop)
+        if len(at):
+            names = [f"prompt position {place}" for place in listed.positions[at]]
+            require_finite(numbers["logsumexp"][own], names)
+        found.append(
+            token_table(
+                detokenizer,
+                listed.ids,
+                listed.positions,
+                listed.kinds,
+                {name: values[own] for name, values in numbers.items()} if len(at) else {},
+                at=at,
+                alternatives=options.alternatives,
+                spans=prompt.spans,
+                rows={"logits": logits, "hidden": _kept_hidden(hidden[own], options) if keeps_hidden else None},
+            )
+        )
+    return found
 
 
 def rows_of(prompt: EncodedPrompt, detokenizer: Detokenizer, options: Options) -> dict[str, int]:
@@ -134,7 +171,7 @@ def rows_of(prompt: EncodedPrompt, detokenizer: Detokenizer, options: Options) -
 
 
 def head_columns(
-    head: Head, hidden: Tensor, ids: np.ndarray, options: Options, slots: Slots | None
+    head: Head, hidden: States, ids: np.ndarray, options: Options, slots: Slots | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Columns of the tokens ``ids`` [R] given the states [R, H], and the full rows if they are kept in memory."""
     held: list[Tensor] = []
@@ -172,6 +209,16 @@ def _step_columns(ran: Run) -> dict[str, np.ndarray]:
     if isinstance(steps.logits, list) and steps.logits:
         columns["logits"] = torch.stack(steps.logits).numpy()
     return columns
+
+
+def _with_logits(
+    before: TokenTable | None, output: TokenTable, file: RowFile | None
+) -> tuple[TokenTable | None, TokenTable]:
+    """The tables with their full rows in the file, if there is one; it is closed."""
+    if file is None:
+        return before, output
+    mapped = file.close({"output": len(output)})
+    return before and replace(before, logits=mapped["prompt"]), replace(output, logits=mapped["output"])
 
 
 def _kept_hidden(hidden: Tensor | None, options: Options) -> np.ndarray | None:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlmprobe.engines.local.row_stats import RowStats, processed_logprobs, row_stats
 
-__all__ = ["Head", "Kept", "Steps", "states_of", "watch_backbone"]
+__all__ = ["Head", "Kept", "RowsOf", "States", "Steps", "states_of", "watch_backbone"]
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
 STEPS = 32  # decoding steps whose columns are stacked: a small tensor has far more overhead than content
@@ -33,6 +34,32 @@ class Kept(Protocol):
 
     def append(self, rows: Tensor, /) -> None:
         """Append rows [n, V]."""
+
+
+class States(Protocol):
+    """Hidden states [R, H]: a tensor, or rows of one that are copied when they are read."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+class RowsOf:
+    """Rows [R, H] of states [N, S, H], copied when they are read, since all of them may be as large as the states."""
+
+    def __init__(self, states: Tensor, prompts: np.ndarray, positions: np.ndarray) -> None:
+        self.states, self.device = states, states.device
+        self._prompts, self._positions = (torch.as_tensor(each, device=self.device) for each in (prompts, positions))
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.states[self._prompts[rows], self._positions[rows]]
 
 
 class Head:
@@ -64,7 +91,7 @@ class Head:
             setattr(self._holder, self._name, backbone)
             self._given.rows.hidden = None
 
-    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, hidden: States) -> Iterator[tuple[slice, Tensor]]:
         """The same in chunks of rows whose float32 logits stay below ``CHUNK_BYTES``."""
         step, start = 1, 0  # the vocabulary size is read from the first row
         while start < len(hidden):
@@ -75,7 +102,7 @@ class Head:
             del logits  # else the next chunk is computed beside it
 
     def stats(
-        self, hidden: Tensor, ids: Tensor, top: int, *, of: Tensor | None = None, keep: Kept | None = None
+        self, hidden: States, ids: Tensor, top: int, *, of: Tensor | None = None, keep: Kept | None = None
     ) -> RowStats:
         """Statistics of the tokens ``ids`` [M] under rows of ``hidden`` [R, H]; float32 rows [R, V] go to ``keep``.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from torch import Tensor
@@ -63,6 +64,7 @@ class LocalEngine:
         self.detokenizer = Detokenizer(adapter.tokenizer)
         self.memory = None
         self.prefixes = None
+        self._checked: ref[Options] | None = None  # the options that were validated last
 
     def _facts(self, conversation: Conversation) -> dict[str, Any]:
         """What ``meta`` says of the model as it is now, and of how a conversation becomes its input."""
@@ -98,17 +100,20 @@ class LocalEngine:
         """Validate a request before anything runs."""
         for conversation in conversations:
             self.adapter.check(conversation)
-        self._config(options)
         for processor in options.processors:
             if isinstance(processor, MadeForOneConversation):
                 for conversation in conversations:
                     processor.require_conversation(conversation)
+        if conversations and self._checked is not None and self._checked() is options:  # by another of the same call
+            return
+        self._config(options)
         known = self.adapter.outer.get_input_embeddings().weight.shape[0] if options.begin else 0
         if any(not 0 <= each < known for each in options.begin):
             raise MessageError(
                 f"The answer cannot begin with ids {list(options.begin)}: the model has {known:,} tokens."
             )
         self.adapter.require_answer(options.begin)
+        self._checked = ref(options)
 
     @property
     def mixes_images(self) -> bool:
@@ -140,11 +145,14 @@ class LocalEngine:
         """Answer N conversations as one batch, in one run of the model; ``listen`` is called after each step."""
         config = self._config(options)
         model = self.adapter.model
+        memory = self.memory
+        if memory is None and len(conversations) > 1:  # an image that they share is encoded once
+            memory = ImageMemory(images=len(conversations), lasts=False)
         clock = [time.perf_counter()]
         with (
             alone(self.adapter),
             drawing(model, config, options.seed),
-            remembered(self.adapter, self.memory, conversations) as features,
+            remembered(self.adapter, memory, conversations) as features,
         ):
             encoding = self.adapter.encode(conversations)
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
@@ -161,9 +169,7 @@ class LocalEngine:
                 ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows)
                 clock.append(time.perf_counter())
                 answers = Answers(self.head, self.detokenizer, ran, config, options)
-                tables = [
-                    answers.tables(row, prompt, file) for row, (prompt, file) in enumerate(zip_longest(prompts, files))
-                ]
+                tables = answers.tables(prompts, files)
             clock.append(time.perf_counter())
         meta: dict[str, Any] = {
             "value_kind": "raw",

@@ -9,26 +9,27 @@ has not changed since, so reuse changes no result.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local.encoder_state import encoder_state
-from vlmprobe.engines.local.model_state import to_model
+from vlmprobe.engines.local.image_features import Shares, bytes_of, copied, cut, divided, joined, owned
+from vlmprobe.engines.local.running import positions_of_run, rows_of_run
 from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["ImageMemory", "Reuse", "images_key", "remembered", "same"]
 
-UNREAD = ("hidden_states", "attentions")  # of every layer of the vision tower: large, and unused by the language model
+# Whose features of a batch could not be told apart, so that it is not tried again.
+TOGETHER: WeakSet[Adapter] = WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class ImageMemory:
 
     def put(self, arguments: Mapping[str, Any], output: Any) -> None:
         """Keep an output; evict the least recently used."""
-        self._entries.append(_Entry(dict(arguments), output, _bytes(arguments) + _bytes(output)))
+        self._entries.append(_Entry(dict(arguments), output, bytes_of(arguments) + bytes_of(output)))
         while len(self._entries) > 1 and (
             len(self._entries) > self.images or sum(entry.size for entry in self._entries) > self.limit
         ):
@@ -137,7 +138,7 @@ class _Encoder:
     ) -> None:
         self.adapter = adapter
         self.memory = memory
-        self.conversations = [each for each in conversations if each.images]
+        self.conversations = conversations
         self.original = original
         self.reuse = reuse
 
@@ -146,41 +147,57 @@ class _Encoder:
         if arguments is None:
             self.reuse.encoded += 1
             return self.original(*args, **kwargs)
-        if len(self.conversations) > 1 and (together := self._batch(arguments)) is not None:
+        rows = rows_of_run()
+        if rows == len(self.conversations) > 1 and (together := self._batch(arguments)) is not None:
             return together
-        return self._one(arguments, keep=len(self.conversations) == 1)
+        alone = rows == 1 or sum(bool(each.images) for each in self.conversations) == 1
+        return self._one(arguments, keep=alone)
 
-    def _one(self, arguments: dict[str, Any], *, keep: bool = True) -> Any:
+    def _one(self, arguments: dict[str, Any], *, keep: bool) -> Any:
         found = self.memory.find(arguments)
         if found is not None:
             self.reuse.reused += 1
-            return _copy(found)
+            return copied(found)
         self.reuse.encoded += 1
         output = self.original(**arguments)
         if keep:
-            self.memory.put(arguments, _copy(output))
+            self.memory.put(arguments, copied(output))
         return output
 
     def _batch(self, arguments: dict[str, Any]) -> Any | None:
-        """Features of a batch, each image encoded once; None if nothing is gained or the parts do not add up."""
-        keys = [images_key(conversation) for conversation in self.conversations]
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        if len(first) == len(keys):
-            return None
-        alone = {key: self._alone(arguments, self.conversations[place]) for key, place in first.items()}
-        if any(each is None for each in alone.values()):
-            return None
-        if not _adds_up(arguments, [alone[key] for key in keys], self.adapter.batch_arguments):
-            return None
-        features = {key: self._one(each) for key, each in alone.items() if each is not None}
-        self.reuse.reused += len(keys) - len(first)
-        return _joined([features[key] for key in keys])
+        """Features of a batch, each image encoded once; None if nothing is gained or the images cannot be told apart.
 
-    def _alone(self, arguments: Mapping[str, Any], conversation: Conversation) -> dict[str, Any] | None:
-        """The encoder's arguments for one conversation of the batch alone."""
-        inputs = to_model(self.adapter.model, self.adapter.encode([conversation]).inputs)
-        tensors = {name for name, value in arguments.items() if isinstance(value, Tensor)}
-        return {**arguments, **{name: inputs[name] for name in tensors}} if tensors <= set(inputs) else None
+        The arguments of each conversation are cut out of those of the batch. Conversations with the same images must
+        have the same ones there, number for number; all that are not in memory are encoded in one run.
+        """
+        shown = [place for place, each in enumerate(self.conversations) if each.images]
+        keys = [images_key(self.conversations[place]) for place in shown]
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        if len(first) == len(keys) or self.adapter in TOGETHER:
+            return None
+        count = [len(each.images) for each in self.conversations]
+        shares = Shares(count, positions_of_run(self.adapter)).of(shown)
+        parts = cut(arguments, shares)
+        aside = self.adapter.batch_arguments
+        known = [{name: value for name, value in each.items() if name not in aside} for each in parts or ()]
+        if parts is None or any(not same(known[first[key]], each) for key, each in zip(keys, known, strict=True)):
+            return None
+        found = {key: self.memory.find(known[place]) for key, place in first.items()}
+        places = [place for key, place in first.items() if found[key] is None]
+        if places:
+            output = self.original(**_concatenated([parts[place] for place in places]))
+            self.reuse.encoded += 1
+            pieces = divided(copied(output), shares.of(places))
+            if pieces is None or joined(pieces) is None:
+                TOGETHER.add(self.adapter)
+                return None
+            for place, piece in zip(places, pieces, strict=True):
+                found[keys[place]] = piece
+                self.memory.put(known[place], owned(piece) if self.memory.lasts and len(places) > 1 else piece)
+        together = joined([found[key] for key in keys])
+        if together is not None:
+            self.reuse.reused += len(keys) - len(places)
+        return together
 
 
 def _by_name(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -200,10 +217,7 @@ def _by_name(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 def images_key(conversation: Conversation) -> tuple[Any, ...]:
     """Equal for conversations with the same images under the same options."""
-    return tuple(
-        (part.image.size, hashlib.blake2b(part.image.tobytes()).digest(), repr(sorted(part.options.items())))
-        for part in conversation.image_parts
-    )
+    return tuple((part.digest, repr(sorted(part.options.items()))) for part in conversation.image_parts)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -218,81 +232,9 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _adds_up(whole: Mapping[str, Any], parts: Sequence[Any], aside: frozenset[str]) -> bool:
-    """Whether every tensor of the batch is the concatenation of its conversations' tensors, without padding."""
-    for name, value in whole.items():
-        if not isinstance(value, Tensor) or name in aside:
-            continue
-        pieces = [part[name] for part in parts]
-        if value.ndim == 0 or any(piece.shape[1:] != value.shape[1:] for piece in pieces):
-            return False
-        if not same(torch.cat(pieces), value):
-            return False
-    return True
-
-
-def _joined(outputs: Sequence[Any]) -> Any | None:
-    """Features of several inputs concatenated into a batch; None for an unknown type of output."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(outputs)) if all(each.shape[1:] == first.shape[1:] for each in outputs) else None
-    if not isinstance(first, ModelOutput):
-        return None
-    joined: dict[str, Any] = {}
-    for name, value in _parts(first).items():
-        if name in UNREAD:  # a cached output lacks them
-            continue
-        values = [_parts(each)[name] for each in outputs]
-        if name == "deepstack_features":  # by layer, then by position
-            layers = [_chained(layer) for layer in zip(*values, strict=True)]
-            joined[name] = layers
-            if any(layer is None for layer in layers):
-                return None
-        elif name in ("pooler_output", "last_hidden_state"):
-            joined[name] = _chained(values)
-            if joined[name] is None and name == "pooler_output":
-                return None
-        elif isinstance(value, (Tensor, list, tuple)):
-            return None
-    return _made(type(first), joined)
-
-
-def _chained(values: Sequence[Any]) -> Any | None:
-    first = values[0]
-    if all(isinstance(each, Tensor) and each.shape[1:] == first.shape[1:] for each in values):
-        return torch.cat(list(values))
-    if all(isinstance(each, (list, tuple)) and all(isinstance(part, Tensor) for part in each) for each in values):
-        return type(first)(part for each in values for part in each)
-    return None
-
-
-def _copy(output: Any) -> Any:
-    """The same tensors in new containers, without unread fields: a model may reassign the fields of its output."""
-    if isinstance(output, ModelOutput):
-        return _made(type(output), {name: _copy(value) for name, value in _parts(output).items() if name not in UNREAD})
-    if type(output) in (list, tuple):
-        return type(output)(_copy(each) for each in output)
-    return output
-
-
-def _parts(output: ModelOutput) -> dict[str, Any]:
-    """All attributes of an output: some models store features outside the fields of its class."""
-    return {name: value for name, value in vars(output).items() if value is not None}
-
-
-def _made(kind: type[ModelOutput], parts: Mapping[str, Any]) -> ModelOutput:
-    own = set(inspect.signature(kind).parameters)
-    made = kind(**{name: value for name, value in parts.items() if name in own})
-    for name in parts.keys() - own:
-        setattr(made, name, parts[name])
-    return made
-
-
-def _bytes(held: Any) -> int:
-    if isinstance(held, Tensor):
-        return held.nelement() * held.element_size()
-    if isinstance(held, ModelOutput):
-        held = _parts(held)
-    if isinstance(held, Mapping):
-        return sum(_bytes(each) for each in held.values())
-    return sum(_bytes(each) for each in held) if isinstance(held, (list, tuple)) else 0
+def _concatenated(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The encoder's arguments for several conversations, from those of each."""
+    return {
+        name: torch.cat([part[name] for part in parts]) if isinstance(value, Tensor) else value
+        for name, value in parts[0].items()
+    }

@@ -21,6 +21,7 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept, Steps, watch_backbone
 from vlmprobe.engines.local.model_state import alone, changes_of, device_of
 from vlmprobe.engines.local.peft_state import with_virtual_tokens
+from vlmprobe.engines.local.running import running
 from vlmprobe.engines.token_tables import non_finite
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError
 
@@ -127,7 +128,7 @@ def run(
     if stop_strings:  # generate passes its tokenizer to no custom decoding function
         stops.append(StopStringCriteria(adapter.tokenizer, stop_strings))
     try:
-        with watch_backbone(adapter.backbone, look):
+        with watch_backbone(adapter.backbone, look), running(inputs):
             output = model.generate(
                 **inputs,
                 generation_config=config,
