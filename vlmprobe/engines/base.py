@@ -137,8 +137,12 @@ class RemembersImages(Protocol):
 
     memory: Any  # the feature cache; None outside a session
 
-    def remembering(self, images: int) -> Engine:
-        """This engine with a cache of the features of the ``images`` most recently used images (or sets of images)."""
+    def remembering(self, images: int, *, exact: bool = True) -> Engine:
+        """This engine with a cache of the features of the ``images`` most recently used images (or sets of images).
+
+        To find out whether the model has changed between two calls, all weights that the features depend on are
+        compared, or, if not ``exact``, some elements of each.
+        """
 
     def forget(self) -> None:
         """Drop all cached features."""

@@ -236,7 +236,7 @@ class _Remembered:
         if mine.isdisjoint(other | self._before):
             return self.engine
         if self._remembering is None:
-            self._remembering = self.engine.remembering(8)
+            self._remembering = self.engine.remembering(8, exact=False)
         return self._remembering
 
 

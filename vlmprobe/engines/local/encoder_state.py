@@ -17,18 +17,20 @@ __all__ = ["decoder_state", "encoder_state"]
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 ODD, OTHER = 0x9E3779B1, 0x85EBCA77  # so that the same numbers at other places give another sum
 SMALL, WIDTH = 2**18, 1024  # elements: of a tensor that is read together with others, and of their common rows
-SAMPLE = 4096  # elements of a decoder weight that are compared
+SAMPLE = 16384  # elements of a weight that are compared where not all are
 PLAIN = (bool, int, float, str)
 HOOKED = "a hook or a patched forward around the image encoder may act differently in every call"
 OFFLOADED = "a change of an offloaded or quantised weight would not be noticed"
 
 
-def encoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
+def encoder_state(adapter: Adapter, *, exact: bool = True) -> tuple[Any, ...] | str:
     """Equal for two calls between which nothing changed that image features depend on, or why that cannot be told.
 
     Compared are the contents of weights, however they were changed, the switches of PEFT adapters, the config, and the
     hooks that are called before a forward, which are taken to look only. Decoder layers and LM head are left out. What
     an offloaded weight holds, and what a forward hook or a patched forward will do in the next call, cannot be told.
+
+    If not ``exact``, weights are compared as those of the decoder in :func:`decoder_state`.
     """
     aside = set(_modules_aside(adapter))
     around = {part for name, module in adapter.model.named_modules() if module in aside for part in _parents(name)}
@@ -47,8 +49,8 @@ def encoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
         for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if value.device.type == "meta" or value.element_size() not in INTEGERS:
                 return OFFLOADED
-            known.append((key, value.shape, value.dtype, value.device))
-            tensors.append(value)
+            known.append((key, value.shape, value.dtype, value.device, *(() if exact else _written(value))))
+            tensors.append(value if exact else _sample(value))
     return known, _digests(tensors)
 
 
@@ -67,10 +69,20 @@ def decoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
         for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if value.device.type == "meta" or value.element_size() not in INTEGERS:
                 return OFFLOADED
-            known.append((key, value.shape, value.dtype, value.device, value.data_ptr(), value._version))
-            line = value.detach().reshape(-1)
-            samples.append(line[:: 1 + len(line) // SAMPLE])
+            known.append((key, value.shape, value.dtype, value.device, *_written(value)))
+            samples.append(_sample(value))
     return known, _digests(samples)
+
+
+def _written(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor is, and how often it was written to, except through ``.data``."""
+    return tensor.data_ptr(), tensor._version
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Elements spread over a tensor, among them some of each row and column."""
+    line = tensor.detach().reshape(-1)
+    return line[:: 1 + 2 * (len(line) // (2 * SAMPLE))]  # an odd step meets every column
 
 
 def _modules_aside(adapter: Adapter) -> Iterator[nn.Module]:

@@ -82,10 +82,10 @@ class LocalEngine:
         """From states to logits, by the modules that the model has now."""
         return Head(self.adapter.outer, self.adapter.backbone)
 
-    def remembering(self, images: int) -> LocalEngine:
+    def remembering(self, images: int, *, exact: bool = True) -> LocalEngine:
         """This engine with a cache of the features of the ``images`` most recently used images (or sets of images)."""
         engine = copy.copy(self)
-        engine.memory = ImageMemory(images)
+        engine.memory = ImageMemory(images, exact=exact)
         engine.prefixes = PrefixMemory()
         return engine
 
@@ -213,9 +213,12 @@ class LocalEngine:
         started = time.perf_counter()
         conversations = [conversation for conversation, _ in requests]
         memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
+        before = memory.state
         with alone(self.adapter), remembered(self.adapter, memory, conversations) as features:
-            if self.prefixes is not None and features is not None:
-                self.prefixes.follow(self.adapter, features.reason or memory.state)
+            if self.prefixes is not None:
+                if memory.state != before:  # of all weights of the encoder
+                    self.prefixes.clear()
+                self.prefixes.follow(self.adapter)
             facts = [self._facts(conversation) for conversation in conversations]
             found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
         meta: dict[str, Any] = {

@@ -46,12 +46,13 @@ class ImageMemory:
     images: int = 8  # maximum number of encoded inputs (all images of one conversation)
     limit: int = 2**30  # bytes; the most recently used input is kept even if it is larger
     lasts: bool = True  # whether it outlives a call, so that the model may change in between
+    exact: bool = True  # whether every element of the encoder's weights is compared between calls
     state: Any = None  # of the encoder that the entries come from
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
 
     def follow(self, adapter: Adapter) -> str | None:
         """Drop the entries if what they depend on besides the images has changed since, or why that cannot be told."""
-        state = encoder_state(adapter) if self.lasts else None
+        state = encoder_state(adapter, exact=self.exact) if self.lasts else None
         if isinstance(state, str) or state != self.state:
             self._entries.clear()
             self.state = state

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.prompts import common_prefix
-from vlmprobe.engines.local.encoder_state import decoder_state
+from vlmprobe.engines.local.encoder_state import decoder_state, encoder_state
 from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 
@@ -32,18 +32,14 @@ class PrefixMemory:
 
     limit: int = 2**30  # bytes; the most recently used beginning is kept even if it is larger
     lasts: bool = True  # whether it outlives a call of the user, so that a single question is worth a beginning
-    _state: Any = None  # of the model that the entries come from
+    _state: Any = None  # of the model that the entries come from, or why it cannot be told
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
     _asked: deque[tuple[Any, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=ASKED))  # images and ids
 
-    def follow(self, adapter: Adapter, outside: Any) -> None:
-        """Drop the entries if the model has changed since, or if that cannot be told.
-
-        ``outside`` is the state of everything but the decoder layers, or why it cannot be told.
-        """
-        state = outside if isinstance(outside, str) else (outside, decoder_state(adapter))
-        if isinstance(state, tuple) and isinstance(state[1], str):
-            state = state[1]
+    def follow(self, adapter: Adapter) -> None:
+        """Drop the entries if the model has changed since, or if that cannot be told."""
+        outside, inside = encoder_state(adapter, exact=False), decoder_state(adapter)
+        state = next((each for each in (outside, inside) if isinstance(each, str)), (outside, inside))
         if isinstance(state, str) or state != self._state:
             self.clear()
         self._state = state
