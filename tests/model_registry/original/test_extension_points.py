@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vlmprobe
+from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.errors import CheckpointError, MessageError
 from vlmprobe.inputs.messages import Conversation
@@ -102,10 +103,34 @@ class Lines(OriginalAdapter):
         return ImageTiles(pixels=shaped, positions=[rows * (columns + 1)], sizes=[(rows, columns)] * len(tiles))
 
 
-def adapter(folder, **changed):
+class SharedModel(LinesModel):
+    """An image takes one position, as in CogVLM, and the language model is told where images are."""
+
+    def positions(self, attention_mask, image_index):
+        seen = torch.zeros_like(attention_mask) if image_index is None else (image_index > 0).long()
+        return ((attention_mask - seen * seen.roll(1, dims=-1)).cumsum(-1) - 1).clamp(min=0)
+
+    def language_inputs(self, image_index, length):
+        self.told = None if image_index is None else image_index[:, -length:]
+        return {}
+
+
+class SharedForConditionalGeneration(FusedForConditionalGeneration):
+    backbone_class = SharedModel
+
+
+class Shared(Lines):
+    name = "shared"
+
+    @classmethod
+    def model_class(cls):
+        return SharedForConditionalGeneration
+
+
+def adapter(folder, cls=Lines, **changed):
     tokenizer = sentence_piece(specials=["<image>"])
     config = {**CONFIG, "vocab_size": len(tokenizer), **changed}
-    return Lines.load(write_original(Lines, folder, config=config, tokenizer=tokenizer), config=config)
+    return cls.load(write_original(cls, folder, config=config, tokenizer=tokenizer), config=config)
 
 
 def picture(width, height):
@@ -122,6 +147,11 @@ def user(*parts):
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
     return adapter(tmp_path_factory.mktemp("lines"))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return adapter(tmp_path_factory.mktemp("shared"), Shared, rope_scaling=None)
 
 
 def test_it_passes_the_checks(lines):
@@ -190,6 +220,33 @@ def test_features_of_each_image_stand_at_its_positions(lines):
         expected += [each for line in lined for each in line]
     at = encoding.inputs["image_index"] > 0
     torch.testing.assert_close(caught[0][at], torch.stack(expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("texts", [["What is it?"], ["What is it?", "And what is there on the left?"]])
+def test_positions_of_a_family_hold_in_an_answer(shared, texts):
+    """Of one prompt and of two: transformers drops the mask of a batch without padding."""
+    inputs = shared.encode([user(picture(60, 40), text) for text in texts]).inputs
+    length = inputs["input_ids"].shape[1]
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "use_cache": True}
+    made = shared.model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+    whole = shared.model(**shared.extend(inputs, made.sequences[:, length:])).logits
+    torch.testing.assert_close(torch.stack(made.logits, 1), whole[:, length - 1 : -1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_without_a_mask_all_positions_are_attended(shared):
+    """From the beginning, and after a cache: positions and places of images are those of the whole sequence."""
+    inputs = dict(shared.encode([user(picture(60, 40), "What is it?")]).inputs)
+    more = torch.tensor([[5, 6, 7]])
+    whole = shared.model(**shared.extend(inputs, more)).logits
+    del inputs["attention_mask"]
+    first = shared.model(**inputs, use_cache=True)
+    torch.testing.assert_close(first.logits, whole[:, :-3], atol=1e-4, rtol=0)
+    cache = {cache_name(shared.model.forward): cache_of(first)}
+    then = shared.model(input_ids=more, image_index=inputs["image_index"], **cache)
+    torch.testing.assert_close(then.logits, whole[:, -3:], atol=1e-4, rtol=0)
+    assert shared.model.model.told.tolist() == [[0, 0, 0]]
 
 
 @torch.no_grad()
