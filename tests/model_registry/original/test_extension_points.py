@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import MappingProxyType
 
 import numpy as np
@@ -26,7 +27,7 @@ from vlmprobe.model_registry.original import (
 )
 from vlmprobe.testing import check_adapter
 from vlmprobe.testing.tiny.original import write_original
-from vlmprobe.testing.tiny.tokenizers import sentence_piece
+from vlmprobe.testing.tiny.tokenizers import byte_level, sentence_piece
 
 SIDE = 4  # pixels of a tile
 CONFIG = {
@@ -263,6 +264,29 @@ def test_an_answer_across_the_trained_length(tmp_path, beams):
         for step in range(length, length + 6):
             grown = lines.extend(inputs, cached[:, length:step])
             assert int(lines.model(**grown).logits[0, -1].argmax()) == int(cached[0, step])
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
+def test_the_tokenizer_of_a_tiny_checkpoint_suits_old_and_new_transformers(tmp_path, kind):
+    """Version 4 knows no pairs of merges, no TokenizersBackend and no list extra_special_tokens."""
+    if kind == "byte_level":
+        names = ["<s>", "</s>", "<image>"]
+        tokenizer = byte_level(specials=names, bos="<s>", eos="</s>", pad="</s>", add_bos=True)
+    else:
+        tokenizer = sentence_piece(specials=["<image>"])
+    config = {**CONFIG, "vocab_size": len(tokenizer)}
+    write_original(Lines, tmp_path, config=config, tokenizer=tokenizer)
+    merges = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+    assert merges
+    assert all(isinstance(each, str) and each.count(" ") == 1 for each in merges)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert told["tokenizer_class"] in ("PreTrainedTokenizerFast", "LlamaTokenizer")
+    assert told["additional_special_tokens"] == ["<image>"]
+    assert "extra_special_tokens" not in told
+    read = Lines.load(tmp_path, config=config).tokenizer
+    text = "What is this?<image>Größe  \n1"
+    assert read(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert sorted(read.all_special_ids) == sorted(tokenizer.all_special_ids)
 
 
 def test_a_field_that_config_json_lacks(lines, tmp_path):
