@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 import vlmprobe
 from vlmprobe.cli import app
-from vlmprobe.errors import ResultError
+from vlmprobe.errors import MessageError, ResultError
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
 from vlmprobe.testing import check_against
 from vlmprobe.testing.reference import read_reference
@@ -73,6 +74,27 @@ def test_the_begin_token(change, monkeypatch):
     assert report["R1"].status == "failed"
     assert "'<s>'" in report["R1"].failure
     assert "see R1" in report["R3"].reason
+
+
+def test_a_conversation_that_is_refused_hides_no_other(monkeypatch):
+    """R1 says why; the other checks compare the rest, and name what they left out."""
+    probe = loaded("internvl2-qwen2")
+    kind = type(probe.engine.adapter)
+    right, refused = kind.encode, read_reference(GOLDEN / "internvl2-qwen2").scenarios[0]
+
+    def encode(self, conversations):
+        if conversations[0] == Conversation.build(refused.messages):
+            raise MessageError("not this one")
+        return right(self, conversations)
+
+    monkeypatch.setattr(kind, "encode", encode)
+    report = check_against(probe, GOLDEN / "internvl2-qwen2")
+    assert {result.id: result.status for result in report.results} == {
+        "R1": "failed", "R2": "passed", "R3": "passed", "R4": "passed"
+    }  # fmt: skip
+    assert "MessageError: not this one" in report["R1"].failure
+    for name in ("R2", "R3", "R4"):
+        assert f"not compared, see R1: {refused.name}" in report[name].notes
 
 
 def test_fewer_experts():
