@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vlmprobe
@@ -17,6 +18,7 @@ from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.errors import CheckpointError, MessageError
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.model_registry import registry
 from vlmprobe.model_registry.original import (
     FusedConfig,
     FusedForConditionalGeneration,
@@ -105,7 +107,11 @@ class Lines(OriginalAdapter):
 
 
 class SharedModel(LinesModel):
-    """An image takes one position, as in CogVLM, and the language model is told where images are."""
+    """An image takes one position, as in CogVLM, and the language model is told where images are; a buffer is held."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("speeds", torch.arange(4) / 7)
 
     def positions(self, attention_mask, image_index):
         seen = torch.zeros_like(attention_mask) if image_index is None else (image_index > 0).long()
@@ -121,7 +127,15 @@ class SharedForConditionalGeneration(FusedForConditionalGeneration):
 
 
 class Shared(Lines):
-    name = "shared"
+    """Its config.json has no model_type, as that of CogVLM2."""
+
+    name, model_types = "shared", ()
+    weight_names = MappingProxyType({**Lines.weight_names, r"^vision\.speeds": "model.speeds"})
+    capabilities = replace(OriginalAdapter.capabilities, system=False)
+
+    @classmethod
+    def handles(cls, config):
+        return config.get("architectures") == ["SharedForCausalLM"]
 
     @classmethod
     def model_class(cls):
@@ -221,6 +235,27 @@ def test_features_of_each_image_stand_at_its_positions(lines):
         expected += [each for line in lined for each in line]
     at = encoding.inputs["image_index"] > 0
     torch.testing.assert_close(caught[0][at], torch.stack(expected))
+
+
+def test_a_checkpoint_without_a_model_type(tmp_path, monkeypatch):
+    """An adapter is found by ``handles``; a buffer that the checkpoint holds is read, and both are saved again."""
+    tokenizer = sentence_piece(specials=["<image>"])
+    config = {**CONFIG, "vocab_size": len(tokenizer), "rope_scaling": None, "architectures": ["SharedForCausalLM"]}
+    del config["model_type"]
+    write_original(Shared, tmp_path / "one", config=config, tokenizer=tokenizer)
+    weights = load_file(tmp_path / "one" / "model.safetensors")
+    weights["vision.speeds"] = torch.tensor([3.0, 1.0, 4.0, 1.5])
+    save_file(weights, tmp_path / "one" / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(registry, "adapters", lambda: {"shared": Shared})
+    probe = vlmprobe.load(tmp_path / "one", check=False)
+    assert probe.meta["adapter"] == "shared"
+    assert probe.model.model.speeds.tolist() == [3.0, 1.0, 4.0, 1.5]
+    assert probe.engine.adapter.capabilities.mixed_images
+    probe.model.save_pretrained(tmp_path / "two")
+    tokenizer.save_pretrained(tmp_path / "two")
+    again = vlmprobe.load(tmp_path / "two", check=False)
+    assert again.model.model.speeds.tolist() == [3.0, 1.0, 4.0, 1.5]
+    assert "model_type" not in json.loads((tmp_path / "two" / "config.json").read_text(encoding="utf-8"))
 
 
 @torch.no_grad()
