@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 import vlmprobe
 from vlmprobe.cli import app
-from vlmprobe.errors import ResultError
+from vlmprobe.errors import MessageError, ResultError
+from vlmprobe.inputs.messages import Conversation
 from vlmprobe.model_registry.original.internvl2.processing import InternVL2Processor
 from vlmprobe.testing import check_against
 from vlmprobe.testing.reference import read_reference
@@ -73,6 +74,27 @@ def test_the_begin_token(change, monkeypatch):
     assert report["R1"].status == "failed"
     assert "'<s>'" in report["R1"].failure
     assert "see R1" in report["R3"].reason
+
+
+def test_a_conversation_that_is_refused_hides_no_other(monkeypatch):
+    """R1 says why; the other checks compare the rest, and name what they left out."""
+    probe = loaded("internvl2-qwen2")
+    kind = type(probe.engine.adapter)
+    right, refused = kind.encode, read_reference(GOLDEN / "internvl2-qwen2").scenarios[0]
+
+    def encode(self, conversations):
+        if conversations[0] == Conversation.build(refused.messages):
+            raise MessageError("not this one")
+        return right(self, conversations)
+
+    monkeypatch.setattr(kind, "encode", encode)
+    report = check_against(probe, GOLDEN / "internvl2-qwen2")
+    assert {result.id: result.status for result in report.results} == {
+        "R1": "failed", "R2": "passed", "R3": "passed", "R4": "passed"
+    }  # fmt: skip
+    assert "MessageError: not this one" in report["R1"].failure
+    for name in ("R2", "R3", "R4"):
+        assert f"not compared, see R1: {refused.name}" in report[name].notes
 
 
 def test_fewer_experts():
@@ -200,15 +222,25 @@ def test_a_model_that_is_not_transformers_own_is_told_what_passing_says():
 
 
 def test_the_recorder_of_a_new_adapter(tmp_path, checkpoint):
-    """As generated it records a model of transformers; it needs nothing of vlmprobe."""
+    """As generated it records a model of transformers and needs nothing of vlmprobe; of long prompts, some rows."""
     package = tmp_path / "package"
     assert CliRunner().invoke(app, ["new-adapter", "mine", "--folder", str(package)]).exit_code == 0
     recorder = package / "record_reference.py"
     source = recorder.read_text(encoding="utf-8")
     assert not re.search(r"^\s*(import|from) vlmprobe", source, re.MULTILINE)
     ast.parse(source, feature_version=(3, 8))
+    assert "ROWS = 500 " in source
+    recorder.write_text(source.replace("ROWS = 500 ", "ROWS = 60 "), encoding="utf-8")
     model, reference = checkpoint("llava"), tmp_path / "reference"
     subprocess.run([sys.executable, str(recorder), str(model), str(reference)], check=True, capture_output=True)
     report = check_against(vlmprobe.load(model, dtype="float32", check=False), reference).raise_for_failures()
     assert report.counts() == {"passed": 4}
     assert report.meta["source"]["versions"]["torch"]
+    scenarios = read_reference(reference).scenarios
+    assert len({len(scenario.input_ids) > 60 for scenario in scenarios}) == 2
+    for scenario in scenarios:
+        last = len(scenario.input_ids) - 1
+        at = scenario.tensors["positions"].tolist()
+        assert at == sorted(set(at))
+        assert (at[0], at[-1], len(at)) == (0, last, min(60, last + 1))
+        assert len(scenario.tensors["logits"]) == len(at)

@@ -100,8 +100,8 @@ class _Compared:
 
     def pixels(self, subject: Subject) -> list[str]:
         """Every recorded tile, with zeros beside it where the tiles of a batch are padded."""
-        compared = 0
-        for scenario in self.reference.scenarios:
+        compared, readable = 0, list(self._readable(subject))
+        for scenario in readable:
             due = _tiles(scenario)
             if not due:
                 continue
@@ -120,13 +120,13 @@ class _Compared:
                 self._same_tile(tiles[place], expected, f"scenario {scenario.name}, tile {place}")
                 compared += 1
         if not compared:
-            raise SkipCheck("the reference holds no pixels")
-        return [f"{compared} tiles compared"]
+            raise SkipCheck("the reference holds no pixels" if readable else "no conversation is accepted: see R1")
+        return [f"{compared} tiles compared", *self._left_out(readable)]
 
     def logits(self, subject: Subject) -> list[str]:
         """By one forward of the model over the prompt."""
-        compared = 0
-        for scenario in self._alike(subject):
+        compared, alike = 0, list(self._alike(subject))
+        for scenario in alike:
             inputs = subject.on_device(dict(self._encoding(subject, scenario).inputs))
             with torch.no_grad():
                 rows = subject.model(**inputs).logits[0].float().cpu().numpy()
@@ -140,12 +140,12 @@ class _Compared:
                 names=[f"scenario {scenario.name}, position {int(each)}" for each in at],
             )
             compared += len(at)
-        return [f"{compared} rows compared"]
+        return [f"{compared} rows compared", *self._left_out(alike)]
 
     def answer(self, subject: Subject) -> list[str]:
         """By the probe's own ``generate``."""
-        compared = 0
-        for scenario in (each for each in self._alike(subject) if each.gen_ids):
+        compared, alike = 0, list(self._alike(subject))
+        for scenario in (each for each in alike if each.gen_ids):
             result = subject.probe.generate(
                 scenario.messages,
                 keep="logits",
@@ -171,7 +171,7 @@ class _Compared:
             compared += len(came)
         if not compared:
             raise SkipCheck("the reference holds no answers")
-        return [f"{compared} tokens compared"]
+        return [f"{compared} tokens compared", *self._left_out(alike)]
 
     # -- what they share ---------------------------------------------------------------------------
 
@@ -187,13 +187,27 @@ class _Compared:
     def _alike(self, subject: Subject) -> Iterator[Scenario]:
         """The scenarios whose ids are the recorded ones: rows of others say nothing."""
         found = False
-        for scenario in self.reference.scenarios:
+        for scenario in self._readable(subject):
             came, due = self._ids(subject, scenario)
             if came == due:
                 found = True
                 yield scenario
         if not found:
             raise SkipCheck("no prompt has the recorded ids: see R1")
+
+    def _readable(self, subject: Subject) -> Iterator[Scenario]:
+        """The scenarios whose conversation the adapter accepts; R1 fails for the others."""
+        for scenario in self.reference.scenarios:
+            try:
+                self._encoding(subject, scenario)
+            except CheckFailure:
+                continue
+            yield scenario
+
+    def _left_out(self, compared: Sequence[Scenario]) -> list[str]:
+        names = {each.name for each in compared}
+        missing = [each.name for each in self.reference.scenarios if each.name not in names]
+        return [f"not compared, see R1: {', '.join(missing)}"] if missing else []
 
     def _encoding(self, subject: Subject, scenario: Scenario) -> Encoding:
         if scenario.name not in self._encodings:

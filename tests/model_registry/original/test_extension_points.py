@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vlmprobe
+from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.errors import CheckpointError, MessageError
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.model_registry import registry
 from vlmprobe.model_registry.original import (
     FusedConfig,
     FusedForConditionalGeneration,
@@ -25,7 +29,7 @@ from vlmprobe.model_registry.original import (
 )
 from vlmprobe.testing import check_adapter
 from vlmprobe.testing.tiny.original import write_original
-from vlmprobe.testing.tiny.tokenizers import sentence_piece
+from vlmprobe.testing.tiny.tokenizers import byte_level, sentence_piece
 
 SIDE = 4  # pixels of a tile
 CONFIG = {
@@ -102,10 +106,46 @@ class Lines(OriginalAdapter):
         return ImageTiles(pixels=shaped, positions=[rows * (columns + 1)], sizes=[(rows, columns)] * len(tiles))
 
 
-def adapter(folder, **changed):
+class SharedModel(LinesModel):
+    """An image takes one position, as in CogVLM, and the language model is told where images are; a buffer is held."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("speeds", torch.arange(4) / 7)
+
+    def positions(self, attention_mask, image_index):
+        seen = torch.zeros_like(attention_mask) if image_index is None else (image_index > 0).long()
+        return ((attention_mask - seen * seen.roll(1, dims=-1)).cumsum(-1) - 1).clamp(min=0)
+
+    def language_inputs(self, image_index, length):
+        self.told = None if image_index is None else image_index[:, -length:]
+        return {}
+
+
+class SharedForConditionalGeneration(FusedForConditionalGeneration):
+    backbone_class = SharedModel
+
+
+class Shared(Lines):
+    """Its config.json has no model_type, as that of CogVLM2."""
+
+    name, model_types = "shared", ()
+    weight_names = MappingProxyType({**Lines.weight_names, r"^vision\.speeds": "model.speeds"})
+    capabilities = replace(OriginalAdapter.capabilities, system=False)
+
+    @classmethod
+    def handles(cls, config):
+        return config.get("architectures") == ["SharedForCausalLM"]
+
+    @classmethod
+    def model_class(cls):
+        return SharedForConditionalGeneration
+
+
+def adapter(folder, cls=Lines, **changed):
     tokenizer = sentence_piece(specials=["<image>"])
     config = {**CONFIG, "vocab_size": len(tokenizer), **changed}
-    return Lines.load(write_original(Lines, folder, config=config, tokenizer=tokenizer), config=config)
+    return cls.load(write_original(cls, folder, config=config, tokenizer=tokenizer), config=config)
 
 
 def picture(width, height):
@@ -122,6 +162,11 @@ def user(*parts):
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
     return adapter(tmp_path_factory.mktemp("lines"))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return adapter(tmp_path_factory.mktemp("shared"), Shared, rope_scaling=None)
 
 
 def test_it_passes_the_checks(lines):
@@ -192,6 +237,54 @@ def test_features_of_each_image_stand_at_its_positions(lines):
     torch.testing.assert_close(caught[0][at], torch.stack(expected))
 
 
+def test_a_checkpoint_without_a_model_type(tmp_path, monkeypatch):
+    """An adapter is found by ``handles``; a buffer that the checkpoint holds is read, and both are saved again."""
+    tokenizer = sentence_piece(specials=["<image>"])
+    config = {**CONFIG, "vocab_size": len(tokenizer), "rope_scaling": None, "architectures": ["SharedForCausalLM"]}
+    del config["model_type"]
+    write_original(Shared, tmp_path / "one", config=config, tokenizer=tokenizer)
+    weights = load_file(tmp_path / "one" / "model.safetensors")
+    weights["vision.speeds"] = torch.tensor([3.0, 1.0, 4.0, 1.5])
+    save_file(weights, tmp_path / "one" / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(registry, "adapters", lambda: {"shared": Shared})
+    probe = vlmprobe.load(tmp_path / "one", check=False)
+    assert probe.meta["adapter"] == "shared"
+    assert probe.model.model.speeds.tolist() == [3.0, 1.0, 4.0, 1.5]
+    assert probe.engine.adapter.capabilities.mixed_images
+    probe.model.save_pretrained(tmp_path / "two")
+    tokenizer.save_pretrained(tmp_path / "two")
+    again = vlmprobe.load(tmp_path / "two", check=False)
+    assert again.model.model.speeds.tolist() == [3.0, 1.0, 4.0, 1.5]
+    assert "model_type" not in json.loads((tmp_path / "two" / "config.json").read_text(encoding="utf-8"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("texts", [["What is it?"], ["What is it?", "And what is there on the left?"]])
+def test_positions_of_a_family_hold_in_an_answer(shared, texts):
+    """Of one prompt and of two: transformers drops the mask of a batch without padding."""
+    inputs = shared.encode([user(picture(60, 40), text) for text in texts]).inputs
+    length = inputs["input_ids"].shape[1]
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "use_cache": True}
+    made = shared.model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+    whole = shared.model(**shared.extend(inputs, made.sequences[:, length:])).logits
+    torch.testing.assert_close(torch.stack(made.logits, 1), whole[:, length - 1 : -1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_without_a_mask_all_positions_are_attended(shared):
+    """From the beginning, and after a cache: positions and places of images are those of the whole sequence."""
+    inputs = dict(shared.encode([user(picture(60, 40), "What is it?")]).inputs)
+    more = torch.tensor([[5, 6, 7]])
+    whole = shared.model(**shared.extend(inputs, more)).logits
+    del inputs["attention_mask"]
+    first = shared.model(**inputs, use_cache=True)
+    torch.testing.assert_close(first.logits, whole[:, :-3], atol=1e-4, rtol=0)
+    cache = {cache_name(shared.model.forward): cache_of(first)}
+    then = shared.model(input_ids=more, image_index=inputs["image_index"], **cache)
+    torch.testing.assert_close(then.logits, whole[:, -3:], atol=1e-4, rtol=0)
+    assert shared.model.model.told.tolist() == [[0, 0, 0]]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("beams", [1, 2])
 def test_an_answer_across_the_trained_length(tmp_path, beams):
@@ -206,6 +299,29 @@ def test_an_answer_across_the_trained_length(tmp_path, beams):
         for step in range(length, length + 6):
             grown = lines.extend(inputs, cached[:, length:step])
             assert int(lines.model(**grown).logits[0, -1].argmax()) == int(cached[0, step])
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
+def test_the_tokenizer_of_a_tiny_checkpoint_suits_old_and_new_transformers(tmp_path, kind):
+    """Version 4 knows no pairs of merges, no TokenizersBackend and no list extra_special_tokens."""
+    if kind == "byte_level":
+        names = ["<s>", "</s>", "<image>"]
+        tokenizer = byte_level(specials=names, bos="<s>", eos="</s>", pad="</s>", add_bos=True)
+    else:
+        tokenizer = sentence_piece(specials=["<image>"])
+    config = {**CONFIG, "vocab_size": len(tokenizer)}
+    write_original(Lines, tmp_path, config=config, tokenizer=tokenizer)
+    merges = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+    assert merges
+    assert all(isinstance(each, str) and each.count(" ") == 1 for each in merges)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert told["tokenizer_class"] in ("PreTrainedTokenizerFast", "LlamaTokenizer")
+    assert told["additional_special_tokens"] == ["<image>"]
+    assert "extra_special_tokens" not in told
+    read = Lines.load(tmp_path, config=config).tokenizer
+    text = "What is this?<image>Größe  \n1"
+    assert read(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert sorted(read.all_special_ids) == sorted(tokenizer.all_special_ids)
 
 
 def test_a_field_that_config_json_lacks(lines, tmp_path):

@@ -154,7 +154,7 @@ class FusedModel(FusedPreTrainedModel):
                 sequences (beams). Positions after its end are text.
             tgt_sizes: [P, 2], rows and columns of patches of each slice.
             owners: [P], the prompt that each slice belongs to.
-            attention_mask: [N, past + S]; positions count attended tokens.
+            attention_mask: [N, past + S]; positions count attended tokens. None: all are attended.
             position_ids: [N, S], to override those derived from the mask.
             inputs_embeds: [N, S, H] instead of ``input_ids``.
             **kwargs: for the language model, including the cache.
@@ -173,11 +173,15 @@ class FusedModel(FusedPreTrainedModel):
             if (taken := int(image_index.max())) != len(rows):
                 raise ValueError(f"{taken} image positions for {len(rows)} rows of image features")
             embeds = _fuse(embeds, rows.to(embeds), image_index[:, -length:])
-        if attention_mask is not None and attention_mask.ndim == 2:
+        if attention_mask is None or attention_mask.ndim == 2:
+            whole = attention_mask
+            if whole is None:
+                cache = kwargs.get(cache_name(self.language_model.forward))
+                whole = _ones(embeds, length + (cache.get_seq_length() if cache is not None else 0))
             if image_index is not None:
-                image_index = nn.functional.pad(image_index, (0, attention_mask.shape[1] - image_index.shape[1]))
+                image_index = nn.functional.pad(image_index, (0, whole.shape[1] - image_index.shape[1]))
             if position_ids is None:
-                position_ids = self.positions(attention_mask, image_index)[:, -length:]
+                position_ids = self.positions(whole, image_index)[:, -length:]
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
@@ -280,7 +284,9 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
             inputs["image_index"] = index = nn.functional.pad(index, (0, input_ids.shape[1] - index.shape[1]))
             if anew or kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):  # prefill
                 inputs |= images
-        if attention_mask is not None and attention_mask.ndim == 2:
+        if attention_mask is None:  # upstream drops a mask of ones
+            attention_mask = torch.ones_like(input_ids)
+        if attention_mask.ndim == 2:
             inputs["position_ids"] = self.model.positions(attention_mask, index)[:, -length:]
         return inputs
 
@@ -294,6 +300,10 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         upstream: Any = super()
         input_ids, expanded = upstream._expand_inputs_for_generation(*args, **model_kwargs)
         return input_ids, {**expanded, **images}
+
+
+def _ones(embeds: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.ones(len(embeds), length, dtype=torch.long, device=embeds.device)
 
 
 def _fuse(embeds: torch.Tensor, features: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
