@@ -112,17 +112,20 @@ def draw_sets(
     at = (float(sizes[chosen]), 100 * float(promised[chosen]))
     ax.plot(*at, marker="D", markersize=8, color=COLOURS[1], markeredgecolor=paper(ax), zorder=4)
     seen = "" if held is None else f", held {held[chosen]:.1%}"
+    widest = 1.05 * max(float(sizes[-1]), 1.0)
+    left = at[0] > widest / 2  # where there is room for the note
     ax.annotate(
         f"promised {promised[chosen]:.1%}{seen}\n{sizes[chosen]:.2f} candidates on average",
         at,
-        (14, -34),
+        (-14 if left else 14, -34),
         textcoords="offset points",
+        ha="right" if left else "left",
         fontsize="small",
         arrowprops={"arrowstyle": "-", "color": ink(ax), "alpha": 0.6},
     )
     lowest = 100 * min(0.5, float(promised[chosen]) - 0.1)
     ax.set(xlabel="candidates in a set, on average", ylabel="sets that hold the right one (%)")
-    ax.set(xlim=(0, 1.05 * max(float(sizes[-1]), 1.0)), ylim=(lowest, 100.5))
+    ax.set(xlim=(0, widest), ylim=(lowest, 100.5))
     legend(ax)
     return ax
 
