@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from analysis_cases import random_result
 
-from vlmprobe.analysis import calibration, export, gating, paired, plots, recalibration, uncertainty, words
+from vlmprobe.analysis import calibration, conformal, export, gating, paired, plots, recalibration, uncertainty, words
 from vlmprobe.errors import MissingExtraError
 
 SURE, RIGHT = np.linspace(0, 1, 40), np.arange(40) % 3 > 0
@@ -24,6 +24,7 @@ ANSWER = random_result(1)
         ("sklearn", "calibration", lambda: recalibration.fit_isotonic(SURE, RIGHT)),
         ("scipy.optimize", "calibration", lambda: recalibration.fit_temperature(SURE, RIGHT)),
         ("scipy.stats", "calibration", lambda: gating.accept_for_accuracy(SURE, RIGHT, 0.5)),
+        ("scipy.stats", "calibration", lambda: conformal.PredictionSets(SURE, 0.1).likely_coverage()),
         ("scipy.stats", "calibration", lambda: paired.paired([ANSWER] * 2, [ANSWER] * 2, [ANSWER.text] * 2)),
         ("matplotlib", "plot", lambda: plots.tokens(random_result(1))),
         ("pyarrow", "arrow", lambda: export.arrow()),
@@ -43,6 +44,7 @@ def test_a_missing_package_is_named_with_its_extra(package, extra, use, monkeypa
 def test_rooms_import_nothing_heavy():
     rooms = [
         *("calibration", "confidences", "detection", "distillation", "entropies", "export", "gating"),
+        *("conformal", "priors"),
         *("gallery", "lm_polygraph", "paired", "plots", "recalibration", "uncertainty", "words"),
     ]
     code = (

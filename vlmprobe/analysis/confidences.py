@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,7 @@ __all__ = [
     "CONFIDENCES",
     "CalibrationError",
     "Gold",
+    "ListedAnswer",
     "answer_text",
     "checked",
     "confidences",
@@ -31,6 +32,7 @@ __all__ = [
     "judged",
     "listed_gold",
     "normal_text",
+    "probabilities_of",
 ]
 
 # The right answers: the key of ``meta`` that holds them, by id, or in the order of the results.
@@ -39,6 +41,44 @@ Gold: TypeAlias = "str | Mapping[Any, Any] | Iterable[Any]"
 
 class CalibrationError(VlmprobeError, ValueError):
     """Unusable confidences or outcomes: too few, one class only, or not probabilities."""
+
+
+@runtime_checkable
+class ListedAnswer(Protocol):
+    """An answer among G listed candidates: scores, and whatever else has these two."""
+
+    @property
+    def candidates(self) -> Sequence[str]:
+        """[G]."""
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 [G], from 0 to 1, of each given that the answer is one of them."""
+
+
+def probabilities_of(answer: Any, where: str = "the answer") -> np.ndarray:
+    """The probabilities of an answer's candidates, float64 [G].
+
+    Args:
+        answer: scores, or anything that has ``candidates`` and ``probabilities``.
+        where: its name in messages.
+
+    Raises:
+        CalibrationError: for anything else; if a candidate has no probability, or one outside 0 to 1.
+    """
+    if not isinstance(answer, ListedAnswer):
+        raise CalibrationError(
+            f"{where} is {type(answer).__name__}, which has no candidates with probabilities: score candidates, as "
+            "with probe.score(question, candidates, image)"
+        )
+    found, names = np.asarray(answer.probabilities, dtype=np.float64), list(answer.candidates)
+    if found.shape != (len(names),) or not names:
+        raise CalibrationError(f"{where} has {counted(len(names), 'candidate')}, and probabilities {found.shape}")
+    if np.isnan(found).any():
+        raise CalibrationError(f"{where} has no probability for {names[int(np.isnan(found).argmax())]!r}: leave it out")
+    if not ((found >= 0) & (found <= 1 + 1e-9)).all():
+        raise CalibrationError(f"{where} has probabilities that are not from 0 to 1: {found}")
+    return found
 
 
 def _mean_probability(result: Result) -> float:
@@ -57,13 +97,13 @@ CONFIDENCES: dict[str, Callable[[Result], float]] = {
 
 
 def confidences(
-    results: Iterable[Result | Scores | Failure], by: str | Callable[[Any], float] | None = None
+    results: Iterable[Result | ListedAnswer | Failure], by: str | Callable[[Any], float] | None = None
 ) -> np.ndarray:
     """How sure each answer was.
 
     Args:
-        results: answers, or scored candidates, whose confidence is the probability of the best among the candidates.
-            Failures are left out.
+        results: answers, or scored candidates (or whatever has such), whose confidence is the probability of the best
+            among the candidates. Failures are left out.
         by: for answers ``"sequence"`` (probability of exactly this answer), ``"mean"`` (geometric mean of the tokens'
             probabilities), ``"min"`` (the least likely token), or a function of a result. For answers it must be named
             from vlmprobe 0.4 on; until then None is ``"sequence"``, with a FutureWarning.
@@ -73,7 +113,7 @@ def confidences(
     """
     results = list(without_failures(results_in(results, "confidences")))
     if by is None:
-        if not all(isinstance(each, Scores) for each in results):
+        if not all(isinstance(each, ListedAnswer) for each in results):
             warnings.warn(
                 'confidences() needs by= from vlmprobe 0.4 on: by="sequence" is the probability of the whole answer, '
                 'as now, by="mean" that of a token on average, which long answers need.',
@@ -85,15 +125,17 @@ def confidences(
         raise ValueError(f"by must be {', '.join(CONFIDENCES)} or a function, not {by!r}.{near(str(by), CONFIDENCES)}")
     measure: Callable[[Any], float] = by if callable(by) else CONFIDENCES[by]
     found = [
-        float(np.nanmax(each.probabilities)) if isinstance(each, Scores) and not callable(by) else measure(each)
+        float(np.nanmax(each.probabilities)) if isinstance(each, ListedAnswer) and not callable(by) else measure(each)
         for each in results
     ]
     return np.array(found, dtype=np.float64)
 
 
-def answer_text(result: Result | Scores) -> str:
+def answer_text(result: Result | ListedAnswer) -> str:
     """The answer: its text, or the best of the scored candidates."""
-    return result.best if isinstance(result, Scores) else result.text
+    if isinstance(result, Result):
+        return result.text
+    return result.best if isinstance(result, Scores) else result.candidates[int(np.nanargmax(result.probabilities))]
 
 
 def normal_text(text: str) -> str:
@@ -103,7 +145,7 @@ def normal_text(text: str) -> str:
 
 
 def correctness(
-    results: Iterable[Result | Scores | Failure],
+    results: Iterable[Result | ListedAnswer | Failure],
     answers: Gold = "gold",
     normal: Callable[[str], str] = normal_text,
 ) -> np.ndarray:
@@ -124,11 +166,11 @@ def correctness(
     """
     results = list(results_in(results, "correctness"))
     for place, each in enumerate(results):
-        if not isinstance(each, (Result, Scores, Failure)):
+        if not isinstance(each, (Result, ListedAnswer, Failure)):
             raise CalibrationError(f"correctness takes results, and number {place} is {type(each).__name__}")
     known = listed_gold(answers, len(results))
     expected = [
-        None if isinstance(each, Failure) else gold_answer(known, place, [each.meta])
+        None if isinstance(each, Failure) else gold_answer(known, place, [getattr(each, "meta", {})])
         for place, each in enumerate(results)
     ]
     found = []
@@ -203,7 +245,7 @@ def gold_answer(gold: str | Mapping[Any, Any] | list[Any], place: int, metas: Se
 
 
 def judged(
-    results: Sequence[Result | Scores], answers: Sequence[Any], correct: Callable[[str, Any], Any] | None = None
+    results: Sequence[Result | ListedAnswer], answers: Sequence[Any], correct: Callable[[str, Any], Any] | None = None
 ) -> np.ndarray:
     """Whether each answer is right.
 

@@ -17,14 +17,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlmprobe.analysis.confidences import CalibrationError, checked, confidences
+from vlmprobe.analysis.confidences import CalibrationError, ListedAnswer, checked, confidences
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.results.failure import Failure
 from vlmprobe.results.layouts import require_readable
 from vlmprobe.results.replacing import replacing
-from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.result import Result
 
-__all__ = ["GRID", "Decision", "Threshold", "accept_for_accuracy", "accept_for_errors", "gate", "reject_for_losses"]
+__all__ = [
+    "GRID",
+    "Decision",
+    "Threshold",
+    "accept_for_accuracy",
+    "accept_for_errors",
+    "checked_share",
+    "gate",
+    "reject_for_losses",
+]
 
 FORMAT = 1  # version of the saved layout of a threshold
 TYPES: dict[str, Any] = {
@@ -141,8 +150,8 @@ def accept_for_accuracy(
         CalibrationError: if no threshold of the grid meets the guarantee; it names the closest.
     """
     sure, right = checked(confidence, correct, scale=False)
-    error = 1 - _share("accuracy", accuracy)
-    _share("delta", delta)
+    error = 1 - checked_share("accuracy", accuracy)
+    checked_share("delta", delta)
     thresholds = np.unique(np.asarray(grid, dtype=np.float64))[::-1]
     if not len(thresholds) or not np.isfinite(thresholds).all():
         raise CalibrationError("grid must hold at least one finite threshold")
@@ -190,7 +199,7 @@ def accept_for_errors(confidence: Any, correct: Any, errors: float = 0.05, *, by
             wrong answers of infinite confidence.
     """
     sure, right = checked(confidence, correct, scale=False)
-    allowed = _allowed(len(sure), _share("errors", errors))
+    allowed = _allowed(len(sure), checked_share("errors", errors))
     bad = np.sort(sure[~right])[::-1]
     # As many wrong answers as allowed may lie strictly above the threshold, so the next one is the first rejected.
     value = -np.inf if allowed >= len(bad) else float(np.nextafter(bad[allowed], np.inf))
@@ -213,7 +222,7 @@ def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05, *, by
     Args and errors as there.
     """
     sure, right = checked(confidence, correct, scale=False)
-    allowed = _allowed(len(sure), _share("losses", losses))
+    allowed = _allowed(len(sure), checked_share("losses", losses))
     good = np.sort(sure[right])
     value = np.inf if allowed >= len(good) else float(good[allowed])
     kept = sure >= value
@@ -225,7 +234,7 @@ def reject_for_losses(confidence: Any, correct: Any, losses: float = 0.05, *, by
 
 
 def gate(
-    result: Result | Scores | Failure | float,
+    result: Result | ListedAnswer | Failure | float,
     threshold: Threshold | float,
     *,
     reject: Threshold | float | None = None,
@@ -254,7 +263,7 @@ def gate(
     if isinstance(result, Failure):
         return Decision("ask", float("nan"), f"The request failed, there is no answer: {result.error}")
     plain = isinstance(result, (int, float, np.integer, np.floating)) and not isinstance(result, bool)
-    if not plain and not isinstance(result, (Result, Scores)):
+    if not plain and not isinstance(result, (Result, ListedAnswer)):
         several = ": gate each of them, [gate(each, threshold) for each in results]"
         raise TypeError(
             "gate takes one Result, Scores, Failure or number, "
@@ -271,7 +280,12 @@ def gate(
     return Decision("ask", sure, f"Confidence {sure:.4g} is below {accepts:.4g}: nothing is guaranteed, ask a person.")
 
 
-def _share(name: str, value: float) -> float:
+def checked_share(name: str, value: float) -> float:
+    """A number between 0 and 1.
+
+    Raises:
+        CalibrationError: for anything else; it names the argument.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 < value < 1:
         raise CalibrationError(f"{name} must be a share between 0 and 1, not {value!r}")
     return float(value)
@@ -316,7 +330,7 @@ def _measure(result: Any, threshold: Threshold | float, reject: Threshold | floa
         if about is not None and by not in (None, about):
             raise CalibrationError(f"The threshold is about by={about!r}, not by={by!r}.")
         by = about if by is None else by
-    if not isinstance(result, (Result, Scores)):
+    if not isinstance(result, (Result, ListedAnswer)):
         return by
     if by is None and isinstance(result, Result) and any(isinstance(each, Threshold) for each in (threshold, reject)):
         raise CalibrationError(

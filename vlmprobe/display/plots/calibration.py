@@ -11,7 +11,7 @@ from vlmprobe.display.plots.style import COLOURS, LINES, MARKERS, axes, drawable
 from vlmprobe.display.shown import ShownReliability, ShownRiskCoverage, ShownThreshold
 from vlmprobe.errors import ResultError
 
-__all__ = ["draw_groups", "draw_map", "draw_reliability", "draw_risk_coverage"]
+__all__ = ["draw_groups", "draw_map", "draw_reliability", "draw_risk_coverage", "draw_sets"]
 
 GUIDE: dict[str, Any] = {"alpha": 0.5, "linewidth": 1, "linestyle": (0, (4, 3))}
 
@@ -87,6 +87,46 @@ def draw_risk_coverage(
     ax.set(xlim=(0, 1.01), xlabel="share of answers kept, most confident first", ylabel="wrong among them (%)")
     ax.set_ylim(bottom=0, top=max(100 * highest * 1.25, 1e-3))
     legend(ax, "upper left")
+    return ax
+
+
+def draw_sets(
+    sizes: np.ndarray, promised: np.ndarray, held: np.ndarray | None, chosen: int, count: int, ax: Any = None
+) -> Any:
+    """How many candidates it takes to hold the right one how often. Returns the axes.
+
+    Args:
+        sizes: [N] mean size of the sets at each of N thresholds, ascending.
+        promised: [N] coverage guaranteed with each.
+        held: [N] coverage seen, if known.
+        chosen: index of the threshold to be marked.
+        count: answers that the means are over.
+        ax: axes to draw on.
+    """
+    ax = axes(ax)
+    ax.plot(sizes, 100 * promised, color=COLOURS[0], linewidth=2, label="promised")
+    if held is not None:
+        ax.plot(
+            sizes, 100 * held, color=COLOURS[2], linestyle=LINES[1], linewidth=2, label=f"held, of {count:,} answers"
+        )
+    at = (float(sizes[chosen]), 100 * float(promised[chosen]))
+    ax.plot(*at, marker="D", markersize=8, color=COLOURS[1], markeredgecolor=paper(ax), zorder=4)
+    seen = "" if held is None else f", held {held[chosen]:.1%}"
+    widest = 1.05 * max(float(sizes[-1]), 1.0)
+    left = at[0] > widest / 2  # where there is room for the note
+    ax.annotate(
+        f"promised {promised[chosen]:.1%}{seen}\n{sizes[chosen]:.2f} candidates on average",
+        at,
+        (-14 if left else 14, -34),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        fontsize="small",
+        arrowprops={"arrowstyle": "-", "color": ink(ax), "alpha": 0.6},
+    )
+    lowest = 100 * min(0.5, float(promised[chosen]) - 0.1)
+    ax.set(xlabel="candidates in a set, on average", ylabel="sets that hold the right one (%)")
+    ax.set(xlim=(0, widest), ylim=(lowest, 100.5))
+    legend(ax)
     return ax
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from vlmprobe.display.plots.style import axes, bars, ink
 from vlmprobe.display.shown import ShownScores
 from vlmprobe.errors import ResultError
 
-__all__ = ["draw_scores"]
+__all__ = ["draw_adjusted", "draw_scores"]
 
 
 def draw_scores(scores: ShownScores, ax: Any = None, *, most: int = 12) -> Any:
@@ -41,4 +42,31 @@ def draw_scores(scores: ShownScores, ax: Any = None, *, most: int = 12) -> Any:
     found = bars(ax, names, np.array(lengths), notes, label=label, title=title)
     if left:
         found[-1].set(fill=False, hatch="//", edgecolor=ink(ax))
+    return ax
+
+
+def draw_adjusted(
+    names: Sequence[str],
+    probabilities: np.ndarray,
+    before: np.ndarray,
+    ax: Any = None,
+    *,
+    label: str = "probability without the prior",
+    marks: str = "before",
+) -> Any:
+    """Probabilities as bars, the likeliest on top, with a mark on each. Returns the axes.
+
+    Args:
+        names: [G] the candidates.
+        probabilities: [G].
+        before: [G] where the marks are.
+        ax: axes to draw on.
+        label: what the bars are.
+        marks: what the marks are.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    ax = axes(ax, size=(5.4, 0.36 * len(names) + 1.2))
+    notes = [view.percent(each) for each in probabilities[order]]
+    shown = [view.label(names[place]) for place in order]
+    bars(ax, shown, probabilities[order], notes, label=f"{label}\n◆ {marks}", marks=before[order])
     return ax
