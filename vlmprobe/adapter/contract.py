@@ -7,7 +7,7 @@ them overrides the method where it departs, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -63,6 +63,7 @@ class Adapter(Prompts):
     peft: Any = None
     resizers: ClassVar[tuple[str, ...]] = ()
     resize: str = ""
+    _ends_of: tuple[EncodedPrompt, list[tuple[str, list[int]]]] | None = None
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
@@ -238,18 +239,27 @@ class Adapter(Prompts):
             AdapterError: if neither reproduces the ids at the end of the prompt.
             MessageError: for a text that contains an image placeholder of the model.
         """
-        after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
-        written = str(
-            self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
-        for source in (prompt.text, written):
-            alone, whole = self.tokenize(source), self.tokenize(source + text)
+        for source, alone in self._ends(prompt):
+            whole = self.tokenize(source + text)
             merged = len(alone) - common_prefix(alone, whole)
             if merged < common_prefix(alone[::-1], prompt.ids[::-1].tolist()):
                 ids = tuple(whole[len(alone) - merged :])
                 self.require_answer(ids)
                 return Continuation(len(prompt.ids) - merged, ids)
         raise AdapterError(f"{self.name}: {text!r} cannot be tokenised together with the end of the prompt.")
+
+    def _ends(self, prompt: EncodedPrompt) -> Iterator[tuple[str, list[int]]]:
+        """Texts that end as the prompt does, and their ids; those of the last prompt are kept for other candidates."""
+        held = self._ends_of
+        if held is None or held[0] is not prompt:
+            held = self._ends_of = prompt, [(prompt.text, self.tokenize(prompt.text))]
+        known = held[1]
+        yield known[0]
+        if len(known) == 1:
+            after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
+            written = self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            known.append((str(written), self.tokenize(str(written))))
+        yield known[1]
 
     def require_answer(self, ids: Iterable[int]) -> None:
         """Reject ids of an answer that hold an image placeholder, for which the model would expect an image.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import vlmprobe.engines.local.scoring
-import vlmprobe.engines.local.shared_prefix
+from transformers.cache_utils import DynamicLayer
+
+import vlmprobe.engines.local.candidate_states
 from broken_adapters.case import broken
 
 
@@ -14,23 +15,23 @@ from broken_adapters.case import broken
 @contextmanager
 def a_beginning_about_any_image() -> Iterator[None]:
     """Prompts with equal ids share the cache of whichever image came first."""
-    module = vlmprobe.engines.local.scoring
-    whole = module.images_key
+    module = vlmprobe.engines.local.candidate_states
+    whole = module.images_key, module.same
     module.images_key = lambda conversation: len(conversation.images)
+    module.same = lambda *_: True  # which would notice other pixels
     try:
         yield
     finally:
-        module.images_key = whole
+        module.images_key, module.same = whole
 
 
 @broken("C24")
 @contextmanager
 def padding_left_in_the_cache() -> Iterator[None]:
     """Candidates go on from the question and the tokens that it was padded with."""
-    module = vlmprobe.engines.local.shared_prefix
-    whole = module._cropped
-    module._cropped = lambda *_: True
+    whole = DynamicLayer.crop
+    DynamicLayer.crop = lambda *_: None
     try:
         yield
     finally:
-        module._cropped = whole
+        DynamicLayer.crop = whole

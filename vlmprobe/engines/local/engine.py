@@ -214,13 +214,14 @@ class LocalEngine:
         conversations = [conversation for conversation, _ in requests]
         memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
         before = memory.state
-        with alone(self.adapter), remembered(self.adapter, memory, conversations) as features:
+        with alone(self.adapter):
             if self.prefixes is not None:
-                if memory.state != before:  # of all weights of the encoder
-                    self.prefixes.clear()
                 self.prefixes.follow(self.adapter)
-            facts = [self._facts(conversation) for conversation in conversations]
-            found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
+            with remembered(self.adapter, memory, conversations) as features:
+                if self.prefixes is not None and memory.state != before:  # of all weights of the encoder
+                    self.prefixes.clear()
+                facts = [self._facts(conversation) for conversation in conversations]
+                found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
         meta: dict[str, Any] = {
             "value_kind": "raw",
             "timings": {"score_s": (time.perf_counter() - started) / len(requests)},

@@ -39,8 +39,18 @@ class Stem:
 
     @property
     def forks(self) -> bool:
-        """Whether running the path once, then the branches on its cache, saves anything."""
+        """Whether the path runs once, then the branches on its cache, rather than each branch with the path."""
         return bool(self.path) and len(longest(self.branches)) > 1
+
+    @property
+    def runs(self) -> list[Path]:
+        """What must run on the prefix itself."""
+        return [self.path] if self.forks else longest(self.path + each for each in (*self.branches, ()))
+
+    def states(self, ran: Path, rows: Tensor) -> dict[Path, Tensor]:
+        """What of the states [n, H] after each token of a path is after this one's own, by what comes after it."""
+        own = len(self.path)
+        return {ran[own:end]: rows[end - 1] for end in range(max(own, 1), len(ran) + 1)}
 
 
 def longest(paths: Iterable[Path]) -> list[Path]:
@@ -88,6 +98,8 @@ class SharedPrefix:
         self.state = state_of(*adapter.model.modules()) if state is None else state
         # A recurrent state advances token by token, as in generate; keys and values take several tokens at once.
         self._whole = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
+        # A window has forgotten what padding pushed out of it, and a recurrent state cannot go back.
+        self._cuts = all(hasattr(layer, "crop") and not _forgets(layer) for layer in cache.layers)
 
     @property
     def size(self) -> int:
@@ -101,71 +113,47 @@ class SharedPrefix:
             return self
         run = (0, tuple(path))
         hidden, cache = self._run([run])
-        grown = self._grown([run], [0], cache, hidden, len(path))
-        assert grown is not None  # nothing is cut
-        return grown
+        return self._grown([run], [0], cache, hidden, len(path))
 
     def states(self, stems: Sequence[Stem]) -> list[dict[Path, Tensor]]:
         """For each stem the hidden states [H] from which the token after its path, and after each branch, is drawn.
 
         They are keyed by what comes after the stem's path; ``()`` is the end of that path.
         """
-        runs: dict[tuple[int, Path], list[int]] = {}  # what runs on this prefix, and whose it is
         found: list[dict[Path, Tensor]] = [{} if stem.path else {(): self.last[stem.row]} for stem in stems]
+        runs: dict[tuple[int, Path], list[int]] = {}  # what runs on this prefix, and whose it is
         for place, stem in enumerate(stems):
-            for path in [stem.path] if stem.forks else longest(stem.path + each for each in (*stem.branches, ())):
+            for path in stem.runs:
                 runs.setdefault((stem.row, path), []).append(place)
-        for batch in self._batches(list(runs)):
+        padded = self._whole and (self._cuts or not any(stem.forks for stem in stems))
+        for batch in self._batches(list(runs), padded):
             hidden, cache = self._run(batch)
-            forks: dict[int, list[tuple[int, int]]] = {}  # by length: rows of the batch, and stems
-            for row, (run, rows) in enumerate(zip(batch, hidden, strict=True)):
-                path = run[1]
+            forks: dict[int, list[tuple[int, int]]] = {}  # rows of the batch, and stems, by the length of their path
+            for row, run in enumerate(batch):
                 for place in runs[run]:
-                    stem = stems[place]
-                    skipped = len(stem.path)
-                    found[place] |= {path[skipped:end]: rows[end - 1] for end in range(max(skipped, 1), len(path) + 1)}
-                    if stem.forks:
-                        forks.setdefault(len(path), []).append((row, place))
-            for length, rows_and_stems in forks.items():
-                self._fork(batch, hidden, cache, length, rows_and_stems, stems, found)
+                    found[place] |= stems[place].states(run[1], hidden[row])
+                    if stems[place].forks:
+                        forks.setdefault(len(run[1]), []).append((row, place))
+            for length, several in forks.items():
+                grown = self._grown(batch, [row for row, _ in several], cache, hidden, length)
+                stubs = [Stem(row, (), stems[place].branches) for row, (_, place) in enumerate(several)]
+                for (_, place), states in zip(several, grown.states(stubs), strict=True):
+                    found[place] |= states
         return found
 
-    def _fork(
-        self,
-        batch: Sequence[tuple[int, Path]],
-        hidden: Tensor,
-        cache: Any,
-        length: int,
-        rows_and_stems: Sequence[tuple[int, int]],
-        stems: Sequence[Stem],
-        found: list[dict[Path, Tensor]],
-    ) -> None:
-        """Run the branches of stems of one length on the cache that their batch left."""
-        rows = list(dict.fromkeys(row for row, _ in rows_and_stems))
-        grown = self._grown([batch[row] for row in rows], rows, cache, hidden, length)
-        if grown is None:  # a cache that forgot what padding pushed out
-            for row, place in rows_and_stems:
-                whole = Stem(stems[place].row, (), [stems[place].path + each for each in stems[place].branches])
-                states = self.states([whole])[0]
-                found[place] |= {path[length:]: state for path, state in states.items() if len(path) >= length}
-            return
-        children = [Stem(rows.index(row), (), stems[place].branches) for row, place in rows_and_stems]
-        for (_, place), states in zip(rows_and_stems, grown.states(children), strict=True):
-            found[place] |= states
-
     def _grown(
-        self, runs: Sequence[tuple[int, Path]], rows: Sequence[int], cache: Any, hidden: Tensor, length: int
-    ) -> SharedPrefix | None:
-        """The prefix after some rows of a batch that ran on it, all of this length; None if it cannot be cut to it."""
-        before, after = self.inputs["input_ids"].shape[1], hidden.shape[1]
+        self, batch: Sequence[tuple[int, Path]], rows: Sequence[int], cache: Any, hidden: Tensor, length: int
+    ) -> SharedPrefix:
+        """The prefix after some rows of a batch that ran on it, whose paths have this length."""
         taken = copy.deepcopy(cache)
         taken.reorder_cache(torch.tensor(rows, device=hidden.device))
-        if after > length and not _cropped(taken, self.cache, after, after - length):
-            return None
-        of = torch.tensor([row for row, _ in runs], device=hidden.device)
-        ids = torch.tensor([path for _, path in runs], device=hidden.device)
+        if padding := hidden.shape[1] - length:
+            for layer, before in zip(taken.layers, self.cache.layers, strict=True):
+                if layer.get_seq_length() > before.get_seq_length():  # else it holds images
+                    layer.crop(-padding)
+        of = torch.tensor([batch[row][0] for row in rows], device=hidden.device)
+        ids = torch.tensor([batch[row][1] for row in rows], device=hidden.device)
         inputs = self.adapter.extend(self._inputs_of(of), ids)
-        assert inputs["input_ids"].shape[1] == before + length
         return SharedPrefix(self.adapter, inputs, taken, hidden[rows, length - 1], self._state_of(of))
 
     def _inputs_of(self, rows: Tensor) -> dict[str, Any]:
@@ -182,20 +170,18 @@ class SharedPrefix:
             for module, name, value in self.state
         ]
 
-    def _batches(self, runs: list[tuple[int, Path]]) -> Iterator[list[tuple[int, Path]]]:
-        """Batches of rows and paths, of similar length: bounded in memory, and in what is padding."""
+    def _batches(self, runs: list[tuple[int, Path]], padded: bool) -> Iterator[list[tuple[int, Path]]]:
+        """Batches of rows and paths: bounded in memory, of one length or, if ``padded``, with little padding."""
         size = max(1, CACHE_BYTES * len(self.last) // max(1, _cache_bytes(self.cache)))
         batch: list[tuple[int, Path]] = []
-        tokens = 0
         for run in sorted(runs, key=lambda each: len(each[1])):
             length = len(run[1])
-            padded = (len(batch) + 1) * length
-            if batch and (len(batch) == size or (tokens + length < (1 - PADDING) * padded if self._whole else
-                                                 length != len(batch[0][1]))):
+            filled = length + sum(len(path) for _, path in batch)
+            most = PADDING if padded else 0
+            if batch and (len(batch) == size or filled < (1 - most) * (len(batch) + 1) * length):
                 yield batch
-                batch, tokens = [], 0
+                batch = []
             batch.append(run)
-            tokens += length
         if batch:
             yield batch
 
@@ -220,21 +206,8 @@ class SharedPrefix:
         return states_of(outer, self.adapter.backbone, {**self.adapter.continue_from(inputs, ids), **arguments})
 
 
-def _cropped(cache: Any, before: Any, ran: int, remove: int) -> bool:
-    """Remove the last positions of what ran on a copy of a cache, in place; whether every layer could.
-
-    Layers that did not grow hold images, not text.
-    """
-    for layer, earlier in zip(cache.layers, before.layers, strict=True):
-        grew = layer.get_seq_length() - earlier.get_seq_length()
-        if not grew:
-            continue
-        if hasattr(layer, "recurrent_states") or grew != ran:
-            return False
-        if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:
-            return False
-        layer.crop(-remove)
-    return True
+def _forgets(layer: Any) -> bool:
+    return bool(getattr(layer, "is_sliding", False)) or hasattr(layer, "recurrent_states")
 
 
 def _cache_bytes(cache: Any) -> int:
