@@ -17,7 +17,7 @@ def a_beginning_about_any_image() -> Iterator[None]:
     """Prompts with equal ids share the cache of whichever image came first."""
     module = vlmprobe.engines.local.candidate_states
     whole = module.images_key, module.same
-    module.images_key = lambda conversation: len(conversation.images)
+    module.images_key = lambda conversation: tuple(image.size for image in conversation.images)
     module.same = lambda *_: True  # which would notice other pixels
     try:
         yield
