@@ -187,12 +187,12 @@ def end_ids(config: GenerationConfig) -> list[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def finish_reason(output: TokenTable, prompt: int, config: GenerationConfig) -> str:
-    """Why an answer to a prompt of ``prompt`` positions ended."""
-    if len(output) and int(output.ids[-1]) in end_ids(config):
+def finish_reason(made: np.ndarray, prompt: int, config: GenerationConfig) -> str:
+    """Why an answer of the ids ``made``, those that were generated, to a prompt of ``prompt`` positions ended."""
+    if len(made) and int(made[-1]) in end_ids(config):
         return "stop"
     limit = config.max_new_tokens if config.max_new_tokens is not None else config.max_length - prompt
-    return "length" if len(output) >= limit else "stop"
+    return "length" if len(made) >= limit else "stop"
 
 
 def _answer_length(made: np.ndarray, config: GenerationConfig) -> int:
