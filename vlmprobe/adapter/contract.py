@@ -140,8 +140,9 @@ class Adapter(Prompts):
                 f"The processor of {self.model.config.model_type} refuses this conversation{bare}: {error}"
             ) from error
         prompts = []
-        for row, conversation in enumerate(conversations):
-            ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].numpy()
+        rows = zip(inputs["input_ids"].numpy(), inputs["attention_mask"].bool().numpy(), strict=True)
+        for row, (conversation, (padded, mask)) in enumerate(zip(conversations, rows, strict=True)):
+            ids = padded[mask]
             require_images(placeholder_runs(ids, self.image_ids), conversation, written)
             prompts.append(EncodedPrompt(ids, self.spans(ids, conversation), texts[row]))
         return Encoding(dict(inputs), tuple(prompts))

@@ -47,7 +47,7 @@ class Prompts:
             CapabilityError: if the template raises an error; it is quoted.
         """
         options = self._template(conversations)
-        return [self._written(chat, options) for chat in self._chats(conversations, options)]
+        return self._all_written(self._chats(conversations, options), options)
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         """Everything that the processor returns for the conversations, left-padded if there are several."""
@@ -182,8 +182,11 @@ class Prompts:
         return [_readable(each.to_chat(), lambda chat: self._written(chat, options)) for each in conversations]
 
     def _written(self, chat: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+        return self._all_written([chat], options)[0]
+
+    def _all_written(self, chats: list[list[dict[str, Any]]], options: Mapping[str, Any]) -> list[str]:
         with rendering(self.model.config.model_type):
-            return str(self.processor.apply_chat_template([chat], tokenize=False, **options)[0])
+            return [str(each) for each in self.processor.apply_chat_template(chats, tokenize=False, **options)]
 
 
 def _readable(chat: list[dict[str, Any]], write: Callable[[list[dict[str, Any]]], str]) -> list[dict[str, Any]]:

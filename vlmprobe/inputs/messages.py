@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
+from vlmprobe.inputs.ahead import load_now
 from vlmprobe.inputs.further_keys import FURTHER, further_keys
 from vlmprobe.inputs.image_names import require_question
-from vlmprobe.inputs.images import digest, is_encoded, is_file, load_encoded
+from vlmprobe.inputs.images import digest, is_encoded, is_file
 from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 
 __all__ = ["IMAGE_KEYS", "Conversation", "ImagePart", "Message", "Prompt", "TextPart", "shows_images"]
@@ -244,7 +245,7 @@ def _image_list(image: Any) -> list[ImagePart]:
 
 def _loaded(source: Any, where: str, options: Mapping[str, Any] | None = None) -> ImagePart:
     try:
-        image, encoded = load_encoded(source)
+        image, encoded = load_now(source)
         return ImagePart(image, options or {}, encoded)
     except ImageError as error:
         raise type(error)(f"{where}: {error}") from error

@@ -11,6 +11,7 @@ from vlmprobe.engines.base import AnswersConcurrently, Engine, Options, Remember
 from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe.failure import Failure, named, where_of
+from vlmprobe.probe.read_ahead import ReadAhead
 from vlmprobe.probe.request import Converse, Numbered, Request, carrying, id_of, request_of, with_meta
 from vlmprobe.probe.tables import QUESTIONS, rows_of
 from vlmprobe.results.result import Result
@@ -86,6 +87,8 @@ def answered(
     work: Work | None = None,
 ) -> Iterator[Any]:
     """The results of many requests; see :meth:`Probe.generate_many`. Errors call a request ``what``."""
+    from vlmprobe.engines.batching import WINDOW_BYTES
+
     work = Answers() if work is None else work
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise GenerationOptionError(f"batch_size must be 'auto' or an integer of at least 1, not {batch_size!r}")
@@ -93,7 +96,8 @@ def answered(
         raise GenerationOptionError(f"on_error must be 'raise' or 'keep', not {on_error!r}")
     rows, total = rows_of(requests, work.method)
     engine.check([], options)
-    read = (_read(engine, converse, row, raw, options, work) for row, raw in enumerate(rows))
+    ahead = ReadAhead(rows, WINDOW_BYTES)
+    read = _asked(engine, converse, ahead, options, work)
     keeps = on_error == "keep"
     if (concurrent := work.concurrent(engine)) is not None:
         together = None if batch_size == "auto" else batch_size
@@ -102,7 +106,7 @@ def answered(
         size = engine.batch_size(AUTO_BATCH if batch_size == "auto" else batch_size, options)
         large = "logits" in options.keep and options.store is None  # too large for a window of results
         grouped = batch_size == "auto" and size > 1 and not large
-        run = _in_batches(engine, read, options, keeps, size, grouped, work)
+        run = _in_batches(engine, read, ahead, options, keeps, size, grouped, work)
     return _tracked(meta, run, keeps, progress, total, what, work)
 
 
@@ -136,6 +140,13 @@ def _tracked(
             else:
                 yield outcome
                 done(work.count(outcome))
+
+
+def _asked(engine: Engine, converse: Converse, ahead: ReadAhead, options: Options, work: Work) -> Iterator[Asked]:
+    for row, raw in enumerate(ahead):
+        with ahead.images():
+            asked = _read(engine, converse, row, raw, options, work)
+        yield asked
 
 
 def _read(engine: Engine, converse: Converse, row: int, raw: Any, options: Options, work: Work) -> Asked:
@@ -188,7 +199,14 @@ def _in_flight(
 
 
 def _in_batches(
-    engine: Engine, read: Iterator[Asked], options: Options, keeps: bool, size: int, grouped: bool, work: Work
+    engine: Engine,
+    read: Iterator[Asked],
+    ahead: ReadAhead,
+    options: Options,
+    keeps: bool,
+    size: int,
+    grouped: bool,
+    work: Work,
 ) -> Iterator[tuple[Asked, Any]]:
     """Run through an engine that takes one batch at a time; batched by length if ``grouped``."""
     from vlmprobe.engines.batching import WINDOW, Batches
@@ -196,17 +214,20 @@ def _in_batches(
     batches = Batches(engine, size, keeps)
     run = batches.grouped if grouped else batches.in_order
     images = _Remembered(engine)
-    for window in _windows(read, WINDOW if grouped else size, keeps):
-        right = [each for each in window if isinstance(each.conversation, Conversation)]
-        conversations = [each.conversation for each in right if isinstance(each.conversation, Conversation)]
-        images.read(conversations)
+    try:
+        for window in _windows(read, ahead, WINDOW if grouped else size, keeps):
+            right = [each for each in window if isinstance(each.conversation, Conversation)]
+            conversations = [each.conversation for each in right if isinstance(each.conversation, Conversation)]
+            images.read(conversations)
 
-        def batch(places: Sequence[int], right: Sequence[Asked] = right) -> Sequence[Any]:
-            return work.batch(images.engine_for(places), [right[place].item for place in places], options)
+            def batch(places: Sequence[int], right: Sequence[Asked] = right) -> Sequence[Any]:
+                return work.batch(images.engine_for(places), [right[place].item for place in places], options)
 
-        results = run(conversations, batch)
-        for asked in window:
-            yield asked, next(results) if isinstance(asked.conversation, Conversation) else asked.conversation
+            results = run(conversations, batch)
+            for asked in window:
+                yield asked, next(results) if isinstance(asked.conversation, Conversation) else asked.conversation
+    finally:
+        ahead.close()
 
 
 class _Remembered:
@@ -240,12 +261,16 @@ class _Remembered:
         return self._remembering
 
 
-def _windows(read: Iterator[Asked], size: int, keeps: bool) -> Iterator[list[Asked]]:
-    """Windows of requests read ahead; unless errors are kept, an invalid request is the last one read."""
+def _windows(read: Iterator[Asked], ahead: ReadAhead, size: int, keeps: bool) -> Iterator[list[Asked]]:
+    """Windows of requests; unless errors are kept, an invalid request ends the last one.
+
+    While the model runs, threads decode the images of the next window, where they are files.
+    """
     from vlmprobe.engines.batching import WINDOW_BYTES, picture_bytes
 
     window: list[Asked] = []
     held = 0
+    ahead.fill(size)
     for asked in read:
         window.append(asked)
         if isinstance(asked.conversation, Conversation):
@@ -253,6 +278,7 @@ def _windows(read: Iterator[Asked], size: int, keeps: bool) -> Iterator[list[Ask
         elif not keeps:
             break
         if len(window) >= size or held > WINDOW_BYTES:
+            ahead.fill(size)
             yield window
             window, held = [], 0
     if window:

@@ -13,6 +13,7 @@ __all__ = ["Detokenizer", "TextsOfIds"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece writes a single byte
+FEW = 4  # tokens whose text is kept
 WAITING = 64  # tokens in a row that complete no character, after which they are taken as they are
 
 
@@ -24,9 +25,13 @@ class Detokenizer:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self.special = frozenset(tokenizer.all_special_ids) | {key for key, token in added.items() if token.special}
         self.alone = lru_cache(maxsize=65536)(self._alone)
+        self._few = lru_cache(maxsize=16384)(self._decoded)  # neighbours in a text, which come again in the next
 
     def decode(self, ids: Sequence[int]) -> str:
         """The tokenizer's own text of the ids, special tokens kept, without clean-up."""
+        return self._few(tuple(ids)) if len(ids) <= FEW else self._decoded(ids)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def texts(self, ids: Sequence[int]) -> list[str]:

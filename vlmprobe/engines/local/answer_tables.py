@@ -37,6 +37,7 @@ class Answers:
         self.config = config
         self.options = options
         self.columns = _step_columns(ran)
+        self.made = ran.sequences[:, ran.length :].cpu().numpy()  # [N, T]
 
     def tables(
         self, prompts: Sequence[EncodedPrompt], files: Sequence[RowFile]
@@ -57,7 +58,7 @@ class Answers:
     def _output(self, row: int, prompt: EncodedPrompt, file: RowFile | None) -> TokenTable:
         ran, options = self.ran, self.options
         begin = len(options.begin)
-        made = ran.sequences[row, ran.length :].cpu().numpy()
+        made = self.made[row]
         if ran.beam_indices is not None:
             made = made[: int((ran.beam_indices[row] >= 0).sum())]
         made = made[: _answer_length(made, self.config)]
@@ -186,18 +187,18 @@ def end_ids(config: GenerationConfig) -> list[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def finish_reason(output: TokenTable, prompt: int, config: GenerationConfig) -> str:
-    """Why an answer to a prompt of ``prompt`` positions ended."""
-    if len(output) and int(output.ids[-1]) in end_ids(config):
+def finish_reason(made: np.ndarray, prompt: int, config: GenerationConfig) -> str:
+    """Why an answer of the ids ``made``, those that were generated, to a prompt of ``prompt`` positions ended."""
+    if len(made) and int(made[-1]) in end_ids(config):
         return "stop"
     limit = config.max_new_tokens if config.max_new_tokens is not None else config.max_length - prompt
-    return "length" if len(output) >= limit else "stop"
+    return "length" if len(made) >= limit else "stop"
 
 
 def _answer_length(made: np.ndarray, config: GenerationConfig) -> int:
     """How many of the generated ids belong to the answer: up to and including its end token."""
-    stops = np.flatnonzero(np.isin(made, end_ids(config)))
-    return int(stops[0]) + 1 if len(stops) else len(made)
+    ends = set(end_ids(config))
+    return next((place for place, each in enumerate(made.tolist(), 1) if each in ends), len(made))
 
 
 def _step_columns(ran: Run) -> dict[str, np.ndarray]:

@@ -66,16 +66,16 @@ class LocalEngine:
         self.prefixes = None
         self._checked: ref[Options] | None = None  # the options that were validated last
 
-    def _facts(self, conversation: Conversation) -> dict[str, Any]:
-        """What ``meta`` says of the model as it is now, and of how a conversation becomes its input."""
+    def _facts(self, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
+        """What ``meta`` says of the model as it is now, and of how each conversation becomes its input."""
         model = self.adapter.model
         adapters = active_adapters(self.adapter)
-        return {
+        now = {
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(device_of(model)),
             **({"peft": adapters} if adapters else {}),
-            **self.adapter.facts(conversation),
         }
+        return [{**now, **self.adapter.facts(each)} for each in conversations]
 
     @property
     def head(self) -> Head:
@@ -165,7 +165,7 @@ class LocalEngine:
             prompts = encoding.prompts
             with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
                 rows = StepRows(files, len(options.begin)) if files else None
-                facts = [self._facts(conversation) for conversation in conversations]
+                facts = self._facts(conversations)
                 ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows)
                 clock.append(time.perf_counter())
                 answers = Answers(self.head, self.detokenizer, ran, config, options)
@@ -193,7 +193,7 @@ class LocalEngine:
                 meta={
                     **fact,
                     **meta,
-                    "finish_reason": finish_reason(output[len(options.begin) :], ran.length, config),
+                    "finish_reason": finish_reason(output.ids[len(options.begin) :], ran.length, config),
                     **({"logits_file": str(file.path)} if file else {}),
                     **({"rope_switch": at} if (at := switch_within(self.adapter, prompt, len(output))) else {}),
                 },
@@ -220,7 +220,7 @@ class LocalEngine:
             with remembered(self.adapter, memory, conversations) as features:
                 if self.prefixes is not None and memory.state != before:  # of all weights of the encoder
                     self.prefixes.clear()
-                facts = [self._facts(conversation) for conversation in conversations]
+                facts = self._facts(conversations)
                 found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
         meta: dict[str, Any] = {
             "value_kind": "raw",

@@ -70,8 +70,11 @@ def row_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None = None) -
         ``ranks`` counts the tokens with a strictly greater logit, so 0 is the most likely.
     """
     vocabulary = logits.shape[-1]
-    of = torch.arange(len(logits)) if of is None else of
     size = max(1, BLOCK_BYTES[logits.device.type == "cpu"] // (4 * vocabulary))
+    if of is None and 0 < len(logits) <= size:
+        block = logits.float()
+        return _block_stats(block, ids, top, None, (torch.empty_like(block), torch.empty_like(block)))
+    of = torch.arange(len(logits)) if of is None else of
     bounds = torch.searchsorted(of, torch.arange(0, len(logits) + size, size)).tolist()
     found = RowStats.empty(len(ids), min(top, vocabulary), logits.device)
     rows = min(size, max(len(logits), len(ids)))
@@ -82,7 +85,7 @@ def row_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None = None) -
     return found
 
 
-def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, work: tuple[Tensor, Tensor]) -> RowStats:
+def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor | None, work: tuple[Tensor, Tensor]) -> RowStats:
     """The same for float32 rows [N, V] that are held at once; ``work``, each [N or more, V], is overwritten.
 
     A row is read and written from memory as seldom as possible: softmax is one pass of its own, and everything else is
@@ -103,18 +106,17 @@ def _block_stats(logits: Tensor, ids: Tensor, top: int, of: Tensor, work: tuple[
     logsumexp = greatest.squeeze(-1) + total
     top_logits, top_ids = top_logits[:, :top], top_ids[:, :top]
     top_logprobs = top_logits - logsumexp.unsqueeze(-1)
-    rows = of.to(logits.device)
-    chosen = logits[rows, ids.clamp(0, vocabulary - 1)]
-    ranks = _ranks(logits, chosen, of, work[0])
-    logprobs = torch.where(inside, chosen - logsumexp[rows], torch.nan)
-    return RowStats(
-        logprobs,
-        entropy[rows],
-        torch.where(inside, ranks, -1),
-        logsumexp[rows],
-        top_ids[rows],
-        top_logprobs[rows],
-    )
+    known = ids.clamp(0, vocabulary - 1)
+    if of is None:
+        chosen = logits.gather(-1, known.unsqueeze(-1)).squeeze(-1)
+        ranks = _count_above(logits, chosen, work[0])
+    else:
+        rows = of.to(logits.device)
+        chosen = logits[rows, known]
+        ranks = _ranks(logits, chosen, of, work[0])
+        entropy, logsumexp, top_ids, top_logprobs = (each[rows] for each in (entropy, logsumexp, top_ids, top_logprobs))
+    logprobs = torch.where(inside, chosen - logsumexp, torch.nan)
+    return RowStats(logprobs, entropy, torch.where(inside, ranks, -1), logsumexp, top_ids, top_logprobs)
 
 
 def _greatest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
