@@ -33,7 +33,7 @@ class LlamaCpp(ServedEngine):
     title = "llama.cpp"
     abilities = Abilities(
         no_prompt=f"llama-server has no log-probabilities of prompts; {WOULD}",
-        no_score=f"llama-server cannot score given text; {WOULD}",
+        one_token=f"llama-server cannot score given text; {WOULD}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "stop_strings"},
         prompt=frozenset({"chat_template_kwargs"}),
     )

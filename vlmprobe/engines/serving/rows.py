@@ -34,6 +34,7 @@ class Row:
     rank: int | None = None  # 0 = the most likely token
     top: tuple[Alternative, ...] = ()  # the most likely tokens, best first, without gaps
     full: np.ndarray | None = None  # float32 [V], values of the whole vocabulary
+    at_most: float | None = None  # nats, a bound on the log-probability where there is no value
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def _from_top(
         numbers["logprobs"][:] = _logprobs(own)
         numbers["top_logprobs"][:] = np.minimum(values[:, :wide], 0.0)
         least = own if meaning.clamped else np.fmin.reduce(values, axis=1, initial=np.nan)
-        bounds["logprobs_at_most"] = np.where(own <= FLOOR, least, np.nan)
+        given = np.array([np.nan if row.at_most is None else row.at_most for row in rows], np.float64)
+        bounds["logprobs_at_most"] = np.where(own <= FLOOR, least, np.where(np.isnan(own), given, np.nan))
         if sure:
             bounds["entropy_at_least"] = entropy_at_least(values)
     for name, bound in bounds.items():
