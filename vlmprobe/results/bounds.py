@@ -88,6 +88,11 @@ class Bounded(Protocol):
         rivals = np.delete(self.logprob_bounds[:, 1], best)
         return bool(high - low <= WIDEST or not (rivals > self.logprob_bounds[best, 0]).any())
 
+    def _share(self, place: int) -> str:
+        """The probability of a candidate among the others, or its bound."""
+        value, most = self.probabilities[place], self.probability_bounds[place, 1]
+        return f"<= {most:.3f}" if np.isnan(value) and not np.isnan(most) else f"{value:.3f}"
+
 
 def unlisted_of(meta: Mapping[str, Any]) -> float:
     """The greatest probability of all tokens together that an engine does not list; 1 where that is not known."""

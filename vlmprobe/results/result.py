@@ -327,8 +327,8 @@ class Scores(Bounded, Saved, StaysReadOnly):
         return draw_scores(self, ax, most=most)
 
     def __repr__(self) -> str:
-        order = np.argsort(-self.logprobs)[:3]
-        shown = ", ".join(f"{self.candidates[place]!r} {self.probabilities[place]:.3f}" for place in order)
+        order = np.argsort(-self.logprobs)[:3].tolist()
+        shown = ", ".join(f"{self.candidates[place]!r} {self._share(place)}" for place in order)
         return f"Scores({shown}{', ...' if len(self.candidates) > 3 else ''})"
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.rows import Alternative, Row
-from vlmprobe.engines.serving.tokens import Tokens
+from vlmprobe.engines.serving.tokens import NEEDED, Tokens
 from vlmprobe.engines.serving.value_kind import FLOOR, Meaning
 from vlmprobe.errors import AdapterError, CapabilityError, EngineResponseError, MessageError
 from vlmprobe.inputs.image_spans import ImageSpan, placeholder_runs
@@ -32,7 +32,17 @@ from vlmprobe.results.detokenize import Detokenizer
 if TYPE_CHECKING:
     from vlmprobe.adapter import Adapter
 
-__all__ = ["HOW", "MANY", "Listed", "Sought", "first_token_candidates", "may_begin", "rows_of", "sought"]
+__all__ = [
+    "HOW",
+    "MANY",
+    "Listed",
+    "Sought",
+    "first_token_candidates",
+    "may_begin",
+    "rows_in_full",
+    "rows_of",
+    "sought",
+]
 
 HOW = "listed tokens"  # how candidates were scored, in meta
 MANY = 1000  # alternatives that are requested of an engine without a limit
@@ -199,6 +209,20 @@ def rows_of(each: Sought, listed: Listed, top: tuple[Alternative, ...]) -> tuple
     elif begun:
         why += f", and may begin with {begun[0].text!r}, which is"
     return [Row(None, first, None if each.ids else each.text, top=top, at_most=most), *further], why
+
+
+def rows_in_full(each: Sought, row: Row) -> list[Row]:
+    """The rows of a candidate at a position of which the whole vocabulary is known.
+
+    Raises:
+        CapabilityError: if the candidate's tokens are not known.
+    """
+    if not each.ids or row.full is None:
+        raise CapabilityError(f"The tokens of {each.text!r} after this prompt are not known: {NEEDED}.")
+    if each.merged:
+        return [Row(id=one) for one in each.ids]
+    first = Row(float(row.full[each.ids[0]]), each.ids[0], full=row.full)
+    return [first, *(Row(id=one, at_most=0.0) for one in each.ids[1:])]
 
 
 def may_begin(token: str | None, text: str) -> bool:

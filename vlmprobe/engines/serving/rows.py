@@ -134,10 +134,11 @@ def _from_top(
         numbers["logprobs"][:] = _logprobs(own)
         numbers["top_logprobs"][:] = np.minimum(values[:, :wide], 0.0)
         least = own if meaning.clamped else np.fmin.reduce(values, axis=1, initial=np.nan)
-        given = np.array([np.nan if row.at_most is None else row.at_most for row in rows], np.float64)
-        bounds["logprobs_at_most"] = np.where(own <= FLOOR, least, np.where(np.isnan(own), given, np.nan))
+        bounds["logprobs_at_most"] = np.where(own <= FLOOR, least, np.nan)
         if sure:
             bounds["entropy_at_least"] = entropy_at_least(values)
+    given = np.array([np.nan if row.at_most is None else row.at_most for row in rows], np.float64)
+    bounds["logprobs_at_most"] = np.where(np.isnan(given), bounds["logprobs_at_most"], given)
     for name, bound in bounds.items():
         if not np.isnan(bound).all():
             with np.errstate(over="ignore"):  # a bound from a sentinel such as the lowest float64 becomes -inf
