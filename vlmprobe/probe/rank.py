@@ -151,7 +151,9 @@ def rank(
     conversations, how = _asked(engine, asked, listed, instruction, template, about.format)
     margins = _engines_own(engine, asked, listed, instruction, about.format) if template is None else None
     if margins is None:
-        engine.check(conversations, Options(generation=ONE_STEP))
+        engine.check(
+            conversations, Options(generation=ONE_STEP, demanded=frozenset())
+        )  # the scores need no prompt side
         with tracking(progress, len(listed), "documents", "documents") as done:
             found = []
             for margin in _margins(engine, conversations, yes, no, batch_size) if listed else ():

@@ -14,14 +14,14 @@ from vlmprobe.results.table import TokenTable
 __all__ = ["WIDEST", "Bounded", "at_most", "listed_in", "open_mass"]
 
 WIDEST = 0.1  # width of an interval of a probability up to which its answer counts as told
-ROUNDING = 1e-6  # nats, of bounds that are kept as float32
 
 
 class Bounded(Protocol):
     """Bounds of scores. A candidate that an engine does not list has no log-probability, but is at most so likely.
 
-    What is known of it is the bound of its table (``logprobs_at_most``), and ``meta["listed"]["unlisted"]``: the
-    greatest probability of all tokens together that the engine does not list.
+    What is known of it is the bound of its table (``logprobs_at_most``), and in ``meta["listed"]`` the greatest
+    probability of all tokens together that the engine does not list (``"unlisted"``), and the candidates that may begin
+    with a token that it does (``"begun"``).
     """
 
     meta: dict[str, Any]
@@ -114,21 +114,22 @@ def at_most(table: TokenTable) -> float:
     return -np.inf if np.isnan(total) else total
 
 
-def open_mass(bounds: Sequence[float], meta: Mapping[str, Any]) -> tuple[float, float]:
-    """What several candidates without a log-probability may hold together, nats.
+def open_mass(tables: Mapping[str, TokenTable], meta: Mapping[str, Any]) -> tuple[float, float]:
+    """What candidates without a log-probability may hold together, nats.
 
     Args:
-        bounds: of each, from :func:`at_most`.
+        tables: of each, by its text.
         meta: of the scores.
 
     Returns:
-        Of those that are tokens which the engine does not list, and so together hold at most what is not listed; and
-        of the others, which may begin with a token that is listed. -inf where there are none.
+        Of those that begin with a token which the engine does not list, and so together hold at most what is not
+        listed; and of the others. -inf where there are none.
     """
-    most = np.log(unlisted_of(meta))
-    inside = [each for each in bounds if each <= most + ROUNDING]
-    outside = [each for each in bounds if each > most + ROUNDING]
-    return min(_sum(inside), most), _sum(outside)
+    listed = listed_in(meta)
+    begun = listed.get("begun", ()) if listed else tables
+    inside = [at_most(table) for text, table in tables.items() if text not in begun]
+    outside = [at_most(table) for text, table in tables.items() if text in begun]
+    return min(_sum(inside), float(np.log(unlisted_of(meta)))), _sum(outside)
 
 
 def _sum(logprobs: Sequence[float]) -> float:

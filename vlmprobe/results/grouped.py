@@ -79,9 +79,9 @@ class GroupedScores(Scores):
         return data_frame(columns | bounds)
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
-        tables = self.spellings.tables
+        texts, tables = self.spellings.candidates, self.spellings.tables
         lists = self.unlisted or [[]] * len(self.members)
-        found = [open_mass([at_most(tables[place]) for place in places], self.spellings.meta) for places in lists]
+        found = [open_mass({texts[place]: tables[place] for place in places}, self.meta) for places in lists]
         tail, other = np.array(found, dtype=np.float64).reshape(-1, 2).T
         return tail, other
 

@@ -14,7 +14,7 @@ from PIL.Image import Image, fromarray
 from PIL.Image import open as opened
 
 from vlmprobe.errors import ResultError
-from vlmprobe.results.bounds import Bounded, at_most, open_mass
+from vlmprobe.results.bounds import Bounded, open_mass
 from vlmprobe.results.choices import StaysReadOnly, read_only
 from vlmprobe.results.frame import DataFrame, data_frame, stacked
 from vlmprobe.results.nested import disjoint
@@ -332,7 +332,8 @@ class Scores(Bounded, Saved, StaysReadOnly):
         return f"Scores({shown}{', ...' if len(self.candidates) > 3 else ''})"
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
-        found = [open_mass([at_most(table)], self.meta) for table in self.tables]
+        pairs = zip(self.candidates, self.tables, strict=True)
+        found = [open_mass({text: table}, self.meta) for text, table in pairs]
         tail, other = np.array(found, dtype=np.float64).reshape(-1, 2).T
         return tail, other
 

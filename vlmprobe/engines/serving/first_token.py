@@ -40,7 +40,6 @@ __all__ = [
     "first_token_candidates",
     "may_begin",
     "rows_in_full",
-    "rows_of",
     "sought",
 ]
 
@@ -83,6 +82,15 @@ class Sought:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What is known of a candidate."""
+
+    rows: list[Row]
+    why: str = ""  # it has no log-probability
+    begun: bool = False  # it may begin with a token that is listed
+
+
+@dataclass(frozen=True)
 class Listed:
     """The tokens that an engine lists at one position."""
 
@@ -110,6 +118,16 @@ class Listed:
             for each in self.tokens
             if (each.id == token if each.id is not None and token is not None else text in _readings(each.text))
         ]
+
+    def record(self, candidates: Sequence[str], found: Sequence[Found]) -> dict[str, Any]:
+        """What ``meta["listed"]`` holds, for :mod:`vlmprobe.results.bounds`."""
+        pairs = list(zip(candidates, found, strict=True))
+        return {
+            "tokens": len(self.tokens),
+            "unlisted": self.unlisted,
+            "begun": [text for text, each in pairs if each.begun],
+            "absent": {text: each.why for text, each in pairs if each.why},
+        }
 
     def shown(self, detokenizer: Detokenizer | None) -> str:
         """The likeliest of them, for an error."""
@@ -145,19 +163,18 @@ async def first_token_candidates(
     row = answer.output[0]
     _require_logprobs(engine.title, row, meaning, count)
     listed = Listed.of(row)
-    found = [rows_of(each, listed, row.top) for each in sought(engine.tokens, conversation, candidates)]
+    found = [found_in(listed, each, row.top) for each in sought(engine.tokens, conversation, candidates)]
     start = -1 if answer.prompt_ids is None else len(answer.prompt_ids)
-    absent = {text: why for text, (_, why) in zip(candidates, found, strict=True) if why}
     more = _more(engine, count, len(row.top))
-    if len(absent) == len(candidates):
+    if all(each.why for each in found):
         raise CapabilityError(
             f"{engine.title} lists the {len(listed.tokens)} likeliest tokens at the start of the answer, and none of "
             f"{', '.join(map(repr, candidates))} is one of them: {listed.shown(engine.tokens.detokenizer)}. The "
             f"tokens that are not listed hold "
             f"at most {listed.unlisted:.2g} of the probability together. {more}"
         )
-    told = {"tokens": len(listed.tokens), "unlisted": listed.unlisted, "absent": absent, "more": more}
-    return [Scored(rows, start) for rows, _ in found], {"candidates": HOW, "listed": told}
+    told = listed.record(candidates, found) | {"more": more}
+    return [Scored(each.rows, start) for each in found], {"candidates": HOW, "listed": told}
 
 
 def sought(tokens: Tokens, conversation: Conversation, candidates: Sequence[str]) -> list[Sought]:
@@ -184,31 +201,27 @@ def _sought(adapter: Adapter, prompt: EncodedPrompt, text: str) -> Sought:
     return Sought(text, found.ids, str(first), len(prompt.ids) - found.shared)
 
 
-def rows_of(each: Sought, listed: Listed, top: tuple[Alternative, ...]) -> tuple[list[Row], str | None]:
-    """The rows of a candidate, and why it has no log-probability if that is so.
-
-    Args:
-        each: the candidate.
-        listed: the tokens that are listed at its first position.
-        top: the likeliest of them.
-    """
+def found_in(listed: Listed, each: Sought, top: tuple[Alternative, ...]) -> Found:
+    """A candidate among the tokens that are listed at its first position, ``top`` the likeliest of them."""
     if each.merged:
         why = f"the tokenizer merges it with {each.merged} token(s) at the end of the prompt"
-        return [Row(id=one) for one in each.ids], why
+        return Found([Row(id=one) for one in each.ids], why, begun=True)
     first = each.ids[0] if each.ids else None
-    found = listed.named(first, each.first if each.ids else each.text)
+    same = listed.named(first, each.first if each.ids else each.text)
     further = [Row(id=one, at_most=0.0) for one in each.ids[1:]]
-    if len(found) == 1:
-        row = Row(found[0].value, first if found[0].id is None else found[0].id, found[0].text, top=top)
-        return [row, *further], f"it is {len(each.ids)} tokens, and only the first is listed" if further else None
-    begun = found if each.ids else [*found, *(one for one in listed.tokens if may_begin(one.text, each.text))]
-    most = max([listed.at_most, *(one.value for one in begun)])
+    if len(same) == 1:
+        row = Row(same[0].value, first if same[0].id is None else same[0].id, same[0].text, top=top)
+        why = f"it is {len(each.ids)} tokens, and only the first is listed" if further else ""
+        return Found([row, *further], why, begun=bool(further))
+    others = [] if each.ids else [one for one in listed.tokens if may_begin(one.text, each.text)]
+    most = max([listed.at_most, *(one.value for one in (*same, *others))])
     why = f"it is not among the {len(listed.tokens)} tokens that are listed"
-    if found:
-        why = f"{len(found)} of the tokens that are listed read so"
-    elif begun:
-        why += f", and may begin with {begun[0].text!r}, which is"
-    return [Row(None, first, None if each.ids else each.text, top=top, at_most=most), *further], why
+    if same:
+        why = f"{len(same)} of the tokens that are listed read so"
+    elif others:
+        why += f", and may begin with {others[0].text!r}, which is"
+    row = Row(None, first, None if each.ids else each.text, top=top, at_most=most)
+    return Found([row, *further], why, begun=bool(same or others))
 
 
 def rows_in_full(each: Sought, row: Row) -> list[Row]:
