@@ -21,8 +21,6 @@ __all__ = ["GroupedScores", "YesNo", "grouped"]
 YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 NO = ("no", "No", "NO", " no", " No", " NO")
 
-NO_NUMBER = "it has no log-probability"
-
 Groups = Mapping[str, Sequence[str]]
 
 
@@ -38,15 +36,15 @@ class GroupedScores(Scores):
     """
 
     spellings: Scores = field(kw_only=True)  # of all C spellings
-    members: list[list[int]] = field(kw_only=True)  # [G] indices into ``spellings`` to sum
+    members: list[list[int]] = field(kw_only=True)  # [G] indices into ``spellings`` to sum, as far as they are known
     left_out: dict[str, str] = field(kw_only=True)  # spellings that do not count, and why
-    unlisted: list[list[int]] = field(kw_only=True, default_factory=list)  # [G] of those, the ones known by a bound
 
     @cached_property
     def logprobs(self) -> np.ndarray:
         """float64 [G], nats: log of the summed probabilities of each answer's spellings; NaN if none is listed."""
-        known = self.spellings.logprobs
-        return read_only(np.array([np.logaddexp.reduce(known[at]) if at else np.nan for at in self.members]))
+        known = [self.spellings.logprobs[places] for places in self.members]
+        told = [each[~np.isnan(each)] for each in known]
+        return read_only(np.array([np.logaddexp.reduce(each) if len(each) else np.nan for each in told]))
 
     @property
     def mass(self) -> float:
@@ -62,12 +60,7 @@ class GroupedScores(Scores):
 
     def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per spelling: answer, spelling, logprob, and whether it counts."""
-        answer = {
-            place: name
-            for lists in (self.members, self.unlisted)
-            for name, places in zip(self.candidates, lists, strict=False)
-            for place in places
-        }
+        answer = {place: name for name, places in zip(self.candidates, self.members, strict=True) for place in places}
         listed = self.spellings.candidates
         columns = {
             "answer": [answer.get(place) for place in range(len(listed))],
@@ -80,8 +73,7 @@ class GroupedScores(Scores):
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
         texts, tables = self.spellings.candidates, self.spellings.tables
-        lists = self.unlisted or [[]] * len(self.members)
-        found = [open_mass({texts[place]: tables[place] for place in places}, self.meta) for places in lists]
+        found = [open_mass({texts[place]: tables[place] for place in places}, self.meta) for places in self.members]
         tail, other = np.array(found, dtype=np.float64).reshape(-1, 2).T
         return tail, other
 
@@ -89,25 +81,18 @@ class GroupedScores(Scores):
         arrays, document = self.spellings._parts()
         return arrays, document | {
             "meta": self.meta,
-            "groups": {
-                "names": self.candidates,
-                "members": self.members,
-                "left_out": self.left_out,
-                **({"unlisted": self.unlisted} if any(self.unlisted) else {}),
-            },
+            "groups": {"names": self.candidates, "members": self.members, "left_out": self.left_out},
         }
 
     @classmethod
     def _from_parts(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> GroupedScores:
         groups = document["groups"]
         spellings = Scores._from_parts(arrays, document)
-        members, unlisted = groups["members"], groups.get("unlisted", [[] for _ in groups["members"]])
-        if not len(groups["names"]) == len(members) == len(unlisted) or not all(
-            (known or bounded) and all(0 <= place < len(spellings.candidates) for place in (*known, *bounded))
-            for known, bounded in zip(members, unlisted, strict=True)
+        if len(groups["names"]) != len(groups["members"]) or not all(
+            places and all(0 <= place < len(spellings.candidates) for place in places) for places in groups["members"]
         ):
             raise ValueError("its groups do not fit its candidates")
-        return _build(cls, groups["names"], spellings, members, groups["left_out"], unlisted)
+        return _build(cls, groups["names"], spellings, groups["members"], groups["left_out"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,7 +147,6 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
     """
     place_of = {text: place for place, text in enumerate(scores.candidates)}
     groups = {name: list(dict.fromkeys(texts)) for name, texts in groups.items()}
-    absent = listed_in(scores.meta).get("absent", {})
     left_out: dict[str, str] = {}
     for text, place in place_of.items():
         if read := _misread(scores, place):
@@ -172,7 +156,7 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
                 )
             left_out[text] = f"the tokenizer encodes it as {read!r}"
         elif np.isnan(scores.logprobs[place]) and not np.isfinite(at_most(scores.tables[place])):
-            left_out[text] = absent.get(text, NO_NUMBER)
+            left_out[text] = listed_in(scores.meta).get("absent", {}).get(text, "it has no log-probability")
     paths = {text: path_of(scores.tables[place]) for text, place in place_of.items() if text not in left_out}
     start = _common_start(groups, paths)
     for text, path in paths.items():
@@ -189,29 +173,17 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
                 f"with {shorter!r} too. Make the shorter one longer, such as {shorter + '.'!r}, or drop one."
             )
         left_out[text] = f"its probability is part of that of {shorter!r}"
-    counting = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
-    known = ~np.isnan(scores.logprobs)
-    members = [[place for place in places if known[place]] for places in counting]
-    unlisted = [[place for place in places if not known[place]] for places in counting]
-    bounded = [scores.candidates[place] for places in unlisted for place in places]
-    left_out |= {text: absent.get(text, NO_NUMBER) for text in bounded}
-    found = _build(kind, list(groups), scores, members, left_out, unlisted)
+    members = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
+    found = _build(kind, list(groups), scores, members, left_out)
     _require_decided(found)
     return found
 
 
 def _build(
-    kind: type[Kind],
-    names: list[str],
-    scores: Scores,
-    members: list[list[int]],
-    left_out: dict[str, str],
-    unlisted: list[list[int]],
+    kind: type[Kind], names: list[str], scores: Scores, members: list[list[int]], left_out: dict[str, str]
 ) -> Kind:
-    likeliest = [
-        max(known or bounded, key=lambda place: float(scores.logprob_bounds[place, 1]))
-        for known, bounded in zip(members, unlisted, strict=True)
-    ]
+    sums = np.nan_to_num(scores.logprobs, nan=-np.inf)
+    likeliest = [max(places, key=lambda place: float(sums[place])) for places in members]
     return kind(
         candidates=list(names),
         tables=[scores.tables[place] for place in likeliest],
@@ -221,7 +193,6 @@ def _build(
         spellings=scores,
         members=[list(places) for places in members],
         left_out=dict(left_out),
-        unlisted=[list(places) for places in unlisted],
     )
 
 
@@ -229,7 +200,7 @@ def _require_decided(scores: GroupedScores) -> None:
     """Raise :class:`CapabilityError` where the answers that an engine does not list may change which is likeliest."""
     if not scores.bounded or scores.decided:
         return
-    best = int(np.nanargmax(scores.logprobs))
+    best = int(np.nanargmax(scores.logprobs if not np.isnan(scores.logprobs).all() else scores.logprob_bounds[:, 1]))
     low, high = scores.probability_bounds[best]
     listed, table = listed_in(scores.meta), scores.tables[best]
     likely = zip(table.top_tokens[0], np.exp(table.top_logprobs[0]), strict=True)

@@ -279,8 +279,9 @@ def test_two_answers_are_bounded_by_hand():
         atol=1e-5,
     )
     assert scores.mass == pytest.approx(0.8, abs=1e-6)
-    assert set(scores.left_out) == {*YES, *NO} - {"yes", "no"}
-    assert "not among the 3 tokens" in scores.left_out["Yes"]
+    assert not scores.left_out
+    assert set(scores.meta["listed"]["absent"]) == {*YES, *NO} - {"yes", "no"}
+    assert "not among the 3 tokens" in scores.meta["listed"]["absent"]["Yes"]
 
 
 def test_local_scores_have_no_open_bounds(local):
