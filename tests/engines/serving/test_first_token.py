@@ -160,6 +160,35 @@ def test_a_reply_of_a_real_server():
     assert scores.meta["listed"]["unlisted"] == pytest.approx(1 - math.exp(piece) - math.exp(no), abs=2e-4)
 
 
+def test_a_reply_of_a_real_llama_server_whose_first_token_is_a_piece_of_a_character():
+    """As it comes, that token has no row: another one is forced, which changes no number."""
+    recorded = json.loads((wire.WIRE / "llamacpp" / "first-token.json").read_text(encoding="utf-8"))
+    assert "logprobs" not in recorded["plain"]["choices"][0]
+    with WireServer({**wire.facts("llamacpp"), "/v1/chat/completions": recorded["forced"]}) as server:
+        scores = vlmprobe.connect(server.url).score("Is it red?", [" no", "on", "日", "yes"], alternatives=8)
+        assert server.of("/v1/chat/completions")[-1].json["logit_bias"] == [["a", 1000.0]]
+    no, on = -3.595762252807617, -3.318453788757324
+    np.testing.assert_allclose(scores.logprobs, [no, on, np.nan, np.nan], atol=1e-6)
+    np.testing.assert_allclose(
+        scores.logprob_bounds[2:, 1], [-1.1051522493362427, no], atol=1e-6
+    )  # of a piece; of " no"
+    # transformers, for the same weights and the same prompt
+    np.testing.assert_allclose(scores.logprobs[:2], [-3.595697, -3.318427], atol=2e-4)
+
+
+def test_a_piece_of_a_character_that_a_server_cuts_to_nothing():
+    """Behind OpenAI's protocol, "" with bytes may begin a character; "" without is the end."""
+    entries = [
+        {"token": "", "logprob": math.log(0.5), "bytes": [230]},
+        {"token": "", "logprob": math.log(0.3), "bytes": []},
+        {"token": "x", "logprob": math.log(0.1), "bytes": [120]},
+    ]
+    choice = {"message": {"content": ""}, "logprobs": {"content": [{**entries[0], "top_logprobs": entries}]}}
+    with WireServer({**MODELS, "/v1/chat/completions": {"choices": [choice]}}) as server:
+        scores = vlmprobe.connect(server.url, value_kind="raw").score("?", ["日", "yes", "x"])
+    np.testing.assert_allclose(scores.logprob_bounds[:, 1], np.log([0.5, 0.1, 0.1]), atol=1e-6)
+
+
 # -- bounds contain what is exact --------------------------------------------------------------------------
 
 
@@ -310,9 +339,7 @@ def test_one_answer_is_listed(token, says):
 
 
 def test_no_answer_is_listed():
-    with pytest.raises(
-        CapabilityError, match=r"lists the 2 likeliest.*'The' 0\.900, 'A' 0\.050.*at most 0\.05"
-    ) as raised:
+    with pytest.raises(CapabilityError, match=r"lists 2 tokens.*'The' 0\.900, 'A' 0\.050.*at most 0\.05") as raised:
         asked({"The": math.log(0.9), "A": math.log(0.05)}, ["yes", "no"])
     assert "vLLM with --max-logprobs" not in str(raised.value)  # two of the twenty requested: the server has no more
     full = {f"t{place}": math.log(0.04) for place in range(25)}

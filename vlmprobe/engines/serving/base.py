@@ -93,10 +93,9 @@ class ServedEngine:
         """
         return await first_token_candidates(self, conversation, candidates, options)
 
-    @property
-    def first_token(self) -> Decoding:
-        """How one token is drawn so that the numbers of its position are those of the model."""
-        return Decoding(max_new_tokens=1)
+    async def first_answer(self, conversation: Conversation, options: Options) -> Answer:
+        """One token with as many alternatives as ``options`` say, whose numbers are those of the model."""
+        return await self.answer(conversation, Decoding(max_new_tokens=1), options)
 
     async def find_out(self) -> None:
         """Determine, before the first request, what the server does not report. By default: what its numbers mean."""

@@ -20,7 +20,6 @@ import numpy as np
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
-from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.rows import Alternative, Row
 from vlmprobe.engines.serving.tokens import NEEDED, Tokens
 from vlmprobe.engines.serving.value_kind import FLOOR, Meaning
@@ -63,12 +62,8 @@ class Lists(Protocol):
     def title(self) -> str:
         """The engine's display name."""
 
-    @property
-    def first_token(self) -> Decoding:
-        """How one token is drawn so that the numbers of its position are raw."""
-
-    async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
-        """Send the engine one request."""
+    async def first_answer(self, conversation: Conversation, options: Options) -> Answer:
+        """One token with its alternatives."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +148,7 @@ async def first_token_candidates(
     count = _count(engine.abilities, options)
     if not count:
         raise CapabilityError(f"{engine.title} cannot score candidates: {engine.abilities.no_alternatives}.")
-    answer = await engine.answer(conversation, engine.first_token, replace(options, prompt=False, alternatives=count))
+    answer = await engine.first_answer(conversation, replace(options, prompt=False, alternatives=count))
     if not answer.output:
         raise EngineResponseError(
             f"{engine.title} sent no token: an answer that ends at once has none on this route, so nothing is known of "
@@ -168,7 +163,7 @@ async def first_token_candidates(
     more = _more(engine, count, len(row.top))
     if all(each.why for each in found):
         raise CapabilityError(
-            f"{engine.title} lists the {len(listed.tokens)} likeliest tokens at the start of the answer, and none of "
+            f"{engine.title} lists {len(listed.tokens)} tokens at the start of the answer, and none of "
             f"{', '.join(map(repr, candidates))} is one of them: {listed.shown(engine.tokens.detokenizer)}. The "
             f"tokens that are not listed hold "
             f"at most {listed.unlisted:.2g} of the probability together. {more}"

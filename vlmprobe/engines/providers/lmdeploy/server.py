@@ -75,10 +75,9 @@ class LMDeploy(ServedEngine):
             found = judge(*values)
             self.meaning = Meaning("filtered") if self.filters else replace(found, kind="raw")
 
-    @property
-    def first_token(self) -> Decoding:
+    async def first_answer(self, conversation: Conversation, options: Options) -> Answer:
         """Drawn at temperature 1 where the numbers are those after the filters."""
-        return Decoding(max_new_tokens=1, do_sample=self.filters)
+        return await self.answer(conversation, Decoding(max_new_tokens=1, do_sample=self.filters), options)
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
