@@ -414,6 +414,26 @@ def test_two_tokens_that_read_alike_are_a_bound():
     assert (told.rows[0].value, told.why) == (-2.0, "")
 
 
+def test_texts_that_do_not_tell_which_token_it_is_are_a_bound():
+    """With a tokenizer here, and an engine that sends no ids."""
+    top = (
+        Alternative(-1.0, text="\N{REPLACEMENT CHARACTER}"),
+        Alternative(-2.0, text="yes"),
+        Alternative(-3.0, text=" no"),
+    )
+    listed = Listed.of(Row(-1.0, text="\N{REPLACEMENT CHARACTER}", top=top))
+    # A piece of a character may be another one.
+    piece = found_in(listed, Sought("日", (5, 6, 7), "\N{REPLACEMENT CHARACTER}"), top)
+    assert (piece.rows[0].value, piece.rows[0].at_most, piece.begun) == (None, -1.0, True)
+    # "▁yes" is written as "yes" by an engine that strips the space of a token alone.
+    stripped = found_in(listed, Sought(" yes", (8,), " yes"), top)
+    assert (stripped.rows[0].value, stripped.rows[0].at_most, stripped.begun) == (None, -2.0, True)
+    told = found_in(listed, Sought(" no", (9,), " no"), top)
+    assert (told.rows[0].value, told.rows[0].id) == (-3.0, 9)
+    absent = found_in(listed, Sought("so", (10,), "so"), top)
+    assert (absent.rows[0].at_most, absent.begun) == (-3.0, False)
+
+
 def test_a_drawn_token_listed_in_place_of_the_last_one_bounds_nothing():
     top = (Alternative(math.log(0.5), text="a"), Alternative(math.log(0.3), text="b"), Alternative(-9.0, text="z"))
     listed = Listed.of(Row(-9.0, text="z", top=top))

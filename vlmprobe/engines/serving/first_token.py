@@ -192,8 +192,11 @@ def _sought(adapter: Adapter, prompt: EncodedPrompt, text: str) -> Sought:
         found = adapter.continuation(prompt, text)
     except AdapterError:
         return Sought(text)
-    first = adapter.tokenizer.decode(list(found.ids[:1]), clean_up_tokenization_spaces=False)
-    return Sought(text, found.ids, str(first), len(prompt.ids) - found.shared)
+    first = str(adapter.tokenizer.decode(list(found.ids[:1]), clean_up_tokenization_spaces=False))
+    piece = str(adapter.tokenizer.convert_ids_to_tokens(found.ids[0]))
+    if piece[:1] in SPACES and not first.startswith(" "):  # of a token alone some tokenizers strip the space
+        first = f" {first}"
+    return Sought(text, found.ids, first, len(prompt.ids) - found.shared)
 
 
 def found_in(listed: Listed, each: Sought, top: tuple[Alternative, ...]) -> Found:
@@ -204,11 +207,12 @@ def found_in(listed: Listed, each: Sought, top: tuple[Alternative, ...]) -> Foun
     first = each.ids[0] if each.ids else None
     same = listed.named(first, each.first if each.ids else each.text)
     further = [Row(id=one, at_most=0.0) for one in each.ids[1:]]
-    if len(same) == 1:
+    by_id = first is not None and same[:1] != [] and same[0].id == first
+    if len(same) == 1 and (by_id or PARTIAL not in (same[0].text or "")):
         row = Row(same[0].value, first if same[0].id is None else same[0].id, same[0].text, top=top)
         why = f"it is {len(each.ids)} tokens, and only the first is listed" if further else ""
         return Found([row, *further], why, begun=bool(further))
-    others = [] if each.ids else [one for one in listed.tokens if may_begin(one.text, each.text)]
+    others = [one for one in listed.tokens if _may_be(one, each)]
     most = max([listed.at_most, *(one.value for one in (*same, *others))])
     why = f"it is not among the {len(listed.tokens)} tokens that are listed"
     if same:
@@ -231,6 +235,17 @@ def rows_in_full(each: Sought, row: Row) -> list[Row]:
         return [Row(id=one) for one in each.ids]
     first = Row(float(row.full[each.ids[0]]), each.ids[0], full=row.full)
     return [first, *(Row(id=one, at_most=0.0) for one in each.ids[1:])]
+
+
+def _may_be(token: Alternative, each: Sought) -> bool:
+    """Whether a listed token, which is not known to be the first of a candidate, may be."""
+    if not each.ids:
+        return may_begin(token.text, each.text)
+    if token.id is not None:
+        return False
+    # Without ids: a piece of a character, or a token whose space the engine strips.
+    piece = PARTIAL in (token.text or "") and may_begin(token.text, each.text)
+    return piece or (each.first.startswith(" ") and token.text == each.first[1:])
 
 
 def may_begin(token: str | None, text: str) -> bool:
