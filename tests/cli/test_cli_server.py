@@ -54,6 +54,30 @@ def test_an_answer_of_a_server(url, scene, tmp_path):
     assert document["text"] == "".join(WORDS)
 
 
+def test_candidates_of_one_token(scene):
+    entries = [{"token": word, "logprob": value} for word, value in (("yes", -0.2), ("no", -2.0), ("so", -4.0))]
+
+    def chat(request):
+        listed = {"content": [{**entries[0], "top_logprobs": entries[: request.json["top_logprobs"]]}]}
+        return {"choices": [{"message": {"content": "yes"}, "logprobs": listed}]}
+
+    with WireServer({"/v1/models": {"data": [{"id": "m"}]}, "/v1/chat/completions": chat}) as server:
+        asked = ("score", server.url, scene, "Is it?", "-c", "yes", "-c", "no", "-c", "maybe")
+        document = json.loads(run(*asked, "--json").stdout)
+        shown = run(*asked).stdout
+        none = run("score", server.url, scene, "Is it?", "-c", "perhaps", "-c", "maybe", code=1)
+        health = json.loads(run("doctor", server.url, "--json").stdout)
+    assert document["best"] == "yes"
+    assert [each["logprob"] for each in document["candidates"]] == pytest.approx([-0.2, -2.0, None])
+    assert document["candidates"][2]["logprob_at_most"] == pytest.approx(-4.0)
+    assert "≤ −4.000" in shown
+    assert "at least 95.4%" in shown
+    assert "'yes' 0.819, 'no' 0.135, 'so' 0.018" in none.stderr.replace("\n", " ")
+    (found,) = (each for each in health["findings"] if each["name"] == "candidates")
+    assert found["state"] == "yes"
+    assert found["detail"].startswith("of one token, among the 20 likeliest")
+
+
 def test_an_answer_of_a_server_while_it_is_written(url, scene):
     assert run("probe", url, scene, "Was ist das?", "--stream").stdout == "".join(WORDS) + "\n"
 

@@ -259,6 +259,8 @@ def llamacpp(model: Model) -> Callable[[Request], Any]:
         question, images = asked_openai(model, body)
         text, ids, rows, reason = model.answer(question, images, limit=body["max_tokens"])
         decode = model.probe.engine.detokenizer.decode
+        for forced, _ in body.get("logit_bias", []):  # draws a token; the numbers stay those of the raw row
+            text, ids = forced, model.probe.engine.adapter.tokenizer(forced, add_special_tokens=False)["input_ids"][:1]
 
         def entry(row: np.ndarray, each: int) -> dict[str, Any]:
             piece = decode([each])

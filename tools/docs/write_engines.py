@@ -43,6 +43,10 @@ def _scores(engine: Any) -> bool:
     return engine is LocalEngine or not _declared(engine).no_score
 
 
+def _scores_any_text(engine: Any) -> bool:
+    return _scores(engine) and not _declared(engine).one_token
+
+
 def _local(engine: Any) -> bool:
     return engine is LocalEngine
 
@@ -50,7 +54,10 @@ def _local(engine: Any) -> bool:
 METHODS: dict[str, Callable[[Any], bool]] = {  # as they stand in the table: what an engine must have
     "`generate`, `generate_many`, `sample`; uncertainty, calibration, gating, detection, export": lambda engine: True,
     "columns of the prompt, `result.prompt`": _prompts,
-    "`score`, `yes_no`; `compare` with candidates": _scores,
+    "`score`, `yes_no`; `compare` with candidates": _scores_any_text,
+    "`score`, `yes_no` of one token each, from the tokens that the engine lists at one position": lambda engine: (
+        _scores(engine) and not _scores_any_text(engine)
+    ),
     "`rank`": lambda engine: _scores(engine) or has(engine, Ranks),
     "`stream`": lambda engine: has(engine, Streams),
     '`keep="hidden"`, `heads`, `logits_processor=`': _local,

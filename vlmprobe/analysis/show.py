@@ -80,7 +80,7 @@ def _row(place: int, result: Any) -> list[Any]:
     if isinstance(result, Result):
         return [*start, result.text.strip(), result.confidence, _least_sure(result.output)]
     best = order(result)[0] if result.candidates else None
-    if best is None or np.isnan(result.probabilities[best]):
+    if best is None or not result.decided:
         return [*start, DASH, float("nan"), NOTHING]
     return [*start, result.candidates[best].strip(), float(result.probabilities[best]), NOTHING]
 

@@ -119,7 +119,7 @@ def _article(result: Shown, legend: bool) -> str:
                 | {
                     "candidates": lines[:SHOWN_CANDIDATES],
                     "more": lines[SHOWN_CANDIDATES:],
-                    "mass": view.percent(result.mass),
+                    "mass": view.held(result),
                 }
             )
         )
@@ -151,7 +151,7 @@ def wrapped(article: str) -> str:
 
 def _candidates(scores: ShownScores) -> list[dict[str, Any]]:
     """The candidates, best first. If the tokens spell more than the candidate, its name is shown instead."""
-    probabilities, logprobs, means, per_byte = scores.probabilities, scores.logprobs, scores.means, scores.per_byte
+    probabilities, means, per_byte = scores.probabilities, scores.means, scores.per_byte
     lines = []
     for rank, place in enumerate(view.order(scores)):
         table, name, probability = scores.tables[place], scores.candidates[place], float(probabilities[place])
@@ -161,9 +161,9 @@ def _candidates(scores: ShownScores) -> list[dict[str, Any]]:
                 "tokens": view.rows(table, alternatives=3) if "".join(table.tokens).strip() == name.strip() else [],
                 "boundary": view.plain(scores.boundaries[place] or ""),
                 "best": not rank,
-                "probability": view.percent(probability),
+                "probability": view.share(scores, place),
                 "width": 0 if math.isnan(probability) else round(100 * probability),
-                "logprob": view.nats(float(logprobs[place])),
+                "logprob": view.summed(scores, place),
                 "mean": view.nats(float(means[place])),
                 "per_byte": view.nats(float(per_byte[place])),
             }

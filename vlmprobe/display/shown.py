@@ -109,6 +109,12 @@ class ShownScores(Shown, Protocol):
     def probabilities(self) -> np.ndarray: ...  # float64 [C], among the candidates
     @property
     def mass(self) -> float: ...  # probability of all candidates together
+    @property
+    def bounded(self) -> bool: ...  # whether some are only known to be at most so likely
+    @property
+    def logprob_bounds(self) -> np.ndarray: ...  # float64 [C, 2], nats
+    @property
+    def probability_bounds(self) -> np.ndarray: ...  # float64 [C, 2], of probabilities
 
 
 class ShownChoices(Protocol):

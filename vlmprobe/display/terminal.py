@@ -172,12 +172,14 @@ def _candidates(scores: ShownScores) -> RenderableType:
     for name in ("logprob", "per token", "per byte"):
         grid.add_column(name, justify="right", no_wrap=True)
     ranked = view.order(scores)
-    probabilities, columns = scores.probabilities, (scores.logprobs, scores.means, scores.per_byte)
+    probabilities, columns = scores.probabilities, (scores.means, scores.per_byte)
     for rank, place in enumerate(ranked[:CANDIDATES]):
         mark = "¹" if scores.boundaries[place] else ""
+        bounded = math.isnan(probabilities[place])
         grid.add_row(
             Text(view.label(scores.candidates[place]) + mark, style="bold" if not rank else ""),
-            bar(float(probabilities[place])),
+            Text(view.share(scores, place), style=FAINT) if bounded else bar(float(probabilities[place])),
+            view.summed(scores, place),
             *(view.nats(float(column[place])) for column in columns),
         )
     if len(ranked) > CANDIDATES:
@@ -190,7 +192,7 @@ def _boundaries(scores: ShownScores) -> list[Text]:
 
 
 def _mass(scores: ShownScores) -> Text:
-    held = (view.percent(scores.mass), "bold")
+    held = (view.held(scores), "bold")
     return Text.assemble(("together the candidates hold ", FAINT), held, (" of what the model would say", FAINT))
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "counted",
     "figures",
+    "held",
     "label",
     "least_sure",
     "level",
@@ -28,7 +29,9 @@ __all__ = [
     "positions",
     "provenance",
     "rows",
+    "share",
     "short",
+    "summed",
     "tiny",
 ]
 
@@ -217,6 +220,23 @@ def provenance(meta: Mapping[str, Any]) -> list[str]:
 def order(scores: ShownScores) -> list[int]:
     """Candidates by descending log-probability; those without a number last."""
     return [int(place) for place in np.argsort(-np.nan_to_num(scores.logprobs, nan=-np.inf), kind="stable")]
+
+
+def summed(scores: ShownScores, place: int) -> str:
+    """The log-probability of a candidate in nats, or its bound."""
+    value, most = float(scores.logprobs[place]), float(scores.logprob_bounds[place, 1])
+    return f"≤ {nats(most)}" if math.isnan(value) and not math.isnan(most) else nats(value)
+
+
+def share(scores: ShownScores, place: int) -> str:
+    """The probability of a candidate among the others in percent, or its bound."""
+    value, most = float(scores.probabilities[place]), float(scores.probability_bounds[place, 1])
+    return f"≤ {percent(most).lstrip('<')}" if math.isnan(value) and not math.isnan(most) else percent(value)
+
+
+def held(scores: ShownScores) -> str:
+    """What the candidates hold together, in percent; at least, if some of them are only bounded."""
+    return f"{'at least ' if scores.bounded else ''}{percent(scores.mass)}"
 
 
 def _alternatives(

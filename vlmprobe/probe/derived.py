@@ -35,23 +35,30 @@ class DerivedMethods(LocalParts):
         *,
         yes: Sequence[str] = (),
         no: Sequence[str] = (),
+        alternatives: int | None = None,
         **prompt: Unpack[PromptOptions],
     ) -> YesNo:
         """Probabilities of yes and no as the answer, each summed over its spellings.
 
+        Over a server that lists only the likeliest tokens, ``bounds`` of the answer say how far its probability can be
+        from that of all spellings.
+
         Args:
             question, image: as in :meth:`generate`.
             yes, no: spellings of the two answers; the usual English ones if empty.
+            alternatives: as in :meth:`generate`; such a server is asked for so many, or as many as it lists if None.
             **prompt: :class:`~vlmprobe.PromptOptions`.
 
         Raises:
             MessageError: for spellings that collide, or that the tokenizer cannot encode; others as in :meth:`score`.
+            CapabilityError: if a server lists too few tokens to tell yes from no.
         """
         from vlmprobe.probe.request import candidate_groups
         from vlmprobe.results.grouped import NO, YES, YesNo, grouped
 
         groups = candidate_groups({"yes": yes or YES, "no": no or NO})
-        scores = self.score(question, [*groups["yes"], *groups["no"]], image=image, **prompt)
+        spellings = [*groups["yes"], *groups["no"]]
+        scores = self.score(question, spellings, image=image, alternatives=alternatives, **prompt)
         # A tokenizer may lack some of the default spellings; those given by the caller are all required.
         return grouped(groups, scores, strict=bool(yes or no), kind=YesNo)
 

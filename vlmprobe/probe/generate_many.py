@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from vlmprobe.engines.base import AnswersConcurrently, Engine, Options, RemembersImages
-from vlmprobe.errors import GenerationOptionError, MessageError, VlmprobeError
+from vlmprobe.errors import CapabilityError, GenerationOptionError, MessageError, VlmprobeError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe.failure import Failure, named, where_of
 from vlmprobe.probe.read_ahead import ReadAhead
@@ -47,6 +47,9 @@ class Work(Protocol):
     def batch(self, engine: Engine, items: Sequence[Any], options: Options) -> Sequence[Any]:
         """The outcomes of a batch."""
 
+    def finished(self, outcome: Any) -> Any:
+        """What is returned of an outcome."""
+
     def count(self, outcome: Any) -> int:
         """How many of the unit an outcome is."""
 
@@ -68,6 +71,10 @@ class Answers:
     def batch(self, engine: Engine, items: Sequence[Conversation], options: Options) -> Sequence[Result]:
         """In one run of the model."""
         return engine.generate(items, options)
+
+    def finished(self, outcome: Result) -> Result:
+        """As it is."""
+        return outcome
 
     def count(self, outcome: Result) -> int:
         """Of the answer."""
@@ -126,8 +133,8 @@ def _tracked(
             request, conversation = asked.request, asked.conversation
             if isinstance(conversation, Conversation) and not isinstance(outcome, Exception):
                 try:
-                    outcome = carrying(with_meta(outcome, meta, conversation), request)
-                except MessageError as error:
+                    outcome = work.finished(carrying(with_meta(outcome, meta, conversation), request))
+                except (CapabilityError, MessageError) as error:
                     outcome = error
             if isinstance(outcome, Exception):
                 outcome = named(outcome, where_of(asked.row, request.id, what))

@@ -33,6 +33,7 @@ from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 from vlmprobe.probe.failure import naming
 from vlmprobe.probe.generate_many import answered
 from vlmprobe.probe.request import Converse, Request, options_of
+from vlmprobe.results.bounds import listed_in
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 
@@ -150,7 +151,9 @@ def rank(
     conversations, how = _asked(engine, asked, listed, instruction, template, about.format)
     margins = _engines_own(engine, asked, listed, instruction, about.format) if template is None else None
     if margins is None:
-        engine.check(conversations, Options(generation=ONE_STEP))
+        engine.check(
+            conversations, Options(generation=ONE_STEP, demanded=frozenset())
+        )  # the scores need no prompt side
         with tracking(progress, len(listed), "documents", "documents") as done:
             found = []
             for margin in _margins(engine, conversations, yes, no, batch_size) if listed else ():
@@ -310,8 +313,13 @@ def _margins(
         for place, conversation in enumerate(conversations):
             with naming(place, what="document"):
                 scores = engine.score(conversation, [yes, no], options_of("stats", None, None, None, {}))
-            for text, table in zip((yes, no), scores.tables, strict=True):
-                _only_id(table.tokens, text)
+                for text, table in zip((yes, no), scores.tables, strict=True):
+                    _only_id(table.tokens, text)
+                    if table.bounded:
+                        raise CapabilityError(
+                            f"The engine does not list {text!r} among the likeliest tokens, so the score is not known. "
+                            f"{listed_in(scores.meta).get('more', '')}"
+                        )
             yield float(scores.logprobs[0] - scores.logprobs[1])
         return
     first, second = (int(_only_id(engine.answer_ids(conversations[0], text), text)) for text in (yes, no))

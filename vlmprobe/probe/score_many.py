@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vlmprobe.engines.base import Engine, Options, ScoresConcurrently, ScoresTogether
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.probe.generate_many import Failure, OnError, answered
+from vlmprobe.probe.generate_many import OnError, answered
 from vlmprobe.probe.request import Request, candidate_groups, candidate_list
 from vlmprobe.results.grouped import GroupedScores, grouped
 from vlmprobe.results.result import Scores
@@ -23,8 +23,16 @@ class Scoring:
 
     method = "score_many"
 
-    def __init__(self, candidates: Sequence[str] | Mapping[str, Sequence[str]] | None, given: str, what: str) -> None:
+    def __init__(
+        self,
+        candidates: Sequence[str] | Mapping[str, Sequence[str]] | None,
+        given: str,
+        what: str,
+        kind: type[GroupedScores],
+        strict: bool,
+    ) -> None:
         self.given = given  # how the ones for all were named
+        self.kind, self.strict = kind, strict  # of named answers
         self.bar = (what, what)
         self.groups = candidate_groups(candidates) if isinstance(candidates, Mapping) else {}
         listed = [each for texts in self.groups.values() for each in texts]
@@ -52,6 +60,10 @@ class Scoring:
         if isinstance(engine, ScoresTogether):
             return engine.score_together(items, options)
         return [engine.score(*each, options) for each in items]
+
+    def finished(self, outcome: Scores) -> Scores:
+        """Grouped into the named answers, if they are."""
+        return grouped(self.groups, outcome, strict=self.strict, kind=self.kind) if self.groups else outcome
 
     def count(self, outcome: Scores) -> int:
         """One request."""
@@ -81,8 +93,8 @@ def score_many(
         given: how the candidates of all requests were named, for errors.
         what: what the progress bar calls the requests.
     """
-    work = Scoring(candidates, given, what)
-    asked = answered(
+    work = Scoring(candidates, given, what, kind, strict)
+    return answered(
         probe.engine,
         probe.meta,
         probe.conversation,
@@ -92,9 +104,4 @@ def score_many(
         progress,
         on_error,
         work=work,
-    )
-    if not work.groups:
-        return asked
-    return (
-        each if isinstance(each, Failure) else grouped(work.groups, each, strict=strict, kind=kind) for each in asked
     )

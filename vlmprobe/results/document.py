@@ -50,9 +50,9 @@ def scores_document(scores: Any, *, logits: bool = False) -> dict[str, Any]:
         scores.tables,
         strict=True,
     )
-    document = {
+    document: dict[str, Any] = {
         "question": scores.meta.get("question"),
-        "best": None if np.isnan(scores.logprobs).all() else scores.best,
+        "best": scores.best if scores.decided else None,
         "mass": scores.mass,
         "candidates": [
             {
@@ -68,6 +68,10 @@ def scores_document(scores: Any, *, logits: bool = False) -> dict[str, Any]:
         ],
         "meta": dict(scores.meta),
     }
+    if scores.bounded:
+        for place, each in enumerate(document["candidates"]):
+            each["logprob_at_most"] = scores.logprob_bounds[place, 1]
+            each["probability_bounds"] = scores.probability_bounds[place]
     return _finite(document)
 
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vlmprobe.errors import MessageError
+from vlmprobe.errors import CapabilityError, MessageError
+from vlmprobe.results.bounds import at_most, listed_in, open_mass
 from vlmprobe.results.choices import read_only
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.nested import Path, path_of
@@ -29,16 +30,21 @@ class GroupedScores(Scores):
 
     ``candidates`` are the names of the answers, ``tables`` those of their likeliest spellings. A spelling covers every
     continuation of it, so one that extends another spelling of its answer adds nothing and is left out.
+
+    From an engine that lists only the likeliest tokens, the numbers are those of the spellings that it lists, and
+    ``logprob_bounds`` and ``probability_bounds`` say what the others may add.
     """
 
     spellings: Scores = field(kw_only=True)  # of all C spellings
-    members: list[list[int]] = field(kw_only=True)  # [G] indices into ``spellings`` to sum
+    members: list[list[int]] = field(kw_only=True)  # [G] indices into ``spellings`` to sum, as far as they are known
     left_out: dict[str, str] = field(kw_only=True)  # spellings that do not count, and why
 
     @cached_property
     def logprobs(self) -> np.ndarray:
-        """float64 [G], nats: log of the summed probabilities of each answer's spellings."""
-        return read_only(np.array([np.logaddexp.reduce(self.spellings.logprobs[places]) for places in self.members]))
+        """float64 [G], nats: log of the summed probabilities of each answer's spellings; NaN if none is listed."""
+        known = [self.spellings.logprobs[places] for places in self.members]
+        told = [each[~np.isnan(each)] for each in known]
+        return read_only(np.array([np.logaddexp.reduce(each) if len(each) else np.nan for each in told]))
 
     @property
     def mass(self) -> float:
@@ -56,14 +62,20 @@ class GroupedScores(Scores):
         """A ``pandas.DataFrame``, one row per spelling: answer, spelling, logprob, and whether it counts."""
         answer = {place: name for name, places in zip(self.candidates, self.members, strict=True) for place in places}
         listed = self.spellings.candidates
-        return data_frame(
-            {
-                "answer": [answer.get(place) for place in range(len(listed))],
-                "spelling": listed,
-                "logprob": self.spellings.logprobs,
-                "left_out": [self.left_out.get(each) for each in listed],
-            }
-        )
+        columns = {
+            "answer": [answer.get(place) for place in range(len(listed))],
+            "spelling": listed,
+            "logprob": self.spellings.logprobs,
+            "left_out": [self.left_out.get(each) for each in listed],
+        }
+        bounds = {"logprob_at_most": self.spellings.logprob_bounds[:, 1]} if self.spellings.bounded else {}
+        return data_frame(columns | bounds)
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray]:
+        texts, tables = self.spellings.candidates, self.spellings.tables
+        found = [open_mass({texts[place]: tables[place] for place in places}, self.meta) for places in self.members]
+        tail, other = np.array(found, dtype=np.float64).reshape(-1, 2).T
+        return tail, other
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, document = self.spellings._parts()
@@ -90,16 +102,29 @@ class YesNo(GroupedScores):
     @property
     def says_yes(self) -> bool:
         """Whether yes is likelier than no."""
-        return bool(self.logprobs[0] > self.logprobs[1])
+        return self.probability > 0.5 if np.isnan(self.logprobs).any() else bool(self.logprobs[0] > self.logprobs[1])
 
     @property
     def probability(self) -> float:
-        """Of yes, given that the answer is yes or no; ``mass`` says how probable that is."""
-        return float(self.probabilities[0])
+        """Of yes, given that the answer is yes or no; ``mass`` says how probable that is.
+
+        It is that of the spellings that the engine lists, 0 or 1 if it lists those of one answer only; :attr:`bounds`
+        say how far it can be from that of all.
+        """
+        return float(np.nan_to_num(self.probabilities[0], nan=0.0))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest that :attr:`probability` can be with all spellings; both are it if all are known.
+
+        An interval that holds 0.5 is never wider than :data:`~vlmprobe.results.bounds.WIDEST`: that is an error.
+        """
+        low, high = self.probability_bounds[0].tolist()
+        return low, high
 
     @property
     def margin(self) -> float:
-        """Log-odds of yes against no, nats."""
+        """Log-odds of yes against no, nats; NaN if the engine lists no spelling of one of them."""
         return float(self.logprobs[0] - self.logprobs[1])
 
 
@@ -118,6 +143,7 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
     Raises:
         MessageError: if two answers collide (one is a prefix of the other, or their tokens are the same), or an answer
             has no spelling that counts.
+        CapabilityError: if the engine lists too few tokens to tell which answer is likeliest.
     """
     place_of = {text: place for place, text in enumerate(scores.candidates)}
     groups = {name: list(dict.fromkeys(texts)) for name, texts in groups.items()}
@@ -129,8 +155,8 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
                     f"{text!r} cannot be encoded by this tokenizer: it decodes to {read!r}. Leave it out."
                 )
             left_out[text] = f"the tokenizer encodes it as {read!r}"
-        elif np.isnan(scores.logprobs[place]):
-            left_out[text] = "it has no log-probability"
+        elif np.isnan(scores.logprobs[place]) and not np.isfinite(at_most(scores.tables[place])):
+            left_out[text] = listed_in(scores.meta).get("absent", {}).get(text, "it has no log-probability")
     paths = {text: path_of(scores.tables[place]) for text, place in place_of.items() if text not in left_out}
     start = _common_start(groups, paths)
     for text, path in paths.items():
@@ -148,13 +174,16 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
             )
         left_out[text] = f"its probability is part of that of {shorter!r}"
     members = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
-    return _build(kind, list(groups), scores, members, left_out)
+    found = _build(kind, list(groups), scores, members, left_out)
+    _require_decided(found)
+    return found
 
 
 def _build(
     kind: type[Kind], names: list[str], scores: Scores, members: list[list[int]], left_out: dict[str, str]
 ) -> Kind:
-    likeliest = [max(places, key=lambda place: float(scores.logprobs[place])) for places in members]
+    sums = np.nan_to_num(scores.logprobs, nan=-np.inf)
+    likeliest = [max(places, key=lambda place: float(sums[place])) for places in members]
     return kind(
         candidates=list(names),
         tables=[scores.tables[place] for place in likeliest],
@@ -164,6 +193,22 @@ def _build(
         spellings=scores,
         members=[list(places) for places in members],
         left_out=dict(left_out),
+    )
+
+
+def _require_decided(scores: GroupedScores) -> None:
+    """Raise :class:`CapabilityError` where the answers that an engine does not list may change which is likeliest."""
+    if not scores.bounded or scores.decided:
+        return
+    best = int(np.nanargmax(scores.logprobs if not np.isnan(scores.logprobs).all() else scores.logprob_bounds[:, 1]))
+    low, high = scores.probability_bounds[best]
+    listed, table = listed_in(scores.meta), scores.tables[best]
+    likely = zip(table.top_tokens[0], np.exp(table.top_logprobs[0]), strict=True)
+    top = ", ".join(f"{text!r} {value:.3f}" for text, value in likely if value == value)
+    raise CapabilityError(
+        f"The engine lists too little to tell the answers apart: the probability of {scores.candidates[best]!r} is "
+        f"between {low:.3f} and {high:.3f}, given that it is one of {', '.join(map(repr, scores.candidates))}. The "
+        f"{listed.get('tokens', len(table.top_tokens[0]))} tokens listed begin with {top}. {listed.get('more', '')}"
     )
 
 

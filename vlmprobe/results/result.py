@@ -14,6 +14,7 @@ from PIL.Image import Image, fromarray
 from PIL.Image import open as opened
 
 from vlmprobe.errors import ResultError
+from vlmprobe.results.bounds import Bounded, open_mass
 from vlmprobe.results.choices import StaysReadOnly, read_only
 from vlmprobe.results.frame import DataFrame, data_frame, stacked
 from vlmprobe.results.nested import disjoint
@@ -240,7 +241,7 @@ class Result(Saved, StaysReadOnly):
 
 
 @dataclass(frozen=True, eq=False)
-class Scores(Saved, StaysReadOnly):
+class Scores(Bounded, Saved, StaysReadOnly):
     """Log-probabilities of C candidate answers, each placed right after the prompt. The arrays are read-only."""
 
     candidates: list[str]  # [C]
@@ -282,30 +283,37 @@ class Scores(Saved, StaysReadOnly):
     def mass(self) -> float:
         """Probability that the answer begins with one of the candidates: how much of what the model would say they are.
 
-        A candidate that begins with another one, token by token, is part of it and adds nothing.
+        A candidate that begins with another one, token by token, is part of it and adds nothing, nor does one without a
+        log-probability.
         """
         return float(np.nansum(np.exp(self.logprobs[disjoint(self.tables)])))
 
     @property
     def best(self) -> str:
-        """The candidate with the greatest summed log-probability."""
+        """The candidate with the greatest summed log-probability.
+
+        Raises:
+            ResultError: if none has one, or another one may be likelier (:attr:`decided`).
+        """
         if np.isnan(self.logprobs).all():
             raise ResultError("no candidate has a log-probability: all hold ids beyond the model's head")
+        if not self.decided:
+            raise ResultError("a candidate that the engine does not list may be the likeliest: see logprob_bounds")
         return self.candidates[int(np.nanargmax(self.logprobs))]
 
     def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per candidate, in order: its log-probability (nats), its probability among
-        the candidates, its mean per token and per UTF-8 byte (nats), and how many tokens it has."""
-        return data_frame(
-            {
-                "candidate": self.candidates,
-                "logprob": self.logprobs,
-                "probability": self.probabilities,
-                "mean": self.means,
-                "per_byte": self.per_byte,
-                "tokens": [len(table) for table in self.tables],
-            }
-        )
+        the candidates, its mean per token and per UTF-8 byte (nats), and how many tokens it has; ``logprob_at_most``
+        where only a bound is known of some."""
+        columns = {
+            "candidate": self.candidates,
+            "logprob": self.logprobs,
+            "probability": self.probabilities,
+            "mean": self.means,
+            "per_byte": self.per_byte,
+            "tokens": [len(table) for table in self.tables],
+        }
+        return data_frame(columns | ({"logprob_at_most": self.logprob_bounds[:, 1]} if self.bounded else {}))
 
     def plot(self, ax: Any = None, *, most: int = 12) -> Any:
         """Probabilities among the candidates as bars, the likeliest on top. Returns the axes.
@@ -319,9 +327,15 @@ class Scores(Saved, StaysReadOnly):
         return draw_scores(self, ax, most=most)
 
     def __repr__(self) -> str:
-        order = np.argsort(-self.logprobs)[:3]
-        shown = ", ".join(f"{self.candidates[place]!r} {self.probabilities[place]:.3f}" for place in order)
+        order = np.argsort(-self.logprobs)[:3].tolist()
+        shown = ", ".join(f"{self.candidates[place]!r} {self._share(place)}" for place in order)
         return f"Scores({shown}{', ...' if len(self.candidates) > 3 else ''})"
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray]:
+        pairs = zip(self.candidates, self.tables, strict=True)
+        found = [open_mass({text: table}, self.meta) for text, table in pairs]
+        tail, other = np.array(found, dtype=np.float64).reshape(-1, 2).T
+        return tail, other
 
     def _document(self) -> dict[str, Any]:
         from vlmprobe.results.document import scores_document

@@ -276,10 +276,19 @@ def test_what_an_engine_cannot_do_is_refused_before_anything_is_sent(local, engi
 
 
 @pytest.mark.parametrize("engine", ["lmdeploy", "llamacpp", "ollama"])
-def test_candidates_are_refused_by_engines_that_cannot_score(local, engine):
-    with WireServer({**wire.facts(engine)}) as server:
-        probe = vlmprobe.connect(server.url)
-        with pytest.raises(CapabilityError, match=r"cannot score candidates.*(vLLM|vlmprobe\.load)"):
+def test_candidates_of_several_tokens_are_refused_by_engines_that_cannot_score_text(local, model, engine):
+    with WireServer(routes(engine, model)) as server:
+        probe = vlmprobe.connect(server.url, processor=local)
+        with pytest.raises(CapabilityError, match=r"none of .* is one of them.*(vLLM|vlmprobe\.load)"):
+            probe.score(QUESTION, ["a two on the left", "a two on the right"], PICTURES[0])
+
+
+def test_candidates_are_refused_before_anything_is_sent_where_nothing_is_listed(local):
+    replies = {**wire.facts("lightllm")}
+    replies["/get_server_info"] = {**replies["/get_server_info"], "enable_prompt_logprobs": False}
+    with WireServer(replies) as server:
+        probe = vlmprobe.connect(server.url, processor=local)
+        with pytest.raises(CapabilityError, match=r"cannot score candidates.*--enable_prompt_logprobs"):
             probe.score(QUESTION, ["yes", "no"])
         assert not [request for request in server.requests if request.method == "POST"]
 

@@ -137,6 +137,25 @@ def test_full_rows_are_kept_where_they_are_asked_for(local, installed):
     np.testing.assert_allclose(rows, here.logits[:-1], atol=1e-4)
 
 
+def test_candidates_of_one_token_are_read_from_the_whole_row(local, installed):
+    probe = vlmprobe.load("model", engine="lmdeploy", processor=local)
+    here = local.score(QUESTION, ["a", "an", "a red two"], PICTURES[0])
+    scores = probe.score(QUESTION, ["a", "an", "a red two"], PICTURES[0])
+    assert installed[0][2].asked[-1][1].max_new_tokens == 1
+    one = [len(table) == 1 for table in here.tables]
+    assert sum(one) >= 1
+    np.testing.assert_allclose(scores.logprobs[one], here.logprobs[one], atol=1e-4)
+    assert np.isnan(scores.logprobs[~np.array(one)]).all()  # of several tokens only the first is known
+    assert (here.logprobs <= scores.logprob_bounds[:, 1] + 1e-5).all()
+    for table, exact in zip(scores.tables, here.tables, strict=True):
+        assert table.ids.tolist() == exact.ids.tolist()
+        np.testing.assert_allclose(table.logprobs[0], exact.logprobs[0], atol=1e-4)
+        assert table.logits is None
+    answer = probe.yes_no(QUESTION, PICTURES[0])
+    exact = local.yes_no(QUESTION, PICTURES[0])
+    assert answer.bounds[0] - 1e-6 <= exact.probability <= answer.bounds[1] + 1e-6
+
+
 def test_many_requests_go_out_together(local, installed):
     probe = vlmprobe.load("model", engine="lmdeploy")
     requests = [vlmprobe.Request(QUESTION, each) for each in PICTURES]
@@ -150,8 +169,6 @@ def test_what_lmdeploy_cannot_do_is_refused(installed):
     for ask in ({"prompt": True}, {"keep": "hidden"}, {"num_beams": 2}, {"eos_token_id": 3}):
         with pytest.raises((CapabilityError, GenerationOptionError)):
             probe.generate(QUESTION, PICTURES[0], **ask)
-    with pytest.raises(CapabilityError, match=r"cannot score candidates.*vlmprobe\.load"):
-        probe.score(QUESTION, ["yes", "no"])
     assert not installed[0][2].asked
     with pytest.raises(GenerationOptionError, match="TurboMind does not take this"):
         vlmprobe.load("model", engine="lmdeploy", tensor_parallel=2)

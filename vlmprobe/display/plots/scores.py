@@ -32,12 +32,12 @@ def draw_scores(scores: ShownScores, ax: Any = None, *, most: int = 12) -> Any:
     drawn, left = order[:most], order[most:]
     lengths = [float(scores.probabilities[place]) for place in drawn]
     names = [view.label(scores.candidates[place]) for place in drawn]
-    notes = ["no log-probability" if np.isnan(each) else view.percent(each) for each in lengths]
+    notes = [_note(scores, place) for place in drawn]
     if left:
         rest = float(np.nansum(scores.probabilities[left]))
         lengths, names, notes = [*lengths, rest], [*names, f"{len(left):,} more"], [*notes, view.percent(rest)]
     ax = axes(ax, size=(5.4, 0.36 * len(names) + 1.2))
-    label = f"probability among the candidates, which hold {view.percent(scores.mass)} of what the model would say"
+    label = f"probability among the candidates, which hold {view.held(scores)} of what the model would say"
     title = str(scores.meta.get("question") or "")
     found = bars(ax, names, np.array(lengths), notes, label=label, title=title)
     if left:
@@ -70,3 +70,8 @@ def draw_adjusted(
     shown = [view.label(names[place]) for place in order]
     bars(ax, shown, probabilities[order], notes, label=f"{label}\n◆ {marks}", marks=before[order])
     return ax
+
+
+def _note(scores: ShownScores, place: int) -> str:
+    known = not np.isnan(scores.probability_bounds[place, 1])
+    return view.share(scores, place) if known else "no log-probability"

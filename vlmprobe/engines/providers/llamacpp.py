@@ -24,6 +24,7 @@ from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["LlamaCpp"]
 
+PLAIN, FORCE = "a", 1000.0  # a text of one token, and what is added to its logit to draw it
 WOULD = "vLLM does, or open the checkpoint with vlmprobe.load"
 
 
@@ -33,7 +34,7 @@ class LlamaCpp(ServedEngine):
     title = "llama.cpp"
     abilities = Abilities(
         no_prompt=f"llama-server has no log-probabilities of prompts; {WOULD}",
-        no_score=f"llama-server cannot score given text; {WOULD}",
+        one_token=f"llama-server cannot score given text; {WOULD}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "stop_strings"},
         prompt=frozenset({"chat_template_kwargs"}),
     )
@@ -81,6 +82,15 @@ class LlamaCpp(ServedEngine):
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request."""
+        return await self._ask(conversation, decoding, options, {})
+
+    async def first_answer(self, conversation: Conversation, options: Options) -> Answer:
+        """One token, which is forced: numbers stay raw, and a piece of a character or an end would have no row."""
+        return await self._ask(conversation, Decoding(max_new_tokens=1), options, {"logit_bias": [[PLAIN, FORCE]]})
+
+    async def _ask(
+        self, conversation: Conversation, decoding: Decoding, options: Options, more: dict[str, Any]
+    ) -> Answer:
         top = options.alternatives
         request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
         request |= {
@@ -88,6 +98,7 @@ class LlamaCpp(ServedEngine):
             "min_p": decoding.min_p if decoding.do_sample else 0.0,
             "repeat_penalty": decoding.repetition_penalty,
             "cache_prompt": True,
+            **more,
         }
         if conversation.format.chat_template_kwargs:
             request["chat_template_kwargs"] = dict(conversation.format.chat_template_kwargs)

@@ -32,7 +32,7 @@ class Ollama(ServedEngine):
         alternatives=MOST,
         no_alternatives=WOULD,
         no_prompt=f"it has no log-probabilities of prompts; {WOULD}",
-        no_score=f"it cannot score given text; {WOULD}",
+        one_token=f"it cannot score given text; {WOULD}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "stop_strings"},
     )
 

@@ -30,7 +30,7 @@ class OpenAI(StreamedEngine):
         alternatives=MOST,
         no_alternatives="the protocol allows no more; vLLM with --max-logprobs does",
         no_prompt=f"the protocol has no prompt log-probabilities; {WOULD}",
-        no_score=f"the protocol cannot score given text; {WOULD}",
+        one_token=f"the protocol cannot score given text; {WOULD}",
         takes=BASIC | {"stop_strings"},
         prompt=frozenset({"tools", "tool_calls", "role 'tool'"}),
     )

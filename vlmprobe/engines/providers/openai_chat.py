@@ -197,4 +197,7 @@ def _said(entry: Any, where: str, top: int | None) -> Said:
 def _pair(entry: Any, where: str) -> tuple[str, float]:
     if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
         raise EngineResponseError(f"{where} is not a token with its log-probability.")
-    return entry["token"], real(entry.get("logprob"), where)
+    token, held = entry["token"], entry.get("bytes")
+    if not token and isinstance(held, list) and all(isinstance(each, int) and 0 <= each < 256 for each in held):
+        token = bytes(held).decode("utf-8", "replace")  # some servers cut a token to its whole characters
+    return token, real(entry.get("logprob"), where)

@@ -27,6 +27,7 @@ class Abilities:
     no_alternatives: str = ""  # why there are none, or no more
     no_prompt: str = ""  # why there is no prompt side
     no_score: str = ""  # why candidates cannot be scored
+    one_token: str = ""  # why only candidates of one token can, by the alternatives of one position
     no_logits: str = "serving engines send log-probabilities, not logits"  # why there is no keep="logits"
     takes: frozenset[str] = frozenset()  # generation options, by the names of Decoding
     images: bool = True

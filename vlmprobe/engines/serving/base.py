@@ -26,6 +26,7 @@ from vlmprobe.engines.base import Engine, Options
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.facts import Facts, Server
 from vlmprobe.engines.serving.findings import Finding
+from vlmprobe.engines.serving.first_token import first_token_candidates
 from vlmprobe.engines.serving.generation_options import BASIC, Decoding
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.engines.serving.http.client import Client
@@ -85,8 +86,16 @@ class ServedEngine:
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
     ) -> tuple[list[Scored], dict[str, Any]]:
-        """The rows of each candidate directly after the prompt, and what to record in ``meta``."""
-        raise NotImplementedError(f"{type(self).__name__} must implement candidates, or set abilities.no_score")
+        """The rows of each candidate directly after the prompt, and what to record in ``meta``.
+
+        By default from the most likely tokens of one position, which gives candidates of one token: an engine that does
+        no better says why in ``abilities.one_token``.
+        """
+        return await first_token_candidates(self, conversation, candidates, options)
+
+    async def first_answer(self, conversation: Conversation, options: Options) -> Answer:
+        """One token with as many alternatives as ``options`` say, whose numbers are those of the model."""
+        return await self.answer(conversation, Decoding(max_new_tokens=1), options)
 
     async def find_out(self) -> None:
         """Determine, before the first request, what the server does not report. By default: what its numbers mean."""

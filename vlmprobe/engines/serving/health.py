@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from vlmprobe.engines.base import Options, abilities
-from vlmprobe.engines.serving.answer import Answer
+from vlmprobe.engines.serving.answer import Abilities, Answer
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.findings import Finding
 from vlmprobe.engines.serving.generation_options import Decoding
@@ -96,7 +96,7 @@ async def _tried(engine: ServedEngine) -> list[Finding]:
             continue
         asked = await _asked(engine, conversation, prompt=True)
         findings.append(_finding(name, asked, isinstance(asked, Answer) and asked.prompt is not None))
-    return findings
+    return [*findings, _candidates(engine.abilities)]
 
 
 async def _asked(engine: ServedEngine, conversation: Conversation, *, prompt: bool) -> Answer | VlmprobeError:
@@ -124,6 +124,15 @@ def _images(plain: Answer | VlmprobeError, shown: Answer | VlmprobeError) -> Fin
     if added <= 0:
         return Finding(name, "no", "the prompt is not longer with an image: the server ignores it")
     return Finding(name, "yes", f"an image of {SIDE} x {SIDE} pixels takes {added} positions")
+
+
+def _candidates(able: Abilities) -> Finding:
+    if able.no_score:
+        return Finding("candidates", "no", able.no_score)
+    if not able.one_token:
+        return Finding("candidates", "yes", "of any text")
+    among = "the likeliest" if able.alternatives is None else f"the {able.alternatives:,} likeliest"
+    return Finding("candidates", "yes", f"of one token, among {among}; {able.one_token}")
 
 
 def _has_ids(asked: Answer | VlmprobeError) -> bool:

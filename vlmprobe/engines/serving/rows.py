@@ -34,6 +34,7 @@ class Row:
     rank: int | None = None  # 0 = the most likely token
     top: tuple[Alternative, ...] = ()  # the most likely tokens, best first, without gaps
     full: np.ndarray | None = None  # float32 [V], values of the whole vocabulary
+    at_most: float | None = None  # nats, a bound on the log-probability where there is no value
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def _from_top(
         bounds["logprobs_at_most"] = np.where(own <= FLOOR, least, np.nan)
         if sure:
             bounds["entropy_at_least"] = entropy_at_least(values)
+    given = np.array([np.nan if row.at_most is None else row.at_most for row in rows], np.float64)
+    bounds["logprobs_at_most"] = np.where(np.isnan(given), bounds["logprobs_at_most"], given)
     for name, bound in bounds.items():
         if not np.isnan(bound).all():
             with np.errstate(over="ignore"):  # a bound from a sentinel such as the lowest float64 becomes -inf

@@ -17,8 +17,10 @@ import numpy as np
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Meaning, Row, Tokens
+from vlmprobe.engines.serving.answer import Scored
+from vlmprobe.engines.serving.first_token import rows_in_full, sought
 from vlmprobe.engines.serving.refusals import refuse
-from vlmprobe.engines.serving.results import result_of
+from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.errors import (
     CapabilityError,
     EngineError,
@@ -42,7 +44,7 @@ class LMDeployEngine:
 
     abilities = Abilities(
         no_prompt=f"LMDeploy does not return the ids of its prompts; {LOCAL}",
-        no_score=f"LMDeploy does not return the ids of its prompts; {LOCAL}",
+        one_token=f"LMDeploy does not return the ids of its prompts; {LOCAL}",
         no_logits="",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings"},
     )
@@ -96,15 +98,9 @@ class LMDeployEngine:
 
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
         """Answer the conversations together."""
-        from lmdeploy import GenerationConfig
-
         decoding = self._decoding(options)
-        config = GenerationConfig(**_fields(decoding, options.seed), output_logits="generation")
         started = time.perf_counter()
-        with self._turn:
-            replies = self.pipe([_messages(each) for each in conversations], gen_config=config)
-        if len(replies) != len(conversations):
-            raise EngineResponseError(f"{TITLE} returned {len(replies)} answers to {len(conversations)} requests.")
+        replies = self._replies(conversations, decoding, options.seed)
         meta = {"batch_size": len(conversations), "timings": {"generate_s": time.perf_counter() - started}}
         return [
             self._result(reply, conversation, decoding, options, meta)
@@ -112,17 +108,48 @@ class LMDeployEngine:
         ]
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
-        """Not supported: the ids of a prompt are not known."""
-        raise CapabilityError(f"{TITLE} cannot score candidates: {self.abilities.no_score}.")
+        """Score each candidate of one token by the logits of the first position of the answer.
+
+        One of several tokens has no log-probability, but is at most as likely as its first token.
+        """
+        started = time.perf_counter()
+        reply = self._replies([conversation], Decoding(max_new_tokens=1), options.seed)[0]
+        rows = self._rows(reply)
+        if not rows:
+            raise EngineResponseError(f"{TITLE} gives no row for an answer that ends at once.")
+        found = [rows_in_full(each, rows[0]) for each in sought(self.tokens, conversation, candidates)]
+        scores = scores_of(
+            [Scored(each, -1) for each in found],
+            conversation,
+            candidates,
+            options,
+            title=TITLE,
+            meaning=self.meaning,
+            tokens=self.tokens,
+            meta={"timings": {"score_s": time.perf_counter() - started}},
+        )
+        if "logits" in options.keep:
+            return scores
+        return replace(scores, tables=[replace(table, logits=None) for table in scores.tables])
 
     # -- LMDeploy's side ---------------------------------------------------------------------------
+
+    def _replies(self, conversations: Sequence[Conversation], decoding: Decoding, seed: int | None) -> Sequence[Any]:
+        from lmdeploy import GenerationConfig
+
+        config = GenerationConfig(**_fields(decoding, seed), output_logits="generation")
+        with self._turn:
+            replies: Sequence[Any] = self.pipe([_messages(each) for each in conversations], gen_config=config)
+        if len(replies) != len(conversations):
+            raise EngineResponseError(f"{TITLE} returned {len(replies)} answers to {len(conversations)} requests.")
+        return replies
 
     def _decoding(self, options: Options) -> Decoding:
         return Decoding.read(options.generation, self.abilities.takes, TITLE)
 
-    def _result(
-        self, reply: Any, conversation: Conversation, decoding: Decoding, options: Options, meta: dict[str, Any]
-    ) -> Result:
+    @staticmethod
+    def _rows(reply: Any) -> list[Row]:
+        """The generated tokens, each with its full row of logits."""
         if reply.finish_reason not in ("stop", "length"):
             raise EngineError(f"{TITLE} failed on a request: {getattr(reply, 'error_message', None) or 'see its log'}.")
         ids = [int(each) for each in reply.token_ids or ()]
@@ -137,7 +164,12 @@ class LMDeployEngine:
         wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(wrong):
             raise NonFiniteLogitsError(f"{TITLE}: the logits of generated token {wrong[0]} are NaN or infinite.")
-        rows = [Row(float(row[each]), each, full=row) for each, row in zip(ids, logits, strict=True)]
+        return [Row(float(row[each]), each, full=row) for each, row in zip(ids, logits, strict=True)]
+
+    def _result(
+        self, reply: Any, conversation: Conversation, decoding: Decoding, options: Options, meta: dict[str, Any]
+    ) -> Result:
+        rows = self._rows(reply)
         result = result_of(
             Answer(reply.text, reply.finish_reason, rows),
             conversation,

@@ -9,12 +9,14 @@ numbers. No reply says which backend answered; three short requests determine it
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from vlmprobe.engines.base import Engine, Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
+from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import TEXT, ServedEngine
 from vlmprobe.engines.serving.value_kind import FLOOR, judge
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
@@ -35,7 +37,7 @@ class LMDeploy(ServedEngine):
         alternatives=MOST,
         no_alternatives="LMDeploy keeps no more",
         no_prompt=f"its server returns nothing for prompts; {IN_PROCESS}, vLLM serves prompts",
-        no_score="its server scores only text without images; vLLM scores candidates, and so does vlmprobe.load",
+        one_token="its server scores only text without images; vLLM scores candidates, and so does vlmprobe.load",
         no_logits=f"its server sends none; {IN_PROCESS}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings"},
     )
@@ -72,6 +74,18 @@ class LMDeploy(ServedEngine):
         if self.meaning is None:
             found = judge(*values)
             self.meaning = Meaning("filtered") if self.filters else replace(found, kind="raw")
+
+    async def first_answer(self, conversation: Conversation, options: Options) -> Answer:
+        """Drawn at temperature 1 where the numbers are those after the filters."""
+        return await self.answer(conversation, Decoding(max_new_tokens=1, do_sample=self.filters), options)
+
+    async def candidates(
+        self, conversation: Conversation, candidates: Sequence[str], options: Options
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """From the most likely tokens, which LMDeploy writes as pieces: without a tokenizer only ASCII can be read."""
+        if not all(each.isascii() for each in candidates):
+            self.tokens.need("To find candidates beyond ASCII among LMDeploy's tokens")
+        return await super().candidates(conversation, candidates, options)
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request.
