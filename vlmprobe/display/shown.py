@@ -18,6 +18,7 @@ from vlmprobe.inputs.image_spans import ImageSpan
 
 __all__ = [
     "Shown",
+    "ShownAnswer",
     "ShownChoices",
     "ShownExample",
     "ShownGallery",
@@ -109,6 +110,16 @@ class ShownScores(Shown, Protocol):
     def probabilities(self) -> np.ndarray: ...  # float64 [C], among the candidates
     @property
     def mass(self) -> float: ...  # probability of all candidates together
+
+
+@runtime_checkable
+class ShownAnswer(ShownScores, Protocol):
+    """C possible answers to a question of a kind."""
+
+    @property
+    def said(self) -> str: ...  # the likeliest one, as a person reads it
+    @property
+    def note(self) -> str: ...  # what is to be known of it; may be empty
 
 
 class ShownChoices(Protocol):
