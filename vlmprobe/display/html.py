@@ -120,6 +120,7 @@ def _article(result: Shown, legend: bool) -> str:
                     "candidates": lines[:SHOWN_CANDIDATES],
                     "more": lines[SHOWN_CANDIDATES:],
                     "mass": view.percent(result.mass),
+                    "little": isinstance(result, ShownAnswer) and result.mass < view.LITTLE,  # the note says so
                     "said": view.plain(result.said) if isinstance(result, ShownAnswer) else "",
                     "note": view.plain(result.note) if isinstance(result, ShownAnswer) else "",
                     "rates": not bool(np.isnan(result.means).all()),

@@ -55,9 +55,11 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
     head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
     source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
     if isinstance(result, ShownScores):
-        said, note = (result.said, result.note) if isinstance(result, ShownAnswer) else ("", "")
-        above = [Padding(Text(view.plain(said), style="bold"), (1, 0))] if said else []
-        below = [_mass(result), *([Text(view.plain(note))] if note else [])]
+        above, below = [], [_mass(result)]
+        if isinstance(result, ShownAnswer):
+            above = [Padding(Text(view.plain(result.said), style="bold"), (1, 0))]
+            told = [Text(view.plain(result.note))] if result.note else []
+            below = told if result.mass < view.LITTLE else [*below, *told]  # the note has the mass then
         return Group(*head, *above, _candidates(result), *_boundaries(result), *below, source)
     if not isinstance(result, ShownResult):
         raise TypeError(f"a Result or Scores can be shown, not {type(result).__name__}")

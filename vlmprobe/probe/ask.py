@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from vlmprobe.engines.base import HasAdapter
+from vlmprobe.display.view import LITTLE
+from vlmprobe.engines.base import HasAdapter, Options
 from vlmprobe.errors import (
     GenerationOptionError,
     ImageError,
@@ -28,15 +29,15 @@ from vlmprobe.errors import (
 )
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
 from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
-from vlmprobe.probe.failure import named
+from vlmprobe.probe.failure import Failure, named
 from vlmprobe.probe.question_kinds import Kind, kind_of
 from vlmprobe.probe.request import Request, options_of
 from vlmprobe.probe.score_many import score_many
 from vlmprobe.results.asked import Answer, Answers
-from vlmprobe.results.first_token import LITTLE, cause_of
+from vlmprobe.results.first_token import cause_of
 from vlmprobe.results.result import Scores
 
-__all__ = ["CLOSE", "ask", "require_arguments"]
+__all__ = ["CLOSE", "answer_many", "ask", "require_arguments"]
 
 CLOSE = 0.2  # difference of the two greatest probabilities up to which rotate="close" asks in the other orders too
 KEYS = ("question", "image", "options", "levels", "by", "none_of_these", "rotate")
@@ -91,6 +92,29 @@ def ask(probe: Any, question: Any, image: Any, **kind: Any) -> Answer | Answers:
         )
     (answer,) = _answered(probe, [_asked(probe, question, image, kind_of(**kind))], [None])
     return answer
+
+
+def answer_many(
+    probe: Any, requests: Any, candidates: Any, options: Any, levels: Any, run: Options, *how: Any
+) -> Iterator[Answer | Failure]:
+    """Which option, or which level, is the answer to each of many requests; see :meth:`Probe.score_many`.
+
+    Args:
+        probe: to query.
+        requests, candidates, options, levels: as there.
+        run: options of the engine.
+        *how: ``batch_size``, ``progress`` and ``on_error``, as there.
+
+    Raises:
+        GenerationOptionError: for candidates beside the options.
+    """
+    given = "options=" if levels is None else "levels="
+    if candidates is not None:
+        raise GenerationOptionError(f"candidates= and {given} both say what is scored: give one of them")
+    kind = kind_of(options, levels)
+    order = kind.orders[0]
+    scored = score_many(probe, requests, kind.candidates(order), run, *how, given=given)
+    return (each if isinstance(each, Failure) else kind.read([each], [order]) for each in scored)
 
 
 def _named(questions: Mapping[Any, Any]) -> Mapping[str, Any]:
@@ -187,7 +211,7 @@ def _scored(
             each.prompt(order),
             [],  # its images are in it, and none of a session are added
             name,
-            candidates=[text for texts in each.kind.spellings(order).values() for text in texts],
+            candidates=each.kind.candidates(order),
         )
         for each, name, own in zip(asked, names, orders, strict=True)
         for order in own

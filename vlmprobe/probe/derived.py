@@ -166,6 +166,8 @@ class DerivedMethods(LocalParts):
         requests: Requests,
         candidates: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         *,
+        options: Any = None,
+        levels: Any = None,
         batch_size: int | Literal["auto"] = "auto",
         progress: bool | None = None,
         on_error: OnError = "raise",
@@ -182,6 +184,8 @@ class DerivedMethods(LocalParts):
         Args:
             requests: as for :meth:`generate_many`; each with its own candidates, unless they are given for all.
             candidates: those of all requests, as in :meth:`score`: a list, or a mapping of spellings by answer.
+            options, levels: those of all requests, as in :meth:`ask` with ``by="texts"``: the scores are then the
+                :class:`~vlmprobe.results.asked.Choice` or :class:`~vlmprobe.results.asked.Rating` of each.
             batch_size, progress, on_error: as in :meth:`generate_many`.
             keep, alternatives: as in :meth:`generate`.
             **prompt: :class:`~vlmprobe.PromptOptions` of all requests; those of a request come first.
@@ -189,5 +193,9 @@ class DerivedMethods(LocalParts):
         from vlmprobe.probe.score_many import score_many
 
         about: Any = replace(self, format=self.format.updated(prompt))  # type: ignore[type-var, arg-type]
-        options = options_of(keep, None, alternatives, None, {})
-        return score_many(about, requests, candidates, options, batch_size, progress, on_error)
+        run = options_of(keep, None, alternatives, None, {})
+        if options is None and levels is None:
+            return score_many(about, requests, candidates, run, batch_size, progress, on_error)
+        from vlmprobe.probe.ask import answer_many
+
+        return answer_many(about, requests, candidates, options, levels, run, batch_size, progress, on_error)

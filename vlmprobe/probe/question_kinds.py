@@ -57,6 +57,10 @@ class Kind:
         letters = {each: ascii_uppercase[place] for place, each in enumerate(order)}
         return {name: [letters[place], f" {letters[place]}"] for place, name in enumerate(self.options)}
 
+    def candidates(self, order: Sequence[int]) -> list[str]:
+        """All that is scored."""
+        return [text for texts in self.spellings(order).values() for text in texts]
+
     def read(self, scores: Sequence[Scores], orders: Sequence[Sequence[int]]) -> Answer:
         """The answer from the scores [O] of its spellings in each of the orders [O].
 

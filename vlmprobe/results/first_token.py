@@ -10,12 +10,11 @@ import re
 
 import numpy as np
 
-from vlmprobe.display.view import label, percent
+from vlmprobe.display.view import LITTLE, label, percent
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["LITTLE", "cause_of", "held_little"]
+__all__ = ["cause_of", "held_little"]
 
-LITTLE = 0.1  # of the model's belief: below it, the answers that were scored are not what it would say
 NAMED, NAMED_FROM = 3, 0.01  # tokens that a sentence names, at most, and from which probability on
 BY_SPELLING = "spell the answers with it, as in options={'yes': ['**yes', '**Yes'], 'no': ['**no', '**No']}"
 CAUSES = (  # name, tokens, what to do

@@ -10,9 +10,10 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from vlmprobe.display.view import LITTLE
 from vlmprobe.errors import MessageError
 from vlmprobe.results.choices import read_only
-from vlmprobe.results.first_token import LITTLE, held_little
+from vlmprobe.results.first_token import held_little
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.nested import Path, path_of
 from vlmprobe.results.result import Scores
