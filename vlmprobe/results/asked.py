@@ -126,6 +126,23 @@ class Rating(Choice):
     def _together(self) -> str:
         return f"the {len(self.candidates)} levels together hold"
 
+    def plot(self, ax: Any = None, *, most: int = 26) -> Any:
+        """Probability of each level as a bar, in the order of the scale. Returns the axes.
+
+        Args:
+            ax: axes to draw on.
+            most: how many levels may be drawn.
+
+        Raises:
+            ResultError: for more levels.
+        """
+        from vlmprobe.display.plots.answers import draw_rating
+
+        if len(self.candidates) > most:
+            raise ResultError(f"{len(self.candidates)} levels do not fit: pass most= to draw them all the same")
+        title = str(self.meta.get("question") or "")
+        return draw_rating(self.candidates, self.probabilities, self.said, ax, title=title, mass=self.mass)
+
     def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame`` as that of a choice, with the value of each level."""
         frame = super().to_pandas().rename(columns={"option": "level"})

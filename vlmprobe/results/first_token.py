@@ -43,7 +43,8 @@ def held_little(table: TokenTable, mass: float, together: str) -> str:
         mass: what the answers hold of the model's belief.
         together: such as ``"yes and no together hold"``.
     """
-    found = [f"{label(text)!r} ({percent(share)})" for text, share in _first(table)[:NAMED] if share >= NAMED_FROM]
+    least = max(NAMED_FROM, mass)
+    found = [f"{label(text)!r} ({percent(share)})" for text, share in _first(table)[:NAMED] if share >= least]
     rather = f"; it would rather begin with {', '.join(found)}" if found else ""
     cause = cause_of(table)
     remedy = next((f" {told}" for name, _, told in CAUSES if name == cause), "")
