@@ -73,7 +73,9 @@ def test_scores(run, checkpoint, scene):
 
 
 def test_an_answer_of_a_kind(run, checkpoint, scene):
-    shown = run("ask", checkpoint("llava"), scene, "What?", "-c", "yes", "-c", "a rather long option", "--threshold", 0.9)
+    shown = run(
+        "ask", checkpoint("llava"), scene, "What?", "-c", "yes", "-c", "a rather long option", "--threshold", 0.9
+    )
     assert all(word in shown for word in ("candidate", "among these", "logprob", "at 0.9: "))
     assert "…" not in shown
 

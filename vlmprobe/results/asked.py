@@ -229,11 +229,14 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
         """
         from vlmprobe.display.plots.answers import draw_answers
 
-        names = [f"{name}: {each.said if isinstance(each, Rating) else each.best}" for name, each in self.items()]
+        names = [f"{name}: {_without_share(each)}" for name, each in self.items()]
         return draw_answers(names, np.array([_best_share(each) for each in self.values()]), ax)
 
     def _overview(self) -> Overview:
-        rows = [[name, each.said, _best_share(each), percent(each.mass), each.note] for name, each in self.items()]
+        rows = [
+            [name, _without_share(each), _best_share(each), percent(each.mass), each.note]
+            for name, each in self.items()
+        ]
         notes = any(row[-1] for row in rows)
         columns = {"question": "text", "answer": "text", "probability": "share", "mass": "number", "note": "text"}
         shown = list(columns)[: None if notes else -1]
@@ -289,6 +292,11 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
 
 def _best_share(answer: Answer) -> float:
     return float(np.nanmax(answer.probabilities))
+
+
+def _without_share(answer: Answer) -> str:
+    """What an answer says, where its probability stands beside it."""
+    return answer.said if isinstance(answer, Rating) else answer.best
 
 
 def _rounded(value: float, scale: float) -> str:
