@@ -6,11 +6,14 @@ import warnings
 
 import numpy as np
 import pytest
+import wire_engines as wire
 from common import picture
 from counting import counting
 from reference import chat, forward
+from wire_server import WireServer
 
 import vlmprobe
+from vlmprobe.demo import sample_images
 from vlmprobe.errors import GenerationOptionError, ImageError, MessageError, VlmprobeWarning
 from vlmprobe.probe import ask
 from vlmprobe.probe.question_kinds import INSTRUCTION
@@ -285,6 +288,34 @@ def test_many_requests_choose_from_the_same_options(probe):
     assert isinstance(kept[1], vlmprobe.Failure)
     with pytest.raises(GenerationOptionError, match="both say what is scored"):
         probe.score_many(["Which?"], ["a", "b"], options=COLOURS)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "lightllm"])
+def test_a_server_is_asked_as_a_model_here(engine):
+    local = vlmprobe.load("demo", dtype="float32", device="cpu")
+    question = "What colour is the digit on the left?"
+    served = {**wire.facts(engine), "/generate": getattr(wire, engine)(wire.Model(local, question))}
+    with WireServer(served) as server:
+        probe = vlmprobe.connect(server.url, processor=local)
+        answer = probe.ask(question, sample_images()[0], options=["red", "blue"])
+        several = probe.ask({"a": question, "b": (question, ["red", "blue"])}, sample_images()[0])
+    here = local.ask(question, sample_images()[0], options=["red", "blue"])
+    # LightLLM gives no number of the unlikely spellings, which are left out.
+    assert set(answer.left_out.values()) == ({"it has no log-probability"} if engine == "lightllm" else set())
+    kept = [
+        [
+            place
+            for place in range(8)
+            if here.spellings.candidates[place] not in answer.left_out and place // 4 == option
+        ]
+        for option in (0, 1)
+    ]
+    due = [np.logaddexp.reduce(here.spellings.logprobs[places]) for places in kept]
+    np.testing.assert_allclose(answer.logprobs, due, atol=1e-4)
+    np.testing.assert_allclose(several["b"].logprobs, due, atol=1e-4)
+    whole, left_out = local.yes_no(question, sample_images()[0]), several["a"].left_out
+    assert bool(left_out) == (engine == "lightllm")
+    np.testing.assert_allclose(several["a"].logprobs, whole.logprobs, atol=1e-2 if left_out else 1e-4)
 
 
 # -- spellings ----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from vlmprobe.results.asked import Answer, Answers
 from vlmprobe.results.first_token import cause_of
 from vlmprobe.results.result import Scores
 
-__all__ = ["CLOSE", "answer_many", "ask", "require_arguments"]
+__all__ = ["CLOSE", "answer_many", "ask", "require_arguments", "warn_of_first_token"]
 
 CLOSE = 0.2  # difference of the two greatest probabilities up to which rotate="close" asks in the other orders too
 KEYS = ("question", "image", "options", "levels", "by", "none_of_these", "rotate")
@@ -198,7 +198,7 @@ def _answered(probe: Any, asked: Sequence[Asked], names: Sequence[str | None]) -
     for place, further, order in zip(close, again, rest, strict=True):
         answers[place] = asked[place].kind.read([*scores[place], *further], [*orders[place], *order])
     for answer in answers:
-        _warn(probe.engine, answer)
+        warn_of_first_token(probe.engine, answer)
     return answers
 
 
@@ -236,7 +236,7 @@ def _is_close(answer: Answer) -> bool:
     return bool(best - last <= CLOSE)
 
 
-def _warn(engine: Any, answer: Answer) -> None:
+def warn_of_first_token(engine: Any, answer: Answer) -> None:
     """Say why the answers hold little of what the model would say, once for a model and a reason."""
     cause = cause_of(answer.tables[0]) if answer.mass < LITTLE else None
     told = _TOLD.setdefault(engine.adapter.model if isinstance(engine, HasAdapter) else engine, set())

@@ -132,13 +132,16 @@ class DerivedMethods(LocalParts):
         Raises:
             MessageError: for spellings that collide, or that the tokenizer cannot encode; others as in :meth:`score`.
         """
+        from vlmprobe.probe.ask import warn_of_first_token
         from vlmprobe.probe.request import candidate_groups
         from vlmprobe.results.grouped import NO, YES, YesNo, grouped
 
         groups = candidate_groups({"yes": yes or YES, "no": no or NO})
         scores = self.score(question, [*groups["yes"], *groups["no"]], image=image, **prompt)
         # A tokenizer may lack some of the default spellings; those given by the caller are all required.
-        return grouped(groups, scores, strict=bool(yes or no), kind=YesNo)
+        answer = grouped(groups, scores, strict=bool(yes or no), kind=YesNo)
+        warn_of_first_token(self.engine, answer)
+        return answer
 
     def sample(self, question: Prompt, image: Any = None, *, n: int = 10, seed: int = 0, **options: Any) -> Samples:
         """Sample n answers from the model's own distribution and measure how far they agree.

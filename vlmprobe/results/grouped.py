@@ -226,7 +226,7 @@ def grouped(
         elif np.isnan(scores.logprobs[place]):
             left_out[text] = "it has no log-probability"
     paths = {text: path_of(scores.tables[place]) for text, place in place_of.items() if text not in left_out}
-    start = _common_start(groups, paths)
+    start = _common_start(groups, paths, left_out)
     for text, path in list(paths.items()):
         if path[0] != start:
             left_out[text] = "the tokenizer merges the end of the prompt differently than for the other spellings"
@@ -316,7 +316,7 @@ def _misread(scores: Scores, place: int) -> str | None:
     return read if "special" in table.kinds and read.strip() != text.strip() else None
 
 
-def _common_start(groups: Groups, paths: Mapping[str, Path]) -> int:
+def _common_start(groups: Groups, paths: Mapping[str, Path], left_out: Mapping[str, str]) -> int:
     """The first position at which every answer has a spelling.
 
     Raises:
@@ -324,9 +324,8 @@ def _common_start(groups: Groups, paths: Mapping[str, Path]) -> int:
     """
     for name, texts in groups.items():
         if not any(text in paths for text in texts):
-            raise MessageError(
-                f"The answer {name!r} has no spelling that this tokenizer can encode: {', '.join(map(repr, texts))}."
-            )
+            reasons = "; ".join(f"{text!r}: {left_out[text]}" for text in texts)
+            raise MessageError(f"The answer {name!r} has no spelling that counts ({reasons}).")
     for start in sorted({path[0] for path in paths.values()}):
         if all(any(text in paths and paths[text][0] == start for text in texts) for texts in groups.values()):
             return int(start)
