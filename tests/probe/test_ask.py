@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import wire_engines as wire
 from common import picture
 from counting import counting
+from PIL import Image
 from reference import chat, forward
 from wire_server import WireServer
 
 import vlmprobe
-from vlmprobe.demo import sample_images
+from vlmprobe.demo import checkpoint, sample_images
 from vlmprobe.errors import GenerationOptionError, ImageError, MessageError, VlmprobeWarning
 from vlmprobe.probe import ask
 from vlmprobe.probe.question_kinds import INSTRUCTION
@@ -60,7 +63,7 @@ def summed(own, question: str, spellings, image=None) -> float:
 
 
 def spelled(option: str) -> list[str]:
-    return [f"{lead}{word}" for lead in ("", " ") for word in (option, option.capitalize())]
+    return [f"{lead}{first(option[0])}{option[1:]}" for lead in ("", " ") for first in (str.lower, str.upper)]
 
 
 # -- numbers ------------------------------------------------------------------------------------------------
@@ -90,24 +93,37 @@ def test_a_choice_is_the_sum_over_spellings(probe_of, own, name):
     assert answer.best == COLOURS[int(by_hand.argmax())]
 
 
-@pytest.mark.parametrize("options", [["red", "red car"], ["red car", "red"], ["red", "red car", "red car here"]])
-def test_what_begins_with_the_longer_option_is_not_the_shorter(probe, own, options):
-    answer = probe.ask("What?", options=options)
-    by_hand = {}
+@pytest.fixture(scope="module")
+def demo():
+    """The demo model as transformers loads it, nothing of vlmprobe around."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint(), dtype="float32").eval()
+    return SimpleNamespace(name="internvl", model=model, processor=AutoProcessor.from_pretrained(checkpoint()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["a blue", "a blue nine"], ["a blue nine", "a blue"], ["a", "a blue", "a blue nine on"], ["a", "a blue", "a red"]],
+)
+def test_what_begins_with_the_longer_option_is_not_the_shorter(demo, options):
+    """Each: begins with it, and then goes on as none of the longer options."""
+    scene, question = Image.open(sample_images()[0]).convert("RGB"), "Describe the picture."
+    answer = vlmprobe.load("demo", device="cpu", dtype="float32").ask(question, scene, options=options)
+    by_hand = dict.fromkeys(options, 0.0)
     for option in options:
-        longer = min((each for each in options if each.startswith(option) and each != option), key=len, default=None)
-        by_hand[option] = 0.0
-        for lead in ("", " "):
-            for word in (option, option.capitalize()):
-                here = probability(own("internvl"), "What?", f"{lead}{word}")
-                after = 0.0  # of the rest of the longer one, given this one
-                if longer is not None:
-                    rest = longer.removeprefix(option)
-                    after = probability(own("internvl"), "What?", f"{lead}{word}{rest}") / here
-                by_hand[option] += here * (1 - after)
-    np.testing.assert_allclose(np.exp(answer.logprobs), list(by_hand.values()), rtol=1e-3)
-    shorter = summed(own("internvl"), "What?", spelled("red"))
-    assert answer.mass == pytest.approx(shorter, rel=1e-3)  # together they are all that begins with red
+        longer = [each for each in options if each.startswith(option) and each != option]
+        longer = [each for each in longer if not any(each != other and each.startswith(other) for other in longer)]
+        for lead, first in itertools.product(("", " "), (str.lower, str.upper)):
+            text = f"{lead}{first(option[0])}{option[1:]}"
+            here = probability(demo, question, text, scene)
+            goes_on = [probability(demo, question, text + each[len(option) :], scene) / here for each in longer]
+            by_hand[option] += here * (1 - sum(goes_on))
+    assert max(by_hand.values()) > 0.5
+    assert min(by_hand.values()) < 0.1
+    np.testing.assert_allclose(np.exp(answer.logprobs), list(by_hand.values()), atol=1e-5)
+    shortest = summed(demo, question, spelled(min(options, key=len)), scene)
+    assert answer.mass == pytest.approx(shortest, rel=1e-4)  # together they are all that begins with it
 
 
 def test_a_rating_is_a_mean_over_the_levels(probe, own):
