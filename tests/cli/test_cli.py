@@ -335,6 +335,34 @@ def test_score_is_what_the_library_returns(run, tiny, scene, probe_of, tmp_path)
     assert vlmprobe.load_result(tmp_path / "scores").best == expected.best
 
 
+def test_ask_is_what_the_library_returns(run, tiny, scene, probe_of, tmp_path):
+    probe, colours = probe_of("llava"), ("-c", "red", "-c", "blue", "-c", "green")
+    read = json.loads(run("ask", tiny, scene, QUESTION, "--json").stdout, parse_constant=pytest.fail)
+    expected = probe.ask(QUESTION, scene)
+    assert [each["text"] for each in read["candidates"]] == ["yes", "no"]
+    assert read["candidates"][0]["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    assert read["answer"] == expected.said
+    assert "decision" not in read
+    html, saved = tmp_path / "answer.html", tmp_path / "answer"
+    letters = ("--letters", "--rotate", "all", "--none-of-these", "--threshold", "0.2", "--html", html, "--save", saved)
+    read = json.loads(run("ask", tiny, scene, "Which?", *colours, *letters, "--json").stdout)
+    options = ["red", "blue", "green"]
+    expected = probe.ask("Which?", scene, options=options, by="letters", rotate="all", none_of_these=True)
+    assert read["decision"] == expected.at(0.2)
+    assert read["threshold"] == 0.2
+    np.testing.assert_allclose([each["logprob"] for each in read["candidates"]], expected.logprobs, atol=1e-4)
+    assert "D. none of these" in read["question"]
+    assert read["meta"]["images"] == [scene]
+    again = vlmprobe.load_result(saved)
+    np.testing.assert_allclose(again.by_order, expected.by_order, atol=1e-4)
+    assert expected.said.split()[0] in html.read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    rated = json.loads(run("ask", tiny, scene, "How?", "-l", "0", "-l", "5", "-l", "10", "--json").stdout)
+    assert rated["values"] == [0, 5, 10]
+    assert rated["expected"] == pytest.approx(probe.ask("How?", scene, levels=[0, 5, 10]).expected, abs=1e-4)
+    assert [key for key in sorted({*read, *rated}) if f"`{key}`" not in page] == []
+
+
 def test_models_says_of_each_adapter_what_it_alone_handles(run):
     read = {each["name"]: each["handles"] for each in json.loads(run("models", "--json").stdout)["adapters"]}
     assert len(set(read.values())) == len(read)

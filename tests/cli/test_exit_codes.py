@@ -17,8 +17,8 @@ from refusing_hub import refusing_hub
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-import vlmprobe
-from vlmprobe.cli import app, terminal
+import vlmprobe.demo
+from vlmprobe.cli import app, ask, terminal
 
 ASK = ("none", "What is it?", "--max-new-tokens", "1")
 PAGE = "<!DOCTYPE html>\n<html><title>earlier</title></html>"
@@ -76,6 +76,7 @@ def told(done) -> str:
 def test_the_page_has_the_codes():
     rows = re.findall(r"^\| (\d+) \|", (DOCS / "reference" / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == ["0", str(terminal.FAILED), str(terminal.WRONG_USAGE), "3", str(terminal.INTERRUPTED)]
+    assert f"| {ask.NO}, {ask.UNSURE} |" in (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
 
 
 WRONG = [  # command line, what is told
@@ -100,6 +101,20 @@ WRONG = [  # command line, what is told
     (("score", "demo", "none", "Q", "--candidates-file", "latin.txt"), "latin.txt"),
     (("score", "demo", "none", "Q", "--candidates-file", "folder"), "folder"),
     (("score", "demo", "gone.png", "Q", "-c", "yes"), "gone.png"),
+    (("ask", "demo", "gone.png", "Q"), "gone.png"),
+    (("ask", "demo", "scene.png"), 'vlmprobe ask demo scene.png "What is in the picture?"'),
+    (("ask", "demo", "none", "Q", "yes", "no"), "after a -c"),
+    (("ask", "demo", "none", "Q", "-c", "red"), "give several"),
+    (("ask", "demo", "none", "Q", "-c", "red", "-c", "red"), "repeats"),
+    (("ask", "demo", "none", "Q", "-c", "red", "-c", ""), "empty"),
+    (("ask", "demo", "none", "Q", "-l", "3", "-l", "1", "-l", "2"), "in order"),
+    (("ask", "demo", "none", "Q", "-l", "1", "-l", "2", "-c", "red", "-c", "blue"), "either --candidate or --level"),
+    (("ask", "demo", "none", "Q", "-l", "1", "-l", "2", "--none-of-these"), "--none-of-these"),
+    (("ask", "demo", "none", "Q", "--letters"), "--letters"),
+    (("ask", "demo", "none", "Q", "-c", "red", "-c", "blue", "--rotate", "all"), "add --letters"),
+    (("ask", "demo", "none", "Q", "-c", "red", "-c", "blue", "--letters", "--rotate", "always"), "'close' or 'all'"),
+    (("ask", "demo", "none", "Q", "--threshold", "90"), "--threshold"),
+    (("ask", "demo", "none", "Q", "--threshold", "0"), "--threshold"),
     (("check", "./gone"), "./gone"),
     (("check", "demo", "--only", "C999"), "C999"),
     (("check", "demo", "--expect", "C1"), "ID=REASON"),
@@ -150,6 +165,7 @@ WRONG_CHOICES = [  # options, what is told
 # Every command that takes a model, with a placeholder for it.
 TAKING_A_MODEL = [
     ("probe", "MODEL", "none", "Q"),
+    ("ask", "MODEL", "none", "Q"),
     ("score", "MODEL", "none", "Q", "-c", "yes"),
     ("check", "MODEL"),
     ("compare", "MODEL", "demo", "lines.jsonl"),
@@ -182,6 +198,32 @@ def test_a_wrong_choice_is_wrong_usage_of_every_command(chosen, says):
         done = run(*("demo" if each == "MODEL" else each for each in command), f"{option}{side}", value)
         assert done.exit_code == 2, (command, done.output)
         assert says in told(done)
+
+
+@pytest.mark.parametrize(
+    ("further", "code", "last"),
+    [
+        (("Is there a nine?",), 0, ""),
+        (("Is there a seven?",), 0, ""),
+        (("Is there a nine?", "--exit-code"), 0, ""),
+        (("Is there a seven?", "--exit-code"), 10, ""),
+        (("Is there a seven?", "--exit-code", "--threshold", "0.9"), 10, "at 0.9: no"),
+        (("Is there a seven?", "--exit-code", "--threshold", "1"), 11, "at 1: unsure"),
+        (("Which digit is on the left?", "-c", "no", "-c", "nine", "--exit-code"), 0, ""),
+        (
+            ("Which digit is on the left?", "-c", "no", "-c", "nine", "--exit-code", "--threshold", "1"),
+            11,
+            "at 1: unsure",
+        ),
+    ],
+)
+def test_the_exit_code_is_the_answer_on_request(further, code, last):
+    done = run("ask", "demo", vlmprobe.demo.sample_images()[0], *further)
+    assert done.exit_code == code, done.output
+    assert done.stderr == ""
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    assert ("at " in lines[-1]) == bool(last)
+    assert not last or lines[-1] == last
 
 
 def test_every_command_is_tried_in_a_wrong_way():

@@ -72,6 +72,14 @@ def test_scores(run, checkpoint, scene):
     assert "…" not in shown
 
 
+def test_an_answer_of_a_kind(run, checkpoint, scene):
+    shown = run(
+        "ask", checkpoint("llava"), scene, "What?", "-c", "yes", "-c", "a rather long option", "--threshold", 0.9
+    )
+    assert all(word in shown for word in ("candidate", "among these", "logprob", "at 0.9: "))
+    assert "…" not in shown
+
+
 @pytest.mark.parametrize("columns", ["40", "0", "7"])
 def test_a_very_narrow_or_unknown_width_keeps_names_and_probabilities(columns, checkpoint, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)

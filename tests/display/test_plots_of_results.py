@@ -32,6 +32,7 @@ from vlmprobe.display.plots import style
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.probe.rank import Ranking
 from vlmprobe.probe.sample import Samples
+from vlmprobe.results.asked import Answers, Rating
 from vlmprobe.results.grouped import YesNo, grouped
 
 HOSTILE = ["$x_1$", "\ud800", "\x00\x1b[31m", "猫 🐯", "\u202eabc", "a\nb", "", " ", "^{", "\\frac"]
@@ -110,6 +111,17 @@ def compared():
     return Compared(None, "q", ("a", "b"), "same", align(one, other), None, np.zeros(0), True)
 
 
+def rated(*levels):
+    found = scores({name: [0.5 / 2**place] for place, name in enumerate(levels)}, question="How?")
+    values = np.arange(1.0, 1 + len(levels))
+    return grouped({name: [name] for name in levels}, found, kind=Rating, values=values)
+
+
+def answered():
+    yes_no = grouped({"yes": ["yes"], "no": ["no"]}, scores({"yes": [0.7], "no": [0.2]}), kind=YesNo)
+    return Answers({"person": yes_no, "sharp": rated("poor", "fair", "good")})
+
+
 def callback():
     callback = ProbeCallback([("q")], processor=object())
     callback.history = [
@@ -126,6 +138,8 @@ PLOTS = {
     "table": lambda: two_digits().prompt.plot,
     "long table": lambda: random_table(0, 90).plot,
     "scores": lambda: scores({"yes": [0.7], "no": [0.2]}).plot,
+    "rating": lambda: rated("poor", "fair", "good").plot,
+    "answers": lambda: answered().plot,
     "choices": lambda: two_digits().top(3).plot,
     "samples": lambda: samples().plot,
     "ranking": lambda: Ranking("q", np.array([1.0, 2.0]), ["a", ""], [None, Image.new("RGB", (9, 5))]).plot,
@@ -175,6 +189,8 @@ def test_text_from_outside_is_drawn_as_it_stands():
         replace(scores(candidates), meta={"question": "".join(HOSTILE) * 20}).plot(),
         Ranking("".join(HOSTILE), np.zeros(len(HOSTILE)), HOSTILE, [None] * len(HOSTILE)).plot(),
         Samples(tuple(replace(says("x", 0.4), text=text) for text in HOSTILE)).plot(),
+        rated(*(text for text in HOSTILE if text.strip())).plot(),
+        Answers({text: rated("poor", text) for text in HOSTILE if text.strip()}).plot(),
     ]
     for ax in shown:
         ax.figure.canvas.draw()  # TeX, a surrogate or a null would raise here
@@ -255,6 +271,18 @@ def test_answers_of_several_spellings_are_bars_of_their_sums():
     ax = grouped(groups, replace(found, tables=apart), kind=YesNo).plot()
     np.testing.assert_allclose(widths(ax), [0.8, 0.2], rtol=1e-6)
     assert names(ax) == ["yes", "no"]
+
+
+def test_levels_are_drawn_in_order_and_several_answers_with_what_they_say():
+    ax = rated("poor", "fair", "good").plot()
+    assert names(ax) == ["poor", "fair", "good"]
+    np.testing.assert_allclose(widths(ax), [4 / 7, 2 / 7, 1 / 7], rtol=1e-6)
+    assert ax.get_title(loc="left") == "How? poor, 1.57 of 3 (± 0.73)"
+    ax = answered().plot()
+    assert names(ax) == ["person: yes", "sharp: poor, 1.57 of 3 (± 0.73)"]
+    np.testing.assert_allclose(widths(ax), [7 / 9, 4 / 7], rtol=1e-6)
+    with pytest.raises(ResultError, match="27 levels"):
+        rated(*map(str, range(27))).plot()
 
 
 def test_choices_are_shaded_by_their_probability_and_what_was_said_is_framed():

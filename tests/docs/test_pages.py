@@ -13,7 +13,7 @@ import vlmprobe
 from vlmprobe.demo import checkpoint, sample_images
 
 PAGES = sorted(path.stem for path in (DOCS / "use").glob("*.md"))
-DRAWN = ("candidates", "rank", "heads", "decoding")
+DRAWN = ("ask", "candidates", "rank", "heads", "decoding")
 
 
 def blocks_of(page):

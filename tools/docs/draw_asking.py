@@ -1,4 +1,4 @@
-"""Draw the plots and write the figures of the pages on candidates, ranking, heads and decoding.
+"""Draw the plots and write the figures of the pages on asking, candidates, ranking, heads and decoding.
 
 ``python tools/docs/draw_asking.py``, or with page names: ``python tools/docs/draw_asking.py heads``. Everything is
 measured on the embedded demo model and held-out handwriting. Takes a few minutes.
@@ -13,11 +13,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from draw_confidence import save, write
+from draw_confidence import DOCS, save, write
 
 import vlmprobe
 from vlmprobe.analysis import calibration, heads, plots, yes_no
 from vlmprobe.analysis.decoding import ImageContrast
+from vlmprobe.demo.drawing import COLOURS
 from vlmprobe.demo.handwriting import DIGITS
 from vlmprobe.demo.scenes import Scene, article, held_out
 from vlmprobe.results.result import Result
@@ -33,6 +34,45 @@ def main(pages: list[str]) -> None:
     probe = vlmprobe.load("demo", device="cpu")
     for page in pages or list(PAGES):
         PAGES[page](probe)
+
+
+QUESTIONS: dict[str, Any] = {
+    "same": "Are the two digits the same?",
+    "left digit": ("Which digit is on the left?", list(DIGITS)),
+    "left colour": ("What colour is the digit on the left?", list(COLOURS)),
+    "right digit": ("Which digit is on the right?", list(DIGITS)),
+    "right colour": ("What colour is the digit on the right?", list(COLOURS)),
+}
+
+
+def draw_ask(probe: Any) -> None:
+    """Five questions about the least clear of 200 hasty scenes; how many are decided at two thresholds, and right."""
+    scenes = list(held_out(200, strength=2.0))
+    answers = [probe.ask(QUESTIONS, scene.picture) for scene in scenes]
+    right = [
+        {
+            "same": "yes" if scene.digits[0] == scene.digits[1] else "no",
+            "left digit": DIGITS[scene.digits[0]],
+            "left colour": scene.colours[0],
+            "right digit": DIGITS[scene.digits[1]],
+            "right colour": scene.colours[1],
+        }
+        for scene in scenes
+    ]
+    sure = [min(float(each.probabilities.max()) for each in asked.values()) for asked in answers]
+    save("ask", answers[int(np.argmin(sure))].plot)
+    scenes[int(np.argmin(sure))].picture.save(DOCS / "img" / "ask-scene.png")
+    lines = ["| threshold | answers that are not unsure | of these right |", "|---|---|---|"]
+    for threshold in (0.01, 0.9, 0.99):
+        found = [
+            said == gold[name]
+            for asked, gold in zip(answers, right, strict=True)
+            for name, said in asked.at(threshold).items()
+            if said != "unsure"
+        ]
+        named = "none" if threshold < 0.1 else f"{threshold:g}"
+        lines.append(f"| {named} | {len(found)} of {len(answers) * len(QUESTIONS)} | {np.mean(found):.1%} |")
+    write("ask", "figures", lines)
 
 
 def unsure(probe: Any, scenes: list[Scene]) -> tuple[Scene, Result, int]:
@@ -230,7 +270,13 @@ def contrasted(probe: Any, scene: Scene, before: list[int], alpha: float) -> np.
     return np.asarray(torch.log_softmax(scores[0].double(), dim=-1))
 
 
-PAGES = {"candidates": draw_candidates, "rank": draw_rank, "heads": draw_heads, "decoding": draw_decoding}
+PAGES = {
+    "ask": draw_ask,
+    "candidates": draw_candidates,
+    "rank": draw_rank,
+    "heads": draw_heads,
+    "decoding": draw_decoding,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vlmprobe.cli.ask import ask
 from vlmprobe.cli.check import check
 from vlmprobe.cli.compare import compare
 from vlmprobe.cli.demo import demo
@@ -33,6 +34,11 @@ DOCTOR_EXAMPLE = (
     "give more."
 )
 SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
+
+ASK_EXAMPLE = (
+    'Example: vlmprobe ask demo scene.png "Is there a two?" --threshold 0.9 --exit-code\n\n'
+    "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted; with --exit-code 0 yes, 10 no, 11 unsure."
+)
 
 
 class Command(TyperCommand):
@@ -67,7 +73,7 @@ class AskCommand(Command):
         ctx.allow_extra_args = True
         extra: list[str] = super().parse_args(ctx, args)
         if extra and not ctx.resilient_parsing:
-            answers = ", and every answer after a -c" if ctx.command.name == "score" else ""
+            answers = ", and every answer after a -c" if ctx.command.name in ("ask", "score") else ""
             ctx.fail(f"Too many arguments ({' '.join(extra)}): put the question in quotes{answers}")
         return extra
 
@@ -135,6 +141,7 @@ def top(
 
 app.command(cls=Command)(demo)
 app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
+app.command(cls=AskCommand, epilog=ASK_EXAMPLE)(ask)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
 app.command(cls=Command)(models)
 app.command(cls=Command, epilog=CHECK_EXAMPLE)(check)

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["asked", "candidate_list", "prompt_options", "require_generation"]
+__all__ = ["asked", "candidate_list", "decoded", "prompt_options", "require_generation"]
 
 STDIN, NO_IMAGE = "-", "none"
 
@@ -107,6 +107,11 @@ def _decoded(argument: str) -> str:
     return os.fsencode(argument).decode("utf-8", errors="replace") if _has_surrogates(argument) else argument
 
 
+def decoded(given: Sequence[str] | None) -> list[str]:
+    """Values of an option that can be repeated, as UTF-8 text whatever the locale."""
+    return [_decoded(each) for each in given or ()]
+
+
 def _has_surrogates(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
@@ -147,7 +152,7 @@ def candidate_list(given: Sequence[str] | None, file: Path | None) -> list[str]:
     Raises:
         typer.BadParameter: for no candidates, an empty or repeated one, or a file that is not text.
     """
-    candidates = [_decoded(each) for each in given or ()]
+    candidates = decoded(given)
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8-sig").split("\n")

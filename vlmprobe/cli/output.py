@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +35,7 @@ def deliver(
     save: Path | None,
     below: list[Any] | None = None,
     streamed: bool = False,
+    further: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the files, then print, so that a broken pipe loses no file.
 
@@ -43,10 +45,12 @@ def deliver(
         html: page to write, or None.
         save: folder or file to save to, or None.
         below: what to print after the table.
+        further: entries of the JSON beside those of the result.
         streamed: whether the answer has been printed already; the table then follows it in a terminal only.
     """
     from vlmprobe.display import rich_view
     from vlmprobe.results.document import result_document, scores_document
+    from vlmprobe.results.grouped import Answer
     from vlmprobe.results.result import Result
 
     if save is not None:
@@ -55,8 +59,11 @@ def deliver(
     if html is not None:
         write_html(result.to_html(), html)
     if as_json:
-        described = result_document if isinstance(result, Result) else scores_document
-        print_json(described(result, logits=True))
+        if isinstance(result, Answer):
+            print_json({**(further or {}), **result.to_dict()})
+        else:
+            described = result_document if isinstance(result, Result) else scores_document
+            print_json(described(result, logits=True))
     else:
         screen = console()
         if streamed and screen.is_terminal:

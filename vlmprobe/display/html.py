@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmprobe.display import view
-from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
+from vlmprobe.display.shown import Shown, ShownAnswer, ShownResult, ShownScores, ShownTable
 from vlmprobe.inputs.images import thumbnail
 
 if TYPE_CHECKING:
@@ -120,6 +120,10 @@ def _article(result: Shown, legend: bool) -> str:
                     "candidates": lines[:SHOWN_CANDIDATES],
                     "more": lines[SHOWN_CANDIDATES:],
                     "mass": view.held(result),
+                    "little": isinstance(result, ShownAnswer) and result.mass < view.LITTLE,  # the note says so
+                    "said": view.plain(result.said) if isinstance(result, ShownAnswer) else "",
+                    "note": view.plain(result.note) if isinstance(result, ShownAnswer) else "",
+                    "rates": not bool(np.isnan(result.means).all()),
                 }
             )
         )

@@ -18,6 +18,7 @@ from vlmprobe.inputs.image_spans import ImageSpan
 
 __all__ = [
     "Shown",
+    "ShownAnswer",
     "ShownChoices",
     "ShownExample",
     "ShownGallery",
@@ -115,6 +116,16 @@ class ShownScores(Shown, Protocol):
     def logprob_bounds(self) -> np.ndarray: ...  # float64 [C, 2], nats
     @property
     def probability_bounds(self) -> np.ndarray: ...  # float64 [C, 2], of probabilities
+
+
+@runtime_checkable
+class ShownAnswer(ShownScores, Protocol):
+    """C possible answers to a question of a kind."""
+
+    @property
+    def said(self) -> str: ...  # the likeliest one, as a person reads it
+    @property
+    def note(self) -> str: ...  # what is to be known of it; may be empty
 
 
 class ShownChoices(Protocol):

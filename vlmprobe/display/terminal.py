@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmprobe.display import view
-from vlmprobe.display.shown import Shown, ShownResult, ShownScores, ShownTable
+from vlmprobe.display.shown import Shown, ShownAnswer, ShownResult, ShownScores, ShownTable
 
 __all__ = ["FAINT", "SHADES", "TOKEN", "Columns", "bar", "rich_view", "table_rich", "token_text"]
 
@@ -54,7 +55,12 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
     head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
     source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
     if isinstance(result, ShownScores):
-        return Group(*head, _candidates(result), *_boundaries(result), _mass(result), source)
+        above, below = [], [_mass(result)]
+        if isinstance(result, ShownAnswer):
+            above = [Padding(Text(view.plain(result.said), style="bold"), (1, 0))]
+            told = [Text(view.plain(result.note))] if result.note else []
+            below = told if result.mass < view.LITTLE else [*below, *told]  # the note has the mass then
+        return Group(*head, *above, _candidates(result), *_boundaries(result), *below, source)
     if not isinstance(result, ShownResult):
         raise TypeError(f"a Result or Scores can be shown, not {type(result).__name__}")
     rows = view.rows(result.output)
@@ -169,10 +175,12 @@ def _candidates(scores: ShownScores) -> RenderableType:
     grid = Table(box=None, pad_edge=False, padding=(0, 1), header_style=FAINT, expand=False)
     grid.add_column("candidate", overflow="fold", max_width=28)
     grid.add_column("among these", no_wrap=True, min_width=BAR + 7)
-    for name in ("logprob", "per token", "per byte"):
+    # Answers with several spellings have no mean.
+    means = {} if np.isnan(scores.means).all() else {"per token": scores.means, "per byte": scores.per_byte}
+    for name in ("logprob", *means):
         grid.add_column(name, justify="right", no_wrap=True)
     ranked = view.order(scores)
-    probabilities, columns = scores.probabilities, (scores.means, scores.per_byte)
+    probabilities = scores.probabilities
     for rank, place in enumerate(ranked[:CANDIDATES]):
         mark = "¹" if scores.boundaries[place] else ""
         bounded = math.isnan(probabilities[place])
@@ -180,7 +188,7 @@ def _candidates(scores: ShownScores) -> RenderableType:
             Text(view.label(scores.candidates[place]) + mark, style="bold" if not rank else ""),
             Text(view.share(scores, place), style=FAINT) if bounded else bar(float(probabilities[place])),
             view.summed(scores, place),
-            *(view.nats(float(column[place])) for column in columns),
+            *(view.nats(float(column[place])) for column in means.values()),
         )
     if len(ranked) > CANDIDATES:
         grid.add_row(Text("⋯", style=FAINT), Text(f"{len(ranked) - CANDIDATES:,} more", style=FAINT))

@@ -14,6 +14,7 @@ from vlmprobe.display.shown import ShownResult, ShownScores, ShownTable
 
 __all__ = [
     "LEVELS",
+    "LITTLE",
     "Alternative",
     "Row",
     "counted",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 LEVELS = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03)  # level n holds the probabilities from LEVELS[n] up to LEVELS[n - 1]
+LITTLE = 0.1  # of what a model would say: answers that hold less are not what it would say
 PIECE = "◌"  # shown for a token without text of its own: part of a character, completed later
 DASH = "–"
 

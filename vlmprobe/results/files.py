@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 from PIL.Image import DecompressionBombError
 
 from vlmprobe.errors import ResultError, VlmprobeWarning, outside
+from vlmprobe.results.asked import Answers, Choice, Rating
 from vlmprobe.results.failure import ENDING, Failure, load_failure, save_failure
 from vlmprobe.results.grouped import GroupedScores, YesNo
 from vlmprobe.results.layouts import require_readable
@@ -19,10 +20,12 @@ from vlmprobe.results.result import ARRAYS, DOCUMENT, FORMAT, SECOND_ARRAYS, Res
 
 __all__ = ["load_result", "load_results", "save_results"]
 
-KINDS: dict[str, type[Result] | type[Scores]] = {each.__name__: each for each in (Result, Scores, GroupedScores, YesNo)}
+KINDS: dict[str, type[Result] | type[Scores] | type[Answers]] = {
+    each.__name__: each for each in (Result, Scores, GroupedScores, YesNo, Choice, Rating, Answers)
+}
 
 
-def load_result(path: str | Path) -> Result | Scores:
+def load_result(path: str | Path) -> Result | Scores | Answers:
     """Load what :meth:`Result.save` or :meth:`Scores.save` wrote, in this version of vlmprobe or an earlier one.
 
     Raises:
@@ -66,7 +69,7 @@ def _arrays_of(document: dict[str, Any]) -> str:
     return str(name)
 
 
-def save_results(results: Iterable[Result | Scores | Failure | Any], folder: str | Path) -> list[Path]:
+def save_results(results: Iterable[Result | Scores | Answers | Failure | Any], folder: str | Path) -> list[Path]:
     """Save results to a folder, one file each, as they come; :func:`load_results` reads them back in this order.
 
     A file is named after its place and the id of its request (:func:`file_name`). Of a failure its error and its
@@ -87,7 +90,7 @@ def save_results(results: Iterable[Result | Scores | Failure | Any], folder: str
     folder.mkdir(parents=True, exist_ok=True)
     written, failed = [], 0
     for place, result in enumerate(results):
-        if isinstance(result, (Result, Scores)):
+        if isinstance(result, (Result, Scores, Answers)):
             name = file_name(place, result.meta.get("id"))
             written.append(result.save(folder / f"{name}.safetensors"))
         elif isinstance(result, Failure):
@@ -115,9 +118,9 @@ def file_name(place: int, id: Any = None) -> str:
 
 
 @overload
-def load_results(folder: str | Path, *, failures: Literal[False] = ...) -> Iterator[Result | Scores]: ...
+def load_results(folder: str | Path, *, failures: Literal[False] = ...) -> Iterator[Result | Scores | Answers]: ...
 @overload
-def load_results(folder: str | Path, *, failures: bool) -> Iterator[Result | Scores | Failure]: ...
+def load_results(folder: str | Path, *, failures: bool) -> Iterator[Result | Scores | Answers | Failure]: ...
 def load_results(folder: str | Path, *, failures: bool = False) -> Iterator[Any]:
     """Load the results saved in a folder one by one, in the order of their names.
 
@@ -137,7 +140,7 @@ def load_results(folder: str | Path, *, failures: bool = False) -> Iterator[Any]
     return map(_load, found)  # which goes on after an error, as a generator would not
 
 
-def _load(path: Path) -> Result | Scores | Failure:
+def _load(path: Path) -> Result | Scores | Answers | Failure:
     return load_failure(path) if path.name.endswith(ENDING) else load_result(path)
 
 

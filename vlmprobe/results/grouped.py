@@ -1,22 +1,25 @@
-"""``GroupedScores``: answers with several spellings, each scored, their probabilities summed."""
+"""``GroupedScores``: answers with several spellings, each scored, their probabilities summed; ``YesNo`` of two."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from numbers import Real
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from vlmprobe.display.view import LITTLE
 from vlmprobe.errors import CapabilityError, MessageError
 from vlmprobe.results.bounds import at_most, listed_in, open_mass
 from vlmprobe.results.choices import read_only
+from vlmprobe.results.first_token import held_little
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.nested import Path, path_of
 from vlmprobe.results.result import Scores
 
-__all__ = ["GroupedScores", "YesNo", "grouped"]
+__all__ = ["Answer", "GroupedScores", "YesNo", "grouped"]
 
 YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 NO = ("no", "No", "NO", " no", " No", " NO")
@@ -38,13 +41,23 @@ class GroupedScores(Scores):
     spellings: Scores = field(kw_only=True)  # of all C spellings
     members: list[list[int]] = field(kw_only=True)  # [G] indices into ``spellings`` to sum, as far as they are known
     left_out: dict[str, str] = field(kw_only=True)  # spellings that do not count, and why
+    # [G] indices into ``spellings`` to subtract: those of other answers that begin with one of this answer; or empty
+    longer: list[list[int]] = field(kw_only=True, default_factory=list)
 
     @cached_property
     def logprobs(self) -> np.ndarray:
         """float64 [G], nats: log of the summed probabilities of each answer's spellings; NaN if none is listed."""
-        known = [self.spellings.logprobs[places] for places in self.members]
-        told = [each[~np.isnan(each)] for each in known]
-        return read_only(np.array([np.logaddexp.reduce(each) if len(each) else np.nan for each in told]))
+        return read_only(self._summed())
+
+    def _summed(self) -> np.ndarray:
+        each = self.spellings.logprobs
+        known = [each[places][~np.isnan(each[places])] for places in self.members]
+        summed = np.array([np.logaddexp.reduce(told) if len(told) else np.nan for told in known])
+        for answer, places in enumerate(self.longer):
+            if places:  # a rounded difference may come out below 0
+                rest = -np.expm1(np.logaddexp.reduce(each[places]) - summed[answer])
+                summed[answer] = summed[answer] + np.log(rest) if rest > 0 else -np.inf
+        return summed
 
     @property
     def mass(self) -> float:
@@ -81,23 +94,92 @@ class GroupedScores(Scores):
         arrays, document = self.spellings._parts()
         return arrays, document | {
             "meta": self.meta,
-            "groups": {"names": self.candidates, "members": self.members, "left_out": self.left_out},
+            "groups": {"names": self.candidates, "members": self.members, "left_out": self.left_out} | self._more(),
         }
+
+    def _more(self) -> dict[str, Any]:
+        """What else is saved, ready for JSON; :meth:`_read` turns it back into arguments of the class."""
+        return {"longer": self.longer} if any(self.longer) else {}
+
+    @classmethod
+    def _read(cls, groups: dict[str, Any]) -> dict[str, Any]:
+        return {"longer": groups.get("longer", [])}
 
     @classmethod
     def _from_parts(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> GroupedScores:
         groups = document["groups"]
         spellings = Scores._from_parts(arrays, document)
-        if len(groups["names"]) != len(groups["members"]) or not all(
-            places and all(0 <= place < len(spellings.candidates) for place in places) for places in groups["members"]
+        more = cls._read(groups)
+        known = range(len(spellings.candidates))
+        if (
+            len(groups["names"]) != len(groups["members"])
+            or not all(groups["members"])
+            or not all(place in known for places in (*groups["members"], *more["longer"]) for place in places)
         ):
             raise ValueError("its groups do not fit its candidates")
-        return _build(cls, groups["names"], spellings, groups["members"], groups["left_out"])
+        return _build(cls, groups["names"], spellings, groups["members"], groups["left_out"], **more)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class YesNo(GroupedScores):
+class Answer(GroupedScores):
+    """An answer of a kind that was asked for. It prints as a person reads it, such as ``yes 0.93``."""
+
+    @property
+    def said(self) -> str:
+        """The likeliest answer and its probability among the answers: ``"yes 0.93"``."""
+        return f"{self.best} {_share(float(np.nanmax(self.probabilities)))}"
+
+    @property
+    def note(self) -> str:
+        """One sentence if the answers hold less than a tenth of what the model would say, with what it would rather
+        begin with; empty otherwise."""
+        return held_little(self.tables[0], self.mass, self._together) if self.mass < LITTLE else ""
+
+    @property
+    def _together(self) -> str:
+        return f"the {len(self.candidates)} answers together hold"
+
+    def at(self, threshold: Any) -> str:
+        """The likeliest answer if its probability among the answers reaches a threshold, else ``"unsure"``.
+
+        Args:
+            threshold: above 0, at most 1; or an object with a ``value``, as those of
+                :mod:`vlmprobe.analysis.gating`.
+
+        Raises:
+            ValueError: for another number.
+            TypeError: for what is no number.
+        """
+        return self.best if float(np.nanmax(self.probabilities)) >= _threshold(threshold) else "unsure"
+
+    def __bool__(self) -> NoReturn:
+        """An answer is never simply true.
+
+        Raises:
+            TypeError: always; it says what to write.
+        """
+        raise TypeError(
+            f"an answer ({self.said}) is neither true nor false: write answer.at(0.9), which may be 'unsure', or "
+            f"{'answer.says_yes' if isinstance(self, YesNo) else 'answer.best'}"
+        )
+
+    def _document(self) -> dict[str, Any]:
+        return {"answer": self.said, "note": self.note, **super()._document()}
+
+    def __str__(self) -> str:
+        return f"{self.said} (mass {self.mass:.2g})" if self.mass < LITTLE else self.said
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class YesNo(Answer):
     """Scores of the two answers ``"yes"`` and ``"no"``, in that order."""
+
+    @property
+    def _together(self) -> str:
+        return "yes and no together hold"
 
     @property
     def says_yes(self) -> bool:
@@ -131,7 +213,15 @@ class YesNo(GroupedScores):
 Kind = TypeVar("Kind", bound=GroupedScores)
 
 
-def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[Kind] = GroupedScores) -> Kind:  # type: ignore[assignment]
+def grouped(
+    groups: Groups,
+    scores: Scores,
+    *,
+    strict: bool = True,
+    kind: type[Kind] = GroupedScores,  # type: ignore[assignment]
+    longest: bool = False,
+    **more: Any,
+) -> Kind:
     """Group the scores of spellings into answers.
 
     Args:
@@ -139,6 +229,9 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
         scores: of all of them.
         strict: whether a spelling that the tokenizer cannot encode is an error; otherwise it is left out.
         kind: the class to return.
+        longest: of two answers of which one begins with the other, whether what begins with the longer one counts for
+            that alone (``"red"`` is then red, and not followed by car, beside ``"red car"``); otherwise it is an error.
+        **more: further fields of ``kind``.
 
     Raises:
         MessageError: if two answers collide (one is a prefix of the other, or their tokens are the same), or an answer
@@ -158,29 +251,36 @@ def grouped(groups: Groups, scores: Scores, *, strict: bool = True, kind: type[K
         elif np.isnan(scores.logprobs[place]) and not np.isfinite(at_most(scores.tables[place])):
             left_out[text] = listed_in(scores.meta).get("absent", {}).get(text, "it has no log-probability")
     paths = {text: path_of(scores.tables[place]) for text, place in place_of.items() if text not in left_out}
-    start = _common_start(groups, paths)
-    for text, path in paths.items():
+    start = _common_start(groups, paths, left_out)
+    for text, path in list(paths.items()):
         if path[0] != start:
             left_out[text] = "the tokenizer merges the end of the prompt differently than for the other spellings"
-    owner = {text: name for name, texts in groups.items() for text in texts}
-    for text in reversed(owner):  # of two spellings with the same tokens, the first is kept
-        shorter = next((each for each in owner if each != text and _begins(text, each, paths, left_out)), None)
-        if shorter is None:
-            continue
-        if owner[shorter] != owner[text]:
-            raise MessageError(
-                f"The answers {owner[text]!r} and {owner[shorter]!r} collide: whatever begins with {text!r} begins "
-                f"with {shorter!r} too. Make the shorter one longer, such as {shorter + '.'!r}, or drop one."
-            )
-        left_out[text] = f"its probability is part of that of {shorter!r}"
+            del paths[text]
+    owner = {text: name for name, texts in groups.items() for text in texts if text in paths}
+    begins_with = _nearest(owner, paths)
+    longer: dict[str, list[int]] = {name: [] for name in groups}
+    for text, shorter in begins_with.items():
+        if owner[shorter] == owner[text]:
+            left_out[text] = f"its probability is part of that of {shorter!r}"
+        elif longest and paths[shorter] != paths[text] and not np.isnan(scores.logprobs[place_of[text]]):
+            longer[owner[shorter]].append(place_of[text])
+        else:
+            raise _collision(text, shorter, owner, same=paths[shorter] == paths[text])
     members = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
-    found = _build(kind, list(groups), scores, members, left_out)
+    if any(longer.values()):
+        more["longer"] = list(longer.values())
+    found = _build(kind, list(groups), scores, members, left_out, **more)
     _require_decided(found)
     return found
 
 
 def _build(
-    kind: type[Kind], names: list[str], scores: Scores, members: list[list[int]], left_out: dict[str, str]
+    kind: type[Kind],
+    names: list[str],
+    scores: Scores,
+    members: list[list[int]],
+    left_out: dict[str, str],
+    **more: Any,
 ) -> Kind:
     sums = np.nan_to_num(scores.logprobs, nan=-np.inf)
     likeliest = [max(places, key=lambda place: float(sums[place])) for places in members]
@@ -193,6 +293,7 @@ def _build(
         spellings=scores,
         members=[list(places) for places in members],
         left_out=dict(left_out),
+        **more,
     )
 
 
@@ -212,11 +313,44 @@ def _require_decided(scores: GroupedScores) -> None:
     )
 
 
-def _begins(text: str, other: str, paths: Mapping[str, Path], left_out: Mapping[str, str]) -> bool:
-    """Whether the tokens of a spelling start with, or equal, those of another; only among those that count."""
-    if text in left_out or other in left_out:
-        return False
-    return paths[text][: len(paths[other])] == paths[other]
+def _nearest(owner: Mapping[str, str], paths: Mapping[str, Path]) -> dict[str, str]:
+    """For each spelling whose tokens begin with those of another, or equal them, the longest of these others.
+
+    Of two spellings with the same tokens, the second begins with the first.
+    """
+    first: dict[Path, str] = {}
+    for text in owner:
+        first.setdefault(paths[text], text)
+    found = {}
+    for text in owner:
+        path = paths[text]
+        stops = range(len(path) if first[path] != text else len(path) - 1, 1, -1)  # a path begins with its position
+        shorter = next((first[path[:stop]] for stop in stops if path[:stop] in first), None)
+        if shorter is not None:
+            found[text] = shorter
+    return found
+
+
+def _collision(text: str, shorter: str, owner: Mapping[str, str], *, same: bool) -> MessageError:
+    remedy = "Drop one." if same else f"Make the shorter one longer, such as {shorter + '.'!r}, or drop one."
+    return MessageError(
+        f"The answers {owner[text]!r} and {owner[shorter]!r} collide: whatever begins with {text!r} begins with "
+        f"{shorter!r} too. {remedy}"
+    )
+
+
+def _threshold(given: Any) -> float:
+    value = getattr(given, "value", given)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"a threshold is a number above 0 and at most 1, such as 0.9, not {given!r}")
+    if not 0 < float(value) <= 1:
+        raise ValueError(f"a threshold is a probability above 0 and at most 1, such as 0.9, not {given!r}")
+    return float(value)
+
+
+def _share(probability: float) -> str:
+    """A probability to two decimals, never rounded to certainty."""
+    return ">0.99" if 0.995 <= probability < 1 else f"{probability:.2f}"
 
 
 def _misread(scores: Scores, place: int) -> str | None:
@@ -226,7 +360,7 @@ def _misread(scores: Scores, place: int) -> str | None:
     return read if "special" in table.kinds and read.strip() != text.strip() else None
 
 
-def _common_start(groups: Groups, paths: Mapping[str, Path]) -> int:
+def _common_start(groups: Groups, paths: Mapping[str, Path], left_out: Mapping[str, str]) -> int:
     """The first position at which every answer has a spelling.
 
     Raises:
@@ -234,9 +368,8 @@ def _common_start(groups: Groups, paths: Mapping[str, Path]) -> int:
     """
     for name, texts in groups.items():
         if not any(text in paths for text in texts):
-            raise MessageError(
-                f"The answer {name!r} has no spelling that this tokenizer can encode: {', '.join(map(repr, texts))}."
-            )
+            reasons = "; ".join(f"{text!r}: {left_out[text]}" for text in texts)
+            raise MessageError(f"The answer {name!r} has no spelling that counts ({reasons}).")
     for start in sorted({path[0] for path in paths.values()}):
         if all(any(text in paths and paths[text][0] == start for text in texts) for texts in groups.values()):
             return int(start)
