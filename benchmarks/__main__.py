@@ -42,8 +42,9 @@ MEMORY: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         dict.fromkeys(("model.generate", "vlmprobe"), TOKENS) | {"generate(output_logits=True)": (32, 160)},
     ),
     "memory_candidates": ("candidates", {"prefill": (16,), "vlmprobe": (16, 1000), "minicons": (16,)}),
+    "memory_asked": ("asked", {"score_many": (100, 1000)}),
 }
-ONE_SIZE = ("columns", "reduction", "memory_columns")
+SIZES = {"memory_columns": ("tiny",), "memory_asked": ("20m",), "agreement": ("1b", "small", "tiny", "20m")}
 NAMES = (*CASES, *MEMORY, "agreement", "startup", *SWEEPS)
 
 
@@ -107,7 +108,12 @@ def libraries() -> dict[str, str]:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--size", nargs="+", default=["1b", "tiny"], choices=["1b", "small", "tiny"])
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        default=["1b", "tiny", "20m", "embedded"],
+        choices=["1b", "small", "tiny", "20m", "embedded"],
+    )
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     parser.add_argument(
         "--only", nargs="+", choices=(*NAMES, "none"), default=list(NAMES), metavar="NAME", help=", ".join(NAMES)
@@ -132,11 +138,17 @@ def planned(given: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         if name in SWEEPS:
             yield name, "small", "float32"
     for size in given.size:
-        for dtype in given.dtype if size != "tiny" else ["float32"]:
+        for dtype in given.dtype if size in ("1b", "small") else ["float32"]:
             for name in only:
-                own = name in ONE_SIZE  # whose model is its own
-                if (name in CASES or name in MEMORY or name == "agreement") and (size == "tiny" or not own):
+                if size in sizes_of(name):
                     yield name, size, dtype
+
+
+def sizes_of(name: str) -> tuple[str, ...]:
+    """The models that a measurement is made on."""
+    if name in CASES:
+        return CASES[name].sizes
+    return SIZES.get(name, ("1b", "small", "tiny") if name in MEMORY else ())
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import peers
-from benchmarks.model import SIZES, build, picture, words
+from benchmarks import asked, glance_peer, peers
+from benchmarks.model import SIZES, load, picture, words
+from benchmarks.qwen3_vl import SIDES
 from vlmprobe.engines.local.row_stats import row_stats
 
 __all__ = ["CASES", "Bench", "Case", "agreement"]
 
-Variants = Mapping[str, Callable[[], Any]]
+Variants = Mapping[str, Callable[[], Any] | str]  # a text says why a variant cannot run here
 QUESTION = 40  # tokens
 TEMPLATE = 19  # tokens that the chat template puts around a question
 NEW = 64
@@ -33,17 +34,19 @@ class Bench:
 
     @cached_property
     def model(self) -> Any:
-        return build(self.size, self.dtype, self.vocabulary)[0].to(self.device)
+        return load(self.size, self.dtype, self.vocabulary)[0].to(self.device)
 
     @cached_property
     def processor(self) -> Any:
-        return build(self.size, self.dtype, self.vocabulary)[1]
+        return load(self.size, self.dtype, self.vocabulary)[1]
 
     @cached_property
     def runs(self) -> list[None]:
         """Gets one entry per forward pass of the vision tower from here on."""
         found: list[None] = []
-        self.model.model.vision_tower.register_forward_pre_hook(lambda *_: found.append(None))
+        inner = self.model.model
+        tower = inner.visual if hasattr(inner, "visual") else inner.vision_tower
+        tower.register_forward_pre_hook(lambda *_: found.append(None))
         return found
 
     @cached_property
@@ -56,7 +59,17 @@ class Bench:
     def scorer(self) -> Any:
         return peers.scorer(self.model, self.processor)
 
+    @cached_property
+    def glance(self) -> Any:
+        return glance_peer.backend(self.model, self.processor)
+
     def picture(self, tiles: int = 1, seed: int = 0) -> Any:
+        if self.size == "embedded":
+            from vlmprobe.demo.scenes import scene_at
+
+            return scene_at(11, seed).picture
+        if self.size == "20m":
+            return picture(1, max(SIDES), seed).resize(SIDES)
         return picture(tiles, SIZES[self.size]["side"], seed)
 
     def inputs(self, question: str, image: Any = None) -> peers.Inputs:
@@ -65,12 +78,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """One task: its variants on a model, the number of rounds, and the slow variants that run only once."""
+    """One task: its variants on a model, the number of rounds, the slow variants that run only once, and the models."""
 
     what: str
     variants: Callable[[Bench], Variants]
     rounds: int
     once: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ("1b", "small", "tiny")
 
 
 def answer(bench: Bench, image: Any, new: int = NEW, prompt: bool = True) -> Variants:
@@ -177,6 +191,7 @@ def _request(question: str, image: Any) -> Any:
     return Request(question, image)
 
 
+OWN = ("tiny",)  # of a case whose model is its own
 CASES: dict[str, Case] = {
     "generate": Case(
         "64 new tokens after 40 tokens of text", lambda bench: answer(bench, None), 5, ("generate(output_logits=True)",)
@@ -188,8 +203,8 @@ CASES: dict[str, Case] = {
         ("generate(output_logits=True)",),
     ),
     "prompt": Case("columns of 2,000 tokens of text", lambda bench: prompt(bench, 2000), 3, ("forward + log_softmax",)),
-    "columns": Case("columns of 2,711 tokens and 151,656 words", lambda bench: columns(bench, 2711), 3),
-    "reduction": Case("columns of 54 rows of 151,656 logits", reduction, 9),
+    "columns": Case("columns of 2,711 tokens and 151,656 words", lambda bench: columns(bench, 2711), 3, sizes=OWN),
+    "reduction": Case("columns of 54 rows of 151,656 logits", reduction, 9, sizes=OWN),
     "candidates_16": Case(
         "16 candidates of 3 tokens after a picture",
         lambda bench: candidates(bench, 16, peer=True),
@@ -201,6 +216,22 @@ CASES: dict[str, Case] = {
     ),
     "questions_8": Case("8 questions on one picture", questions, 2),
     "requests_32": Case("32 requests of different length", requests, 3),
+    "asked_8": Case(
+        "8 yes/no questions on one picture",
+        asked.on_one,
+        9,
+        ("minicons",),
+        ("1b", "20m"),
+    ),
+    "asked_64": Case("64 yes/no questions on 64 pictures", asked.one_each, 5, sizes=("20m", "embedded")),
+    "asked_1000": Case("1,000 yes/no questions on one picture", asked.many_on_one, 2, sizes=("20m",)),
+    "yes_no_64": Case(
+        "64 yes/no questions, 4 on each of 16 pictures",
+        lambda bench: asked.yes_no(bench, 16, 4),
+        5,
+        sizes=("embedded",),
+    ),
+    "answers_64": Case("answers of 16 tokens on 64 pictures", asked.many_answers, 7, sizes=("embedded",)),
 }
 
 
@@ -208,6 +239,9 @@ def agreement(bench: Bench, count: int = 4) -> Iterator[tuple[str, float]]:
     """Greatest difference in nats between vlmprobe and each peer, to verify that all compute the same numbers."""
     import numpy as np
 
+    if bench.size == "20m":
+        yield from asked.agreement(bench)
+        return
     text, image = words(QUESTION), bench.picture()
     texts = [words(3, seed) for seed in range(count)]
     ours = bench.probe.score(text, texts, image=image).logprobs

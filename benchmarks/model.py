@@ -1,8 +1,9 @@
-"""The benchmarked models: one with the dimensions of InternVL2-1B and random weights, and smaller ones."""
+"""The benchmarked models: of the dimensions of InternVL2-1B with random weights, smaller ones, and the embedded one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["SIZES", "build", "picture", "words"]
+__all__ = ["SIZES", "build", "cached", "load", "picture", "tokenizer_of", "words"]
 
 CACHE = Path(os.environ.get("VLMPROBE_BENCH_CACHE", "~/.cache/vlmprobe/benchmarks")).expanduser()
 VOCABULARY = 151_655  # of InternVL2-1B
@@ -79,6 +80,28 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @cache
+def load(size: str, dtype: str, vocabulary: int | None = None) -> tuple[Any, Any]:
+    """A model and its processor: one of :data:`SIZES`, ``"20m"`` (Qwen3-VL) or ``"embedded"`` (the one shipped).
+
+    Args:
+        size: its name.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+        vocabulary: overrides the vocabulary size, of :data:`SIZES` only.
+    """
+    import torch
+
+    if size == "20m":
+        from benchmarks.qwen3_vl import build as build_qwen3_vl
+
+        return build_qwen3_vl(dtype)
+    if size == "embedded":
+        import vlmprobe
+
+        probe = vlmprobe.load("demo", dtype=getattr(torch, dtype), device="cpu")
+        return probe.model, probe.processor
+    return build(size, dtype, vocabulary)
+
+
 def build(size: str, dtype: str, vocabulary: int | None = None) -> tuple[Any, Any]:
     """A model with random weights and its processor, both transformers' own InternVL. Weights are created on first use
     and then loaded from the folder ``CACHE`` (``VLMPROBE_BENCH_CACHE``).
@@ -88,12 +111,11 @@ def build(size: str, dtype: str, vocabulary: int | None = None) -> tuple[Any, An
         dtype: ``"float32"`` or ``"bfloat16"``.
         vocabulary: overrides the vocabulary size.
     """
-    import torch
     import transformers as hf
 
     wanted = SIZES[size]
     side, patches = wanted["side"], wanted["side"] // wanted["vision"]["patch_size"][0]
-    tokenizer = _tokenizer(vocabulary or wanted["vocabulary"])
+    tokenizer = tokenizer_of(vocabulary or wanted["vocabulary"], SPECIAL, IMAGE_TOKENS)
     positions = patches**2 // 4
     processor = hf.InternVLProcessor(
         image_processor=hf.GotOcr2ImageProcessor(
@@ -114,25 +136,29 @@ def build(size: str, dtype: str, vocabulary: int | None = None) -> tuple[Any, An
         tie_word_embeddings=False,
     )
     folder = CACHE / f"{size}-{dtype}-{len(tokenizer)}"
-    if not folder.is_dir():
-        _draw(config, dtype, folder)
-    kind = hf.InternVLForConditionalGeneration
-    model = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype)).eval()
+    model = cached(hf.InternVLForConditionalGeneration, config, dtype, folder)
     model.generation_config = hf.GenerationConfig(eos_token_id=END, pad_token_id=tokenizer.pad_token_id)
     return model, processor
 
 
-def _draw(config: Any, dtype: str, folder: Path) -> None:
-    """Write a checkpoint with random weights."""
+def cached(kind: Any, config: Any, dtype: str, folder: Path) -> Any:
+    """A model of this class with random weights, which are drawn once and kept in the folder."""
     import torch
-    import transformers as hf
+
+    if not folder.is_dir():
+        _draw(kind, config, dtype, folder)
+    return kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype)).eval()
+
+
+def _draw(kind: Any, config: Any, dtype: str, folder: Path) -> None:
+    import torch
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = hf.InternVLForConditionalGeneration(config)
+            model = kind(config)
     finally:
         torch.set_default_dtype(before)
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
@@ -149,31 +175,45 @@ END = 1
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<|endoftext|>")
 
 
-def _tokenizer(size: int) -> Any:
+IMAGE_TOKENS = dict(
+    zip(("start_image_token", "end_image_token", "context_image_token", "video_token"), SPECIAL[2:6], strict=True)
+)
+# One token each, as in a real vocabulary. Their merges come after those of the words, which stay as they are without.
+SPELLINGS = ("Yes", "yes", "YES", "No", "no", "NO")
+ANSWERS = (*(f"\u0120{each}" for each in SPELLINGS), *SPELLINGS)
+
+
+def tokenizer_of(size: int, special: tuple[str, ...], named: Mapping[str, str], further: tuple[str, ...] = ()) -> Any:
     """A byte-level BPE tokenizer of ``size`` tokens: every word of :func:`words`, with its leading space, is one token;
-    the rest of the vocabulary never occurs in a prompt and only makes it as large as a real one."""
+    so are the spellings of yes and no, and the rest of the vocabulary never occurs in a prompt and only makes it as
+    large as a real one.
+
+    Args:
+        size: tokens, the special ones among them.
+        special: the special tokens; the second ends an answer, the last pads.
+        named: attributes that the processor reads, and the special token that each names.
+        further: texts that are one token, too; a space is written as the letter U+0120.
+    """
     import transformers as hf
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = [*SPECIAL, *alphabet]
+    pieces = dict.fromkeys([*special, *alphabet])
     merges = []
-    for word in ("\u0120" + each for each in WORDS):
+    for word in (*("\u0120" + each for each in WORDS), *ANSWERS, *further):
         for stop in range(2, len(word) + 1):
             if word[:stop] not in pieces:
-                pieces.append(word[:stop])
+                pieces[word[:stop]] = None
                 merges.append((word[: stop - 1], word[stop - 1]))
-    pieces += [f"\u0120w{number}" for number in range(size - len(pieces))]
+    pieces |= dict.fromkeys(f"\u0120w{number}" for number in range(size - len(pieces)))
     vocabulary = {piece: place for place, piece in enumerate(pieces)}
     backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    for name, token in zip(
-        ("start_image_token", "end_image_token", "context_image_token", "video_token"), SPECIAL[2:6], strict=True
-    ):
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=special[1], pad_token=special[-1])
+    for name, token in named.items():
         setattr(tokenizer, name, token)
         setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
     return tokenizer

@@ -11,12 +11,14 @@ from torch import Tensor
 
 __all__ = [
     "Inputs",
+    "answer_texts",
     "bare_generate",
     "each_candidate",
     "forward_rows",
     "generated_rows",
     "inputs_of",
     "minicons",
+    "next_words",
     "scorer",
 ]
 
@@ -99,3 +101,31 @@ def minicons(scorer: Any, processor: Any, question: str, image: Image | None, ca
         )
     finally:
         processor.tokenizer.padding_side = side
+
+
+@torch.no_grad()
+def next_words(scorer: Any, processor: Any, texts: Sequence[str], images: Sequence[Image]) -> Tensor:
+    """``VLMScorer.next_word_distribution`` of prompts as one batch: log-probabilities [N, V], nats."""
+    side, processor.tokenizer.padding_side = processor.tokenizer.padding_side, "right"
+    try:
+        return scorer.next_word_distribution(list(texts), list(images))
+    finally:
+        processor.tokenizer.padding_side = side
+
+
+@torch.no_grad()
+def answer_texts(model: Any, processor: Any, question: str, images: Sequence[Image], size: int, new: int) -> list[str]:
+    """Greedy answers of ``new`` tokens to one question on each image, in a loop over batches of ``size``."""
+    found = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        inputs = processor(
+            text=[chat(processor, question, image) for image in batch],
+            images=[[image] for image in batch],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(model.device, model.dtype)
+        out = model.generate(**inputs, max_new_tokens=new, do_sample=False)
+        found += processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found

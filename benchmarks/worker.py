@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks import cases
+from benchmarks import asked, cases
 from benchmarks.growth import sweep
 from benchmarks.memory import peak
 from benchmarks.timing import alternate, load
@@ -19,13 +19,16 @@ TASKS: dict[str, Callable[[cases.Bench, int], cases.Variants]] = {
     "columns": lambda bench, tokens: cases.columns(bench, tokens),
     "generate": lambda bench, tokens: cases.answer(bench, None, new=tokens, prompt=False),
     "candidates": lambda bench, count: cases.candidates(bench, count, peer=True),
+    "asked": lambda bench, count: asked.many_on_one(bench, count),
 }
 
 
 def time_case(bench: cases.Bench, name: str, rounds: int | None, skip: Sequence[str]) -> dict[str, Any]:
     """Seconds of every variant of a case, after warm-up runs."""
     case = cases.CASES[name]
-    variants = {variant: call for variant, call in case.variants(bench).items() if variant not in skip}
+    given = {variant: call for variant, call in case.variants(bench).items() if variant not in skip}
+    absent = {variant: why for variant, why in given.items() if isinstance(why, str)}
+    variants = {variant: call for variant, call in given.items() if not isinstance(call, str)}
     next(iter(variants.values()))()
     bench.probe.generate("Hi", max_new_tokens=2, do_sample=False)
     bench.probe.score("Hi", ["yes", "no it is"])
@@ -37,7 +40,7 @@ def time_case(bench: cases.Bench, name: str, rounds: int | None, skip: Sequence[
         tower[variant] = len(bench.runs) - before
 
     calls = {variant: partial(counted, variant, call) for variant, call in variants.items()}
-    return {"seconds": alternate(calls, rounds or case.rounds, case.once), "tower": tower}
+    return {"seconds": alternate(calls, rounds or case.rounds, case.once), "tower": tower, "absent": absent}
 
 
 def memory_of(bench: cases.Bench, name: str, variant: str, sizes: tuple[int, ...]) -> dict[str, Any]:
