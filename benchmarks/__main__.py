@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import glance_peer
 from benchmarks.cases import CASES
 from benchmarks.goals import table
 from benchmarks.growth import SWEEPS
@@ -102,6 +103,8 @@ def machine(device: str) -> dict[str, Any]:
 def libraries() -> dict[str, str]:
     """The versions that a measurement was made with."""
     others = {name: version(name) for name in ("torch", "transformers", "minicons")}
+    if not glance_peer.missing():
+        others["glance-vlm"] = glance_peer.installed()
     return {"vlmprobe": version(DISTRIBUTION), **others, "python": platform.python_version()}
 
 

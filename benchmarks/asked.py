@@ -24,25 +24,28 @@ Variants = Mapping[str, Callable[[], Any] | str]  # a text says why a variant ca
 BATCH = 16  # the largest batch of vlmprobe's own choice
 
 
-def questions(count: int) -> list[str]:
-    """Questions of 5 to 13 words, as glance writes them, so that all read the same prompts."""
-    return [glance_peer.question(f" Is the{words(5 + seed % 9, seed)}") for seed in range(count)]
+def questions(bench: Bench, count: int) -> list[str]:
+    """Questions of 6 to 14 words, as glance writes them; of the embedded model, those that it was trained on."""
+    if bench.size == "embedded":
+        from vlmprobe.demo.handwriting import DIGITS
+        from vlmprobe.demo.scenes import article
+
+        return [f"Is there {article(word)} {word}?" for word in (DIGITS[place % 10] for place in range(count))]
+    return [glance_peer.question(f" Is{words(6 + seed % 9, seed)}") for seed in range(count)]
 
 
-def messages(question: str) -> list[dict[str, Any]]:
-    """A question about an image in the order of glance: the label, the image, the question."""
-    content = [
-        {"type": "text", "text": f"Image `{glance_peer.LABEL}`:"},
-        {"type": "image"},
-        {"type": "text", "text": question},
-    ]
+def messages(bench: Bench, question: str) -> list[dict[str, Any]]:
+    """A question about an image; with the label that glance gives an image, so that all read the same prompt."""
+    content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": question}]
+    if bench.size != "embedded":
+        content.insert(0, {"type": "text", "text": f"Image `{glance_peer.LABEL}`:"})
     return [{"role": "user", "content": content}]
 
 
 def rendered(bench: Bench, asked: Iterable[str]) -> list[str]:
     """The prompts as text."""
     return [
-        bench.processor.apply_chat_template(messages(each), add_generation_prompt=True, tokenize=False)
+        bench.processor.apply_chat_template(messages(bench, each), add_generation_prompt=True, tokenize=False)
         for each in asked
     ]
 
@@ -52,14 +55,14 @@ def _many(bench: Bench, asked: Iterable[str], images: Iterable[Any], spelt: Any 
     from vlmprobe import Request
     from vlmprobe.analysis.yes_no import NO, YES
 
-    requests = [Request(messages(each), image) for each, image in zip(asked, images, strict=True)]
+    requests = [Request(messages(bench, each), image) for each, image in zip(asked, images, strict=True)]
     return bench.probe.score_many(requests, spelt or {"yes": YES, "no": NO}, progress=False)
 
 
 def on_one(bench: Bench, count: int = 8) -> Variants:
     """Yes/no questions on one picture."""
-    image, asked = bench.picture(), questions(count)
-    named = {str(place): messages(each) for place, each in enumerate(asked)}
+    image, asked = bench.picture(), questions(bench, count)
+    named = {str(place): messages(bench, each) for place, each in enumerate(asked)}
 
     def batched() -> Any:
         begun = beginning.begin(bench.model, bench.processor, rendered(bench, asked), image)
@@ -81,7 +84,7 @@ def on_one(bench: Bench, count: int = 8) -> Variants:
 
 def many_on_one(bench: Bench, count: int = 1000) -> Variants:
     """The same for many: what their own tokens cost on a cache that is there already, against all of it."""
-    image, asked = bench.picture(), questions(count)
+    image, asked = bench.picture(), questions(bench, count)
     begun = beginning.begin(bench.model, bench.processor, rendered(bench, asked), image)
     return {
         "own tokens batched": lambda: _drained(beginning.last_rows(bench.model, begun, BATCH)),
@@ -91,7 +94,7 @@ def many_on_one(bench: Bench, count: int = 1000) -> Variants:
 
 def one_each(bench: Bench, count: int = 64) -> Variants:
     """One yes/no question on each of many pictures."""
-    images, asked = [bench.picture(seed=seed) for seed in range(count)], questions(count)
+    images, asked = [bench.picture(seed=seed) for seed in range(count)], questions(bench, count)
 
     def batched() -> Any:
         texts = rendered(bench, asked)
@@ -101,19 +104,19 @@ def one_each(bench: Bench, count: int = 64) -> Variants:
 
 
 def yes_no(bench: Bench, pictures: int, each: int) -> Variants:
-    """Yes/no questions of the shipped model's own kind: one at a time in a session, as it once was, and together."""
+    """Yes/no questions, some on each picture: one at a time, as ``yes_no_many`` once did, and together."""
     from vlmprobe.analysis.yes_no import yes_no_many
-    from vlmprobe.demo.handwriting import DIGITS
 
     images = [bench.picture(seed=seed) for seed in range(pictures)]
-    asked = [(f"Is there a {DIGITS[place]}?", image) for image in images for place in range(each)]
+    asked = list(zip(questions(bench, pictures * each), [image for image in images for _ in range(each)], strict=True))
 
-    def in_turn() -> Any:
+    def in_session() -> Any:
         with bench.probe.session() as session:
             return [session.yes_no(*one) for one in asked]
 
     return {
-        "one at a time in a session": in_turn,
+        "one at a time in a session": in_session,
+        "one at a time": lambda: [bench.probe.yes_no(*one) for one in asked],
         "yes_no_many": lambda: list(yes_no_many(bench.probe, asked, progress=False)),
     }
 
@@ -140,7 +143,7 @@ def agreement(bench: Bench, count: int = 8) -> Iterator[tuple[str, float]]:
     """Greatest difference in nats between vlmprobe's log-odds of yes and those of each peer that can run."""
     import numpy as np
 
-    image, asked = bench.picture(), questions(count)
+    image, asked = bench.picture(), questions(bench, count)
     spelt = {"yes": glance_peer.YES, "no": glance_peer.NO}
     scored = np.array([each.logprobs for each in _many(bench, asked, [image] * count, spelt)])
     ours = scored[:, 0] - scored[:, 1]

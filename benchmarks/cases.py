@@ -226,6 +226,9 @@ CASES: dict[str, Case] = {
     "asked_64": Case("64 yes/no questions on 64 pictures", asked.one_each, 5, sizes=("20m", "embedded")),
     "asked_1000": Case("1,000 yes/no questions on one picture", asked.many_on_one, 2, sizes=("20m",)),
     "yes_no_64": Case(
+        "64 yes/no questions on 64 pictures", lambda bench: asked.yes_no(bench, 64, 1), 5, sizes=("embedded",)
+    ),
+    "yes_no_16": Case(
         "64 yes/no questions, 4 on each of 16 pictures",
         lambda bench: asked.yes_no(bench, 16, 4),
         5,

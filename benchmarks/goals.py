@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.counts import counts
+from benchmarks.model import SIZES
 from benchmarks.timing import ratio
 
 __all__ = ["Row", "clock", "common", "goals", "ratios", "table"]
@@ -28,8 +29,9 @@ class Row:
 
 
 def clock(measured: Mapping[str, Any]) -> str:
-    """The clock that decides: CPU time if other processes competed for the cores, else wall time."""
-    return "wall" if max(measured["load"]) <= CORES_WANTED else "cpu"
+    """The clock that decides: CPU time if others competed for the cores or there was one thread, else wall time."""
+    alone = max(measured["load"]) <= CORES_WANTED and measured.get("threads") != 1
+    return "wall" if alone else "cpu"
 
 
 def ratios(measured: Mapping[str, Any], variant: str, over: str) -> tuple[float, str]:
@@ -46,7 +48,8 @@ def goals(held: Mapping[str, Any], size: str, dtype: str) -> list[Row]:
     """Every goal with measurements."""
     found = held["measured"]
     at = {key.split("/")[0]: each for key, each in found.items() if key.endswith(f"/{size}/{dtype}")}
-    return [*_generate(at), *_memory(at, size), *_candidates(at, size), *_together(at, size)]
+    counted = [*_candidates(at, size), *_together(at, size)] if size in SIZES else []
+    return [*_generate(at), *_memory(at, size), *counted, *_questions_on_one(at), *_many(at)]
 
 
 def common(held: Mapping[str, Any]) -> list[Row]:
@@ -166,6 +169,70 @@ def _together(at: Mapping[str, Any], size: str) -> Iterator[Row]:
             ">= 2", told, value >= 2,
             "a step of a batch reads the weights once for all; prompts gain nothing, for they fill the cores anyway",
         )  # fmt: skip
+
+
+def _questions_on_one(at: Mapping[str, Any]) -> Iterator[Row]:
+    eight = at.get("asked_8", {"seconds": {}})
+    for variant in (name for name in ("score_many", "ask") if name in eight["seconds"]):
+        what = f"8 yes/no questions on one picture, `{variant}`, time over"
+        yield _over(
+            eight, variant, "one prefill, own tokens batched", 1.3,
+            f"{what} one prefill and a batched forward over the questions' own tokens", "1: the same forwards",
+        )  # fmt: skip
+        if "glance" in eight["seconds"]:
+            yield _over(eight, variant, "glance", 1.1, f"{what} glance-vlm with its prefix cache", "about 1: as there")
+        elif "glance" in eight.get("absent", {}):
+            yield Row(f"{what} glance-vlm", "", eight["absent"]["glance"], False, "")
+        if "minicons" in eight["seconds"]:
+            told = ratios(eight, "minicons", variant)[1]
+            yield Row(
+                f"the same, `{variant}`, times as fast as minicons", "", told, True,
+                "it runs picture, prompt and the head on every row for each question",
+            )  # fmt: skip
+    if "asked_1000" in at:
+        yield _over(
+            at["asked_1000"], "score_many", "own tokens batched", 1.3,
+            "1,000 yes/no questions on one picture, all of it over their own tokens on a cache that is there",
+            "1: the same forwards; the picture is 1/1000 of a question",
+        )  # fmt: skip
+    if "memory_asked" in at:
+        peaks = {int(count): value / MEGABYTE for count, value in at["memory_asked"]["peak"]["score_many"].items()}
+        fewer, most = min(peaks), max(peaks)
+        yield Row(
+            f"peak memory of {most:,} yes/no questions on one picture, over that of {fewer:,}",
+            "<= 1.1", f"{peaks[most] / peaks[fewer]:.3f} ({peaks[most]:,.0f} MB, {peaks[fewer]:,.0f} MB)",
+            peaks[most] <= 1.1 * peaks[fewer],
+            "1: a batch is asked at a time, and its results are handed over",
+        )  # fmt: skip
+
+
+def _many(at: Mapping[str, Any]) -> Iterator[Row]:
+    if "asked_64" in at:
+        yield _over(
+            at["asked_64"], "score_many", "prompts batched", 1.15,
+            "64 yes/no questions on 64 pictures, `score_many`, time over the same prompts in batches of the same size",
+            "1: the same forwards",
+        )  # fmt: skip
+    for name, what in (("yes_no_64", "each on its picture"), ("yes_no_16", "4 on each of 16 pictures")):
+        if name in at:
+            value, told = ratios(at[name], "one at a time", "yes_no_many")
+            yield Row(
+                f"64 yes/no questions, {what}, `yes_no_many`, times as fast as one at a time",
+                ">= 6", told, value >= 6, "what a batch of 16 saves the model, and one call for all saves Python",
+            )  # fmt: skip
+    if "answers_64" in at:
+        yield _over(
+            at["answers_64"], "generate_many", "loop over batches", 1.3,
+            "64 answers of 16 tokens, each on its picture, `generate_many` with default columns, "
+            "time over a loop over batches",
+            "1, and the columns: next to nothing of a large model, much of this one",
+        )  # fmt: skip
+
+
+def _over(measured: Mapping[str, Any], variant: str, over: str, most: float, what: str, floor: str) -> Row:
+    """A row whose goal is a ratio of at most ``most``."""
+    value, told = ratios(measured, variant, over)
+    return Row(what, f"<= {most:g}", told, value <= most, floor)
 
 
 def _startup(measured: Mapping[str, Any]) -> Iterator[Row]:

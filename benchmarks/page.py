@@ -16,6 +16,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 MODELS = {
     ("1b", "bfloat16"): "1B parameters, bfloat16",
     ("1b", "float32"): "1B parameters, float32",
+    ("20m", "float32"): "Qwen3-VL of 20M parameters, float32",
+    ("embedded", "float32"): "the embedded model, float32",
     ("tiny", "float32"): "tiny, float32",
 }
 TABLES = {  # case: its title, and the baseline variant
@@ -28,6 +30,12 @@ TABLES = {  # case: its title, and the baseline variant
     "candidates_1000": ("1,000 candidates of 3 tokens after a picture", "prefill"),
     "questions_8": ("8 questions on one picture", "8 calls"),
     "requests_32": ("32 requests of 6 to 37 tokens, 16 new tokens each", "one by one"),
+    "asked_8": ("8 yes/no questions on one picture", "one prefill, own tokens batched"),
+    "asked_64": ("64 yes/no questions on 64 pictures", "prompts batched"),
+    "asked_1000": ("1,000 yes/no questions on one picture", "own tokens batched"),
+    "yes_no_64": ("64 yes/no questions on 64 pictures", "one at a time"),
+    "yes_no_16": ("64 yes/no questions, 4 on each of 16 pictures", "one at a time"),
+    "answers_64": ("answers of 16 tokens on 64 pictures", "loop over batches"),
 }
 INTRODUCTION = """\
 # Performance
@@ -37,6 +45,8 @@ What numbers cost on top of the model. Written by `python -m benchmarks --page` 
 
 The model has the sizes of InternVL2-1B (Qwen2-0.5B as language model, a vocabulary of 151,655 tokens, a vision tower
 of 300M parameters) and random weights: cost does not depend on what the weights are. A picture is a tile of 448 x 448.
+Tasks of many questions also run on a small Qwen3-VL with random weights, which glance-vlm reads (its picture of
+512 x 384 pixels takes 192 positions), and on the embedded model of 1M parameters, of which Python is the larger part.
 
 ## Reproduce
 
@@ -47,7 +57,8 @@ python -m benchmarks --size 1b --dtype bfloat16 --only generate  # a part, put i
 
 Every measurement runs in a process of its own. Variants of one task take turns (A B C, A B C, ...), each round is
 compared with itself, and a ratio is the median of the rounds with the least and the greatest beside it. Bare variants
-get model inputs that are ready; vlmprobe starts from the question and the picture. Peak memory is the highest point of
+get model inputs that are ready; vlmprobe starts from the question and the picture, and in the tasks of yes/no questions
+and of answers on 64 pictures so do all. Peak memory is the highest point of
 the process (of the device, on an accelerator) during one call above what it held before, in a fresh process for every
 variant. The peers' numbers are compared with vlmprobe's in the same run.
 """
@@ -82,15 +93,21 @@ def _machine(held: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Load of the machine during the measurements: {min(loads):.1f} to {max(loads):.1f} processes. Where it was "
         f"above {CORES_WANTED:g}, others had a share of the cores, and CPU time judges a goal in place of wall time; "
-        "both are given. CPU time counts both threads of a part that runs in two, so it understates what runs in one.\n"
+        "both are given. CPU time counts both threads of a part that runs in two, so it understates what runs in one."
     )
+    threads: dict[str, set[int]] = {}
+    for name, each in held["measured"].items():
+        threads.setdefault(name.split("/")[0], set()).add(each["threads"])
+    if single := sorted(f"`{name}`" for name, counts in threads.items() if counts == {1}):
+        yield f"With one thread, where CPU time judges in any case: {', '.join(single)}."
+    yield ""
 
 
 def _goals(held: Mapping[str, Any]) -> Iterator[str]:
     yield "## Goals\n"
     parts = [
         ("", common(held)),
-        *((title, goals(held, *model)) for model, title in MODELS.items() if model[0] == "1b"),
+        *((title, goals(held, *model)) for model, title in MODELS.items() if model[0] != "tiny"),
     ]
     for title, rows in parts:
         if rows:
@@ -133,16 +150,26 @@ def _agreement(held: Mapping[str, Any]) -> Iterator[str]:
     there = {model: measured["nats"] for model, measured in found.items() if measured}
     if not there:
         return
-    peers = list(next(iter(there.values())))
     yield "## The same numbers\n"
-    yield "Greatest difference to vlmprobe in nats; a candidate's is that of its sum over three tokens.\n"
+    scored = {model: nats for model, nats in there.items() if model[0] != "20m"}
+    if scored:
+        yield "Greatest difference to vlmprobe in nats; a candidate's is that of its sum over three tokens.\n"
+        yield from _nats(scored)
+        yield (
+            "\nIn bfloat16 a batch and a single prompt round differently; minicons also normalises in bfloat16, "
+            "vlmprobe in float32.\n"
+        )
+    if asked := {model: nats for model, nats in there.items() if model not in scored}:
+        yield "Greatest difference to vlmprobe in nats of the log-odds of yes, of 8 questions on one picture.\n"
+        yield from _nats(asked)
+        yield ""
+
+
+def _nats(there: Mapping[tuple[str, str], Mapping[str, float]]) -> Iterator[str]:
+    peers = list(next(iter(there.values())))
     yield f"| | {' | '.join(peers)} |\n|{'---|' * (len(peers) + 1)}"
     for model, nats in there.items():
         yield f"| {MODELS[model]} | {' | '.join(f'{nats[peer]:.1g}' for peer in peers)} |"
-    yield (
-        "\nIn bfloat16 a batch and a single prompt round differently; minicons also normalises in bfloat16, vlmprobe "
-        "in float32.\n"
-    )
 
 
 GROWTH = """\
