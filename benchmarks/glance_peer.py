@@ -47,12 +47,16 @@ def question(text: str) -> str:
     return f"Question: {text}\nAnswer Yes or No."
 
 
-def backend(model: Any, processor: Any, prefix_cache: bool = True) -> Any:
+def backend(model: Any, processor: Any, prefix_cache: bool = True, ids: Sequence[list[int]] = ()) -> Any:
     """Glance's backend around a loaded model, in place of its constructor, which loads one from a hub.
 
     Args:
         model, processor: of transformers.
         prefix_cache: its backend for Qwen3-VL, with the prefix cache; else its generic one, a forward a question.
+        ids: tokens of yes and of no; those of its own spellings that are one token if empty.
+
+    Raises:
+        Exception: glance's own, if no spelling is one token.
     """
     from glance import prompts
     from glance.backends.generic_hf import GenericVlmBackend
@@ -73,8 +77,7 @@ def backend(model: Any, processor: Any, prefix_cache: bool = True) -> Any:
         made.pad_id = processor.tokenizer.pad_token_id
     else:
         made._checked_head, made.label_prefix_ids = False, []
-    made.yes_ids = made._single_token_ids(prompts.YES_VARIANTS)
-    made.no_ids = made._single_token_ids(prompts.NO_VARIANTS)
+    made.yes_ids, made.no_ids = ids or map(made._single_token_ids, (prompts.YES_VARIANTS, prompts.NO_VARIANTS))
     return made
 
 
