@@ -75,6 +75,7 @@ def test_why_the_inputs_of_a_peer_are_others(script, ids, reason):
     assert script.why(asked, made).endswith("without token_type_ids")
 
 
+@pytest.mark.long
 def test_our_numbers_are_those_of_an_independent_forward(script, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(script, "PEERS", ("vlmprobe",))

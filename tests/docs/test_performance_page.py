@@ -114,3 +114,58 @@ def test_the_slope_of_memory_is_per_token():
     (row,) = goals({"measured": {"memory_answer/1b/float32": {"peak": peak, "load": [1, 1]}}}, "1b", "float32")
     assert row.met
     assert row.measured == "0.50 KB (output_logits and log_softmax: 600 KB)"
+
+
+def test_a_peer_that_is_not_installed_is_told_and_judges_nothing():
+    from benchmarks.goals import goals
+
+    times = seconds(**{"one prefill, own tokens batched": [1.0], "score_many": [1.2]})
+    eight = {"seconds": times, "load": [1, 1], "threads": 1, "absent": {"glance": "glance-vlm is not installed"}}
+    batched, peer = goals({"measured": {"asked_8/20m/float32": eight}}, "20m", "float32")
+    assert batched.met
+    assert (peer.goal, peer.measured) == ("", "glance-vlm is not installed")
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "ours", "most"),
+    [
+        ("asked_8", "one prefill, own tokens batched", "score_many", 1.3),
+        ("asked_64", "prompts batched", "score_many", 1.15),
+        ("asked_1000", "own tokens batched", "score_many", 1.3),
+        ("answers_64", "loop over batches", "generate_many", 1.3),
+    ],
+)
+def test_goals_of_questions_are_judged(name, over, ours, most):
+    from benchmarks.goals import goals
+
+    for factor, met in ((0.99, True), (1.01, False)):
+        times = seconds(**{over: [2.0], ours: [2.0 * most * factor]})
+        measured = {name: {"seconds": times, "load": [1, 1], "threads": 1}}
+        (row,) = goals({"measured": {f"{name}/20m/float32": measured[name]}}, "20m", "float32")
+        assert row.met is met
+
+
+def test_a_task_of_one_thread_is_judged_by_its_cpu_time():
+    from benchmarks.goals import clock
+
+    assert clock({"load": [0, 1], "threads": 2}) == "wall"
+    assert clock({"load": [0, 1], "threads": 1}) == "cpu"
+
+
+def test_the_cache_of_a_beginning_gives_the_rows_of_whole_prompts(monkeypatch, tmp_path):
+    """The forwards that score_many is compared with: one prefill and batches on it, and whole prompts in batches."""
+    from benchmarks import model
+
+    monkeypatch.setattr(model, "CACHE", tmp_path)
+    from benchmarks import asked, beginning
+    from benchmarks.cases import Bench
+
+    bench = Bench("tiny", "float32")
+    image, questions = bench.picture(), asked.questions(bench, 5)
+    texts = asked.rendered(bench, questions)
+    begun = beginning.begin(bench.model, bench.processor, texts, image)
+    shared = list(beginning.last_rows(bench.model, begun, 2))
+    whole = list(beginning.full_batches(bench.model, bench.processor, texts, [image] * 5, 3))
+    for one, other in zip(shared, whole, strict=True):
+        assert np.abs(one.numpy() - other.numpy()).max() < 1e-4
+    assert all(begun.own), "something of every prompt is left to run"
