@@ -37,9 +37,9 @@ def shared_beginning(subject: Subject) -> Sequence[str] | None:
         for name in (*reversed(PROMPTS), *PROMPTS):
             scores = session.score(subject.conversation(name).to_chat(), CANDIDATES)
             _require(subject, name, scores, due[name], "in a session")
-    if together[0].meta.get("prefix_in_common"):
+    if scores.meta.get("prefix_in_common"):
         return None
-    how = together[0].meta["prefix"]
+    how = scores.meta["prefix"]
     return [f"every prompt runs whole: {'its rest is not plain text to the model' if how == 'shared' else how}"]
 
 
