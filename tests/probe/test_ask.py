@@ -18,6 +18,8 @@ from wire_server import WireServer
 import vlmprobe
 from vlmprobe.demo import checkpoint, sample_images
 from vlmprobe.errors import GenerationOptionError, ImageError, MessageError, VlmprobeWarning
+from vlmprobe.inputs import messages
+from vlmprobe.inputs.images import load_encoded
 from vlmprobe.probe import ask
 from vlmprobe.probe.question_kinds import INSTRUCTION
 from vlmprobe.results.asked import Answers, Choice, Rating, YesNo
@@ -216,13 +218,13 @@ def test_levels_are_listed_with_letters_too(probe):
 
 
 def test_letters_stand_below_the_question_of_a_conversation(probe):
-    messages = [
+    turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Which?"}, {"type": "image"}]},
     ]
-    answer = probe.ask(messages, picture(), options=COLOURS, by="letters")
+    answer = probe.ask(turns, picture(), options=COLOURS, by="letters")
     assert answer.meta["question"] == listed("Which?", COLOURS)
-    single = probe.ask(messages, picture(), options=COLOURS)
+    single = probe.ask(turns, picture(), options=COLOURS)
     assert single.meta["question"] == "Which?"
 
 
@@ -257,6 +259,20 @@ def test_several_questions_share_one_picture_and_equal_single_ones(probe):
     assert answers.at(1.0) == dict.fromkeys(asked, "unsure")
     with pytest.raises(KeyError, match="'weather'"):
         answers["wether"]
+
+
+def test_an_image_of_several_questions_is_read_once(probe, tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.png")
+    read = []
+    monkeypatch.setattr(messages, "load_encoded", lambda source: read.append(source) or load_encoded(source))
+    answers = probe.ask({"a": QUESTION, "b": (QUESTION, COLOURS), "c": "Is it?"}, tmp_path / "a.png")
+    assert read == [tmp_path / "a.png"]
+    assert all(len(each.images) == 1 for each in answers.values())
+    np.testing.assert_allclose(answers["a"].logprobs, probe.ask(QUESTION, picture()).logprobs, atol=1e-4)
+    many = probe.ask({"a": QUESTION, "b": "Is it?"}, iter([picture(1), picture(2)]))
+    np.testing.assert_allclose(many["b"].logprobs, probe.ask("Is it?", [picture(1), picture(2)]).logprobs, atol=1e-4)
+    with pytest.raises(ImageError, match="question 'a'"):
+        probe.ask({"a": QUESTION, "b": "Is it?"}, "gone.png")
 
 
 def test_options_of_the_call_are_those_of_questions_without_any(probe):
@@ -424,6 +440,7 @@ def test_wrong_arguments_are_told_before_the_model_runs(probe, given, error, say
     [
         ({}, "there is no question"),
         ({1: "Is it?"}, "name of a question"),
+        ({"a": {"question": [{"role": "assistant", "content": "It"}], "options": ["x", "y"], "by": "letters"}}, "user"),
         ({"a": ""}, "question 'a': The prompt is empty"),
         ({"a": ("Which?", "red")}, "question 'a': options must be a list"),
         ({"a": ("Which?", ["x", "y"], 3)}, "question 'a'.*3 parts"),
