@@ -27,6 +27,7 @@ __all__ = ["Head", "Kept", "RowsOf", "States", "Steps", "states_of", "watch_back
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
 STEPS = 32  # decoding steps whose columns are stacked: a small tensor has far more overhead than content
+WAITING_BYTES = 2**20  # of the rows of steps that are reduced together, likewise
 
 
 class Kept(Protocol):
@@ -196,6 +197,7 @@ class Steps:
         self.logits = keep  # receives [N, V] of each step, on the CPU
         self._steps: list[dict[str, Tensor]] = []  # columns [N, ...] of each of the last steps
         self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS, N, ...] of earlier steps
+        self._waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []  # raw rows, scores and tokens to be reduced
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
         self._looks = 0  # steps of beam search
@@ -215,13 +217,29 @@ class Steps:
         """Record the token [N] that was drawn at the last step."""
         if self._raw is None:
             return
-        self._steps.append(vars(row_stats(self._raw, tokens, self.top)).copy())
-        if self._scores is not None:
-            self._steps[-1]["scores"] = processed_logprobs(self._scores, tokens)
+        self._waiting.append((self._raw, self._scores, tokens))
         if self.logits is not None:
             self.logits.append(self._raw.cpu())
+        size = self._raw.nelement() * self._raw.element_size()
         self._raw = self._scores = None
         self.count += 1
+        if (len(self._waiting) + 1) * size > WAITING_BYTES or len(self._waiting) == STEPS:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        """Reduce the rows that wait to columns."""
+        if not self._waiting:
+            return
+        raw, scores, tokens = zip(*self._waiting, strict=True)
+        self._waiting = []
+        ids = torch.cat(tokens)
+        columns = vars(row_stats(torch.cat(raw), ids, self.top)).copy()
+        if scores[0] is not None:
+            columns["scores"] = processed_logprobs(torch.cat(scores), ids)
+        self._steps += [
+            dict(zip(columns, each, strict=True))
+            for each in zip(*(values.split(len(tokens[0])) for values in columns.values()), strict=True)
+        ]
         if len(self._steps) > STEPS:
             self._blocks.append(_stacked(self._steps[:STEPS]))
             del self._steps[:STEPS]
@@ -229,16 +247,19 @@ class Steps:
     @property
     def last(self) -> dict[str, Tensor]:
         """Columns [N, ...] of the last step: those of :class:`RowStats`, and ``scores`` where logits are processed."""
+        self._reduce()
         return self._steps[-1]
 
     def columns(self) -> dict[str, Tensor]:
         """The columns [T, N, ...] of all steps; the recorder is emptied."""
+        self._reduce()
         blocks = [*self._blocks, _stacked(self._steps)] if self._steps else []
         self._blocks, self._steps = [], []
         return {name: torch.cat([block.pop(name) for block in blocks]) for name in (list(blocks[0]) if blocks else ())}
 
     def first_bad(self) -> int | None:
         """The first step whose logits contain NaN or infinity, or None. Synchronises with the device."""
+        self._reduce()
         if self._looks:  # log-softmax of a row with NaN or infinity is NaN throughout
             return self._looks - 1 if self._raw is not None and bool(self._raw.isnan().any()) else None
         rows = [row for block in self._blocks for row in block["logsumexp"]]
