@@ -18,7 +18,7 @@ from wire_server import WireServer
 import vlmprobe
 from vlmprobe.demo import checkpoint, sample_images
 from vlmprobe.errors import GenerationOptionError, ImageError, MessageError, VlmprobeWarning
-from vlmprobe.inputs import messages
+from vlmprobe.inputs import ahead
 from vlmprobe.inputs.images import load_encoded
 from vlmprobe.probe import ask
 from vlmprobe.probe.question_kinds import INSTRUCTION
@@ -264,7 +264,7 @@ def test_several_questions_share_one_picture_and_equal_single_ones(probe):
 def test_an_image_of_several_questions_is_read_once(probe, tmp_path, monkeypatch):
     picture().save(tmp_path / "a.png")
     read = []
-    monkeypatch.setattr(messages, "load_encoded", lambda source: read.append(source) or load_encoded(source))
+    monkeypatch.setattr(ahead, "load_encoded", lambda source: read.append(source) or load_encoded(source))
     answers = probe.ask({"a": QUESTION, "b": (QUESTION, COLOURS), "c": "Is it?"}, tmp_path / "a.png")
     assert read == [tmp_path / "a.png"]
     assert all(len(each.images) == 1 for each in answers.values())
