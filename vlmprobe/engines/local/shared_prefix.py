@@ -123,6 +123,11 @@ class SharedPrefix:
         grown.hidden = torch.cat([self.hidden, grown.hidden], dim=1)
         return grown
 
+    def restore(self) -> None:
+        """Leave on the model what the prefill left there."""
+        for module, name, value in self.state:
+            setattr(module, name, value)
+
     def states(self, stems: Sequence[Stem]) -> list[dict[Path, Tensor]]:
         """For each stem the hidden states [H] from which the token after its path, and after each branch, is drawn.
 
