@@ -19,7 +19,7 @@ from vlmprobe.engines import batching
 from vlmprobe.engines.local import capture, engine, feature_cache
 from vlmprobe.errors import ImageError
 from vlmprobe.inputs import messages
-from vlmprobe.inputs.ahead import Decoder
+from vlmprobe.inputs.ahead import Decoder, Job
 
 GREEDY = {"max_new_tokens": 2, "do_sample": False}
 TOLERANCE = 1e-4
@@ -210,12 +210,8 @@ def forms(path):
 
 def test_files_give_the_same_as_images(files, probe_of, monkeypatch):
     read = []
-    run = messages.load_now.__globals__["Job"].run
-    monkeypatch.setattr(
-        messages.load_now.__globals__["Job"],
-        "run",
-        lambda self: read.append(threading.current_thread().name) or run(self),
-    )
+    run = Job.run
+    monkeypatch.setattr(Job, "run", lambda self: read.append(self.source) or run(self))
     probe = probe_of("internvl")
     requests = [form for path in files[:4] for form in forms(path)]
     results = list(probe.generate_many(requests, batch_size=5, **GREEDY))
@@ -251,6 +247,16 @@ def test_the_iterator_is_advanced_in_one_thread_and_one_window_ahead(files, prob
     results.close()
     assert set(seen) == {threading.current_thread()}
     assert ended()
+
+
+def test_texts_among_files_are_read_ahead_with_them(files, probe_of, monkeypatch):
+    names = []
+    run = Job.run
+    monkeypatch.setattr(Job, "run", lambda self: names.append(self.source) or run(self))
+    requests = [("Hi", files[0]), "a text", ("Hi", files[1]), "another", ("Hi", files[2])]
+    results = list(probe_of("internvl").generate_many(requests, **GREEDY))
+    assert sorted(names) == sorted(files[:3])
+    assert [len(each.images) for each in results] == [1, 0, 1, 0, 1]
 
 
 def test_errors_keep_their_places(files, probe_of, tmp_path):
