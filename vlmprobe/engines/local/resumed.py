@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import GenerationMode
 
 from vlmprobe.adapter import Adapter, Encoding
 from vlmprobe.engines.base import Options
@@ -19,7 +18,7 @@ from vlmprobe.engines.local.shared_prefix import SharedPrefix, Stem
 
 __all__ = ["all_but_last"]
 
-PLAIN = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+PLAIN = ("greedy_search", "sample")
 CLOSE = 1e-3  # of the states at the last position to the greatest of them, in float32
 COARSE = 5e-2  # in half precision
 
@@ -49,7 +48,7 @@ def all_but_last(
 def _is_plain(config: GenerationConfig, options: Options) -> bool:
     """Whether nothing but the prompt, its cache and the tokens takes part in decoding."""
     return (
-        config.get_generation_mode() in PLAIN
+        config.get_generation_mode().value in PLAIN
         and not options.begin
         and not options.processors
         and config.cache_implementation is None

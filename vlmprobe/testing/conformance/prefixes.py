@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +39,8 @@ def shared_beginning(subject: Subject) -> Sequence[str] | None:
         for name in reversed(PROMPTS):
             scores = session.score(subject.conversation(name).to_chat(), CANDIDATES)
             _require(subject, name, scores, due[name], "in a session")
-            answer = session.generate(subject.conversation(name).to_chat(), keep="logits", max_new_tokens=2, **GREEDY)
-            require_own_rows(subject, name, answer)
+            options: Any = {"keep": "logits", "max_new_tokens": 2, **GREEDY}
+            require_own_rows(subject, name, session.generate(subject.conversation(name).to_chat(), **options))
     if scores.meta.get("prefix_in_common"):
         return None
     how = scores.meta["prefix"]
