@@ -18,7 +18,7 @@ from benchmarks.model import words
 if TYPE_CHECKING:
     from benchmarks.cases import Bench
 
-__all__ = ["BATCH", "agreement", "many_answers", "many_on_one", "on_one", "one_each", "yes_no"]
+__all__ = ["BATCH", "agreement", "many_on_one", "on_one", "one_each", "yes_no"]
 
 Variants = Mapping[str, Callable[[], Any] | str]  # a text says why a variant cannot run
 BATCH = 16  # the largest batch of vlmprobe's own choice
@@ -118,24 +118,6 @@ def yes_no(bench: Bench, pictures: int, each: int) -> Variants:
         "one at a time in a session": in_session,
         "one at a time": lambda: [bench.probe.yes_no(*one) for one in asked],
         "yes_no_many": lambda: list(yes_no_many(bench.probe, asked, progress=False)),
-    }
-
-
-def many_answers(bench: Bench, count: int = 64, new: int = 16) -> Variants:
-    """Answers to one question on each of many pictures, and the loop over batches that one writes without vlmprobe."""
-    from vlmprobe import Request
-
-    asked, images = "Describe the picture.", [bench.picture(seed=seed) for seed in range(count)]
-    options = {"max_new_tokens": new, "do_sample": False}
-
-    def many(**further: Any) -> Any:
-        requests = [Request(asked, image) for image in images]
-        return list(bench.probe.generate_many(requests, progress=False, **options, **further))
-
-    return {
-        "loop over batches": partial(peers.answer_texts, bench.model, bench.processor, asked, images, BATCH, new),
-        "generate_many": many,
-        "generate_many(prompt=False)": partial(many, prompt=False),
     }
 
 

@@ -35,7 +35,8 @@ TABLES = {  # case: its title, and the baseline variant
     "asked_1000": ("1,000 yes/no questions on one picture", "own tokens batched"),
     "yes_no_64": ("64 yes/no questions on 64 pictures", "one at a time"),
     "yes_no_16": ("64 yes/no questions, 4 on each of 16 pictures", "one at a time"),
-    "answers_64": ("answers of 16 tokens on 64 pictures", "loop over batches"),
+    "batches_64": ("64 different pictures, the embedded model", "batches of transformers"),
+    "batches_64_files": ("files of 64 different pictures, the embedded model", "batches of transformers"),
 }
 INTRODUCTION = """\
 # Performance

@@ -132,7 +132,6 @@ def test_a_peer_that_is_not_installed_is_told_and_judges_nothing():
         ("asked_8", "one prefill, own tokens batched", "score_many", 1.3),
         ("asked_64", "prompts batched", "score_many", 1.15),
         ("asked_1000", "own tokens batched", "score_many", 1.3),
-        ("answers_64", "loop over batches", "generate_many", 1.3),
     ],
 )
 def test_goals_of_questions_are_judged(name, over, ours, most):
