@@ -254,7 +254,7 @@ CASES: dict[str, Case] = {
         ("minicons",),
         ("1b", "20m"),
     ),
-    "asked_64": Case("64 yes/no questions on 64 pictures", asked.one_each, 5, sizes=("20m", "embedded")),
+    "asked_64": Case("64 yes/no questions on 64 pictures", asked.one_each, 3, sizes=("20m", "embedded")),
     "asked_1000": Case("1,000 yes/no questions on one picture", asked.many_on_one, 2, sizes=("20m",)),
     "yes_no_64": Case(
         "64 yes/no questions on 64 pictures", lambda bench: asked.yes_no(bench, 64, 1), 5, sizes=("embedded",)

@@ -61,7 +61,8 @@ compared with itself, and a ratio is the median of the rounds with the least and
 get model inputs that are ready; vlmprobe starts from the question and the picture, and in the tasks of yes/no questions
 and of answers on 64 pictures so do all. Peak memory is the highest point of
 the process (of the device, on an accelerator) during one call above what it held before, in a fresh process for every
-variant. The peers' numbers are compared with vlmprobe's in the same run.
+variant. The peers' numbers are compared with vlmprobe's in the same run. glance-vlm is
+[installed beside](other-ways.md#reproduce); without it its cases say that it is absent.
 """
 
 
@@ -152,6 +153,7 @@ def _agreement(held: Mapping[str, Any]) -> Iterator[str]:
     if not there:
         return
     yield "## The same numbers\n"
+    yield "On true architectures, beside an independent forward: [Against the other ways](other-ways.md).\n"
     scored = {model: nats for model, nats in there.items() if model[0] != "20m"}
     if scored:
         yield "Greatest difference to vlmprobe in nats; a candidate's is that of its sum over three tokens.\n"
