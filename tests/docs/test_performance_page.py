@@ -44,7 +44,20 @@ def test_every_goal_of_the_large_model_has_a_row(held):
         assert any(part in row.what for row in rows), part
     for part in ("1,000 candidates", "8 questions", "32 requests"):
         assert any(part in row.what for row in rows), part
-    assert len(common(held)) == 3
+    assert len(common(held)) == 5
+
+
+def test_every_goal_of_questions_has_a_row(held):
+    from benchmarks.goals import goals
+
+    for size, parts in {
+        "20m": ("over one prefill", "over glance-vlm", "64 pictures", "1,000 yes/no questions", "peak memory of 1,000"),
+        "1b": ("`score_many`, time over one prefill", "`ask`, time over one prefill"),
+        "embedded": ("64 pictures", "each on its picture", "4 on each of 16 pictures"),
+    }.items():
+        rows = goals(held, size, "float32")
+        for part in parts:
+            assert any(part in row.what and row.goal for row in rows), (size, part)
 
 
 def seconds(**variants):
