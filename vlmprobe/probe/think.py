@@ -184,17 +184,20 @@ def _closed(
             while count and output.kinds[count - 1] == "special":  # the end of the whole answer
                 count -= 1
         drawn = sum(map(len, output.tokens[:count]))
-        closing = closing.lstrip() if text[:drawn][-1:].isspace() else closing
+        closing = closing.lstrip("\n") if text[:drawn].endswith("\n") else closing
     opening = conversation.begun.text
     written = text[:drawn]
     table = output[:count]
     thought = Thought(text[: at if at >= 0 else drawn].strip(), table, ended, opening, closing)
     whole = opening + written + closing
+    adapter = _adapter(engine)
     begun = Begun.of_text(whole)
     if isinstance(engine, HasAdapter):  # its tokens as they were drawn
-        begun = Begun(opening, (*map(int, table.ids), *_ids(engine.adapter, closing)), whole)
-    meta = {"thought": {"tokens": count, "ended": ended, "budget": thinking.budget}}
-    return Thoughtful(replace(conversation, begun=begun), thought, meta)
+        begun = Begun(opening, (*map(int, table.ids), *_ids(adapter, closing)), whole)
+    told: dict[str, Any] = {"tokens": count, "ended": ended, "budget": thinking.budget}
+    if not isinstance(engine, HasAdapter) and table.ids is not None and _ids(adapter, written) != table.ids.tolist():
+        told["retokenised"] = True  # the server is sent its text, which the tokenizer cuts otherwise than it was drawn
+    return Thoughtful(replace(conversation, begun=begun), thought, {"thought": told})
 
 
 def _ids(adapter: Adapter, text: str) -> list[int]:

@@ -205,7 +205,9 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
 
     def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per question: its name, the question, the kind of answer, the likeliest
-        answer, its probability among the answers, mean and standard deviation of a rating, and mass."""
+        answer, its probability among the answers, mean and standard deviation of a rating, and mass; after thoughts
+        also their tokens, the mean probability of these (geometric), and how they ended."""
+        thoughtful = any(each.thought is not None for each in self.values())
         rows = [
             {
                 "name": name,
@@ -216,6 +218,7 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
                 "expected": each.expected if isinstance(each, Rating) else np.nan,
                 "std": each.std if isinstance(each, Rating) else np.nan,
                 "mass": each.mass,
+                **(_thought_of(each) if thoughtful else {}),
             }
             for name, each in self.items()
         ]
@@ -292,6 +295,17 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
 
 def _best_share(answer: Answer) -> float:
     return float(np.nanmax(answer.probabilities))
+
+
+def _thought_of(answer: Answer) -> dict[str, Any]:
+    thought = answer.thought
+    if thought is None:
+        return {"thought_tokens": 0, "thought_confidence": np.nan, "thought_ended": None}
+    return {
+        "thought_tokens": len(thought),
+        "thought_confidence": thought.mean_confidence,
+        "thought_ended": thought.ended,
+    }
 
 
 def _without_share(answer: Answer) -> str:
