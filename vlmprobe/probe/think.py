@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.thought_format import ThoughtFormat, opens_thought, switched, thought_format
 from vlmprobe.engines.base import Engine, HasAdapter, Options
@@ -171,11 +173,13 @@ def _closed(
     """A conversation with its thought, up to where the answer begins."""
     output = result.output
     text = "".join(output.tokens)
+    stops = np.cumsum([len(each) for each in output.tokens])
     at = text.find(format.end)
     count = len(output)
     if at >= 0:
-        ended, drawn = CLOSED, len(text)
-        beyond = text[at + len(format.end) :]  # of a last token that holds more than the end
+        ended = CLOSED
+        count = int(np.searchsorted(stops, at + len(format.end))) + 1
+        beyond = text[at + len(format.end) : stops[count - 1]]  # of a last token that holds more than the end
         closing = format.after.removeprefix(beyond)
     else:
         ended, closing = BUDGET, format.closing
@@ -183,8 +187,9 @@ def _closed(
             ended = STOPPED
             while count and output.kinds[count - 1] == "special":  # the end of the whole answer
                 count -= 1
-        drawn = sum(map(len, output.tokens[:count]))
-        closing = closing.lstrip("\n") if text[:drawn].endswith("\n") else closing
+    drawn = int(stops[count - 1]) if count else 0
+    if at < 0 and text[:drawn].endswith("\n"):
+        closing = closing.lstrip("\n")
     opening = conversation.begun.text
     written = text[:drawn]
     table = output[:count]
