@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from common import picture
 from prompt_templates import CHATML, IMAGE, THINKING
-from reference import chat, columns, extended, forward
+from reference import chat, columns, encode, extended, forward
 from rich.console import Console
 from transformers import LogitsProcessor
 
@@ -226,6 +226,33 @@ def test_a_session_asks_about_its_image(probe):
     fresh = probe.ask(QUESTION, SCENE, options=OPTIONS, think=4)
     np.testing.assert_allclose(first.logprobs, fresh.logprobs, atol=1e-4)
     np.testing.assert_allclose(again.logprobs, fresh.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mllama", "paligemma", "gemma3", "internvl", "qwen2_vl"])
+def test_what_has_begun_belongs_to_the_prompt(probe_of, own, name):
+    """Of one prompt, and of two in a left-padded batch: by full forwards over prompt, beginning and candidate."""
+    probe, asked = probe_of(name), ["Is there a cat?", "Is there a bird in it, or a fish?"]
+    beginnings = [probe.tokenizer(each, add_special_tokens=False)["input_ids"] for each in ("I look at it.", "Yes:")]
+    conversations = [
+        replace(probe.conversation(question, picture(seed=place)), begun=Begun("", tuple(ids), "..."))
+        for place, (question, ids) in enumerate(zip(asked, beginnings, strict=True))
+    ]
+    requests = [vlmprobe.Request(each, [], candidates=["a", "b"]) for each in conversations]
+    together = list(probe.score_many(requests, batch_size=2))
+    generated = list(probe.generate_many(requests, batch_size=2, max_new_tokens=3, do_sample=False))
+    for place, (conversation, ids) in enumerate(zip(conversations, beginnings, strict=True)):
+        given = encode(own(name), chat(asked[place], picture(seed=place)))
+        alone = probe.score(conversation, ["a", "b"])
+        tokens = [int(table.ids[0]) for table in alone.tables]
+        row = forward(own(name), extended(own(name), given, ids))[-1]
+        expected = [columns(row[None], np.array([each]))["logprobs"][0] for each in tokens]
+        np.testing.assert_allclose(alone.logprobs, expected, atol=1e-4)
+        np.testing.assert_allclose(together[place].logprobs, expected, atol=1e-4)
+        assert generated[place].input_ids.tolist() == [*given["input_ids"][0].tolist(), *ids]
+        assert generated[place].output.ids[0] == row.argmax()
+        assert generated[place].output.logprobs[0] == pytest.approx(
+            columns(row[None], np.array([row.argmax()]))["logprobs"][0], abs=1e-4
+        )
 
 
 # -- without a thought --------------------------------------------------------------------------------------
