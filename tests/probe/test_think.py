@@ -14,15 +14,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
-from common import picture
+from common import GOLDEN, picture
 from prompt_templates import CHATML, IMAGE, THINKING
 from reference import chat, columns, encode, extended, forward
 from rich.console import Console
 from transformers import LogitsProcessor
 
 import vlmprobe
+from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.thought_format import ThoughtFormat, thought_format
-from vlmprobe.errors import CapabilityError, GenerationOptionError, VlmprobeWarning
+from vlmprobe.engines.base import Options
+from vlmprobe.errors import AdapterError, CapabilityError, GenerationOptionError, VlmprobeWarning
 from vlmprobe.inputs.begun import Begun
 from vlmprobe.probe import ask
 from vlmprobe.results.asked import Answers, Choice
@@ -255,6 +257,32 @@ def test_what_has_begun_belongs_to_the_prompt(probe_of, own, name):
         )
 
 
+def test_an_original_format_thinks_too():
+    """By one run over given ids, of the prompt that its own code writes for thinking."""
+    probe = vlmprobe.load(GOLDEN / "minicpmv-4.5", dtype="float32", device="cpu", check=False)
+    answer = probe.ask(QUESTION, SCENE, options=["red", "blue"], think=6)
+    on = probe.conversation(QUESTION, SCENE, chat_template_kwargs={"enable_thinking": True})
+    closing = probe.tokenizer(answer.thought.closing, add_special_tokens=False)["input_ids"]
+    before = [*answer.thought.output.ids.tolist(), *closing]
+    for text, found in zip(answer.spellings.candidates, answer.spellings.logprobs, strict=True):
+        made = probe.tokenizer(text, add_special_tokens=False)["input_ids"]
+        (table,) = probe.engine.score_ids([on], [*before, *made], Options())
+        assert found == pytest.approx(table.logprobs[len(before) :].sum(), abs=1e-4)
+    off = probe.ask(QUESTION, SCENE, think=False)
+    assert off.meta["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_an_adapter_that_leaves_the_thought_out_is_found_out(probe, monkeypatch):
+    encode = type(probe.engine.adapter).encode
+
+    def without(self, conversations):
+        return encode(self, [replace(each, begun=Begun()) for each in conversations])
+
+    monkeypatch.setattr(Adapter, "encode", without)
+    with pytest.raises(AdapterError, match=r"leaves out Conversation\.begun.*with_beginnings"):
+        probe.ask(QUESTION, SCENE, think=4)
+
+
 # -- without a thought --------------------------------------------------------------------------------------
 
 
@@ -384,6 +412,12 @@ def test_wrong_arguments_are_told(probe, arguments, told):
         probe.ask(QUESTION, SCENE, **arguments)
 
 
+def test_methods_without_a_thought_name_the_one_that_has(probe):
+    for method in (probe.yes_no, lambda *asked, **more: probe.score_many([asked], ["a"], **more)):
+        with pytest.raises(TypeError, match=r"think= is one of probe\.ask"):
+            method(QUESTION, SCENE, think=5)
+
+
 def test_an_answer_that_is_continued_has_no_new_thought(probe):
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "It is"}]
     with pytest.raises(GenerationOptionError, match="continues one"):
@@ -409,4 +443,7 @@ def test_an_answer_after_a_thought_prints_saves_and_shows_it_folded(probe, tmp_p
     assert "<summary>Thought of 7 tokens, cut at its budget" in answer.to_html()
     console = Console(width=100, record=True)
     console.print(answer)
-    assert "after a thought of 7 tokens, cut at its budget" in console.export_text()
+    console.print(several)
+    text = " ".join(console.export_text().split())
+    assert "after a thought of 7 tokens, cut at its budget" in text
+    assert text.count("3 tokens, cut at its") == 2

@@ -252,7 +252,9 @@ def _scored(
     elif requests:
         options = options_of("stats", None, None, None, {})
         found = score_many(probe, requests, None, options, "auto", False, "raise", what="questions")
-    both = zip(every, thoughts, found, strict=True)
+    both = list(zip(every, thoughts, found, strict=True))
+    for _, one, scores in both:
+        one.require_scored_after(scores)
     told = iter([(_without_spellings(each, name, one.meta), one.thought) for (*_, name), one, each in both])
     return [[next(told) for _ in own] for own in orders]
 

@@ -16,12 +16,12 @@ from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.thought_format import ThoughtFormat, opens_thought, switched, thought_format
 from vlmprobe.engines.base import Engine, HasAdapter, Options
 from vlmprobe.engines.serving.tokens import Tokens
-from vlmprobe.errors import GenerationOptionError, VlmprobeError
+from vlmprobe.errors import AdapterError, GenerationOptionError, VlmprobeError
 from vlmprobe.inputs.begun import Begun
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe.failure import named
 from vlmprobe.probe.request import Request
-from vlmprobe.results.result import Result
+from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.thought import BUDGET, CLOSED, STOPPED, Thought
 
 __all__ = ["Thinking", "Thoughtful", "ends_within_thought", "thinking_of", "thoughtful"]
@@ -50,6 +50,21 @@ class Thoughtful:
     conversation: Conversation
     thought: Thought | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    prompt: int = 0  # positions before the thought, as far as they are known
+
+    def require_scored_after(self, scores: Scores) -> None:
+        """Reject scores that an adapter has made without the thought.
+
+        Raises:
+            AdapterError: it names what the adapter leaves out.
+        """
+        if len(self.thought.output if self.thought else ()) and any(
+            0 <= int(table.positions[0]) <= self.prompt for table in scores.tables
+        ):
+            raise AdapterError(
+                f"{scores.meta.get('adapter')}: encode() leaves out Conversation.begun, so the thought was not read: "
+                "it must pass what it returns through vlmprobe.adapter.beginnings.with_beginnings."
+            )
 
 
 def thinking_of(think: Any, end: Any = None) -> Thinking | None:
@@ -199,10 +214,11 @@ def _closed(
     begun = Begun.of_text(whole)
     if isinstance(engine, HasAdapter):  # its tokens as they were drawn
         begun = Begun(opening, (*map(int, table.ids), *_ids(adapter, closing)), whole)
+    before = 0 if result.input_ids is None else len(result.input_ids)
     told: dict[str, Any] = {"tokens": count, "ended": ended, "budget": thinking.budget}
     if not isinstance(engine, HasAdapter) and table.ids is not None and _ids(adapter, written) != table.ids.tolist():
         told["retokenised"] = True  # the server is sent its text, which the tokenizer cuts otherwise than it was drawn
-    return Thoughtful(replace(conversation, begun=begun), thought, {"thought": told})
+    return Thoughtful(replace(conversation, begun=begun), thought, {"thought": told}, before)
 
 
 def _ids(adapter: Adapter, text: str) -> list[int]:
