@@ -22,7 +22,7 @@ from transformers import LogitsProcessor
 
 import vlmprobe
 from vlmprobe.adapter import Adapter
-from vlmprobe.adapter.thought_format import ThoughtFormat, thought_format
+from vlmprobe.adapter.thought_format import ThoughtFormat, opens_thought, switched, thought_format
 from vlmprobe.engines.base import Options
 from vlmprobe.errors import AdapterError, CapabilityError, GenerationOptionError, VlmprobeWarning
 from vlmprobe.inputs.begun import Begun
@@ -353,6 +353,24 @@ EXPECTED = {
         ),
     ),
     "switch": (SWITCH, ThoughtFormat("<think>\n", "</think>", "\n</think>\n\n")),
+    # As that of Gemma 4, whose prompt closes an empty thought unless thinking is turned on.
+    "channel": (
+        OPEN + "{%- if add_generation_prompt and enable_thinking is not true %}"
+        "{{ '<|channel>thought\\n<channel|>' }}{%- endif %}",
+        ThoughtFormat("<|channel>thought\n", "<channel|>", "<channel|>"),
+    ),
+    # As that of GLM-4.5: the line break before the thought is not in the prompt.
+    "break": (
+        CHATML.replace("<think>{{", "{{ '\\n<think>' }}{{").replace("}}</think>", "}}{{ '</think>\\n' }}"),
+        ThoughtFormat("\n<think>", "</think>", "</think>\n"),
+    ),
+    # As that of Apriel 1.6: the marks are words, and the prompt begins the thought.
+    "words": (
+        OPEN.replace(
+            "{%- for part in", "{{ m.reasoning_content + '\\n[FINAL]\\n' if m.reasoning_content }}{%- for part in"
+        ).replace("assistant\\n", "assistant\\nHere are my steps:\\n"),
+        ThoughtFormat("", "[FINAL]", "\n[FINAL]\n"),
+    ),
     "tokens": (OPEN, ThoughtFormat("<think>", "</think>", "</think>")),
     "named": ("{# ◁think▷ #}" + OPEN, ThoughtFormat("◁think▷", "◁/think▷", "◁/think▷")),
     "opened": (OPEN.replace("assistant\\n", "assistant\\n<think>"), ThoughtFormat("", "</think>", "</think>")),
@@ -366,7 +384,19 @@ def test_the_template_and_the_tokenizer_tell_how_a_thought_is_written(model_with
     if name == "harmony":
         own.processor.tokenizer.add_tokens(["<|end|>"], special_tokens=True)
     probe = vlmprobe.wrap(own.model, own.processor, name=name)
-    assert thought_format(probe.engine.adapter, probe.conversation(QUESTION, SCENE)) == expected
+    asked = switched(probe.engine.adapter, probe.conversation(QUESTION, SCENE), True)
+    assert thought_format(probe.engine.adapter, asked) == expected
+    assert opens_thought(probe.engine.adapter, asked) == (not expected.opening)
+
+
+def test_the_mark_that_a_given_end_goes_with_is_written_too(model_with):
+    """As for Kimi-VL, whose template and tokenizer tell of no thought."""
+    own = model_with(OPEN, marked=False)
+    probe = vlmprobe.wrap(own.model, own.processor, name="kimi")
+    off = probe.ask(QUESTION, options=OPTIONS, think=False, think_end="◁/think▷")
+    _, given = prompt_of(own, QUESTION)
+    for each, found in zip(off.spellings.candidates, off.spellings.logprobs, strict=True):
+        assert found == pytest.approx(logprob(own, given, ids_of(own, "◁think▷◁/think▷"), each), abs=1e-4)
 
 
 def test_a_thought_that_the_prompt_does_not_open_is_opened(model_with):

@@ -58,7 +58,8 @@ def thought_format(adapter: Adapter, conversation: Conversation, end: str | None
     prompt = _written(adapter, conversation)
     found = _as_template(adapter, conversation, prompt) or _as_notation(adapter, conversation, prompt)
     if end is not None:
-        return ThoughtFormat("" if found is None else found.opening, _mark(adapter, end), end)
+        known = next((opening for opening, mark in NOTATIONS if mark in end and not _is_open(prompt, opening)), "")
+        return ThoughtFormat(known if found is None else found.opening, _mark(adapter, end), end)
     if found is None:
         known = ", ".join(opened.strip() for opened, _ in NOTATIONS[:-1])
         raise CapabilityError(
@@ -72,7 +73,9 @@ def thought_format(adapter: Adapter, conversation: Conversation, end: str | None
 def opens_thought(adapter: Adapter, conversation: Conversation) -> bool:
     """Whether the prompt of a conversation ends within a thought, so that the model goes on with that."""
     try:
-        return _is_open(_written(adapter, conversation), _notation(adapter, conversation)[0])
+        prompt = _written(adapter, conversation)
+        found = _as_template(adapter, conversation, prompt)
+        return _is_open(prompt, _notation(adapter, conversation)[0]) if found is None else not found.opening
     except (VlmprobeError, TypeError):
         return False
 
@@ -132,9 +135,10 @@ def _as_template(adapter: Adapter, conversation: Conversation, prompt: str) -> T
     if not thought or not answered or not closing.strip():
         return None
     shared = common_prefix(prompt, before)
-    if prompt[shared:].strip():
-        return None  # the prompt is written otherwise where a thought follows
-    return ThoughtFormat(before[shared:], _mark(adapter, closing), closing)
+    mark, more = _mark(adapter, closing), prompt[shared:]
+    if mark in more or (more.strip() and shared < len(before)):
+        return None  # it closes a thought, or is written otherwise where one follows
+    return ThoughtFormat(before[shared:], mark, closing)
 
 
 def _as_notation(adapter: Adapter, conversation: Conversation, prompt: str) -> ThoughtFormat | None:
