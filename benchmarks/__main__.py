@@ -43,7 +43,7 @@ MEMORY: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     ),
     "memory_candidates": ("candidates", {"prefill": (16,), "vlmprobe": (16, 1000), "minicons": (16,)}),
 }
-ONE_SIZE = ("columns", "reduction", "memory_columns")
+ONE_SIZE = ("columns", "reduction", "memory_columns", "batches_64", "batches_64_files")
 NAMES = (*CASES, *MEMORY, "agreement", "startup", *SWEEPS)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -171,6 +173,35 @@ def requests(bench: Bench, count: int = 32, new: int = 16) -> Variants:
     }
 
 
+def batches(count: int = 64, new: int = 16, files: bool = False) -> Variants:
+    """One question about each of many different pictures, with the embedded model, whatever the benchmark's own is."""
+    import vlmprobe
+    from vlmprobe.demo.scenes import scene_at
+
+    probe = vlmprobe.load("demo")
+    images: list[Any] = [scene_at(11, place).picture for place in range(count)]
+    if files:
+        folder = Path(mkdtemp())
+        named = [str(folder / f"{place}.png") for place in range(count)]
+        for name, image in zip(named, images, strict=True):
+            image.save(name)
+        images = named
+    adapter = probe.engine.adapter
+    given = (adapter.model, adapter.processor, "Describe the picture.", images, new)
+    requests = [_request("Describe the picture.", each) for each in images]
+
+    def many(**options: Any) -> list[str]:
+        found = probe.generate_many(requests, progress=False, max_new_tokens=new, do_sample=False, **options)
+        return [each.text for each in found]
+
+    assert many() == peers.bare_batches(*given), "the same answers; and both have run"
+    return {
+        "batches of transformers": partial(peers.bare_batches, *given),
+        "generate_many": many,
+        "generate_many(prompt=False)": partial(many, prompt=False),
+    }
+
+
 def _request(question: str, image: Any) -> Any:
     from vlmprobe import Request
 
@@ -201,6 +232,8 @@ CASES: dict[str, Case] = {
     ),
     "questions_8": Case("8 questions on one picture", questions, 2),
     "requests_32": Case("32 requests of different length", requests, 3),
+    "batches_64": Case("64 different pictures, embedded model", lambda bench: batches(), 11),
+    "batches_64_files": Case("files of 64 different pictures, embedded model", lambda bench: batches(files=True), 11),
 }
 
 

@@ -54,7 +54,18 @@ def common(held: Mapping[str, Any]) -> list[Row]:
     found = held["measured"]
     begun = _startup(found["startup"]) if "startup" in found else ()
     columns = found.get("memory_columns/tiny/float32")
-    return [*begun, *([_columns(columns["peak"])] if columns else [])]
+    return [*begun, *([_columns(columns["peak"])] if columns else []), *_batches(found)]
+
+
+def _batches(found: Mapping[str, Any]) -> Iterator[Row]:
+    for name, what in (("batches_64", "different pictures"), ("batches_64_files", "files of different pictures")):
+        if (measured := found.get(f"{name}/tiny/float32")) is not None:
+            value, told = ratios(measured, "generate_many", "batches of transformers")
+            yield Row(
+                f"64 {what} to the embedded model, `generate_many`, time over the same batches of bare transformers",
+                "<= 1.3", told, value <= 1.3,
+                "1: the processor and the model; a digest of each image, and the numbers of each token, come on top",
+            )  # fmt: skip
 
 
 def _columns(peak: Mapping[str, Mapping[str, int]]) -> Row:

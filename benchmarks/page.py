@@ -28,6 +28,8 @@ TABLES = {  # case: its title, and the baseline variant
     "candidates_1000": ("1,000 candidates of 3 tokens after a picture", "prefill"),
     "questions_8": ("8 questions on one picture", "8 calls"),
     "requests_32": ("32 requests of 6 to 37 tokens, 16 new tokens each", "one by one"),
+    "batches_64": ("64 different pictures, the embedded model", "batches of transformers"),
+    "batches_64_files": ("files of 64 different pictures, the embedded model", "batches of transformers"),
 }
 INTRODUCTION = """\
 # Performance

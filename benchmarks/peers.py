@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import open as open_image
 from torch import Tensor
 
 __all__ = [
     "Inputs",
+    "bare_batches",
     "bare_generate",
     "each_candidate",
     "forward_rows",
@@ -41,6 +43,23 @@ def inputs_of(model: Any, processor: Any, text: str, image: Image | None) -> Inp
 def bare_generate(model: Any, inputs: Inputs, new: int) -> Tensor:
     """Tokens only, without any statistics: the cost of the model itself."""
     return model.generate(**inputs, max_new_tokens=new, do_sample=False)
+
+
+@torch.no_grad()
+def bare_batches(
+    model: Any, processor: Any, question: str, images: Sequence[Any], new: int, size: int = 16
+) -> list[str]:
+    """Texts of answers about images, or files of them, in batches of ``size``, without any statistics."""
+    found: list[str] = []
+    for start in range(0, len(images), size):
+        opened = [open_image(each).convert("RGB") if isinstance(each, str) else each for each in images[start:][:size]]
+        texts = [chat(processor, question, each) for each in opened]
+        made = processor(
+            text=texts, images=[[each] for each in opened], padding=True, padding_side="left", return_tensors="pt"
+        )
+        output = model.generate(**made.to(model.device), max_new_tokens=new, do_sample=False)
+        found += processor.batch_decode(output[:, made["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found
 
 
 @torch.no_grad()

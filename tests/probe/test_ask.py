@@ -18,6 +18,8 @@ from wire_server import WireServer
 import vlmprobe
 from vlmprobe.demo import checkpoint, sample_images
 from vlmprobe.errors import GenerationOptionError, ImageError, MessageError, VlmprobeWarning
+from vlmprobe.inputs import ahead
+from vlmprobe.inputs.images import load_encoded
 from vlmprobe.probe import ask
 from vlmprobe.probe.question_kinds import INSTRUCTION
 from vlmprobe.results.asked import Answers, Choice, Rating, YesNo
@@ -216,13 +218,13 @@ def test_levels_are_listed_with_letters_too(probe):
 
 
 def test_letters_stand_below_the_question_of_a_conversation(probe):
-    messages = [
+    turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Which?"}, {"type": "image"}]},
     ]
-    answer = probe.ask(messages, picture(), options=COLOURS, by="letters")
+    answer = probe.ask(turns, picture(), options=COLOURS, by="letters")
     assert answer.meta["question"] == listed("Which?", COLOURS)
-    single = probe.ask(messages, picture(), options=COLOURS)
+    single = probe.ask(turns, picture(), options=COLOURS)
     assert single.meta["question"] == "Which?"
 
 
@@ -257,6 +259,20 @@ def test_several_questions_share_one_picture_and_equal_single_ones(probe):
     assert answers.at(1.0) == dict.fromkeys(asked, "unsure")
     with pytest.raises(KeyError, match="'weather'"):
         answers["wether"]
+
+
+def test_an_image_of_several_questions_is_read_once(probe, tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.png")
+    read = []
+    monkeypatch.setattr(ahead, "load_encoded", lambda source: read.append(source) or load_encoded(source))
+    answers = probe.ask({"a": QUESTION, "b": (QUESTION, COLOURS), "c": "Is it?"}, tmp_path / "a.png")
+    assert read == [tmp_path / "a.png"]
+    assert all(len(each.images) == 1 for each in answers.values())
+    np.testing.assert_allclose(answers["a"].logprobs, probe.ask(QUESTION, picture()).logprobs, atol=1e-4)
+    many = probe.ask({"a": QUESTION, "b": "Is it?"}, iter([picture(1), picture(2)]))
+    np.testing.assert_allclose(many["b"].logprobs, probe.ask("Is it?", [picture(1), picture(2)]).logprobs, atol=1e-4)
+    with pytest.raises(ImageError, match="question 'a'"):
+        probe.ask({"a": QUESTION, "b": "Is it?"}, "gone.png")
 
 
 def test_options_of_the_call_are_those_of_questions_without_any(probe):
@@ -316,22 +332,19 @@ def test_a_server_is_asked_as_a_model_here(engine):
         answer = probe.ask(question, sample_images()[0], options=["red", "blue"])
         several = probe.ask({"a": question, "b": (question, ["red", "blue"])}, sample_images()[0])
     here = local.ask(question, sample_images()[0], options=["red", "blue"])
-    # LightLLM gives no number of the unlikely spellings, which are left out.
-    assert set(answer.left_out.values()) == ({"it has no log-probability"} if engine == "lightllm" else set())
+    # LightLLM gives no number of the unlikely spellings, only a bound.
+    assert not answer.left_out
+    assert answer.bounded == (engine == "lightllm")
     kept = [
-        [
-            place
-            for place in range(8)
-            if here.spellings.candidates[place] not in answer.left_out and place // 4 == option
-        ]
+        [place for place in range(8) if not np.isnan(answer.spellings.logprobs[place]) and place // 4 == option]
         for option in (0, 1)
     ]
     due = [np.logaddexp.reduce(here.spellings.logprobs[places]) for places in kept]
     np.testing.assert_allclose(answer.logprobs, due, atol=1e-4)
     np.testing.assert_allclose(several["b"].logprobs, due, atol=1e-4)
-    whole, left_out = local.yes_no(question, sample_images()[0]), several["a"].left_out
-    assert bool(left_out) == (engine == "lightllm")
-    np.testing.assert_allclose(several["a"].logprobs, whole.logprobs, atol=1e-2 if left_out else 1e-4)
+    whole = local.yes_no(question, sample_images()[0])
+    assert several["a"].bounded == (engine == "lightllm")
+    np.testing.assert_allclose(several["a"].logprobs, whole.logprobs, atol=1e-2 if several["a"].bounded else 1e-4)
 
 
 # -- spellings ----------------------------------------------------------------------------------------------
@@ -427,6 +440,7 @@ def test_wrong_arguments_are_told_before_the_model_runs(probe, given, error, say
     [
         ({}, "there is no question"),
         ({1: "Is it?"}, "name of a question"),
+        ({"a": {"question": [{"role": "assistant", "content": "It"}], "options": ["x", "y"], "by": "letters"}}, "user"),
         ({"a": ""}, "question 'a': The prompt is empty"),
         ({"a": ("Which?", "red")}, "question 'a': options must be a list"),
         ({"a": ("Which?", ["x", "y"], 3)}, "question 'a'.*3 parts"),

@@ -46,7 +46,7 @@ def failing(probe_of, monkeypatch):
             return plain(conversations, options)
 
         monkeypatch.setattr(probe.engine, "generate", generate)
-        monkeypatch.setattr(type(probe.engine), "remembering", lambda self, images: self)
+        monkeypatch.setattr(type(probe.engine), "remembering", lambda self, images, **_: self)
         return probe, ran, generate
 
     return set_up
@@ -168,7 +168,7 @@ def test_rank_names_the_document(probe_of, monkeypatch):
         raise NonFiniteLogitsError("NaN")
 
     monkeypatch.setattr(probe.engine, "generate", generate)
-    monkeypatch.setattr(type(probe.engine), "remembering", lambda self, images: self)
+    monkeypatch.setattr(type(probe.engine), "remembering", lambda self, images, **_: self)
     with pytest.raises(NonFiniteLogitsError, match=r"^document 0: NaN"):
         probe.rank("query", ["one", "two"], yes="a", no="b", progress=False)
 

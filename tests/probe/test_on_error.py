@@ -53,7 +53,7 @@ def test_an_error_of_one_in_a_batch_is_its_own(probe_of, monkeypatch):
         return plain(conversations, options)
 
     monkeypatch.setattr(probe.engine, "generate", generate)
-    monkeypatch.setattr(type(probe.engine), "remembering", lambda self, images: self)
+    monkeypatch.setattr(type(probe.engine), "remembering", lambda self, images, **_: self)
     found = list(probe.generate_many(["one", "bad", "two"], on_error="keep", batch_size=3, **OPTIONS))
     assert [isinstance(each, Failure) for each in found] == [False, True, False]
     with pytest.raises(NonFiniteLogitsError):

@@ -279,7 +279,7 @@ def test_an_adapter_that_leaves_the_thought_out_is_found_out(probe, monkeypatch)
         return encode(self, [replace(each, begun=Begun()) for each in conversations])
 
     monkeypatch.setattr(Adapter, "encode", without)
-    with pytest.raises(AdapterError, match=r"leaves out Conversation\.begun.*with_beginnings"):
+    with pytest.raises(AdapterError, match=r"leaves out Conversation\.begun.*with_begun"):
         probe.ask(QUESTION, SCENE, think=4)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlmprobe.adapter.beginnings import unbegun, with_beginnings
+from vlmprobe.adapter.begun import unbegun, with_begun
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
 from vlmprobe.adapter.loading import load_native, remember_loader
 from vlmprobe.adapter.prompts import Prompts, common_prefix
@@ -147,7 +147,7 @@ class Adapter(Prompts):
             ids = padded[mask]
             require_images(placeholder_runs(ids, self.image_ids), conversation, written)
             prompts.append(EncodedPrompt(ids, self.spans(ids, conversation), texts[row]))
-        return with_beginnings(self, Encoding(dict(inputs), tuple(prompts)), asked)
+        return with_begun(self, Encoding(dict(inputs), tuple(prompts)), asked)
 
     def check(self, conversation: Conversation) -> None:
         """Reject conversations that the family does not support, before anything runs."""

@@ -137,9 +137,10 @@ class RemembersImages(Protocol):
 
     memory: Any  # the feature cache; None outside a session
 
-    def remembering(self, images: int, *, exact: bool = True) -> Engine:
+    def remembering(self, images: int, *, exact: bool = True, prefix_bytes: int = 2**30) -> Engine:
         """This engine with a cache of the features of the ``images`` most recently used images (or sets of images).
 
+        It also keeps up to ``prefix_bytes`` of what the model computed of the beginnings of prompts, if it can.
         To find out whether the model has changed between two calls, all weights that the features depend on are
         compared, or, if not ``exact``, some elements of each.
         """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,7 @@ from vlmprobe.errors import (
     near,
     outside,
 )
-from vlmprobe.inputs.messages import Conversation, Message, TextPart
+from vlmprobe.inputs.messages import Conversation, ImagePart, Message, TextPart
 from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
 from vlmprobe.probe.failure import Failure, named
 from vlmprobe.probe.question_kinds import Kind, kind_of
@@ -85,9 +86,10 @@ def ask(
     thinking = thinking_of(think, think_end)
     if isinstance(question, Mapping):
         asked = {}
+        shared = _Shared(probe, image)
         for name, each in _named(question).items():
             try:
-                asked[name] = _asked(probe, *_read(each, image, kind))
+                asked[name] = _asked(shared, *_read(each, image, kind))
             except VlmprobeError as error:
                 raise named(error, f"question {name!r}") from error
         answers = _answered(probe, list(asked.values()), list(asked), thinking)
@@ -97,7 +99,8 @@ def ask(
             "a list of questions has no names for the answers: pass a mapping, such as ask({'person': 'Is there a "
             "person?'}, image)"
         )
-    (answer,) = _answered(probe, [_asked(probe, question, image, kind_of(**kind))], [None], thinking)
+    asked_one = _asked(_Shared(probe, image), question, image, kind_of(**kind))
+    (answer,) = _answered(probe, [asked_one], [None], thinking)
     return answer
 
 
@@ -160,14 +163,36 @@ def _read(given: Any, image: Any, defaults: Mapping[str, Any]) -> tuple[Any, Any
     return question, image, kind_of(**{**{name: defaults[name] for name in inherited}, **own})
 
 
-def _asked(probe: Any, question: Any, image: Any, kind: Kind) -> Asked:
+class _Shared:
+    """Builds the conversations of several questions about one image, or several, which are read once."""
+
+    def __init__(self, probe: Any, image: Any) -> None:
+        self.probe, self.image = probe, image
+
+    @cached_property
+    def parts(self) -> tuple[ImagePart, ...]:
+        """The images as parts of a message."""
+        about: Conversation = self.probe.conversation("about", self.image)
+        return about.image_parts
+
+    def conversation(self, question: Any, image: Any) -> Conversation:
+        """As that of the probe."""
+        if image is None or image is not self.image or not isinstance(question, str):
+            made: Conversation = self.probe.conversation(question, image)
+            return made
+        made = self.probe.conversation(question, [])
+        (asked,) = made.messages
+        return replace(made, messages=(Message("user", (*self.parts, *asked.parts)),))
+
+
+def _asked(shared: _Shared, question: Any, image: Any, kind: Kind) -> Asked:
     """The question as a conversation.
 
     Raises:
         MessageError: for options given in place of the image.
     """
     try:
-        conversation = probe.conversation(question, image)
+        conversation = shared.conversation(question, image)
     except ImageError as error:
         if isinstance(image, (list, tuple)) and all(isinstance(each, str) and "." not in each for each in image):
             raise MessageError(f"{error} Options go in by name: ask(question, image, options=[...]).") from error
@@ -183,7 +208,9 @@ def _asked(probe: Any, question: Any, image: Any, kind: Kind) -> Asked:
 def _with_lines(conversation: Conversation, lines: str) -> Conversation:
     """The conversation with lines below the text of the last user message."""
     messages = list(conversation.messages)
-    place = next(place for place in reversed(range(len(messages))) if messages[place].role == "user")
+    place = next((place for place in reversed(range(len(messages))) if messages[place].role == "user"), None)
+    if place is None:
+        raise MessageError("by='letters' writes the options below the question, and no message is of the user: add one")
     parts = list(messages[place].parts)
     at = next((at for at in reversed(range(len(parts))) if isinstance(parts[at], TextPart)), None)
     if at is None:

@@ -285,8 +285,10 @@ def _windows(read: Iterator[Asked], ahead: ReadAhead, size: int, keeps: bool) ->
         elif not keeps:
             break
         if len(window) >= size or held > WINDOW_BYTES:
-            ahead.fill(size)
+            if ahead.decodes:
+                ahead.fill(size)
             yield window
             window, held = [], 0
+            ahead.fill(size)
     if window:
         yield window

@@ -12,7 +12,7 @@ from vlmprobe.errors import renamed
 from vlmprobe.inputs.messages import Conversation, Prompt, shows_images
 from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions, taken
 from vlmprobe.probe.derived import DerivedMethods
-from vlmprobe.probe.request import Keep, Request, Requests, images_to_remember, options_of, with_meta
+from vlmprobe.probe.request import Keep, Request, Requests, bytes_to_keep, images_to_remember, options_of, with_meta
 from vlmprobe.results.result import Result, Scores
 
 if TYPE_CHECKING:
@@ -172,8 +172,10 @@ class Probe(DerivedMethods):
         options = options_of(keep, prompt, alternatives, seed, generation, logits_processor)
         return answered(self.engine, self.meta, converse, requests, batch_size, options, progress, on_error)
 
-    def session(self, image: Any = None, *, images: int = 8, **prompt: Unpack[PromptOptions]) -> Session:
-        """This probe with a cache of image features: an image encoded in one call is not encoded again in the next.
+    def session(
+        self, image: Any = None, *, images: int = 8, prefix_cache_gb: float = 1.0, **prompt: Unpack[PromptOptions]
+    ) -> Session:
+        """This probe with a memory: an image is encoded once, and the beginning of a prompt runs once.
 
         ::
 
@@ -181,15 +183,21 @@ class Probe(DerivedMethods):
                 people = street.generate("How many people are there?")
                 traffic = street.score("Is the traffic light red?", ["yes", "no"])
 
-        Results are identical to those without a session; ``meta["image_features"]`` says whether features were reused.
+        Numbers are those without a session, up to rounding. ``meta["image_features"]`` says whether features were
+        reused, ``meta["prefix_in_common"]`` how many ids of the prompt. What was changed in between (weights, adapters,
+        the image itself) is found out; only single elements of a decoder weight, set through ``.data``, are not:
+        call :meth:`Session.forget` after such a change.
 
         Args:
             image: default image or list of images, for questions (and queries of :meth:`rank`) without images of their
                 own; those of the session that this is called on if None. ``image=[]`` in a call asks without any.
             images: how many images (or sets of images of one conversation) to cache, at most 1 GB of them.
+            prefix_cache_gb: how many GB the key-value caches of beginnings of prompts may take; the most recent one is
+                kept in any case, and none with 0.
             **prompt: :class:`~vlmprobe.PromptOptions` of every question; those of a call come first.
         """
-        engine = require(self.engine, RemembersImages).remembering(images_to_remember(images))
+        remembering = require(self.engine, RemembersImages).remembering
+        engine = remembering(images_to_remember(images), prefix_bytes=bytes_to_keep(prefix_cache_gb))
         about = self.conversation("about", image, continue_final_message=False).images
         return Session(engine, self.meta, about, format=self.format.updated(prompt))
 

@@ -34,9 +34,14 @@ class ReadAhead(Iterator[Any]):
             raise self._end
         return next(self._rows)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether threads have decoded images of the request given last, so that it pays to read ahead."""
+        return bool(self._jobs)
+
     def fill(self, count: int) -> None:
-        """Read ahead up to ``count`` requests, as long as they have images for threads to decode."""
-        while len(self._read) < count and self._end is None and (not self._read or self._read[-1][1]):
+        """Read ahead up to ``count`` requests; one if that has no image for threads to decode."""
+        while len(self._read) < count and self._end is None and self._pays():
             try:
                 request = next(self._rows)
             except Exception as error:  # noqa: BLE001 - StopIteration, or the caller's own
@@ -49,6 +54,9 @@ class ReadAhead(Iterator[Any]):
                 return
             own = request.request if isinstance(request, Numbered) else request
             self._read.append((request, self._decoder.add([*filter(is_decoded_by_threads, _images(own))])))
+
+    def _pays(self) -> bool:
+        return not self._read or any(jobs for _, jobs in self._read)
 
     def images(self) -> AbstractContextManager[None]:
         """While it is open, a conversation for the request given last is built with its decoded images."""

@@ -26,6 +26,7 @@ __all__ = [
     "Numbered",
     "Request",
     "Requests",
+    "bytes_to_keep",
     "candidate_groups",
     "candidate_list",
     "carrying",
@@ -284,6 +285,17 @@ def images_to_remember(images: Any) -> int:
     if isinstance(images, bool) or not isinstance(images, int) or images < 1:
         raise GenerationOptionError(f"images, the number to cache, must be an integer of at least 1, not {images!r}")
     return images
+
+
+def bytes_to_keep(gigabytes: Any) -> int:
+    """Validates how many GB a session keeps, and gives them in bytes.
+
+    Raises:
+        GenerationOptionError: unless it is a finite number of at least 0.
+    """
+    if isinstance(gigabytes, bool) or not isinstance(gigabytes, (int, float)) or not 0 <= gigabytes < float("inf"):
+        raise GenerationOptionError(f"prefix_cache_gb must be a number of at least 0, not {gigabytes!r}")
+    return int(gigabytes * 2**30)
 
 
 def with_meta(result: Any, meta: Mapping[str, Any], conversation: Conversation) -> Any:

@@ -63,7 +63,7 @@ class Thoughtful:
         ):
             raise AdapterError(
                 f"{scores.meta.get('adapter')}: encode() leaves out Conversation.begun, so the thought was not read: "
-                "it must pass what it returns through vlmprobe.adapter.beginnings.with_beginnings."
+                "it must pass what it returns through vlmprobe.adapter.begun.with_begun."
             )
 
 

@@ -42,8 +42,6 @@ class GroupedScores(Scores):
     spellings: Scores = field(kw_only=True)  # of all C spellings
     members: list[list[int]] = field(kw_only=True)  # [G] indices into ``spellings`` to sum, as far as they are known
     left_out: dict[str, str] = field(kw_only=True)  # spellings that do not count, and why
-    # [G] indices into ``spellings`` to subtract: those of other answers that begin with one of this answer; or empty
-    longer: list[list[int]] = field(kw_only=True, default_factory=list)
 
     @cached_property
     def logprobs(self) -> np.ndarray:
@@ -59,6 +57,13 @@ class GroupedScores(Scores):
                 rest = -np.expm1(np.logaddexp.reduce(each[places]) - summed[answer])
                 summed[answer] = summed[answer] + np.log(rest) if rest > 0 else -np.inf
         return summed
+
+    @cached_property
+    def longer(self) -> list[list[int]]:
+        """[G] indices into ``spellings`` to subtract: those of other answers that begin with one of this answer."""
+        paths = {place: path_of(self.spellings.tables[place]) for places in self.members for place in places}
+        begins_with = _nearest(paths)
+        return [[place for place, shorter in begins_with.items() if shorter in places] for places in self.members]
 
     @property
     def mass(self) -> float:
@@ -100,11 +105,11 @@ class GroupedScores(Scores):
 
     def _more(self) -> dict[str, Any]:
         """What else is saved, ready for JSON; :meth:`_read` turns it back into arguments of the class."""
-        return {"longer": self.longer} if any(self.longer) else {}
+        return {}
 
     @classmethod
     def _read(cls, groups: dict[str, Any]) -> dict[str, Any]:
-        return {"longer": groups.get("longer", [])}
+        return {}
 
     @classmethod
     def _from_parts(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> GroupedScores:
@@ -115,7 +120,7 @@ class GroupedScores(Scores):
         if (
             len(groups["names"]) != len(groups["members"])
             or not all(groups["members"])
-            or not all(place in known for places in (*groups["members"], *more["longer"]) for place in places)
+            or not all(place in known for places in groups["members"] for place in places)
         ):
             raise ValueError("its groups do not fit its candidates")
         return _build(cls, groups["names"], spellings, groups["members"], groups["left_out"], **more)
@@ -229,6 +234,7 @@ class YesNo(Answer):
 
 
 Kind = TypeVar("Kind", bound=GroupedScores)
+Key = TypeVar("Key")
 
 
 def grouped(
@@ -275,18 +281,13 @@ def grouped(
             left_out[text] = "the tokenizer merges the end of the prompt differently than for the other spellings"
             del paths[text]
     owner = {text: name for name, texts in groups.items() for text in texts if text in paths}
-    begins_with = _nearest(owner, paths)
-    longer: dict[str, list[int]] = {name: [] for name in groups}
-    for text, shorter in begins_with.items():
+    for text, shorter in _nearest({text: paths[text] for text in owner}).items():
+        known = not np.isnan(scores.logprobs[place_of[text]])
         if owner[shorter] == owner[text]:
             left_out[text] = f"its probability is part of that of {shorter!r}"
-        elif longest and paths[shorter] != paths[text] and not np.isnan(scores.logprobs[place_of[text]]):
-            longer[owner[shorter]].append(place_of[text])
-        else:
+        elif not (longest and known and paths[shorter] != paths[text]):
             raise _collision(text, shorter, owner, same=paths[shorter] == paths[text])
     members = [[place_of[text] for text in texts if text not in left_out] for texts in groups.values()]
-    if any(longer.values()):
-        more["longer"] = list(longer.values())
     found = _build(kind, list(groups), scores, members, left_out, **more)
     _require_decided(found)
     return found
@@ -331,21 +332,20 @@ def _require_decided(scores: GroupedScores) -> None:
     )
 
 
-def _nearest(owner: Mapping[str, str], paths: Mapping[str, Path]) -> dict[str, str]:
+def _nearest(paths: Mapping[Key, Path]) -> dict[Key, Key]:
     """For each spelling whose tokens begin with those of another, or equal them, the longest of these others.
 
     Of two spellings with the same tokens, the second begins with the first.
     """
-    first: dict[Path, str] = {}
-    for text in owner:
-        first.setdefault(paths[text], text)
+    first: dict[Path, Key] = {}
+    for key, path in paths.items():
+        first.setdefault(path, key)
     found = {}
-    for text in owner:
-        path = paths[text]
-        stops = range(len(path) if first[path] != text else len(path) - 1, 1, -1)  # a path begins with its position
+    for key, path in paths.items():
+        stops = range(len(path) if first[path] != key else len(path) - 1, 1, -1)  # a path begins with its position
         shorter = next((first[path[:stop]] for stop in stops if path[:stop] in first), None)
         if shorter is not None:
-            found[text] = shorter
+            found[key] = shorter
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -11,6 +12,7 @@ from common import QUESTION, picture
 
 import vlmprobe
 from vlmprobe.engines.local.model_state import alone, to_model
+from vlmprobe.errors import GenerationOptionError
 
 QUESTIONS = [
     "Is there a cat?",
@@ -104,6 +106,64 @@ def test_memory_is_bounded(probe_of):
         for seed in range(4):
             session.score(QUESTION, CANDIDATES, image=picture(seed))
         assert len(session.engine.prefixes._entries) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_of_a_session_are_those_without(name, probe_of):
+    probe, options = probe_of(name), {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    with probe.session(picture()) as session:
+        for question in (*QUESTIONS, QUESTIONS[0]):
+            found, due = session.generate(question, **options), probe.generate(question, picture(), **options)
+            np.testing.assert_array_equal(found.output.ids, due.output.ids)
+            np.testing.assert_allclose(found.output.logprobs, due.output.logprobs, atol=CLOSE)
+            np.testing.assert_allclose(found.prompt.logprobs, due.prompt.logprobs, atol=CLOSE)
+
+
+def test_an_answer_of_a_session_runs_the_beginning_once(probe_of):
+    probe = probe_of("internvl")
+    counts = []  # of positions that the first decoder layer runs
+    hook = probe.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: counts.append(math.prod((args[0] if args else kwargs["hidden_states"]).shape[:2])),
+        with_kwargs=True,
+    )
+    try:
+        with probe.session(picture()) as session:
+            session.generate("Is it a cat?", max_new_tokens=1)
+            counts.clear()
+            found = session.generate("Is it a dog?", max_new_tokens=1)
+    finally:
+        hook.remove()
+    assert found.meta["prefix_in_common"] >= 10
+    assert sum(counts) == len(found.input_ids) - found.meta["prefix_in_common"]
+
+
+def test_a_long_text_that_questions_have_in_common_is_kept_too(probe_of):
+    probe = probe_of("internvl")
+    text = "A story of a tiger in the grass, and of a bird. " * 4
+    with probe.session() as session:
+        found = [session.score(text + question, CANDIDATES) for question in QUESTIONS[:3]]
+        for question, scores in zip(QUESTIONS, found, strict=False):
+            np.testing.assert_allclose(scores.logprobs, own(probe, text + question, CANDIDATES, None), atol=CLOSE)
+    assert [each.meta.get("prefix_in_common", 0) > 40 for each in found] == [False, True, True]
+
+
+def test_a_model_whose_generate_does_not_go_on_from_a_cache_runs_whole(probe_of):
+    probe, options = probe_of("blip_2"), {"max_new_tokens": 3, "do_sample": False}
+    with probe.session(picture()) as session:
+        for _ in range(2):
+            found = session.generate(QUESTION, **options)
+            assert "prefix_in_common" not in found.meta
+            np.testing.assert_allclose(
+                found.output.logprobs, probe.generate(QUESTION, picture(), **options).output.logprobs, atol=CLOSE
+            )
+
+
+def test_a_session_keeps_no_beginning_if_told_so(probe_of):
+    with probe_of("internvl").session(picture(), prefix_cache_gb=0) as session:
+        assert all("prefix_in_common" not in session.score(each, CANDIDATES).meta for each in QUESTIONS[:2])
+    for wrong in (-1, True, "1", float("nan")):
+        with pytest.raises(GenerationOptionError, match="prefix_cache_gb"):
+            probe_of("internvl").session(prefix_cache_gb=wrong)
 
 
 # -- what changes between two calls of one session ------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
-from vlmprobe.adapter.prompts import common_prefix
 from vlmprobe.adapter.rope import may_continue
-from vlmprobe.engines.base import Options
-from vlmprobe.engines.local.feature_cache import images_key, same
-from vlmprobe.engines.local.generation_config import prefill_config
+from vlmprobe.engines.local.beginnings import beginning_of, prefill
+from vlmprobe.engines.local.feature_cache import images_key
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.pixel_memory import prepared_once
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
-from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, Stem, why_not_shared
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation
@@ -28,7 +25,6 @@ __all__ = ["Asked", "states_of_candidates"]
 # How many prompt ids are kept, the candidate ids after them, and the whole candidate if its length changes the states.
 Source: TypeAlias = tuple[int, Path, Path]
 Requested: TypeAlias = tuple[Conversation, Sequence[str]]
-SAVED = 16  # positions that must be saved for a beginning to be prefilled apart
 
 
 @dataclass(eq=False)
@@ -125,64 +121,17 @@ def _alone(adapter: Adapter, requests: Sequence[Requested]) -> list[Asked]:
 
 def _on_common_prefix(adapter: Adapter, group: Sequence[Asked], images: Any, memory: PrefixMemory | None) -> bool:
     """Fill in the states of conversations about the same images from one prefill, if their prompts begin alike."""
-    first = group[0].prompt.ids.tolist()
     most = min(each.least for each in group)
-    for each in group:
-        most = min(most, common_prefix(first, each.prompt.ids.tolist()))
-    after_images = max((span.stop for each in group for span in each.prompt.spans), default=1)
-    if most < after_images:
-        return False
-    aside = _aside(group[0].encoding.inputs)
-    found = memory.find(images, aside, first[:most]) if memory else None
-    length = _worthwhile(group, images, memory, first, after_images, most, found)
-    if not length:
-        return False
-    ends = [candidate.shared + len(candidate.ids) for each in group for candidate in each.candidates]
-    inputs = _beginning(group[0].encoding.inputs, length)
-    if not may_continue(adapter, length, max(ends)) or not all(_regrows(adapter, inputs, each) for each in group):
-        return False
+    ends = max(candidate.shared + len(candidate.ids) for each in group for candidate in each.candidates)
     with alone(adapter):
+        found = beginning_of(adapter, [each.encoding for each in group], most, ends, images, memory)
         if found is None:
-            inputs = to_model(adapter.model, inputs)
-            ran, states = _prefill(adapter, inputs)
-            if why_not_shared(adapter, ran.cache):
-                return False
-            prefix = SharedPrefix(adapter, inputs, ran.cache, states[:, -1])
-        else:
-            prefix = found[1].after(first[found[0] : length])
-        if memory and memory.keeps and length > (found[0] if found else 0):
-            memory.put(images, aside, first[:length], prefix)
+            return False
+        length, prefix = found
         _continue(prefix, length, group)
     for each in group:
         each.meta |= {"prefix": "shared", "prefix_in_common": length}
     return True
-
-
-def _worthwhile(
-    group: Sequence[Asked],
-    images: Any,
-    memory: PrefixMemory | None,
-    ids: Sequence[int],
-    after_images: int,
-    most: int,
-    found: tuple[int, SharedPrefix] | None,
-) -> int:
-    """The length of the beginning to prefill apart, at most ``most`` ids; 0 if nothing would be saved.
-
-    It ends where the prompts of the group differ, or where that of an earlier call differs from them. Of a first
-    prompt it ends with the images, which later ones are likely to share.
-    """
-    known = found[0] if found else 0
-    length = known
-    if len(group) > 1 and (len(group) - 1) * (most - known) >= SAVED:
-        length = most
-    elif memory and memory.lasts and memory.keeps:
-        earlier = min(most, memory.in_common(images, ids))
-        closed = min(most, after_images + 1)  # with the token that closes an image, where there is one
-        length = max(known, earlier if earlier - known >= SAVED else 0, closed if images else 0)
-    if memory and memory.lasts:
-        memory.note(images, ids)
-    return length
 
 
 def _continue(prefix: SharedPrefix, begin: int, group: Sequence[Asked]) -> None:
@@ -202,39 +151,6 @@ def _continue(prefix: SharedPrefix, begin: int, group: Sequence[Asked]) -> None:
             kept = candidate.shared - each.least
             for end in range(kept, len(path) + 1):
                 each.states[candidate.shared, path[kept:end], ()] = found[path[:end]]
-
-
-def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """The inputs of one prompt without what comes after its first ``length`` positions, all images in them."""
-    shape = inputs["input_ids"].shape
-    return {
-        name: value[:, :length] if isinstance(value, Tensor) and value.shape[:2] == shape else value
-        for name, value in inputs.items()
-    }
-
-
-def _aside(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of one prompt that do not run along its sequence: pixels, and what else images are encoded with."""
-    shape = inputs["input_ids"].shape
-    return {name: value for name, value in inputs.items() if not isinstance(value, Tensor) or value.shape[:2] != shape}
-
-
-def _regrows(adapter: Adapter, inputs: Mapping[str, Any], asked: Asked) -> bool:
-    """Whether the rest of a prompt after its beginning is to the model what text after a prompt is.
-
-    It is not where a token is masked, or marked as another part of the sequence, nor where the images are encoded with
-    the question.
-    """
-    length = inputs["input_ids"].shape[1]
-    rest = torch.from_numpy(asked.prompt.ids[None, length:])
-    grown = adapter.extend(inputs, rest) if rest.shape[1] else inputs
-    whole = asked.encoding.inputs
-    shape = whole["input_ids"].shape
-    return same(_aside(inputs), _aside(whole)) and all(
-        torch.equal(grown[name], value)
-        for name, value in whole.items()
-        if isinstance(value, Tensor) and value.shape[:2] == shape
-    )
 
 
 # -- conversations that share nothing ---------------------------------------------------------------------
@@ -279,13 +195,13 @@ def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> None:
     if kept:
         with alone(adapter):
             inputs = to_model(adapter.model, asked[0].encoding.inputs)
-            ran, states = _prefill(adapter, inputs)
+            ran, states = prefill(adapter, inputs)
             last = states[:, -1]
             if all(each.is_one_step for each in asked):
                 for each, state in zip(asked, last, strict=True):
                     each.states[len(each.prompt.ids), (), ()] = state
             elif not (reason := why_not_shared(adapter, ran.cache)):
-                prefix = SharedPrefix(adapter, inputs, ran.cache, last)
+                prefix = SharedPrefix(adapter, inputs, ran.cache, states[:, -1:])
                 whole = len(asked[0].prompt.ids)
                 _continue(
                     prefix,
@@ -318,13 +234,6 @@ def _forward_states(adapter: Adapter, encoding: Encoding, candidate: Continuatio
     drop = len(encoding.prompts[0].ids) - candidate.shared
     inputs = adapter.extend(encoding.inputs, torch.tensor([candidate.ids]), drop)
     with alone(adapter):  # no candidate starts from what the model kept of another
-        states = _prefill(adapter, to_model(adapter.model, inputs))[1][0]
+        states = prefill(adapter, to_model(adapter.model, inputs))[1][0]
     rows = states[candidate.shared - 1 :]
     return {(candidate.shared, candidate.ids[:place], apart): rows[place] for place in range(len(candidate.ids))}
-
-
-def _prefill(adapter: Adapter, inputs: dict[str, Any]) -> tuple[Run, Tensor]:
-    """Run N prompts as generate does; the run and their states [N, S, H]."""
-    ran = run(adapter, inputs, prefill_config(adapter.model.generation_config), Options(alternatives=1))
-    assert ran.prefill is not None  # requested by Options.prompt
-    return ran, ran.prefill

@@ -12,7 +12,7 @@ Two sources, both computed by the model itself:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ __all__ = ["Head", "Kept", "RowsOf", "States", "Steps", "states_of", "watch_back
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
 STEPS = 32  # decoding steps whose columns are stacked: a small tensor has far more overhead than content
+WAITING, WAITING_BYTES = 4, 2**20  # steps of a batch, and of their rows, that are reduced together, likewise
 
 
 class Kept(Protocol):
@@ -194,8 +195,9 @@ class Steps:
         self.top = top
         self.count = 0  # T, the steps whose token is known
         self.logits = keep  # receives [N, V] of each step, on the CPU
-        self._steps: list[dict[str, Tensor]] = []  # columns [N, ...] of each of the last steps
-        self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS, N, ...] of earlier steps
+        self._steps: list[dict[str, Tensor]] = []  # columns [n, N, ...] of each few of the last steps
+        self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS or a few more, N, ...] of earlier steps
+        self._waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []  # raw rows, scores and tokens to be reduced
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
         self._looks = 0  # steps of beam search
@@ -215,34 +217,50 @@ class Steps:
         """Record the token [N] that was drawn at the last step."""
         if self._raw is None:
             return
-        self._steps.append(vars(row_stats(self._raw, tokens, self.top)).copy())
-        if self._scores is not None:
-            self._steps[-1]["scores"] = processed_logprobs(self._scores, tokens)
+        self._waiting.append((self._raw, self._scores, tokens))
         if self.logits is not None:
             self.logits.append(self._raw.cpu())
+        size = self._raw.nelement() * self._raw.element_size()
         self._raw = self._scores = None
         self.count += 1
-        if len(self._steps) > STEPS:
-            self._blocks.append(_stacked(self._steps[:STEPS]))
-            del self._steps[:STEPS]
+        most = WAITING if len(tokens) > 1 else 1
+        if len(self._waiting) == most or (len(self._waiting) + 1) * size > WAITING_BYTES:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        """Reduce the rows that wait to columns."""
+        if not self._waiting:
+            return
+        raw, scores, tokens = (_together(each) for each in zip(*self._waiting, strict=True))
+        shape = len(self._waiting), -1
+        self._waiting = []
+        columns = vars(row_stats(raw, tokens, self.top)).copy()
+        if scores is not None:
+            columns["scores"] = processed_logprobs(scores, tokens)
+        self._steps.append({name: values.unflatten(0, shape) for name, values in columns.items()})
+        if sum(len(each["logprobs"]) for each in self._steps) >= STEPS:
+            self._blocks.append(_chained(self._steps))
+            self._steps = []
 
     @property
     def last(self) -> dict[str, Tensor]:
         """Columns [N, ...] of the last step: those of :class:`RowStats`, and ``scores`` where logits are processed."""
-        return self._steps[-1]
+        self._reduce()
+        return {name: values[-1] for name, values in (self._steps or self._blocks)[-1].items()}
 
     def columns(self) -> dict[str, Tensor]:
         """The columns [T, N, ...] of all steps; the recorder is emptied."""
-        blocks = [*self._blocks, _stacked(self._steps)] if self._steps else []
+        self._reduce()
+        blocks = [*self._blocks, *self._steps]
         self._blocks, self._steps = [], []
-        return {name: torch.cat([block.pop(name) for block in blocks]) for name in (list(blocks[0]) if blocks else ())}
+        return _chained(blocks) if blocks else {}
 
     def first_bad(self) -> int | None:
         """The first step whose logits contain NaN or infinity, or None. Synchronises with the device."""
+        self._reduce()
         if self._looks:  # log-softmax of a row with NaN or infinity is NaN throughout
             return self._looks - 1 if self._raw is not None and bool(self._raw.isnan().any()) else None
-        rows = [row for block in self._blocks for row in block["logsumexp"]]
-        rows += [step["logsumexp"] for step in self._steps]
+        rows = [row for block in (*self._blocks, *self._steps) for row in block["logsumexp"]]
         if self._raw is not None:
             rows.append(torch.logsumexp(self._raw, dim=-1))
         return next((step for step, row in enumerate(rows) if not bool(row.isfinite().all())), None)
@@ -273,8 +291,14 @@ class Steps:
         return scores
 
 
-def _stacked(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+def _together(rows: Sequence[Any]) -> Any:
+    """Rows [N, ...] of a few steps as [n x N, ...]; those of one step as they are; None if there are none."""
+    return rows[0] if len(rows) == 1 or rows[0] is None else torch.cat(list(rows))
+
+
+def _chained(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Columns of consecutive blocks of steps; the blocks are emptied, a column at a time."""
+    return {name: torch.cat([block.pop(name) for block in blocks]) for name in list(blocks[0])}
 
 
 class _Call(LogitsProcessor):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -14,21 +15,23 @@ import numpy as np
 from torch import Tensor
 from transformers import GenerationConfig
 
-from vlmprobe.adapter import Adapter, EncodedPrompt
+from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import require_one_side
 from vlmprobe.engines.base import MadeForOneConversation, Options
 from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.capture import Head, Steps
 from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
-from vlmprobe.engines.local.feature_cache import ImageMemory, remembered
+from vlmprobe.engines.local.feature_cache import ImageMemory, Reuse, images_key, remembered
 from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
 from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
+from vlmprobe.engines.local.resumed import all_but_last
 from vlmprobe.engines.local.run_generate import drawing, run
 from vlmprobe.engines.local.scoring import score
 from vlmprobe.engines.local.second_prompt import SecondPrompt
+from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.engines.local.streamed_rows import Rows
 from vlmprobe.engines.local.teacher_forcing import begun, score_ids
 from vlmprobe.engines.stream import Stream
@@ -82,11 +85,11 @@ class LocalEngine:
         """From states to logits, by the modules that the model has now."""
         return Head(self.adapter.outer, self.adapter.backbone)
 
-    def remembering(self, images: int, *, exact: bool = True) -> LocalEngine:
+    def remembering(self, images: int, *, exact: bool = True, prefix_bytes: int = 2**30) -> LocalEngine:
         """This engine with a cache of the features of the ``images`` most recently used images (or sets of images)."""
         engine = copy.copy(self)
         engine.memory = ImageMemory(images, exact=exact)
-        engine.prefixes = PrefixMemory()
+        engine.prefixes = PrefixMemory(prefix_bytes) if prefix_bytes else None
         return engine
 
     def forget(self) -> None:
@@ -152,7 +155,7 @@ class LocalEngine:
         with (
             alone(self.adapter),
             drawing(model, config, options.seed),
-            remembered(self.adapter, memory, conversations) as features,
+            self._remembered(memory, conversations) as features,
         ):
             encoding = self.adapter.encode(conversations)
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
@@ -166,7 +169,8 @@ class LocalEngine:
             with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
                 rows = StepRows(files, len(options.begin)) if files else None
                 facts = self._facts(conversations)
-                ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows)
+                common, prefix = self._begun(conversations, encoding, config, options)
+                ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows, prefix)
                 clock.append(time.perf_counter())
                 answers = Answers(self.head, self.detokenizer, ran, config, options)
                 tables = answers.tables(prompts, files)
@@ -184,6 +188,8 @@ class LocalEngine:
             meta["logits_processor"] = [type(each).__name__ for each in options.processors]
         if options.begin:
             meta["begin"] = list(options.begin)
+        if common:
+            meta["prefix_in_common"] = common
         return [
             Result(
                 text=self.detokenizer.join(output.ids.tolist(), output.tokens),
@@ -204,6 +210,28 @@ class LocalEngine:
             )
         ]
 
+    @contextmanager
+    def _remembered(self, memory: ImageMemory | None, conversations: Sequence[Conversation]) -> Iterator[Reuse | None]:
+        """What earlier calls computed is at hand, as far as the model is still the same."""
+        before = None if memory is None else memory.state
+        if self.prefixes is not None:
+            self.prefixes.follow(self.adapter)
+        with remembered(self.adapter, memory, conversations) as features:
+            if (
+                self.prefixes is not None and memory is not None and memory.state != before
+            ):  # all of the encoder's weights
+                self.prefixes.clear()
+            yield features
+
+    def _begun(
+        self, conversations: Sequence[Conversation], encoding: Encoding, config: GenerationConfig, options: Options
+    ) -> tuple[int, SharedPrefix | None]:
+        """How many ids of a session's prompt ran in an earlier call, and all but its last on what they left."""
+        if self.prefixes is None or len(conversations) > 1:
+            return 0, None
+        images = images_key(conversations[0])
+        return all_but_last(self.adapter, encoding, config, options, images, self.prefixes) or (0, None)
+
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
         return self.score_together([(conversation, candidates)], options)[0]
@@ -213,15 +241,9 @@ class LocalEngine:
         started = time.perf_counter()
         conversations = [conversation for conversation, _ in requests]
         memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
-        before = memory.state
-        with alone(self.adapter):
-            if self.prefixes is not None:
-                self.prefixes.follow(self.adapter)
-            with remembered(self.adapter, memory, conversations) as features:
-                if self.prefixes is not None and memory.state != before:  # of all weights of the encoder
-                    self.prefixes.clear()
-                facts = self._facts(conversations)
-                found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
+        with alone(self.adapter), self._remembered(memory, conversations) as features:
+            facts = self._facts(conversations)
+            found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
         meta: dict[str, Any] = {
             "value_kind": "raw",
             "timings": {"score_s": (time.perf_counter() - started) / len(requests)},

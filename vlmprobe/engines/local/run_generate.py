@@ -16,12 +16,13 @@ from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingC
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.adapter.kv_cache import cache_of
+from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept, Steps, watch_backbone
 from vlmprobe.engines.local.model_state import alone, changes_of, device_of
 from vlmprobe.engines.local.peft_state import with_virtual_tokens
 from vlmprobe.engines.local.running import running
+from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.engines.token_tables import non_finite
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError
 
@@ -55,6 +56,7 @@ def run(
     options: Options,
     listen: Callable[[Steps, Tensor], bool] | None = None,
     rows: Kept | None = None,
+    begun: SharedPrefix | None = None,
 ) -> Run:
     """Generate from model inputs that are already on the model's device (:func:`to_model`).
 
@@ -66,6 +68,7 @@ def run(
         listen: called after every step without beams with the ids [N, S + T] so far. The numbers of the tokens just
             drawn are ``steps.last``. Generation stops if it returns True.
         rows: receives the full rows [N, V] of every step without beams; if None and they are kept, a list is used.
+        begun: the prompt without its last token, if that has run already; of one prompt, without beams.
 
     Raises:
         CapabilityError: if transformers gives the beams of one prompt different images, or something hooked to the
@@ -79,9 +82,14 @@ def run(
     if rows is None and "logits" in options.keep:
         rows = []
     steps = Steps(options.alternatives, keep=None if beams else rows)
-    prefill: list[Tensor] = []
+    prefill: list[Tensor] = [] if begun is None else [begun.hidden]
     decoded: list[Tensor] = []
-    covered = 0
+    covered = 0 if begun is None else length - 1
+    given = dict(inputs)
+    if begun is not None:
+        begun.restore()
+        given = {name: value for name, value in inputs.items() if not _is_pixels(value, inputs)}
+        given[cache_name(adapter.model.forward)] = copy.deepcopy(begun.cache)  # generate goes on in it
     began = False
     # Where all rows are those of the decoding loop, whatever is hooked to the model is in each of them.
     altered = (options.prompt or beams) and _is_altered(adapter)
@@ -130,7 +138,7 @@ def run(
     try:
         with watch_backbone(adapter.backbone, look), running(inputs):
             output = model.generate(
-                **inputs,
+                **given,
                 generation_config=config,
                 custom_generate=decode,
                 stopping_criteria=stops,
@@ -167,6 +175,12 @@ def run(
         prefill=torch.cat(prefill, dim=1) if prefill and options.prompt else None,
         decoded=decoded,
     )
+
+
+def _is_pixels(value: Any, inputs: Mapping[str, Any]) -> bool:
+    """Whether an input holds what images are encoded from, not what runs along the sequence or counts."""
+    along = isinstance(value, Tensor) and value.shape[:2] == inputs["input_ids"].shape
+    return isinstance(value, Tensor) and value.is_floating_point() and not along
 
 
 def _ran_a_module(error: Exception) -> bool:

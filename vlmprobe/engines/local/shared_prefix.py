@@ -87,13 +87,13 @@ class SharedPrefix:
         adapter: Adapter,
         inputs: Mapping[str, Any],
         cache: Any,
-        last: Tensor,
+        hidden: Tensor,
         state: Sequence[tuple[nn.Module, str, Any]] | None = None,
     ) -> None:
         self.adapter = adapter
         self.inputs = inputs
         self.cache = cache
-        self.last = last  # [N, H], the states at the last position
+        self.hidden = hidden  # [N, n, H], the states at the last positions, of a prompt at all
         # That the prefill left on the model (rope deltas).
         self.state = state_of(*adapter.model.modules()) if state is None else state
         # A recurrent state advances token by token, as in generate; keys and values take several tokens at once.
@@ -102,9 +102,15 @@ class SharedPrefix:
         self._cuts = all(hasattr(layer, "crop") and not _forgets(layer) for layer in cache.layers)
 
     @property
+    def last(self) -> Tensor:
+        """[N, H], the states at the last position."""
+        return self.hidden[:, -1]
+
+    @property
     def size(self) -> int:
         """Bytes that it holds."""
-        held = sum(each.nelement() * each.element_size() for each in self.inputs.values() if isinstance(each, Tensor))
+        tensors = [each for each in (self.hidden, *self.inputs.values()) if isinstance(each, Tensor)]
+        held = sum(each.nelement() * each.element_size() for each in tensors)
         return held + _cache_bytes(self.cache)
 
     def after(self, path: Sequence[int]) -> SharedPrefix:
@@ -113,7 +119,14 @@ class SharedPrefix:
             return self
         run = (0, tuple(path))
         hidden, cache = self._run([run])
-        return self._grown([run], [0], cache, hidden, len(path))
+        grown = self._grown([run], [0], cache, hidden, len(path))
+        grown.hidden = torch.cat([self.hidden, grown.hidden], dim=1)
+        return grown
+
+    def restore(self) -> None:
+        """Leave on the model what the prefill left there."""
+        for module, name, value in self.state:
+            setattr(module, name, value)
 
     def states(self, stems: Sequence[Stem]) -> list[dict[Path, Tensor]]:
         """For each stem the hidden states [H] from which the token after its path, and after each branch, is drawn.
@@ -154,7 +167,7 @@ class SharedPrefix:
         of = torch.tensor([batch[row][0] for row in rows], device=hidden.device)
         ids = torch.tensor([batch[row][1] for row in rows], device=hidden.device)
         inputs = self.adapter.extend(self._inputs_of(of), ids)
-        return SharedPrefix(self.adapter, inputs, taken, hidden[rows, length - 1], self._state_of(of))
+        return SharedPrefix(self.adapter, inputs, taken, hidden[rows, :length], self._state_of(of))
 
     def _inputs_of(self, rows: Tensor) -> dict[str, Any]:
         shape = self.inputs["input_ids"].shape
@@ -164,7 +177,7 @@ class SharedPrefix:
         }
 
     def _state_of(self, rows: Tensor) -> list[tuple[nn.Module, str, Any]]:
-        count = len(self.last)
+        count = len(self.hidden)
         return [
             (module, name, value[rows] if isinstance(value, Tensor) and len(value) == count else value)
             for module, name, value in self.state
@@ -172,7 +185,7 @@ class SharedPrefix:
 
     def _batches(self, runs: list[tuple[int, Path]], padded: bool) -> Iterator[list[tuple[int, Path]]]:
         """Batches of rows and paths: bounded in memory, of one length or, if ``padded``, with little padding."""
-        size = max(1, CACHE_BYTES * len(self.last) // max(1, _cache_bytes(self.cache)))
+        size = max(1, CACHE_BYTES * len(self.hidden) // max(1, _cache_bytes(self.cache)))
         batch: list[tuple[int, Path]] = []
         for run in sorted(runs, key=lambda each: len(each[1])):
             length = len(run[1])
@@ -188,13 +201,13 @@ class SharedPrefix:
     def _run(self, batch: Sequence[tuple[int, Path]]) -> tuple[Tensor, Any]:
         """Hidden states [C, n, H] of C paths of up to n tokens, padded at their end, and the cache after them."""
         length = max(len(path) for _, path in batch)
-        device = self.last.device
+        device = self.hidden.device
         ids = torch.tensor([path + path[-1:] * (length - len(path)) for _, path in batch], device=device)
         rows = torch.tensor([row for row, _ in batch], device=device)
         for module, name, value in self._state_of(rows):
             setattr(module, name, value)
         cache = copy.deepcopy(self.cache)
-        if len(batch) > 1 or len(self.last) > 1:  # what beam search does to every kind of cache, here to repeat rows
+        if len(batch) > 1 or len(self.hidden) > 1:  # what beam search does to every kind of cache, here to repeat rows
             cache.reorder_cache(rows)
         inputs = self._inputs_of(rows)
         parts = [self._forward(inputs, part, cache) for part in ids.split(length if self._whole else 1, 1)]

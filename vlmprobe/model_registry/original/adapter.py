@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from vlmprobe.adapter import Adapter, Capabilities, Continuation, EncodedPrompt, Encoding, ImageSpan
-from vlmprobe.adapter.beginnings import with_beginnings
+from vlmprobe.adapter.begun import with_begun
 from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class OriginalAdapter(Adapter):
             images.append(seen)
         inputs: dict[str, Any] = sequence_inputs(prompts, pad_id=self.pad_id, hidden_id=self.hidden_id)
         encoding = Encoding(inputs | (self.image_inputs(images) if any(images) else {}), tuple(prompts))
-        return with_beginnings(self, encoding, conversations)
+        return with_begun(self, encoding, conversations)
 
     def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
         """The ids of ``text`` directly after the prompt, tokenised together with it."""

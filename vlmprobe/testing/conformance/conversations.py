@@ -18,7 +18,7 @@ from vlmprobe.testing.report import CheckFailure, SkipCheck
 from vlmprobe.testing.subject import ANSWER, GREEDY, SHORT, SYSTEM, Subject, text_rows
 from vlmprobe.testing.tolerance import require_numbers, require_rows, scale_of
 
-__all__ = ["rope_switch", "system_message", "text_before_image", "two_turns"]
+__all__ = ["require_own_rows", "rope_switch", "system_message", "text_before_image", "two_turns"]
 
 PAIR = ["yes", "a tiger"]  # candidates
 LONG_ANSWER = "a tiger in the grass, and nothing else that one could see"
@@ -175,7 +175,21 @@ def _rows_after(subject: Subject, name: str, start: int) -> np.ndarray:
 
 def _require_numbers(subject: Subject, name: str, new: int = 2, candidates: Sequence[str] = PAIR) -> None:
     """Rows of prompt and answer, and scores, against the model's own forward."""
-    result = subject.ask(name, keep="logits", max_new_tokens=new, **GREEDY)
+    require_own_rows(subject, name, subject.ask(name, keep="logits", max_new_tokens=new, **GREEDY))
+    scores = subject.score(name, candidates)
+    for table, text in zip(scores.tables, candidates, strict=True):
+        require_numbers(
+            table.logprobs,
+            own_logprobs(subject, name, text),
+            subject.tolerance("paths"),
+            of=f"logprobs of candidate {text!r} after a prompt of {len(subject.prompt(name).ids)} positions",
+            path="a forward of prompt and candidate",
+            names=subject.named(table, what="candidate token"),
+        )
+
+
+def require_own_rows(subject: Subject, name: str, result: Result) -> None:
+    """Rows of prompt and answer, kept in a result, against the model's own forward."""
     if not np.array_equal(result.input_ids, subject.prompt(name).ids):
         raise CheckFailure(f"the {len(subject.prompt(name).ids)} ids of the prompt", f"{len(result.input_ids)} others")
     table, output = subject.prompt_table(result), result.output
@@ -191,13 +205,3 @@ def _require_numbers(subject: Subject, name: str, new: int = 2, candidates: Sequ
         path="the model's own forward",
         names=[*subject.named(table, rows, "prompt row"), *subject.named(output, what="generated token")],
     )
-    scores = subject.score(name, candidates)
-    for table, text in zip(scores.tables, candidates, strict=True):
-        require_numbers(
-            table.logprobs,
-            own_logprobs(subject, name, text),
-            subject.tolerance("paths"),
-            of=f"logprobs of candidate {text!r} after a prompt of {len(subject.prompt(name).ids)} positions",
-            path="a forward of prompt and candidate",
-            names=subject.named(table, what="candidate token"),
-        )

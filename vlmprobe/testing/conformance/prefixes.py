@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from vlmprobe.probe.request import Request
 from vlmprobe.results.result import Scores
 from vlmprobe.testing.conformance.candidates import own_logprobs
 from vlmprobe.testing.conformance.check import check
-from vlmprobe.testing.subject import Subject
+from vlmprobe.testing.conformance.conversations import require_own_rows
+from vlmprobe.testing.subject import GREEDY, Subject
 from vlmprobe.testing.tolerance import require_numbers
 
 __all__ = ["shared_beginning"]
@@ -21,25 +23,27 @@ CANDIDATES = ["yes", " no", "a tiger", "a tiger in the grass"]
 
 @check(
     "C24",
-    "questions about one image, asked together or in a session, score as in a full forward of each",
+    "questions about one image, asked together or in a session, have the numbers of a full forward of each",
     "a beginning that is taken from the cache of another image, or ends where the prompts differ already",
     "continue_from() of the adapter: positions, masks or rope deltas of the rest of a prompt",
     "an input that the rest of a prompt has and extend() does not give: override it, or set prefix_reuse to False",
 )
 def shared_beginning(subject: Subject) -> Sequence[str] | None:
-    """Candidates of several prompts in one call, then in a session in reverse order, against forwards of each."""
+    """Several prompts in one call, then in a session in reverse order, against forwards of each."""
     due = {name: [own_logprobs(subject, name, text) for text in CANDIDATES] for name in PROMPTS}
     requests = [Request(subject.conversation(name).to_chat(), candidates=CANDIDATES) for name in PROMPTS]
     together = list(subject.probe.score_many(requests, progress=False))
     for name, scores in zip(PROMPTS, together, strict=True):
         _require(subject, name, scores, due[name], "asked together")
     with subject.probe.session() as session:
-        for name in (*reversed(PROMPTS), *PROMPTS):
+        for name in reversed(PROMPTS):
             scores = session.score(subject.conversation(name).to_chat(), CANDIDATES)
             _require(subject, name, scores, due[name], "in a session")
-    if together[0].meta.get("prefix_in_common"):
+            options: Any = {"keep": "logits", "max_new_tokens": 2, **GREEDY}
+            require_own_rows(subject, name, session.generate(subject.conversation(name).to_chat(), **options))
+    if scores.meta.get("prefix_in_common"):
         return None
-    how = together[0].meta["prefix"]
+    how = scores.meta["prefix"]
     return [f"every prompt runs whole: {'its rest is not plain text to the model' if how == 'shared' else how}"]
 
 

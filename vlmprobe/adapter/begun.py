@@ -1,4 +1,4 @@
-"""Prompts after which the answer has begun: the ids of the beginning after those of the prompt."""
+"""Prompts after which the answer has begun: the ids of its beginning after those of the prompt."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-
 from vlmprobe.adapter.encoding import EncodedPrompt, Encoding
 from vlmprobe.inputs.begun import NOTHING
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["unbegun", "with_beginnings"]
+__all__ = ["unbegun", "with_begun"]
 
 
 def unbegun(conversations: Sequence[Conversation]) -> list[Conversation]:
@@ -22,7 +19,7 @@ def unbegun(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [replace(each, begun=NOTHING) if each.begun else each for each in conversations]
 
 
-def with_beginnings(adapter: Any, encoding: Encoding, conversations: Sequence[Conversation]) -> Encoding:
+def with_begun(adapter: Any, encoding: Encoding, conversations: Sequence[Conversation]) -> Encoding:
     """The encoding of prompts, each followed by the beginning of its answer, left-padded to one length again.
 
     Raises:
@@ -30,6 +27,8 @@ def with_beginnings(adapter: Any, encoding: Encoding, conversations: Sequence[Co
     """
     if not any(each.begun for each in conversations):
         return encoding
+    import torch
+
     prompts = [_begun(adapter, *pair) for pair in zip(encoding.prompts, conversations, strict=True)]
     pairs = list(zip(encoding.prompts, prompts, strict=True))
     # Where the tokenizer merges a beginning with its prompt, the last ids of the prompt are replaced.
@@ -63,12 +62,14 @@ def _in_common(one: np.ndarray, other: np.ndarray) -> int:
 
 def _left_padded(inputs: dict[str, Any], short: Sequence[int], padding: int) -> dict[str, Any]:
     """Inputs whose rows end in some positions of padding, with these moved to their start."""
+    import torch
+
     if not any(short):
         return inputs
     shape = inputs["input_ids"].shape
     moved = dict(inputs)
     for name, value in inputs.items():
-        if isinstance(value, Tensor) and value.shape[:2] == shape:
+        if isinstance(value, torch.Tensor) and value.shape[:2] == shape:
             fill = padding if name == "input_ids" else 0
             rows = []
             for row, less in zip(value, short, strict=True):

@@ -1,0 +1,122 @@
+"""Beginnings of prompts that run once: found in memory, or prefilled where that saves something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmprobe.adapter import Adapter, Encoding
+from vlmprobe.adapter.prompts import common_prefix
+from vlmprobe.adapter.rope import may_continue
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.local.feature_cache import same
+from vlmprobe.engines.local.generation_config import prefill_config
+from vlmprobe.engines.local.model_state import to_model
+from vlmprobe.engines.local.prefix_memory import PrefixMemory
+from vlmprobe.engines.local.run_generate import Run, run
+from vlmprobe.engines.local.shared_prefix import SharedPrefix, why_not_shared
+
+__all__ = ["beginning_of", "prefill"]
+
+SAVED = 16  # positions that must be saved for a beginning to be prefilled apart
+
+
+def beginning_of(
+    adapter: Adapter,
+    encodings: Sequence[Encoding],
+    most: int,
+    ends: int,
+    images: Any,
+    memory: PrefixMemory | None,
+) -> tuple[int, SharedPrefix] | None:
+    """The longest beginning that prompts about the same images have in common, prefilled, and its length.
+
+    None where nothing would be saved by it, or where the rest of a prompt is not text that continues it. The caller
+    holds the model's lock.
+
+    Args:
+        adapter: of the model.
+        encodings: of each prompt alone.
+        most: how long the beginning may be [positions].
+        ends: how far what comes after it reaches.
+        images: equal for equal images.
+        memory: of beginnings in earlier calls.
+    """
+    prompts = [each.prompts[0] for each in encodings]
+    first = prompts[0].ids.tolist()
+    for each in prompts:
+        most = min(most, common_prefix(first, each.ids.tolist()))
+    after_images = max((span.stop for each in prompts for span in each.spans), default=1)
+    if most < after_images:
+        return None
+    aside = _aside(encodings[0].inputs)
+    known, prefix = (memory.find(images, aside, first[:most]) if memory else None) or (0, None)
+    length = known
+    if (len(prompts) - 1) * (most - known) >= SAVED:
+        length = most
+    elif memory and memory.lasts and memory.keeps:
+        # What an earlier prompt has in common; of a first one up to the token that closes the images, if there is one.
+        earlier = min(most, memory.in_common(images, first))
+        closed = min(most, after_images + 1) if images else 0
+        length = max(known, earlier if earlier - known >= SAVED else 0, closed)
+    if memory and memory.lasts:
+        memory.note(images, first)
+    inputs = _beginning(encodings[0].inputs, length)
+    if not length or not may_continue(adapter, length, ends):
+        return None
+    if not all(_regrows(adapter, inputs, each) for each in encodings):
+        return None
+    if prefix is None:
+        inputs = to_model(adapter.model, inputs)
+        ran, states = prefill(adapter, inputs)
+        if why_not_shared(adapter, ran.cache):
+            return None
+        prefix = SharedPrefix(adapter, inputs, ran.cache, states)
+    else:
+        prefix = prefix.after(first[known:length])
+    if memory and memory.keeps and length > known:
+        memory.put(images, aside, first[:length], prefix)
+    return length, prefix
+
+
+def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """The inputs of one prompt without what comes after its first ``length`` positions, all images in them."""
+    shape = inputs["input_ids"].shape
+    return {
+        name: value[:, :length] if isinstance(value, Tensor) and value.shape[:2] == shape else value
+        for name, value in inputs.items()
+    }
+
+
+def _aside(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of one prompt that do not run along its sequence: pixels, and what else images are encoded with."""
+    shape = inputs["input_ids"].shape
+    return {name: value for name, value in inputs.items() if not isinstance(value, Tensor) or value.shape[:2] != shape}
+
+
+def _regrows(adapter: Adapter, inputs: Mapping[str, Any], encoding: Encoding) -> bool:
+    """Whether the rest of a prompt after its beginning is to the model what text after a prompt is.
+
+    It is not where a token is masked, or marked as another part of the sequence, nor where the images are encoded with
+    the question.
+    """
+    length = inputs["input_ids"].shape[1]
+    rest = torch.from_numpy(encoding.prompts[0].ids[None, length:])
+    grown = adapter.extend(inputs, rest) if rest.shape[1] else inputs
+    whole = encoding.inputs
+    shape = whole["input_ids"].shape
+    return same(_aside(inputs), _aside(whole)) and all(
+        torch.equal(grown[name], value)
+        for name, value in whole.items()
+        if isinstance(value, Tensor) and value.shape[:2] == shape
+    )
+
+
+def prefill(adapter: Adapter, inputs: dict[str, Any]) -> tuple[Run, Tensor]:
+    """Run N prompts as generate does; the run and their states [N, S, H]."""
+    ran = run(adapter, inputs, prefill_config(adapter.model.generation_config), Options(alternatives=1))
+    assert ran.prefill is not None  # requested by Options.prompt
+    return ran, ran.prefill
