@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from vlmprobe.adapter.encoding import EncodedPrompt, Encoding
 from vlmprobe.inputs.begun import NOTHING
 from vlmprobe.inputs.messages import Conversation
