@@ -127,10 +127,10 @@ def test_candidates_around_the_switch_are_those_of_a_whole_forward(length, told,
 
 def test_continuing_across_the_switch_would_have_been_wrong(long_rope, monkeypatch):
     """So that the test above can fail."""
-    from vlmprobe.engines.local import scoring
+    from vlmprobe.engines.local import candidate_states
 
     question = question_of(long_rope, 80)
-    monkeypatch.setattr(scoring, "may_continue", lambda *_: True)
+    monkeypatch.setattr(candidate_states, "may_continue", lambda *_: True)
     table = long_rope.score(question, CANDIDATES).tables[1]
     assert np.abs(table.logprobs - whole(long_rope, question, CANDIDATES[1])).max() > 1e-3
 

@@ -360,7 +360,13 @@ def test_ask_is_what_the_library_returns(run, tiny, scene, probe_of, tmp_path):
     rated = json.loads(run("ask", tiny, scene, "How?", "-l", "0", "-l", "5", "-l", "10", "--json").stdout)
     assert rated["values"] == [0, 5, 10]
     assert rated["expected"] == pytest.approx(probe.ask("How?", scene, levels=[0, 5, 10]).expected, abs=1e-4)
-    assert [key for key in sorted({*read, *rated}) if f"`{key}`" not in page] == []
+    thinking = json.loads(run("ask", tiny, scene, QUESTION, "--think", "3", "--think-end", " so:", "--json").stdout)
+    thought = probe.ask(QUESTION, scene, think=3, think_end=" so:").thought
+    assert [each["id"] for each in thinking["thought"]["tokens"]] == thought.output.ids.tolist()
+    assert thinking["thought"]["mean_confidence"] == pytest.approx(thought.mean_confidence, abs=1e-4)
+    off = json.loads(run("ask", tiny, scene, QUESTION, "--no-think", "--think-end", " so:", "--json").stdout)
+    assert off["meta"]["thought"] == {"tokens": 0, "ended": "off"}
+    assert [key for key in sorted({*read, *rated, *thinking}) if f"`{key}`" not in page] == []
 
 
 def test_models_says_of_each_adapter_what_it_alone_handles(run):

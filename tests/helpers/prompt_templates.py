@@ -24,6 +24,28 @@ CHATML = (
     "{%- endif %}{%- endif %}"
 )
 
+# As that of Qwen3-VL-Thinking: the prompt opens a thought, and one of an earlier answer is read from its content too.
+THINKING = (
+    "{%- set ns = namespace(last=0) %}"
+    "{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}"
+    "{%- if m.content is string %}{%- set content = m.content %}{%- else %}{%- set content %}"
+    f"{{% for part in m.content %}}{{{{ part.text if part.type == 'text' else '{IMAGE}' }}}}{{% endfor %}}"
+    "{% endset %}{%- endif %}"
+    "{%- if m.role == 'assistant' %}"
+    "{%- set reasoning = m.reasoning_content or '' %}"
+    "{%- if not reasoning and '</think>' in content %}"
+    "{%- set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}"
+    "{%- endif %}"
+    "{%- if loop.index0 > ns.last %}{%- set content = "
+    "'<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') %}{%- endif %}"
+    "{%- endif %}"
+    "{{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+)
+
 CATEGORIES = (
     "Violent Crimes",
     "Non-Violent Crimes",

@@ -131,11 +131,11 @@ def test_the_page_from_top_to_bottom(page, tmp_path):
 
 def every_check_passes_as_generated(told):
     first, broken, last = output_of(told, "vlmprobe check tiny-checkpoint")
-    assert "21 passed, 2 skipped in" in first
-    assert "21 passed, 2 skipped in" in last
+    assert "22 passed, 2 skipped in" in first
+    assert "22 passed, 2 skipped in" in last
     assert "1 passed, 1 failed in" in broken
     (tested,) = output_of(told, "python -m pytest")
-    assert "22 passed, 2 skipped" in tested
+    assert "23 passed, 2 skipped" in tested
 
 
 def the_page_shows_what_is_printed(page, told):
@@ -239,7 +239,7 @@ def test_for_a_type_that_transformers_knows(run, tmp_path):
     package = tmp_path / "deep" / "down"
     assert not list(package.rglob("modeling.py"))
     environment.install(package)
-    assert "22 passed, 2 skipped" in environment.run(["python", "-m", "pytest", "-q", "deep/down"])
+    assert "23 passed, 2 skipped" in environment.run(["python", "-m", "pytest", "-q", "deep/down"])
 
 
 def test_it_says_what_to_do_next(run, tmp_path):
@@ -330,7 +330,7 @@ def test_the_page_for_original_formats(tmp_path):
     ]
     told = [(line, environment.run(["bash", "-euo", "pipefail", "-c", line])) for line in lines]
     (checked,) = output_of(told, "vlmprobe check tiny-checkpoint")
-    assert re.search(r"^22 passed, 1 skipped in", checked, re.MULTILINE)
+    assert re.search(r"^23 passed, 1 skipped in", checked, re.MULTILINE)
     assert "failed" not in checked
     saved = json.loads(environment.run(["python", "-c", SAVED]).splitlines()[-1])
     assert saved["names"] == saved["again"]

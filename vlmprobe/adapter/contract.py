@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vlmprobe.adapter.begun import unbegun, with_begun
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
 from vlmprobe.adapter.loading import load_native, remember_loader
 from vlmprobe.adapter.prompts import Prompts, common_prefix
@@ -125,6 +126,7 @@ class Adapter(Prompts):
             MessageError: for a text that contains an image placeholder of the model.
         """
         written = self._placeholders()
+        asked, conversations = conversations, unbegun(conversations)
         for conversation in conversations:
             self.check(conversation)
             if not conversation.format.raw_prompt:  # whose text may hold them
@@ -145,7 +147,7 @@ class Adapter(Prompts):
             ids = padded[mask]
             require_images(placeholder_runs(ids, self.image_ids), conversation, written)
             prompts.append(EncodedPrompt(ids, self.spans(ids, conversation), texts[row]))
-        return Encoding(dict(inputs), tuple(prompts))
+        return with_begun(self, Encoding(dict(inputs), tuple(prompts)), asked)
 
     def check(self, conversation: Conversation) -> None:
         """Reject conversations that the family does not support, before anything runs."""

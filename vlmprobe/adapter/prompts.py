@@ -41,13 +41,14 @@ class Prompts:
             """As in :class:`~vlmprobe.adapter.Adapter`."""
 
     def render(self, conversations: Sequence[Conversation]) -> list[str]:
-        """Each conversation rendered by the chat template, up to where the model continues.
+        """Each conversation rendered by the chat template, up to where the model continues: with what it has begun.
 
         Raises:
             CapabilityError: if the template raises an error; it is quoted.
         """
         options = self._template(conversations)
-        return self._all_written(self._chats(conversations, options), options)
+        written = self._all_written(self._chats(conversations, options), options)
+        return [text + each.begun.text for text, each in zip(written, conversations, strict=True)]
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         """Everything that the processor returns for the conversations, left-padded if there are several."""

@@ -57,6 +57,27 @@ def ask(
         ),
     ] = None,
     none_of_these: Annotated[bool, typer.Option("--none-of-these", help='Add the option "none of these".')] = False,
+    think: Annotated[
+        int | None,
+        typer.Option(
+            "--think",
+            metavar="N",
+            help="Tokens that the model may think before the answers are scored, after its thought.",
+            show_default=False,
+        ),
+    ] = None,
+    no_think: Annotated[
+        bool, typer.Option("--no-think", help="Close the thought at once, for a model that thinks first.")
+    ] = False,
+    think_end: Annotated[
+        str | None,
+        typer.Option(
+            "--think-end",
+            metavar="TEXT",
+            help="The text between thought and answer, where neither chat template nor tokenizer tell.",
+            show_default=False,
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -99,6 +120,9 @@ def ask(
     """Ask MODEL about IMAGE: yes or no, one of several options, or a level, and how likely each is."""
     if threshold is not None and not 0 < threshold <= 1:
         raise typer.BadParameter(f"{threshold:g} is no probability above 0 and at most 1", param_hint="'--threshold'")
+    if think is not None and (no_think or think < 1):
+        why = "or --no-think, not both" if no_think else "of at least 1; --no-think is none"
+        raise typer.BadParameter(f"give a number of tokens, {why}", param_hint="'--think'")
     with guarded(debug):
         kind = _kind(candidate, level, letters, rotate, none_of_these)
         asked, images, question_meta = arguments.asked("ask", model, image, more_images, question, system, assistant)
@@ -117,6 +141,7 @@ def ask(
             processor=processor,
             prompt=prompted,
         )
+        kind |= {"think": False if no_think else think, "think_end": _text(think_end)}
         with working("Asking"):
             answer: Answer = opened.ask(asked, images or None, **kind)
         if letters:  # the options are part of the question that was asked
@@ -133,6 +158,11 @@ def ask(
         )
     if exit_code and decision in ("no", "unsure"):
         raise typer.Exit(UNSURE if decision == "unsure" else NO if answer.candidates == ["yes", "no"] else 0)
+
+
+def _text(given: str | None) -> str | None:
+    """The value of an option, as UTF-8 text whatever the locale."""
+    return None if given is None else arguments.decoded([given])[0]
 
 
 def _kind(

@@ -111,6 +111,7 @@ def _article(result: Shown, legend: bool) -> str:
     }
     if isinstance(result, ShownScores):
         lines = _candidates(result)
+        thought = result.thought if isinstance(result, ShownAnswer) else None
         return (
             environment()
             .get_template("scores.html")
@@ -123,6 +124,8 @@ def _article(result: Shown, legend: bool) -> str:
                     "little": isinstance(result, ShownAnswer) and result.mass < view.LITTLE,  # the note says so
                     "said": view.plain(result.said) if isinstance(result, ShownAnswer) else "",
                     "note": view.plain(result.note) if isinstance(result, ShownAnswer) else "",
+                    "thought": [] if thought is None else view.rows(thought.output),
+                    "thought_told": "" if thought is None else view.plain(_capital(thought.told)),
                     "rates": not bool(np.isnan(result.means).all()),
                 }
             )
@@ -145,6 +148,10 @@ def _article(result: Shown, legend: bool) -> str:
             }
         )
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def wrapped(article: str) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "ShownRiskCoverage",
     "ShownScores",
     "ShownTable",
+    "ShownThought",
     "ShownThreshold",
 ]
 
@@ -118,6 +119,17 @@ class ShownScores(Shown, Protocol):
     def probability_bounds(self) -> np.ndarray: ...  # float64 [C, 2], of probabilities
 
 
+class ShownThought(Protocol):
+    """What a model wrote before its answer."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def told(self) -> str: ...  # how long it is, how it ended, how sure
+    @property
+    def output(self) -> ShownTable: ...
+
+
 @runtime_checkable
 class ShownAnswer(ShownScores, Protocol):
     """C possible answers to a question of a kind."""
@@ -126,6 +138,8 @@ class ShownAnswer(ShownScores, Protocol):
     def said(self) -> str: ...  # the likeliest one, as a person reads it
     @property
     def note(self) -> str: ...  # what is to be known of it; may be empty
+    @property
+    def thought(self) -> ShownThought | None: ...  # that it comes after
 
 
 class ShownChoices(Protocol):

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmprobe.display import view
-from vlmprobe.display.shown import Shown, ShownAnswer, ShownResult, ShownScores, ShownTable
+from vlmprobe.display.shown import Shown, ShownAnswer, ShownResult, ShownScores, ShownTable, ShownThought
 
 __all__ = ["FAINT", "SHADES", "TOKEN", "Columns", "bar", "rich_view", "table_rich", "token_text"]
 
@@ -43,6 +43,7 @@ TOKEN = 18  # cells at most
 ROW_HEAD, ROW_TAIL = 24, 8  # rows of a table that are kept when the middle is left out
 TEXT_HEAD, TEXT_TAIL = 600, 100  # tokens of running text
 CANDIDATES = 20
+THOUGHT = 200  # characters of a thought: its beginning and its end
 
 
 def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
@@ -55,9 +56,11 @@ def rich_view(result: Shown, *, answer: bool = True) -> RenderableType:
     head = [Text(view.plain(str(question)), style=FAINT)] if (question := result.meta.get("question")) else []
     source = Text(" · ".join(view.provenance(result.meta)), style=FAINT)
     if isinstance(result, ShownScores):
-        above, below = [], [_mass(result)]
+        above: list[RenderableType] = []
+        below = [_mass(result)]
         if isinstance(result, ShownAnswer):
             above = [Padding(Text(view.plain(result.said), style="bold"), (1, 0))]
+            above += [] if result.thought is None else [_thought(result.thought)]
             told = [Text(view.plain(result.note))] if result.note else []
             below = told if result.mass < view.LITTLE else [*below, *told]  # the note has the mass then
         return Group(*head, *above, _candidates(result), *_boundaries(result), *below, source)
@@ -193,6 +196,13 @@ def _candidates(scores: ShownScores) -> RenderableType:
     if len(ranked) > CANDIDATES:
         grid.add_row(Text("⋯", style=FAINT), Text(f"{len(ranked) - CANDIDATES:,} more", style=FAINT))
     return Columns(grid)
+
+
+def _thought(thought: ShownThought) -> Text:
+    """A thought in one line, and the beginning and the end of what it says in another."""
+    said = " ".join(view.plain(thought.text).split())
+    ends = said if len(said) <= THOUGHT else f"{said[: THOUGHT // 2]} ⋯ {said[-THOUGHT // 2 :]}"
+    return Text.assemble((f"after a {view.plain(thought.told)}", FAINT), "\n" if ends else "", ends, "\n")
 
 
 def _boundaries(scores: ShownScores) -> list[Text]:

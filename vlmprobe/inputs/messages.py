@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from vlmprobe.errors import ImageError, MessageError, near
 from vlmprobe.inputs.ahead import load_now
+from vlmprobe.inputs.begun import NOTHING, Begun
 from vlmprobe.inputs.further_keys import FURTHER, further_keys
 from vlmprobe.inputs.image_names import require_question
 from vlmprobe.inputs.images import digest, is_encoded, is_file
@@ -92,6 +93,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     format: PromptFormat = AS_BY_DEFAULT
+    begun: Begun = NOTHING  # what the answer begins with, after the prompt
 
     @classmethod
     def build(
@@ -146,7 +148,8 @@ class Conversation:
             raise MessageError("The conversation ends with a system message: add a user message to answer.")
         if images:
             messages = _put_before_text(messages, images)
-        made = cls(tuple(messages), format or AS_BY_DEFAULT)
+        begun = prompt.begun if isinstance(prompt, Conversation) else NOTHING
+        made = cls(tuple(messages), format or AS_BY_DEFAULT, begun)
         _require_answerable(made)
         return made
 

@@ -59,8 +59,9 @@ class PromptFormat:
             TypeError: for another option.
         """
         if unknown := set(options) - set(PROMPT_OPTIONS):
+            likely = ". think= is one of probe.ask, which takes several questions too" if "think" in unknown else ""
             raise TypeError(
-                f"There is no argument {min(unknown)!r}; those of the prompt are {', '.join(PROMPT_OPTIONS)}"
+                f"There is no argument {min(unknown)!r}; those of the prompt are {', '.join(PROMPT_OPTIONS)}{likely}"
             )
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         read: dict[str, Any] = {}

@@ -34,14 +34,17 @@ from vlmprobe.probe.failure import Failure, named
 from vlmprobe.probe.question_kinds import Kind, kind_of
 from vlmprobe.probe.request import Request, options_of
 from vlmprobe.probe.score_many import score_many
+from vlmprobe.probe.think import Thinking, Thoughtful, ends_within_thought, thinking_of, thoughtful
 from vlmprobe.results.asked import Answer, Answers
-from vlmprobe.results.first_token import cause_of
+from vlmprobe.results.first_token import THOUGHT, cause_of
 from vlmprobe.results.result import Scores
+from vlmprobe.results.thought import Thought
 
 __all__ = ["CLOSE", "answer_many", "ask", "require_arguments", "warn_of_first_token"]
 
 CLOSE = 0.2  # difference of the two greatest probabilities up to which rotate="close" asks in the other orders too
 KEYS = ("question", "image", "options", "levels", "by", "none_of_these", "rotate")
+ARGUMENTS = (*KEYS, "think", "think_end")
 _TOLD: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # by model: causes that were warned of
 
 
@@ -63,21 +66,24 @@ def require_arguments(given: Iterable[str]) -> None:
     Raises:
         TypeError: it names the nearest one.
     """
-    known = (*KEYS, *PROMPT_OPTIONS)
+    known = (*ARGUMENTS, *PROMPT_OPTIONS)
     for name in given:
         if name not in PROMPT_OPTIONS:
             likely = " Options go into options=." if name in ("candidates", "choices") else near(name, known)
             raise TypeError(f"ask() has no argument {name!r}; it has {', '.join(known)}.{likely}")
 
 
-def ask(probe: Any, question: Any, image: Any, **kind: Any) -> Answer | Answers:
+def ask(
+    probe: Any, question: Any, image: Any, think: Any = None, think_end: Any = None, **kind: Any
+) -> Answer | Answers:
     """The answer to a question, or those to several; see :meth:`Probe.ask`.
 
     Args:
         probe: to query.
-        question, image: as there.
+        question, image, think, think_end: as there.
         **kind: ``options``, ``levels``, ``by``, ``none_of_these`` and ``rotate``, as there.
     """
+    thinking = thinking_of(think, think_end)
     if isinstance(question, Mapping):
         asked = {}
         shared = _Shared(probe, image)
@@ -86,13 +92,15 @@ def ask(probe: Any, question: Any, image: Any, **kind: Any) -> Answer | Answers:
                 asked[name] = _asked(shared, *_read(each, image, kind))
             except VlmprobeError as error:
                 raise named(error, f"question {name!r}") from error
-        return Answers(dict(zip(asked, _answered(probe, list(asked.values()), list(asked)), strict=True)))
+        answers = _answered(probe, list(asked.values()), list(asked), thinking)
+        return Answers(dict(zip(asked, answers, strict=True)))
     if isinstance(question, (list, tuple)) and any(isinstance(each, str) for each in question):
         raise MessageError(
             "a list of questions has no names for the answers: pass a mapping, such as ask({'person': 'Is there a "
             "person?'}, image)"
         )
-    (answer,) = _answered(probe, [_asked(_Shared(probe, image), question, image, kind_of(**kind))], [None])
+    asked_one = _asked(_Shared(probe, image), question, image, kind_of(**kind))
+    (answer,) = _answered(probe, [asked_one], [None], thinking)
     return answer
 
 
@@ -213,34 +221,57 @@ def _with_lines(conversation: Conversation, lines: str) -> Conversation:
     return replace(conversation, messages=tuple(messages))
 
 
-def _answered(probe: Any, asked: Sequence[Asked], names: Sequence[str | None]) -> list[Answer]:
+def _answered(
+    probe: Any, asked: Sequence[Asked], names: Sequence[str | None], thinking: Thinking | None
+) -> list[Answer]:
     """The answers to all questions: in one call, and in a second one those that are close, in other orders."""
     orders = [each.kind.orders if each.kind.rotate == "all" else each.kind.orders[:1] for each in asked]
-    scores = _scored(probe, asked, names, orders)
+    scored = _scored(probe, asked, names, orders, thinking)
+    scores = [[each for each, _ in found] for found in scored]
     answers = [each.kind.read(found, own) for each, found, own in zip(asked, scores, orders, strict=True)]
     close = [place for place, each in enumerate(asked) if each.kind.rotate == "close" and _is_close(answers[place])]
     rest = [asked[place].kind.orders[1:] for place in close]
-    again = _scored(probe, [asked[place] for place in close], [names[place] for place in close], rest)
+    again = _scored(probe, [asked[place] for place in close], [names[place] for place in close], rest, thinking)
     for place, further, order in zip(close, again, rest, strict=True):
-        answers[place] = asked[place].kind.read([*scores[place], *further], [*orders[place], *order])
-    for answer in answers:
+        both = [*scores[place], *(each for each, _ in further)]
+        answers[place] = asked[place].kind.read(both, [*orders[place], *order])
+    answers = [replace(answer, thought=found[0][1]) for answer, found in zip(answers, scored, strict=True)]
+    for place, answer in enumerate(answers):
+        if thinking is None and answer.mass < LITTLE:
+            answers[place] = answer = _opened_or_not(probe.engine, asked[place], answer)
         warn_of_first_token(probe.engine, answer)
     return answers
 
 
+def _opened_or_not(engine: Any, asked: Asked, answer: Answer) -> Answer:
+    """The answer, told that it was scored within a thought if the prompt opens one."""
+    if not ends_within_thought(engine, asked.prompt(asked.kind.orders[0])):
+        return answer
+    return replace(answer, meta={**answer.meta, "thought": {"opened": True}})
+
+
 def _scored(
-    probe: Any, asked: Sequence[Asked], names: Sequence[str | None], orders: Sequence[Sequence[Sequence[int]]]
-) -> list[list[Scores]]:
-    """The scores of each question in each of its orders."""
+    probe: Any,
+    asked: Sequence[Asked],
+    names: Sequence[str | None],
+    orders: Sequence[Sequence[Sequence[int]]],
+    thinking: Thinking | None,
+) -> list[list[tuple[Scores, Thought | None]]]:
+    """The scores of each question in each of its orders, and the thought that they come after."""
+    every = [(each, order, name) for each, name, own in zip(asked, names, orders, strict=True) for order in own]
+    prompts = [each.prompt(order) for each, order, _ in every]
+    if thinking is None or not prompts:
+        thoughts = [Thoughtful(prompt) for prompt in prompts]
+    else:
+        thoughts = thoughtful(probe, prompts, [name for *_, name in every], thinking)
     requests = [
         Request(
-            each.prompt(order),
+            prompt.conversation,  # type: ignore[arg-type]
             [],  # its images are in it, and none of a session are added
             name,
             candidates=each.kind.candidates(order),
         )
-        for each, name, own in zip(asked, names, orders, strict=True)
-        for order in own
+        for (each, order, name), prompt in zip(every, thoughts, strict=True)
     ]
     found: Iterator[Scores] = iter(())
     if len(requests) == 1:
@@ -248,12 +279,16 @@ def _scored(
     elif requests:
         options = options_of("stats", None, None, None, {})
         found = score_many(probe, requests, None, options, "auto", False, "raise", what="questions")
-    return [[_without_spellings(next(found), name) for _ in own] for own, name in zip(orders, names, strict=True)]
+    both = list(zip(every, thoughts, found, strict=True))
+    for _, one, scores in both:
+        one.require_scored_after(scores)
+    told = iter([(_without_spellings(each, name, one.meta), one.thought) for (*_, name), one, each in both])
+    return [[next(told) for _ in own] for own in orders]
 
 
-def _without_spellings(scores: Scores, name: str | None) -> Scores:
-    """The scores with the name of their question as id, and without their candidates in ``meta``."""
-    meta = {key: value for key, value in scores.meta.items() if key != "candidates"}
+def _without_spellings(scores: Scores, name: str | None, further: Mapping[str, Any]) -> Scores:
+    """The scores with the name of their question as id, without their candidates in ``meta``, and with ``further``."""
+    meta = {key: value for key, value in scores.meta.items() if key != "candidates"} | dict(further)
     return replace(scores, meta=meta if name is None else meta | {"id": name})
 
 
@@ -264,7 +299,8 @@ def _is_close(answer: Answer) -> bool:
 
 def warn_of_first_token(engine: Any, answer: Answer) -> None:
     """Say why the answers hold little of what the model would say, once for a model and a reason."""
-    cause = cause_of(answer.tables[0]) if answer.mass < LITTLE else None
+    opened = "opened" in (answer.meta.get("thought") or {})
+    cause = (THOUGHT if opened else cause_of(answer.tables[0])) if answer.mass < LITTLE else None
     told = _TOLD.setdefault(engine.adapter.model if isinstance(engine, HasAdapter) else engine, set())
     if cause is None or cause in told:
         return

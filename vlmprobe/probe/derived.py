@@ -34,7 +34,15 @@ class DerivedMethods(LocalParts):
     def ask(self, question: Mapping[str, Any], image: Any = None, **kind: Any) -> Answers: ...
     @overload
     def ask(
-        self, question: Prompt, image: Any = None, *, options: None = ..., levels: None = ..., **prompt: Any
+        self,
+        question: Prompt,
+        image: Any = None,
+        *,
+        options: None = ...,
+        levels: None = ...,
+        think: int | bool | Mapping[str, Any] | None = ...,
+        think_end: str | None = ...,
+        **prompt: Any,
     ) -> YesNo: ...
     @overload
     def ask(
@@ -46,6 +54,8 @@ class DerivedMethods(LocalParts):
         by: By = ...,
         none_of_these: bool | str | None = ...,
         rotate: Rotate = ...,
+        think: int | bool | Mapping[str, Any] | None = ...,
+        think_end: str | None = ...,
         **prompt: Any,
     ) -> Choice: ...
     @overload
@@ -57,6 +67,8 @@ class DerivedMethods(LocalParts):
         levels: Sequence[str] | Sequence[float],
         by: By = ...,
         rotate: Rotate = ...,
+        think: int | bool | Mapping[str, Any] | None = ...,
+        think_end: str | None = ...,
         **prompt: Any,
     ) -> Rating: ...
     def ask(
@@ -69,6 +81,8 @@ class DerivedMethods(LocalParts):
         by: By = "texts",
         none_of_these: bool | str | None = None,
         rotate: Rotate = None,
+        think: int | bool | Mapping[str, Any] | None = None,
+        think_end: str | None = None,
         **prompt: Any,
     ) -> Answer | Answers:
         """Ask a question of a kind: yes or no, one of several options, or a level of a scale.
@@ -95,6 +109,11 @@ class DerivedMethods(LocalParts):
             rotate: of letters. ``"all"`` asks in every cyclic order of the options, as many as there are options, and
                 averages the probabilities; ``"close"`` does where the two likeliest are at most
                 :data:`~vlmprobe.probe.ask.CLOSE` apart in the first order.
+            think: tokens that the model may think, greedily, before the answers are scored after its thought
+                (``answer.thought``), which is closed where they do not suffice; a mapping has options of
+                :meth:`generate` too, ``{"max_new_tokens": 256, "temperature": 0.6, "seed": 0}``. False or 0 closes the
+                thought at once. None writes the prompt as the template gives it.
+            think_end: the text between thought and answer, where neither chat template nor tokenizer tell.
             **prompt: :class:`~vlmprobe.PromptOptions`.
 
         Returns:
@@ -104,14 +123,16 @@ class DerivedMethods(LocalParts):
         Raises:
             MessageError: for options that cannot be told apart, and as in :meth:`score`.
             GenerationOptionError: for arguments that do not fit together.
-            ImageError, CapabilityError, NonFiniteLogitsError: as in :meth:`generate`.
+            CapabilityError: with ``think``, if it is not known how a thought is written, or a server cannot go on
+                from one; and as in :meth:`generate`.
+            ImageError, NonFiniteLogitsError: as in :meth:`generate`.
         """
         from vlmprobe.probe.ask import ask, require_arguments
 
         require_arguments(prompt)
         about: Any = replace(self, format=self.format.updated(prompt))  # type: ignore[type-var, arg-type]
         kind = {"options": options, "levels": levels, "by": by, "none_of_these": none_of_these, "rotate": rotate}
-        return ask(about, question, image, **kind)
+        return ask(about, question, image, think, think_end, **kind)
 
     def yes_no(
         self,

@@ -190,9 +190,9 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """``meta`` of the first answer, without its question and its name."""
+        """``meta`` of the first answer, without its question, its name and its thought."""
         first = next(iter(self.values())).meta
-        return {name: value for name, value in first.items() if name not in ("question", "id")}
+        return {name: value for name, value in first.items() if name not in ("question", "id", "thought")}
 
     @property
     def images(self) -> tuple[Any, ...]:
@@ -205,7 +205,9 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
 
     def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per question: its name, the question, the kind of answer, the likeliest
-        answer, its probability among the answers, mean and standard deviation of a rating, and mass."""
+        answer, its probability among the answers, mean and standard deviation of a rating, and mass; after thoughts
+        also their tokens, the mean probability of these (geometric), and how they ended."""
+        thoughtful = any(each.thought is not None for each in self.values())
         rows = [
             {
                 "name": name,
@@ -216,6 +218,7 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
                 "expected": each.expected if isinstance(each, Rating) else np.nan,
                 "std": each.std if isinstance(each, Rating) else np.nan,
                 "mass": each.mass,
+                **(_thought_of(each) if thoughtful else {}),
             }
             for name, each in self.items()
         ]
@@ -234,15 +237,18 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
 
     def _overview(self) -> Overview:
         rows = [
-            [name, _without_share(each), _best_share(each), percent(each.mass), each.note]
+            [
+                *(name, _without_share(each), _best_share(each), percent(each.mass)),
+                *("" if each.thought is None else each.thought.told.removeprefix("thought of "), each.note),
+            ]
             for name, each in self.items()
         ]
-        notes = any(row[-1] for row in rows)
-        columns = {"question": "text", "answer": "text", "probability": "share", "mass": "number", "note": "text"}
-        shown = list(columns)[: None if notes else -1]
+        columns = {"question": "text", "answer": "text", "probability": "share", "mass": "number"}
+        columns |= {"thought": "text", "note": "text"}
+        shown = [place for place in range(len(columns)) if place < 4 or any(row[place] for row in rows)]
         return Overview(
-            {name: columns[name] for name in shown},  # type: ignore[misc]
-            [row[: len(shown)] for row in rows],
+            {name: kind for place, (name, kind) in enumerate(columns.items()) if place in shown},  # type: ignore[misc]
+            [[row[place] for place in shown] for row in rows],
             images=self.images,
         )
 
@@ -292,6 +298,17 @@ class Answers(Viewed, Saved, Mapping[str, Answer]):
 
 def _best_share(answer: Answer) -> float:
     return float(np.nanmax(answer.probabilities))
+
+
+def _thought_of(answer: Answer) -> dict[str, Any]:
+    thought = answer.thought
+    if thought is None:
+        return {"thought_tokens": 0, "thought_confidence": np.nan, "thought_ended": None}
+    return {
+        "thought_tokens": len(thought),
+        "thought_confidence": thought.mean_confidence,
+        "thought_ended": thought.ended,
+    }
 
 
 def _without_share(answer: Answer) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlmprobe.display.view import UNSAFE
 
-__all__ = ["dumps", "result_document", "scores_document"]
+__all__ = ["dumps", "finite", "result_document", "scores_document"]
 
 
 def result_document(result: Any, *, logits: bool = False) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def result_document(result: Any, *, logits: bool = False) -> dict[str, Any]:
         "image_spans": [{"image": s.image, "tile": s.tile, "start": s.start, "stop": s.stop} for s in spans],
         "meta": dict(result.meta),
     }
-    return _finite(document)
+    return finite(document)
 
 
 def scores_document(scores: Any, *, logits: bool = False) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def scores_document(scores: Any, *, logits: bool = False) -> dict[str, Any]:
         for place, each in enumerate(document["candidates"]):
             each["logprob_at_most"] = scores.logprob_bounds[place, 1]
             each["probability_bounds"] = scores.probability_bounds[place]
-    return _finite(document)
+    return finite(document)
 
 
 def token_rows(table: Any, *, logits: bool = False) -> list[dict[str, Any]]:
@@ -110,18 +110,18 @@ def token_rows(table: Any, *, logits: bool = False) -> list[dict[str, Any]]:
 
 def dumps(document: Mapping[str, Any]) -> str:
     """One line of JSON. NaN and infinities are null; terminal control characters are escaped, other text is not."""
-    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(finite(document), ensure_ascii=False, allow_nan=False, default=str)
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with None for NaN and infinities, Python's own numbers, lists and strings for keys."""
     if isinstance(value, (np.generic, np.ndarray)):
-        return _finite(value.tolist())
+        return finite(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
+        return {str(key): finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 from typing import Any, NoReturn, TypeVar
@@ -18,6 +18,7 @@ from vlmprobe.results.first_token import held_little
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.nested import Path, path_of
 from vlmprobe.results.result import Scores
+from vlmprobe.results.thought import Thought
 
 __all__ = ["Answer", "GroupedScores", "YesNo", "grouped"]
 
@@ -129,6 +130,8 @@ class GroupedScores(Scores):
 class Answer(GroupedScores):
     """An answer of a kind that was asked for. It prints as a person reads it, such as ``yes 0.93``."""
 
+    thought: Thought | None = field(kw_only=True, default=None)  # that it was scored after, if the model was let think
+
     @property
     def said(self) -> str:
         """The likeliest answer and its probability among the answers: ``"yes 0.93"``."""
@@ -138,7 +141,8 @@ class Answer(GroupedScores):
     def note(self) -> str:
         """One sentence if the answers hold less than a tenth of what the model would say, with what it would rather
         begin with; empty otherwise."""
-        return held_little(self.tables[0], self.mass, self._together) if self.mass < LITTLE else ""
+        opened = bool((self.meta.get("thought") or {}).get("opened"))
+        return held_little(self.tables[0], self.mass, self._together, opened) if self.mass < LITTLE else ""
 
     @property
     def _together(self) -> str:
@@ -169,10 +173,24 @@ class Answer(GroupedScores):
         )
 
     def _document(self) -> dict[str, Any]:
-        return {"answer": self.said, "note": self.note, **super()._document()}
+        told = {} if self.thought is None else {"thought": self.thought.to_dict()}
+        return {"answer": self.said, "note": self.note, **super()._document(), **told}
+
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, document = super()._parts()
+        own, told = ({}, None) if self.thought is None else self.thought.parts()
+        return arrays | own, document | ({"thought": told} if told else {})
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> GroupedScores:
+        answer = super()._from_parts(arrays, document)
+        told = document.get("thought")
+        return replace(answer, thought=Thought.from_parts(arrays, told)) if told else answer  # type: ignore[call-arg]
 
     def __str__(self) -> str:
-        return f"{self.said} (mass {self.mass:.2g})" if self.mass < LITTLE else self.said
+        told = [f"mass {self.mass:.2g}"] if self.mass < LITTLE else []
+        told += [self.thought.short] if self.thought is not None else []
+        return f"{self.said} ({', '.join(told)})" if told else self.said
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self})"

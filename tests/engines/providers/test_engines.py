@@ -316,3 +316,19 @@ def test_the_embedded_model_reads_tokens_by_its_name(local, model):
         served = vlmprobe.connect(server.url, processor="demo").generate(QUESTION, PICTURES[0], **GREEDY)
     assert served.output.tokens == here.output.tokens[: len(served.output)]
     assert served.output.kinds == here.output.kinds[: len(served.output)]
+
+
+@pytest.mark.parametrize(("engine", "image"), [("sglang", PICTURES[1]), ("lightllm", None)])
+def test_engines_that_take_text_score_after_a_thought(local, model, engine, image):
+    """LightLLM lists only the likeliest tokens of a prompt with images."""
+    asked = {"options": ["a red two", "a blue nine", "an orange six"], "think": 5, "think_end": "; that is:"}
+    here = local.ask(QUESTION, image, **asked)
+    with WireServer(routes(engine, model)) as server:
+        served = vlmprobe.connect(server.url, processor=local)
+        there = served.ask(QUESTION, image, **asked)
+    assert there.thought.output.ids.tolist() == here.thought.output.ids.tolist()
+    assert there.thought.cut
+    assert there.thought.text == here.thought.text
+    assert "retokenised" not in there.meta["thought"]
+    np.testing.assert_allclose(there.spellings.logprobs, here.spellings.logprobs, atol=1e-4)
+    assert there.probabilities == pytest.approx(here.probabilities, abs=1e-4)

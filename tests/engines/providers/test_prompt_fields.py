@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import wire_engines as wire
 from common import picture
-from prompt_templates import CHATML
+from prompt_templates import CHATML, THINKING
+from transformers import LogitsProcessor
 from wire_server import WireServer, refusal
 
 import vlmprobe
@@ -244,3 +245,78 @@ def test_what_an_engine_does_not_take_is_refused(engine, ways):
             question, asked = WAYS[way]
             with pytest.raises(CapabilityError, match=f"takes no .*{names[way]}"):
                 served.generate(question, **asked, **GREEDY)
+
+
+# -- thoughts -------------------------------------------------------------------------------------------------
+
+
+class Speaks(LogitsProcessor):
+    """Makes a model begin its answer with given ids."""
+
+    def __init__(self, ids):
+        self.ids, self.start = ids, None
+
+    def __call__(self, input_ids, scores):
+        self.start = input_ids.shape[1] if self.start is None else self.start
+        at = input_ids.shape[1] - self.start
+        if at < len(self.ids):
+            scores = scores.clone().fill_(-1e9)
+            scores[:, self.ids[at]] = 0
+        return scores
+
+
+class Thinker(Reader):
+    """Thinks what it is told to, whatever the question."""
+
+    def __init__(self, probe, ids):
+        super().__init__(probe)
+        self.probe, self.here, self.ids = self, probe, ids
+
+    def generate(self, messages, **options):
+        answers = messages[-1]["role"] == "assistant"
+        return self.here.generate(messages, logits_processor=[] if answers else [Speaks(self.ids)], **options)
+
+
+@pytest.fixture(scope="module")
+def thinker(own):
+    named = own("qwen2_5_vl")
+    processor = copy.deepcopy(named.processor)
+    processor.chat_template = THINKING
+    processor.tokenizer.add_tokens(["<think>", "</think>"])
+    return vlmprobe.wrap(named.model, processor)
+
+
+@pytest.mark.parametrize("thought", ["I look at it.\n</think>", "I look at it, and"], ids=["closed", "cut"])
+def test_vllm_goes_on_from_a_thought_as_the_model_does(thinker, thought):
+    ids = thinker.tokenizer(thought, add_special_tokens=False)["input_ids"]
+    budget = len(ids) + (2 if "</think>" in thought else 0)
+    asked = {"options": {"a": ["a"], "b": ["b"]}}
+    spoken = {"max_new_tokens": budget, "do_sample": False, "logits_processor": [Speaks(ids)]}
+    here = thinker.ask(QUESTION, SCENE, **asked, think=spoken)
+    with WireServer({**VLLM, "/v1/chat/completions": Thinker(thinker, ids).chat}) as server:
+        there = vlmprobe.connect(server.url, processor=thinker).ask(QUESTION, SCENE, **asked, think=budget)
+        off = vlmprobe.connect(server.url, processor=thinker).ask(QUESTION, SCENE, **asked, think=False)
+        sent = [each.json["messages"][-1] for each in server.requests if each.json and "messages" in each.json]
+    assert there.thought.ended == here.thought.ended == ("closed" if "</think>" in thought else "budget")
+    assert there.thought.text == here.thought.text == thought.partition("\n</think>")[0]
+    assert there.thought.output.ids.tolist() == ids
+    np.testing.assert_allclose(there.thought.output.logprobs, here.thought.output.logprobs, atol=1e-4)
+    np.testing.assert_allclose(there.logprobs, here.logprobs, atol=1e-4)
+    begun = [each["content"][0]["text"] for each in sent if each["role"] == "assistant"]
+    assert f"{there.thought.text}\n</think>\n\n" in begun
+    np.testing.assert_allclose(off.logprobs, thinker.ask(QUESTION, SCENE, **asked, think=False).logprobs, atol=1e-4)
+
+
+def test_a_server_that_cannot_go_on_from_a_thought_says_so(thinker):
+    listed = {"/v1/models": {"data": [{"id": "m", "owned_by": "someone"}]}}
+    with WireServer({**listed, "/v1/chat/completions": refusal(400, "never asked")}) as server:
+        served = vlmprobe.connect(server.url, processor=thinker, engine="openai")
+        asked = len(server.requests)
+        with pytest.raises(CapabilityError, match=r"takes no thought before an answer.*vlmprobe\.load"):
+            served.ask(QUESTION, SCENE, think=5)
+        assert len(server.requests) == asked
+    with (
+        WireServer({**VLLM, "/v1/chat/completions": refusal(400, "never asked")}) as server,
+        pytest.raises(CapabilityError, match="processor="),
+    ):
+        vlmprobe.connect(server.url).ask(QUESTION, SCENE, think=5)

@@ -7,22 +7,21 @@ from contextlib import contextmanager
 
 from transformers.cache_utils import DynamicLayer
 
-import vlmprobe.engines.local.candidate_states
 from broken_adapters.case import broken
+from vlmprobe.engines.local import beginnings, candidate_states
 
 
 @broken("C24")
 @contextmanager
 def a_beginning_about_any_image() -> Iterator[None]:
     """Prompts with equal ids share the cache of whichever image came first."""
-    module = vlmprobe.engines.local.candidate_states
-    whole = module.images_key, module.same
-    module.images_key = lambda conversation: tuple(image.size for image in conversation.images)
-    module.same = lambda *_: True  # which would notice other pixels
+    whole = candidate_states.images_key, beginnings.same
+    candidate_states.images_key = lambda conversation: tuple(image.size for image in conversation.images)
+    beginnings.same = lambda *_: True  # which would notice other pixels
     try:
         yield
     finally:
-        module.images_key, module.same = whole
+        candidate_states.images_key, beginnings.same = whole
 
 
 @broken("C24")

@@ -213,15 +213,20 @@ class LocalEngine:
     @contextmanager
     def _remembered(self, memory: ImageMemory | None, conversations: Sequence[Conversation]) -> Iterator[Reuse | None]:
         """What earlier calls computed is at hand, as far as the model is still the same."""
-        before = None if memory is None else memory.state
-        if self.prefixes is not None:
-            self.prefixes.follow(self.adapter)
+        prefixes, before = self.prefixes, None if memory is None else memory.state
+        if prefixes is None:
+            with remembered(self.adapter, memory, conversations) as features:
+                yield features
+            return
+        prefixes.follow(self.adapter)
         with remembered(self.adapter, memory, conversations) as features:
-            if (
-                self.prefixes is not None and memory is not None and memory.state != before
-            ):  # all of the encoder's weights
-                self.prefixes.clear()
+            # The features' state is of all weights of the encoder, that of prefixes of some elements of each.
+            if memory is not None and memory.state != before:
+                prefixes.clear()
+            known = prefixes.found
             yield features
+            if features is not None and prefixes.found > known:
+                features.reused += not features.encoded  # a beginning holds them
 
     def _begun(
         self, conversations: Sequence[Conversation], encoding: Encoding, config: GenerationConfig, options: Options

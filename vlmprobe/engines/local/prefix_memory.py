@@ -32,6 +32,7 @@ class PrefixMemory:
 
     limit: int = 2**30  # bytes; the most recently used beginning is kept even if it is larger
     lasts: bool = True  # whether it outlives a call of the user, so that a single question is worth a beginning
+    found: int = 0  # how often a beginning was found
     resumes: bool | None = None  # whether the model's generate goes on from a cache; None if not tried yet
     _state: Any = None  # of the model that the entries come from, or why it cannot be told
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
@@ -62,6 +63,7 @@ class PrefixMemory:
         best = max(fitting, key=lambda each: len(each.ids))
         self._entries.remove(best)
         self._entries.append(best)
+        self.found += 1
         return len(best.ids), best.prefix
 
     def put(self, images: Any, aside: Any, ids: Sequence[int], prefix: SharedPrefix) -> None:

@@ -13,10 +13,13 @@ from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
 
-__all__ = ["EVERY_PROMPT", "Abilities", "Answer", "Scored"]
+__all__ = ["BEGUN", "EVERY_PROMPT", "Abilities", "Answer", "Scored"]
 
 MESSAGE_KEYS = frozenset({"tool_calls", "reasoning_content", "role 'tool'"})  # of messages that are more than contents
-EVERY_PROMPT = MESSAGE_KEYS | frozenset(PROMPT_OPTIONS)  # of an engine that is sent the prompt as written here
+BEGUN = "thought before an answer that is scored"  # of Conversation.begun
+EVERY_PROMPT = (
+    MESSAGE_KEYS | frozenset(PROMPT_OPTIONS) | {BEGUN}
+)  # of an engine that is sent the prompt as written here
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.serving.answer import Abilities
+from vlmprobe.engines.serving.answer import BEGUN, Abilities
 from vlmprobe.errors import CapabilityError, VlmprobeWarning, outside
 from vlmprobe.inputs.messages import Conversation
 
@@ -47,7 +47,7 @@ def refuse(title: str, abilities: Abilities, conversations: Sequence[Conversatio
 
 def _asked_of_prompt(conversation: Conversation) -> set[str]:
     """What the prompt is asked to hold beside the contents of messages."""
-    asked = set(conversation.format.told)
+    asked = set(conversation.format.told) | ({BEGUN} if conversation.begun else set())
     for message in conversation.messages:
         asked |= {"role 'tool'"} if message.role == "tool" else set(message.further)
     return asked
@@ -56,7 +56,7 @@ def _asked_of_prompt(conversation: Conversation) -> set[str]:
 def warn_unread(title: str, conversations: Sequence[Conversation], remedy: str) -> None:
     """Warn that what a server's chat template does not read would be dropped, where the template is not known."""
     named = {name for each in conversations for name in _asked_of_prompt(each)}
-    if named := named - {"chat_template", "raw_prompt", "continue_final_message"}:
+    if named := named - {"chat_template", "raw_prompt", "continue_final_message", BEGUN}:
         warnings.warn(
             f"{title} drops what its chat template does not read, and the template is not known here, so "
             f"{', '.join(sorted(named))} may have no effect: {remedy}.",

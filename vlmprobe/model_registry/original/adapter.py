@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from vlmprobe.adapter import Adapter, Capabilities, Continuation, EncodedPrompt, Encoding, ImageSpan
+from vlmprobe.adapter.begun import with_begun
 from vlmprobe.errors import CapabilityError, CheckpointError, MessageError
 
 if TYPE_CHECKING:
@@ -300,7 +301,8 @@ class OriginalAdapter(Adapter):
             prompts.append(EncodedPrompt(ids, self.image_places(ids, seen), text))
             images.append(seen)
         inputs: dict[str, Any] = sequence_inputs(prompts, pad_id=self.pad_id, hidden_id=self.hidden_id)
-        return Encoding(inputs | (self.image_inputs(images) if any(images) else {}), tuple(prompts))
+        encoding = Encoding(inputs | (self.image_inputs(images) if any(images) else {}), tuple(prompts))
+        return with_begun(self, encoding, conversations)
 
     def continuation(self, prompt: EncodedPrompt, text: str) -> Continuation:
         """The ids of ``text`` directly after the prompt, tokenised together with it."""

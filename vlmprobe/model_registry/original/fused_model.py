@@ -271,8 +271,15 @@ class FusedForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
             output[cache_name(self.model.language_model.forward)] = cache
         return output
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As upstream; images are passed only at prefill, and positions count attended tokens."""
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, *args: Any, cache: Any = None, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As upstream; images are passed only at prefill, and positions count attended tokens.
+
+        A cache has both of its names in the signature, by which ``generate`` knows what it may be given.
+        """
+        given = {"cache": cache, "past_key_values": past_key_values}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_index")}
         if anew := self._begins_anew(input_ids.shape[1], kwargs.get(name := cache_name(self.forward))):
             kwargs |= {name: None, "next_sequence_length": None}

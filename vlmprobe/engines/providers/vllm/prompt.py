@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from vlmprobe.adapter.thought_format import NOTATIONS
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.serving import Alternative, Node, Row, Tokens
 from vlmprobe.engines.serving.http.reply import real
 from vlmprobe.engines.serving.value_kind import FLOOR
-from vlmprobe.errors import EngineResponseError
+from vlmprobe.errors import CapabilityError, EngineResponseError, VlmprobeError
+from vlmprobe.inputs.begun import NOTHING
 from vlmprobe.inputs.chat_templates import raw_template
-from vlmprobe.inputs.messages import Conversation
+from vlmprobe.inputs.messages import Conversation, Message, TextPart
 
-__all__ = ["prompt_fields", "token_of", "vllm_prompt", "vllm_row", "whole_row"]
+__all__ = ["as_message", "prompt_fields", "token_of", "vllm_prompt", "vllm_row", "whole_row"]
 
 TOKEN_ID = "token_id:"
 
@@ -42,6 +45,33 @@ def prompt_fields(conversation: Conversation, tokens: Tokens) -> dict[str, Any]:
     if format.chat_template_kwargs:
         fields["chat_template_kwargs"] = dict(format.chat_template_kwargs)
     return fields | ({"tool_choice": "none", "tools": list(format.tools)} if format.tools else {})
+
+
+def as_message(conversation: Conversation, tokens: Tokens) -> Conversation:
+    """A conversation whose answer has begun as one that ends with the beginning of an ``assistant`` message.
+
+    Raises:
+        CapabilityError: if the chat template writes that message otherwise.
+    """
+    if not conversation.begun:
+        return conversation
+    adapter = tokens.need("An answer that has begun")
+    due = adapter.render([conversation])[0]
+    prompt = due.removesuffix(conversation.begun.text)
+    # A template may write the mark that opens a thought into the prompt, and takes it from an assistant's message.
+    leads = ["", *(prompt[prompt.rindex(opening.strip()) :] for opening, _ in NOTATIONS if opening.strip() in prompt)]
+    for lead in leads:
+        message = Message("assistant", (TextPart(lead + conversation.begun.text),))
+        spoken = replace(conversation, messages=(*conversation.messages, message), begun=NOTHING)
+        try:
+            if adapter.render([spoken])[0] == due:
+                return spoken
+        except (VlmprobeError, ValueError):
+            continue
+    raise CapabilityError(
+        "vLLM is sent what a model has thought as the beginning of its message, and the chat template would write that "
+        "otherwise: open the checkpoint with vlmprobe.load."
+    )
 
 
 def vllm_prompt(reply: Node, ids: np.ndarray, image_ids: Collection[int], top: int | None, *, texts: bool) -> list[Row]:

@@ -18,7 +18,7 @@ import numpy as np
 from vlmprobe.engines.base import Engine, Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.providers.vllm.candidates import score_candidates, takes_ids
-from vlmprobe.engines.providers.vllm.prompt import prompt_fields, vllm_prompt, vllm_row
+from vlmprobe.engines.providers.vllm.prompt import as_message, prompt_fields, vllm_prompt, vllm_row
 from vlmprobe.engines.providers.vllm.rank import rank_documents
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
@@ -135,6 +135,7 @@ class VLLM(StreamedEngine):
         self, conversation: Conversation, decoding: Decoding, options: Options
     ) -> tuple[dict[str, Any], bool]:
         """The request's body, and whether whole rows come back."""
+        conversation = as_message(conversation, self.tokens)
         top, every = self.asked(options)
         # A logit alone gives no probability: from a server that returns logits, whole rows are read.
         whole = every or (self.full and self.meaning is not None and self.meaning.logits)
@@ -154,7 +155,8 @@ class VLLM(StreamedEngine):
                 "This vLLM server returns logits, and a log-probability needs the whole row of them: score with "
                 'keep="logits", or start the server with --logprobs-mode raw_logprobs.'
             )
-        scored, told = await score_candidates(self, conversation, candidates, options)
+        spoken = as_message(conversation, self.tokens)
+        scored, told = await score_candidates(self, spoken, candidates, options)
         return scored, {**self.told(), **told}
 
     def rank(self, query: Any, documents: Sequence[Any], **options: Any) -> np.ndarray:
