@@ -157,7 +157,7 @@ def sizes_of(name: str) -> tuple[str, ...]:
 def main() -> None:
     """Measure, store, and report."""
     given = arguments()
-    held = json.loads(given.json.read_text()) if given.json.exists() else {"machine": {}, "measured": {}}
+    held = json.loads(given.json.read_text()) if given.json.exists() else {"measured": {}}
     for name, size, dtype in planned(given):
         key = "/".join(filter(None, (name, size, dtype)))
         print(f"{key} ...", file=sys.stderr, flush=True)
@@ -168,10 +168,10 @@ def main() -> None:
             if name == "startup"
             else measure(name, wanted, given.rounds, given.skip)
         )
-        held["machine"], versions = machine(given.device), libraries()
         held["measured"][key] = {
             **found,
-            "versions": versions,
+            "machine": machine(given.device),
+            "versions": libraries(),
             "threads": given.threads,
             "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(started)),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,18 +80,16 @@ def write(held: Mapping[str, Any]) -> None:
 
 
 def _machine(held: Mapping[str, Any]) -> Iterator[str]:
-    machine = held["machine"]
     loads = [each for measured in held["measured"].values() for each in measured["load"]]
     by: dict[str, list[str]] = {}
     for name, each in held["measured"].items():
-        told = ", ".join(f"{library} {number}" for library, number in each["versions"].items())
-        by.setdefault(told, []).append(f"`{name.split('/')[0]}`")
+        machine = each.get("machine") or held["machine"]  # of those that name none
+        libraries = ", ".join(f"{library} {number}" for library, number in each["versions"].items())
+        told = f"on {machine['cores']} cores of {machine['processor']} ({machine['device']}) with {libraries}"
+        by.setdefault(told, []).append(name)
     *some, most = sorted(by, key=lambda told: len(by[told]))
-    parts = [f"{', '.join(sorted(set(by[told])))} with {told}" for told in some]
-    yield (
-        f"Measured on {machine['cores']} cores of {machine['processor']} ({machine['device']}): "
-        f"{'; '.join([*parts, f'the others with {most}' if parts else f'with {most}'])}."
-    )
+    parts = [f"{_names(by[told], held)} {told}" for told in some]
+    yield f"Measured: {'; '.join([*parts, f'the others {most}' if parts else most])}."
     yield (
         f"Load of the machine during the measurements: {min(loads):.1f} to {max(loads):.1f} processes. Where it was "
         f"above {CORES_WANTED:g}, others had a share of the cores, and CPU time judges a goal in place of wall time; "
@@ -103,6 +101,14 @@ def _machine(held: Mapping[str, Any]) -> Iterator[str]:
     if single := sorted(f"`{name}`" for name, counts in threads.items() if counts == {1}):
         yield f"With one thread, where CPU time judges in any case: {', '.join(single)}."
     yield ""
+
+
+def _names(keys: Sequence[str], held: Mapping[str, Any]) -> str:
+    """Measurements by the name of their task, or in full where others of that task are not among them."""
+    tasks = {key.split("/")[0] for key in keys}
+    whole = {task for task in tasks if all(each in keys for each in held["measured"] if each.split("/")[0] == task)}
+    named = {task if (task := key.split("/")[0]) in whole else key for key in keys}
+    return ", ".join(f"`{each}`" for each in sorted(named))
 
 
 def _goals(held: Mapping[str, Any]) -> Iterator[str]:
