@@ -185,8 +185,8 @@ class Probe(DerivedMethods):
 
         Numbers are those without a session, up to rounding. ``meta["image_features"]`` says whether features were
         reused, ``meta["prefix_in_common"]`` how many ids of the prompt. What was changed in between (weights, adapters,
-        the image itself) is found out; only single elements of a decoder weight, set through ``.data``, are not:
-        call :meth:`Session.forget` after such a change.
+        the image itself) is found out, and with a hook on the model every prompt runs whole; only single elements of
+        a weight, set through ``.data``, are not: call :meth:`Session.forget` after such a change.
 
         Args:
             image: default image or list of images, for questions (and queries of :meth:`rank`) without images of their

@@ -246,7 +246,7 @@ def test_eight_questions_on_one_image_over_eight_calls(probe_of):
 
 def test_a_session_tells_pictures_apart(probe_of):
     probe = probe_of("internvl")
-    session = probe.session(picture(1), prefix_cache_gb=0)
+    session = probe.session(picture(1), prefix_cache_gb=0)  # so that only features are remembered
     for seed in (1, 2, 1, 3, 2):
         result = session.generate(QUESTION, image=picture(seed), keep="logits", **GREEDY)
         assert_identical(result, probe.generate(QUESTION, image=picture(seed), keep="logits", **GREEDY))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from common import QUESTION, picture
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 import vlmprobe
+from vlmprobe.engines.local.encoder_state import _sample
 from vlmprobe.engines.local.model_state import alone, to_model
+from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.errors import GenerationOptionError
 
 QUESTIONS = [
@@ -119,20 +127,23 @@ def test_answers_of_a_session_are_those_without(name, probe_of):
             np.testing.assert_allclose(found.prompt.logprobs, due.prompt.logprobs, atol=CLOSE)
 
 
-def test_an_answer_of_a_session_runs_the_beginning_once(probe_of):
+def test_an_answer_of_a_session_runs_the_beginning_once(probe_of, monkeypatch):
     probe = probe_of("internvl")
     counts = []  # of positions that the first decoder layer runs
-    hook = probe.layers[0].register_forward_pre_hook(
-        lambda _, args, kwargs: counts.append(math.prod((args[0] if args else kwargs["hidden_states"]).shape[:2])),
-        with_kwargs=True,
-    )
-    try:
-        with probe.session(picture()) as session:
-            session.generate("Is it a cat?", max_new_tokens=1)
-            counts.clear()
-            found = session.generate("Is it a dog?", max_new_tokens=1)
-    finally:
-        hook.remove()
+    layer, kind = probe.layers[0], type(probe.layers[0])
+    forward = kind.forward
+
+    @functools.wraps(forward)
+    def counted(self, hidden_states, *args, **kwargs):  # of the class: with a hook, every prompt runs whole
+        if self is layer:
+            counts.append(math.prod(hidden_states.shape[:2]))
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", counted)
+    with probe.session(picture()) as session:
+        session.generate("Is it a cat?", max_new_tokens=1)
+        counts.clear()
+        found = session.generate("Is it a dog?", max_new_tokens=1)
     assert found.meta["prefix_in_common"] >= 10
     assert sum(counts) == len(found.input_ids) - found.meta["prefix_in_common"]
 
@@ -233,3 +244,148 @@ def test_the_image_is_edited_in_place(probe_of):
         after = session.score(QUESTION, CANDIDATES, image=image).logprobs
     np.testing.assert_allclose(after, own(probe, QUESTION, CANDIDATES, image), atol=CLOSE)
     assert np.abs(after - before).max() > 1e-3
+
+
+def another_attention(model):
+    """Each head sees sharper: only the name of the function changes in the config."""
+    AttentionInterface.register("sharper", sharper)
+    AttentionMaskInterface.register("sharper", sdpa_mask)
+    model.set_attn_implementation("sharper")
+
+
+def sharper(module, query, key, value, attention_mask, **options):
+    return sdpa_attention_forward(module, 3 * query, key, value, attention_mask, **options)
+
+
+def another_function(model):
+    """An activation that is a function, not a module, is replaced by another function."""
+    for layer in model.model.language_model.layers:
+        layer.mlp.act_fn = torch.relu
+
+
+def another_tensor(model):
+    model.model.language_model.layers[0].mlp.scale.mul_(3)
+
+
+@pytest.mark.parametrize("change", [another_attention, another_function, another_tensor])
+def test_what_the_decoder_computes_with_is_changed(change, loaded):
+    model, processor = loaded
+    for layer in model.model.language_model.layers:
+        del layer.mlp.act_fn
+        layer.mlp.act_fn = functools.partial(torch.nn.functional.silu)
+    scaled(model.model.language_model.layers[0].mlp)
+    follows(model, processor, lambda: change(model))
+
+
+def scaled(mlp):
+    """Of a class that multiplies by a tensor which is no buffer."""
+    kind = type(mlp)
+    mlp.scale = torch.ones(1)
+    mlp.__class__ = type("Scaled", (kind,), {"forward": lambda self, states: kind.forward(self, states) * self.scale})
+
+
+def test_the_class_of_a_module_gets_another_forward(loaded, monkeypatch):
+    model, processor = loaded
+    kind = type(model.model.language_model.layers[0].mlp)
+    forward = kind.forward
+    follows(
+        model,
+        processor,
+        lambda: monkeypatch.setattr(kind, "forward", lambda self, states: 1.5 * forward(self, states)),
+    )
+
+
+def test_one_row_of_a_weight_is_zeroed_through_data():
+    """However wide a weight is, some element of each row and each column is compared."""
+    for shape in ((18944, 896), (1000, 64), (64, 1000), (4096, 512), (70000, 7), (1, 40000), (300,), (20, 3, 14, 14)):
+        places = torch.arange(math.prod(shape)).reshape(shape)
+        seen = _sample(places)
+        assert len(torch.unique(seen // shape[-1])) == places.numel() // shape[-1]
+        assert len(torch.unique(seen % shape[-1])) == shape[-1]
+
+
+def test_a_hook_changes_what_it_does(loaded):
+    """Before a layer, on the decoder, and on all modules: a hook may do something else in every call."""
+    model, processor = loaded
+    factor = [1.0]
+    decoder = model.model.language_model
+    mlp = decoder.layers[1].mlp
+
+    def of_all(module, _, output):
+        return output * factor[0] if module is mlp else None
+
+    for register, hook in (
+        (mlp.register_forward_pre_hook, lambda _, given: (given[0] * factor[0],)),
+        (decoder.norm.register_forward_pre_hook, lambda _, given: (given[0] + factor[0],)),
+        (register_module_forward_hook, of_all),
+    ):
+        handle = register(hook)
+        factor[0] = 1.0
+        try:
+            follows(model, processor, lambda: factor.__setitem__(0, 1.5))
+        finally:
+            handle.remove()
+
+
+def test_numbers_under_autocast_are_not_those_without(loaded):
+    model, processor = loaded
+    with vlmprobe.wrap(model, processor).session(picture()) as session:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            session.score(QUESTIONS[0], CANDIDATES)
+            session.score(QUESTION, CANDIDATES)
+        found = session.score(QUESTION, CANDIDATES).logprobs
+        np.testing.assert_allclose(found, own(session, QUESTION, CANDIDATES, picture()), atol=CLOSE)
+
+
+def test_a_model_loaded_in_inference_mode(checkpoint):
+    """Its weights do not count how often they were written to."""
+    with torch.inference_mode():
+        probe = vlmprobe.load(checkpoint("internvl"), device="cpu", dtype="float32")
+    with probe.session(picture()) as session:
+        for question in QUESTIONS[:3]:
+            found = session.score(question, CANDIDATES)
+            np.testing.assert_allclose(found.logprobs, own(probe, question, CANDIDATES, picture()), atol=CLOSE)
+
+
+# -- what a cache is continued from -----------------------------------------------------------------------
+
+
+def test_linear_attention_runs_every_prompt_whole(probe_of):
+    """Its states of many positions, run one by one, round otherwise: up to 1e-4 on the tiny checkpoint."""
+    probe = probe_of("qwen3_5")
+    turns = [
+        {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "A cat?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+        {"role": "user", "content": [{"type": "text", "text": "Which colour is that cat?"}]},
+    ]
+    with probe.session() as session:
+        session.generate(turns[:1], max_new_tokens=1)
+        found, due = (each.generate(turns, max_new_tokens=2, do_sample=False) for each in (session, probe))
+        assert not session.engine.prefixes._entries
+    np.testing.assert_allclose(found.prompt.logprobs, due.prompt.logprobs, atol=1e-6)
+
+
+def test_a_kept_beginning_is_not_continued_across_a_switch_of_rope(probe_of, monkeypatch):
+    """A prompt beyond it shares a beginning with those beyond it, and none of the kept ones that are shorter."""
+    probe = probe_of("internvl")
+    adapter, limit = probe.engine.adapter, 60
+    monkeypatch.setattr(adapter, "capabilities", replace(adapter.capabilities, prefix_limit=limit), raising=False)
+    lengths = []  # of what is continued, and of what comes after it
+    after = SharedPrefix.after
+
+    def seen(self, path):
+        lengths.append((self.inputs["input_ids"].shape[1], len(path)))
+        return after(self, path)
+
+    monkeypatch.setattr(SharedPrefix, "after", seen)
+    text = "A story of a tiger in the grass. "
+    with probe.session() as session:
+        for question in ("Is it?", "Was it?", "Who?"):
+            session.score(text + question, CANDIDATES)
+        assert 0 < len(session.engine.prefixes._entries[-1].ids) < limit
+        for question in QUESTIONS[:3]:
+            session.score(text * 10 + question, CANDIDATES)
+        assert len(session.engine.prefixes._entries[-1].ids) > limit
+        session.score(text * 10 + QUESTIONS[3], CANDIDATES)
+    assert lengths
+    assert all(before + new <= limit or before > limit for before, new in lengths)

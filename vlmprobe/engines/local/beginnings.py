@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from vlmprobe.engines.local.generation_config import prefill_config
 from vlmprobe.engines.local.model_state import to_model
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import Run, run
-from vlmprobe.engines.local.shared_prefix import SharedPrefix, why_not_shared
+from vlmprobe.engines.local.shared_prefix import SharedPrefix, recurs, why_not_shared
 
 __all__ = ["beginning_of", "prefill"]
 
 SAVED = 16  # positions that must be saved for a beginning to be prefilled apart
+# Whose prompts run whole: linear attention over many positions, one by one, rounds otherwise than all at once.
+RECURRENT: WeakSet[Adapter] = WeakSet()
 
 
 def beginning_of(
@@ -50,10 +53,12 @@ def beginning_of(
     for each in prompts:
         most = min(most, common_prefix(first, each.ids.tolist()))
     after_images = max((span.stop for each in prompts for span in each.spans), default=1)
-    if most < after_images:
+    if most < after_images or adapter in RECURRENT:
         return None
     aside = _aside(encodings[0].inputs)
     known, prefix = (memory.find(images, aside, first[:most]) if memory else None) or (0, None)
+    if prefix and not (may_continue(adapter, known, ends) and _begins(encodings[0].inputs, prefix, known)):
+        known, prefix = 0, None
     length = known
     if (len(prompts) - 1) * (most - known) >= SAVED:
         length = most
@@ -74,6 +79,9 @@ def beginning_of(
         ran, states = prefill(adapter, inputs)
         if why_not_shared(adapter, ran.cache):
             return None
+        if recurs(ran.cache):
+            RECURRENT.add(adapter)
+            return None
         prefix = SharedPrefix(adapter, inputs, ran.cache, states)
     else:
         prefix = prefix.after(first[known:length])
@@ -89,6 +97,16 @@ def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
         name: value[:, :length] if isinstance(value, Tensor) and value.shape[:2] == shape else value
         for name, value in inputs.items()
     }
+
+
+def _begins(inputs: Mapping[str, Any], prefix: SharedPrefix, length: int) -> bool:
+    """Whether what runs along the sequence of a prompt (masks, types of tokens) begins like that of a prefix."""
+    shape = inputs["input_ids"].shape
+    return all(
+        name in prefix.inputs and same(prefix.inputs[name].to(value.device, value.dtype), value[:, :length])
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.shape[:2] == shape
+    )
 
 
 def _aside(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.engines.local.model_state import changes_of
+from vlmprobe.engines.local.model_state import changes_everywhere, changes_of
 from vlmprobe.errors import AdapterError
 
 __all__ = ["decoder_state", "encoder_state"]
@@ -18,6 +20,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 ODD, OTHER = 0x9E3779B1, 0x85EBCA77  # so that the same numbers at other places give another sum
 SMALL, WIDTH = 2**18, 1024  # elements: of a tensor that is read together with others, and of their common rows
 SAMPLE = 16384  # elements of a weight that are compared where not all are
+DEVICES = ("cpu", "cuda", "mps")
 PLAIN = (bool, int, float, str)
 HOOKED = "a hook or a patched forward around the image encoder may act differently in every call"
 OFFLOADED = "a change of an offloaded or quantised weight would not be noticed"
@@ -30,23 +33,26 @@ def encoder_state(adapter: Adapter, *, exact: bool = True) -> tuple[Any, ...] | 
     hooks that are called before a forward, which are taken to look only. Decoder layers and LM head are left out. What
     an offloaded weight holds, and what a forward hook or a patched forward will do in the next call, cannot be told.
 
-    If not ``exact``, weights are compared as those of the decoder in :func:`decoder_state`.
+    If not ``exact``, weights are compared as those of the decoder in :func:`decoder_state`, and no hook is taken to
+    look only.
     """
     aside = set(_modules_aside(adapter))
     around = {part for name, module in adapter.model.named_modules() if module in aside for part in _parents(name)}
+    if changes_everywhere(before=not exact):
+        return HOOKED
     if adapter.image_encoder is not None:
         owner, method = adapter.image_encoder
         if vars(owner).get(method) is not None:
             return HOOKED
-    known: list[Any] = [repr(adapter.model.config.to_dict())]
+    known: list[Any] = [_surroundings(), _configs(adapter.model), changes_everywhere(before=True)]
     tensors: list[Tensor] = []
     for name, module in adapter.model.named_modules():
         if module in aside:
             continue
-        known.append((name, type(module), _switches(module), changes_of(module)))
-        if name not in around and changes_of(module, before=False):
+        known.append((name, *_code(module), _switches(module), changes_of(module)))
+        if changes_of(module, before=not exact) and not (exact and name in around):
             return HOOKED
-        for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        for key, value in _tensors(module):
             if value.device.type == "meta" or value.element_size() not in INTEGERS:
                 return OFFLOADED
             known.append((key, value.shape, value.dtype, value.device, *(() if exact else _written(value))))
@@ -59,14 +65,15 @@ def decoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
 
     Their weights, most of the model, are told apart by where they are, by how often they were written to, and by the
     contents of some of their elements, spread over each: a change through ``.data`` of single elements is not found.
+    What hooks and patched forwards do in the next call cannot be told, nor whether those before a forward only look.
     """
     known: list[Any] = []
     samples: list[Tensor] = []
     for module in _modules_aside(adapter):
-        if changes_of(module, before=False):
+        if changes_of(module):
             return "a hook or a patched forward in a decoder layer may act differently in every call"
-        known.append((type(module), _switches(module), changes_of(module)))
-        for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        known.append((*_code(module), _switches(module)))
+        for key, value in _tensors(module):
             if value.device.type == "meta" or value.element_size() not in INTEGERS:
                 return OFFLOADED
             known.append((key, value.shape, value.dtype, value.device, *_written(value)))
@@ -75,14 +82,50 @@ def decoder_state(adapter: Adapter) -> tuple[Any, ...] | str:
 
 
 def _written(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor is, and how often it was written to, except through ``.data``."""
-    return tensor.data_ptr(), tensor._version
+    """Where a tensor is, and how often it was written to, except through ``.data``, or in inference mode."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _sample(tensor: Tensor) -> Tensor:
     """Elements spread over a tensor, among them some of each row and column."""
     line = tensor.detach().reshape(-1)
-    return line[:: 1 + 2 * (len(line) // (2 * SAMPLE))]  # an odd step meets every column
+    width = max(1, tensor.shape[-1]) if tensor.dim() else 1
+    step = max(1, min(1 + len(line) // SAMPLE, width, len(line) // width))
+    while math.gcd(step, width) > 1:  # else it would miss columns
+        step -= 1
+    return line[::step]
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """What changes the numbers of every model: autocast, and the precision of products."""
+    cast = tuple(torch.get_autocast_dtype(kind) for kind in DEVICES if torch.is_autocast_enabled(kind))
+    return cast, torch.get_float32_matmul_precision()
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """All configs that modules hold, and the attention functions that they name, which no ``to_dict`` tells."""
+    found = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
+    known: list[Any] = []
+    for config in found.values():
+        named = getattr(config, "_attn_implementation", None)
+        plain = config.to_dict() if hasattr(config, "to_dict") else config
+        known.append((repr(plain), named, ALL_ATTENTION_FUNCTIONS.get(named) if isinstance(named, str) else None))
+    return known
+
+
+def _code(module: nn.Module) -> tuple[Any, ...]:
+    """What a module computes with besides numbers: its class, the forward of that, and functions that it was given."""
+    given = {name: value for name, value in vars(module).items() if not name.startswith("_") and callable(value)}
+    return type(module), type(module).forward, given
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers, and tensors that are plain attributes."""
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield name, value
 
 
 def _modules_aside(adapter: Adapter) -> Iterator[nn.Module]:

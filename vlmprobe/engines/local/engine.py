@@ -223,10 +223,7 @@ class LocalEngine:
             # The features' state is of all weights of the encoder, that of prefixes of some elements of each.
             if memory is not None and memory.state != before:
                 prefixes.clear()
-            known = prefixes.found
             yield features
-            if features is not None and prefixes.found > known:
-                features.reused += not features.encoded  # a beginning holds them
 
     def _begun(
         self, conversations: Sequence[Conversation], encoding: Encoding, config: GenerationConfig, options: Options

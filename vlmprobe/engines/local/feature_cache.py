@@ -90,7 +90,7 @@ class Reuse:
     reused: int = 0  # inputs whose features were cached
 
     def __str__(self) -> str:
-        if self.reused:
+        if self.reused or not (self.encoded or self.reason):  # or all images are in a beginning that was kept
             return "reused in part" if self.encoded else "reused"
         return f"encoded: {self.reason}" if self.reason else "encoded"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local.peft_state import active_adapters
 
-__all__ = ["STATE", "alone", "changes_of", "device_of", "state_of", "to_model"]
+__all__ = ["STATE", "alone", "changes_everywhere", "changes_of", "device_of", "state_of", "to_model"]
 
 # Hooks, and state that models keep (rope deltas), belong to one call at a time, whichever probe holds the model.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -85,8 +85,18 @@ def changes_of(module: nn.Module, *, before: bool = True) -> list[Any]:
     ``before`` says whether hooks that are called before the forward count.
     """
     found = [*module._forward_hooks.values(), vars(module).get("forward")]
-    found += module._forward_pre_hooks.values() if before else ()
-    return [each for each in found if each is not None and not _source(each).startswith(THEIRS)]
+    return _of_others([*found, *(module._forward_pre_hooks.values() if before else ())])
+
+
+def changes_everywhere(*, before: bool = True) -> list[Any]:
+    """The same of the hooks that torch calls for all modules."""
+    every = nn.modules.module
+    found = [*every._global_forward_hooks.values()]
+    return _of_others([*found, *(every._global_forward_pre_hooks.values() if before else ())])
+
+
+def _of_others(calls: list[Any]) -> list[Any]:
+    return [each for each in calls if each is not None and not _source(each).startswith(THEIRS)]
 
 
 def _source(call: Any) -> str:

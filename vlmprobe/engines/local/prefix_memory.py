@@ -32,8 +32,8 @@ class PrefixMemory:
 
     limit: int = 2**30  # bytes; the most recently used beginning is kept even if it is larger
     lasts: bool = True  # whether it outlives a call of the user, so that a single question is worth a beginning
-    found: int = 0  # how often a beginning was found
-    resumes: bool | None = None  # whether the model's generate goes on from a cache; None if not tried yet
+    # Whether the model's generate goes on from a cache, without images and with them, where that was tried.
+    resumes: dict[bool, bool] = field(default_factory=dict)
     _state: Any = None  # of the model that the entries come from, or why it cannot be told
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
     _asked: deque[tuple[Any, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=ASKED))  # images and ids
@@ -63,7 +63,6 @@ class PrefixMemory:
         best = max(fitting, key=lambda each: len(each.ids))
         self._entries.remove(best)
         self._entries.append(best)
-        self.found += 1
         return len(best.ids), best.prefix
 
     def put(self, images: Any, aside: Any, ids: Sequence[int], prefix: SharedPrefix) -> None:
@@ -84,3 +83,4 @@ class PrefixMemory:
         """Drop all entries."""
         self._entries.clear()
         self._asked.clear()
+        self.resumes.clear()

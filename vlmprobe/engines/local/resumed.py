@@ -29,20 +29,22 @@ def all_but_last(
     """A prompt without its last token, run on a beginning from memory, and the length of that; None to run it whole.
 
     Models differ in how ``generate`` goes on from a cache: which inputs it wants again, how it counts positions. So the
-    first time the state at the last position must be what the cache itself leads to; where it is not, or fails, no
-    beginning is used. The caller holds the model's lock.
+    first time, with images and without, the state at the last position must be what the cache itself leads to; where
+    it is not, or fails, no beginning is used. The caller holds the model's lock.
     """
     ids = encoding.prompts[0].ids.tolist()
-    if memory.resumes is False or not _is_plain(config, options) or len(ids) < 2:
+    shown = bool(images)
+    if memory.resumes.get(shown) is False or not _is_plain(config, options) or len(ids) < 2:
         return None
-    found = beginning_of(adapter, [encoding], len(ids) - 1, len(ids), images, memory)
-    if found is None:
-        return None
-    length, prefix = found
-    begun = prefix.after(ids[length:-1])
-    if memory.resumes is None:
-        memory.resumes = _resumes(adapter, encoding, begun, ids[-1])
-    return (length, begun) if memory.resumes else None
+    with alone(adapter):  # a prompt that then runs whole finds no state of its beginning on the model
+        found = beginning_of(adapter, [encoding], len(ids) - 1, len(ids), images, memory)
+        if found is None:
+            return None
+        length, prefix = found
+        begun = prefix.after(ids[length:-1])
+        if shown not in memory.resumes:
+            memory.resumes[shown] = _resumes(adapter, encoding, begun, ids[-1])
+    return (length, begun) if memory.resumes[shown] else None
 
 
 def _is_plain(config: GenerationConfig, options: Options) -> bool:

@@ -22,7 +22,7 @@ from vlmprobe.engines.local.capture import states_of
 from vlmprobe.engines.local.model_state import state_of
 from vlmprobe.engines.local.peft_state import puts_virtual_tokens
 
-__all__ = ["Path", "SharedPrefix", "Stem", "longest", "why_not_shared"]
+__all__ = ["Path", "SharedPrefix", "Stem", "longest", "recurs", "why_not_shared"]
 
 Path = tuple[int, ...]  # ids after the prefix
 CACHE_BYTES = 512 * 2**20  # of repeated prefix cache in one batch
@@ -74,6 +74,12 @@ def why_not_shared(adapter: Adapter, cache: Any) -> str | None:
         if not hasattr(layer, "reorder_cache"):
             return f"the cache holds a {type(layer).__name__}, which cannot be repeated for several candidates"
     return None
+
+
+def recurs(cache: Any) -> bool:
+    """Whether a cache holds a state that sums up all positions, of linear attention."""
+    held = (getattr(layer, "recurrent_states", None) for layer in cache.layers)
+    return any(state is not None for each in held for state in (each.values() if isinstance(each, dict) else (each,)))
 
 
 class SharedPrefix:
@@ -224,6 +230,8 @@ def _forgets(layer: Any) -> bool:
 
 
 def _cache_bytes(cache: Any) -> int:
+    """Bytes that a cache holds: of a window that is a view, all that it is a view of."""
     held = (each for layer in cache.layers for each in vars(layer).values())
     tensors = (each for value in held for each in (value.values() if isinstance(value, dict) else (value,)))
-    return sum(each.nelement() * each.element_size() for each in tensors if isinstance(each, Tensor))
+    storages = (each.untyped_storage() for each in tensors if isinstance(each, Tensor))
+    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())

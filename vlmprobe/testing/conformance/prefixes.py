@@ -44,7 +44,8 @@ def shared_beginning(subject: Subject) -> Sequence[str] | None:
     if scores.meta.get("prefix_in_common"):
         return None
     how = scores.meta["prefix"]
-    return [f"every prompt runs whole: {'its rest is not plain text to the model' if how == 'shared' else how}"]
+    whole = "linear attention rounds otherwise token by token, or the rest is not plain text to the model"
+    return [f"every prompt runs whole: {whole if how == 'shared' else how}"]
 
 
 def _require(subject: Subject, name: str, scores: Scores, due: list[np.ndarray], when: str) -> None:
