@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmprobe.adapter.begun import unbegun, with_begun
-from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding
+from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding, is_along
 from vlmprobe.adapter.loading import load_native, remember_loader
 from vlmprobe.adapter.prompts import Prompts, common_prefix
 from vlmprobe.adapter.rope import rope_switch
@@ -285,10 +285,10 @@ class Adapter(Prompts):
         """
         import torch
 
-        batch, length = inputs["input_ids"].shape
+        length = inputs["input_ids"].shape[1]
         grown = dict(inputs)
         for key, value in inputs.items():
-            if isinstance(value, torch.Tensor) and value.shape == (batch, length):
+            if is_along(inputs, key) and value.dim() == 2:
                 fill = ids.to(value) if key == "input_ids" else value.new_full(ids.shape, int(key.endswith("mask")))
                 grown[key] = torch.cat([value[:, : length - drop], fill], dim=1)
         return grown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,10 @@ from vlmprobe.inputs.image_spans import ImageSpan
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Capabilities", "Continuation", "EncodedPrompt", "Encoding"]
+__all__ = ["Capabilities", "Continuation", "EncodedPrompt", "Encoding", "is_along"]
+
+# What images are encoded from, whose shape may happen to be that of the prompt (a mask of 64 patches, 64 tokens).
+OF_IMAGES = ("pixel", "qformer")
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,9 @@ class Continuation:
 
     shared: int
     ids: tuple[int, ...]
+
+
+def is_along(inputs: Mapping[str, Any], name: str) -> bool:
+    """Whether an input of a model has a value for each position of its prompts: [N, S] or [N, S, ...]."""
+    shape = inputs[name].shape if hasattr(inputs[name], "dim") else ()  # of a tensor
+    return tuple(shape[:2]) == tuple(inputs["input_ids"].shape) and not name.startswith(OF_IMAGES)

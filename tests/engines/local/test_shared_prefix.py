@@ -389,3 +389,21 @@ def test_a_kept_beginning_is_not_continued_across_a_switch_of_rope(probe_of, mon
         session.score(text * 10 + QUESTIONS[3], CANDIDATES)
     assert lengths
     assert all(before + new <= limit or before > limit for before, new in lengths)
+
+
+def test_a_mask_of_pixels_that_is_as_long_as_the_prompt(probe_of):
+    """LFM2-VL: 64 patches, 64 tokens. The mask of the patches is not continued with the text."""
+    probe = probe_of("lfm2_vl")
+    adapter = probe.engine.adapter
+    for words in range(60):
+        question = "a " * words + "cat?"
+        inputs = adapter.encode([probe.conversation(question, picture())]).inputs
+        if inputs["pixel_attention_mask"].shape == inputs["input_ids"].shape:
+            break
+    else:
+        pytest.fail("no prompt is as long as the mask")
+    assert adapter.extend(inputs, torch.tensor([[5, 6]]))["pixel_attention_mask"].shape == inputs["input_ids"].shape
+    with probe.session(picture()) as session:
+        for asked in (question, "Is it?", question):
+            found = session.score(asked, CANDIDATES).logprobs
+            np.testing.assert_allclose(found, own(probe, asked, CANDIDATES, picture()), atol=CLOSE)

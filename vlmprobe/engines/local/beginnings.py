@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Encoding
+from vlmprobe.adapter.encoding import is_along
 from vlmprobe.adapter.prompts import common_prefix
 from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.base import Options
@@ -92,27 +93,21 @@ def beginning_of(
 
 def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
     """The inputs of one prompt without what comes after its first ``length`` positions, all images in them."""
-    shape = inputs["input_ids"].shape
-    return {
-        name: value[:, :length] if isinstance(value, Tensor) and value.shape[:2] == shape else value
-        for name, value in inputs.items()
-    }
+    return {name: value[:, :length] if is_along(inputs, name) else value for name, value in inputs.items()}
 
 
 def _begins(inputs: Mapping[str, Any], prefix: SharedPrefix, length: int) -> bool:
     """Whether what runs along the sequence of a prompt (masks, types of tokens) begins like that of a prefix."""
-    shape = inputs["input_ids"].shape
     return all(
         name in prefix.inputs and same(prefix.inputs[name].to(value.device, value.dtype), value[:, :length])
         for name, value in inputs.items()
-        if isinstance(value, Tensor) and value.shape[:2] == shape
+        if is_along(inputs, name)
     )
 
 
 def _aside(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of one prompt that do not run along its sequence: pixels, and what else images are encoded with."""
-    shape = inputs["input_ids"].shape
-    return {name: value for name, value in inputs.items() if not isinstance(value, Tensor) or value.shape[:2] != shape}
+    return {name: value for name, value in inputs.items() if not is_along(inputs, name)}
 
 
 def _regrows(adapter: Adapter, inputs: Mapping[str, Any], encoding: Encoding) -> bool:
@@ -125,11 +120,8 @@ def _regrows(adapter: Adapter, inputs: Mapping[str, Any], encoding: Encoding) ->
     rest = torch.from_numpy(encoding.prompts[0].ids[None, length:])
     grown = adapter.extend(inputs, rest) if rest.shape[1] else inputs
     whole = encoding.inputs
-    shape = whole["input_ids"].shape
     return same(_aside(inputs), _aside(whole)) and all(
-        torch.equal(grown[name], value)
-        for name, value in whole.items()
-        if isinstance(value, Tensor) and value.shape[:2] == shape
+        torch.equal(grown[name], value) for name, value in whole.items() if is_along(whole, name)
     )
 
 

@@ -170,7 +170,10 @@ class LocalEngine:
                 rows = StepRows(files, len(options.begin)) if files else None
                 facts = self._facts(conversations)
                 common, prefix = self._begun(conversations, encoding, config, options)
+                in_vain = features is not None and features.encoded and prefix is None
                 ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows, prefix)
+                if features is not None and in_vain:  # for a beginning that the model does not go on from
+                    features.reused = 0
                 clock.append(time.perf_counter())
                 answers = Answers(self.head, self.detokenizer, ran, config, options)
                 tables = answers.tables(prompts, files)

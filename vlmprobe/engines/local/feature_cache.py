@@ -143,7 +143,6 @@ class _Encoder:
         self.conversations = conversations
         self.original = original
         self.reuse = reuse
-        self.new: list[Any] = []  # features that this call encoded: to find them again is no reuse of an earlier one's
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = _by_name(self.original, args, kwargs)
@@ -159,13 +158,12 @@ class _Encoder:
     def _one(self, arguments: dict[str, Any], *, keep: bool) -> Any:
         found = self.memory.find(arguments)
         if found is not None:
-            self.reuse.reused += not any(found is each for each in self.new)
+            self.reuse.reused += 1
             return copied(found)
         self.reuse.encoded += 1
         output = self.original(**arguments)
         if keep:
-            self.new.append(copied(output))
-            self.memory.put(arguments, self.new[-1])
+            self.memory.put(arguments, copied(output))
         return output
 
     def _batch(self, arguments: dict[str, Any]) -> Any | None:

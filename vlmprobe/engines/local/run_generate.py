@@ -16,6 +16,7 @@ from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingC
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.adapter.encoding import is_along
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept, Steps, watch_backbone
@@ -88,7 +89,7 @@ def run(
     given = dict(inputs)
     if begun is not None:
         begun.restore()
-        given = {name: value for name, value in inputs.items() if not _is_pixels(value, inputs)}
+        given = {name: value for name, value in inputs.items() if not _is_pixels(name, value, inputs)}
         given[cache_name(adapter.model.forward)] = copy.deepcopy(begun.cache)  # generate goes on in it
     began = False
     # Where all rows are those of the decoding loop, whatever is hooked to the model is in each of them.
@@ -177,10 +178,9 @@ def run(
     )
 
 
-def _is_pixels(value: Any, inputs: Mapping[str, Any]) -> bool:
+def _is_pixels(name: str, value: Any, inputs: Mapping[str, Any]) -> bool:
     """Whether an input holds what images are encoded from, not what runs along the sequence or counts."""
-    along = isinstance(value, Tensor) and value.shape[:2] == inputs["input_ids"].shape
-    return isinstance(value, Tensor) and value.is_floating_point() and not along
+    return isinstance(value, Tensor) and value.is_floating_point() and not is_along(inputs, name)
 
 
 def _ran_a_module(error: Exception) -> bool:

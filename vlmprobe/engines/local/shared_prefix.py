@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprobe.adapter import Adapter
+from vlmprobe.adapter.encoding import is_along
 from vlmprobe.adapter.kv_cache import cache_name
 from vlmprobe.engines.local.capture import states_of
 from vlmprobe.engines.local.model_state import state_of
@@ -176,11 +177,7 @@ class SharedPrefix:
         return SharedPrefix(self.adapter, inputs, taken, hidden[rows, :length], self._state_of(of))
 
     def _inputs_of(self, rows: Tensor) -> dict[str, Any]:
-        shape = self.inputs["input_ids"].shape
-        return {
-            name: value[rows] if isinstance(value, Tensor) and value.shape[:2] == shape else value
-            for name, value in self.inputs.items()
-        }
+        return {name: value[rows] if is_along(self.inputs, name) else value for name, value in self.inputs.items()}
 
     def _state_of(self, rows: Tensor) -> list[tuple[nn.Module, str, Any]]:
         count = len(self.hidden)
