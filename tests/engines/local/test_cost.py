@@ -210,8 +210,7 @@ def test_a_session_encodes_a_picture_once_and_changes_no_number(name, checkpoint
     for result, wanted in zip([*results, again], [*plain, plain[0]], strict=True):
         assert_identical(result, wanted)
         assert len(result.images) == 1
-    # The beginning of the prompt ran on its own: equal up to rounding.
-    np.testing.assert_allclose(scores.logprobs, scored.logprobs, atol=1e-4)
+    assert np.array_equal(scores.logprobs, scored.logprobs)
     assert [each.meta["image_features"] for each in results] == ["encoded", "reused", "reused"]
     assert scores.meta["image_features"] == "reused"
 
