@@ -63,12 +63,12 @@ def beginning_of(
     length = known
     if (len(prompts) - 1) * (most - known) >= SAVED:
         length = most
-    elif memory and memory.lasts and memory.keeps:
+    elif memory and memory.keeps:
         # What an earlier prompt has in common; of a first one up to the token that closes the images, if there is one.
         earlier = min(most, memory.in_common(images, first))
         closed = min(most, after_images + 1) if images else 0
         length = max(known, earlier if earlier - known >= SAVED else 0, closed)
-    if memory and memory.lasts:
+    if memory:
         memory.note(images, first)
     inputs = _beginning(encodings[0].inputs, length)
     if not length or not may_continue(adapter, length, ends):

@@ -31,7 +31,6 @@ class PrefixMemory:
     """LRU cache of prefilled beginnings. Used by one call at a time (calls on a model are serialised)."""
 
     limit: int = 2**30  # bytes; the most recently used beginning is kept even if it is larger
-    lasts: bool = True  # whether it outlives a call of the user, so that a single question is worth a beginning
     # Whether the model's generate goes on from a cache, without images and with them, where that was tried.
     resumes: dict[bool, bool] = field(default_factory=dict)
     _state: Any = None  # of the model that the entries come from, or why it cannot be told

@@ -130,9 +130,9 @@ class SharedPrefix:
         grown.hidden = torch.cat([self.hidden, grown.hidden], dim=1)
         return grown
 
-    def restore(self) -> None:
-        """Leave on the model what the prefill left there."""
-        for module, name, value in self.state:
+    def restore(self, rows: Tensor | None = None) -> None:
+        """Leave on the model what the prefill left there: of these rows [C], or of all."""
+        for module, name, value in self.state if rows is None else self._state_of(rows):
             setattr(module, name, value)
 
     def states(self, stems: Sequence[Stem]) -> list[dict[Path, Tensor]]:
@@ -207,8 +207,7 @@ class SharedPrefix:
         device = self.hidden.device
         ids = torch.tensor([path + path[-1:] * (length - len(path)) for _, path in batch], device=device)
         rows = torch.tensor([row for row, _ in batch], device=device)
-        for module, name, value in self._state_of(rows):
-            setattr(module, name, value)
+        self.restore(rows)
         cache = copy.deepcopy(self.cache)
         if len(batch) > 1 or len(self.hidden) > 1:  # what beam search does to every kind of cache, here to repeat rows
             cache.reorder_cache(rows)

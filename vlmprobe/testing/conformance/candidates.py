@@ -16,7 +16,7 @@ from vlmprobe.testing.report import CheckFailure
 from vlmprobe.testing.subject import Subject
 from vlmprobe.testing.tolerance import log_softmax, require_numbers
 
-__all__ = ["candidate_ids", "own_logprobs", "shared_prefix"]
+__all__ = ["candidate_ids", "own_logprobs", "require_forwards", "shared_prefix"]
 
 CANDIDATES = ["yes", " no", "a tiger", "a tiger's tail is long", "a tiny red house", "3.5", "一只老虎 🐅", "yesterday"]
 WORDS = ("tiger", "picture", "describe", "elephant", "the", "and")
@@ -54,12 +54,12 @@ def shared_prefix(subject: Subject) -> Sequence[str] | None:
     """Each candidate's log-probabilities, twice and in reverse order, against a forward of prompt and candidate."""
     forwards = [own_logprobs(subject, "main", text) for text in CANDIDATES]
     first = subject.score("main", CANDIDATES)
-    _require_forwards(subject, first.tables, forwards, "")
+    require_forwards(subject, first.tables, forwards, "")
     elsewhere = subject.score("wide", CANDIDATES[:3])  # leaves another prompt's state on the model
     again = subject.score("main", CANDIDATES[::-1])
-    _require_forwards(subject, again.tables[::-1], forwards, ", scored again in reverse order")
+    require_forwards(subject, again.tables[::-1], forwards, ", scored again in reverse order")
     wide = [own_logprobs(subject, "wide", text) for text in CANDIDATES[:3]]
-    _require_forwards(subject, elsewhere.tables, wide, ", of another image and question")
+    require_forwards(subject, elsewhere.tables, wide, ", of another image and question")
     totals = np.array([sum(each) for each in forwards])
     weights = np.exp(totals - totals.max())
     require_numbers(
@@ -147,8 +147,15 @@ def _require_text(subject: Subject, scores: Scores, place: int, lost: list[int])
         raise CheckFailure(f"ids that decode to {merged + text!r}", f"{whole!r}", f"candidate {text!r}")
 
 
-def _require_forwards(subject: Subject, tables: Sequence[TokenTable], forwards: list[np.ndarray], when: str) -> None:
-    for table, expected, text in zip(tables, forwards, CANDIDATES, strict=False):
+def require_forwards(
+    subject: Subject,
+    tables: Sequence[TokenTable],
+    forwards: Sequence[np.ndarray],
+    when: str,
+    candidates: Sequence[str] = CANDIDATES,
+) -> None:
+    """The log-probabilities of candidates are those of :func:`own_logprobs`; ``when`` they were asked, for messages."""
+    for table, expected, text in zip(tables, forwards, candidates, strict=False):
         require_numbers(
             table.logprobs,
             expected,

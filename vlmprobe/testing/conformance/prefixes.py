@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vlmprobe.probe.request import Request
-from vlmprobe.results.result import Scores
-from vlmprobe.testing.conformance.candidates import own_logprobs
+from vlmprobe.testing.conformance.candidates import own_logprobs, require_forwards
 from vlmprobe.testing.conformance.check import check
 from vlmprobe.testing.conformance.conversations import require_own_rows
 from vlmprobe.testing.subject import GREEDY, Subject
-from vlmprobe.testing.tolerance import require_numbers
 
 __all__ = ["shared_beginning"]
 
@@ -34,11 +30,11 @@ def shared_beginning(subject: Subject) -> Sequence[str] | None:
     requests = [Request(subject.conversation(name).to_chat(), candidates=CANDIDATES) for name in PROMPTS]
     together = list(subject.probe.score_many(requests, progress=False))
     for name, scores in zip(PROMPTS, together, strict=True):
-        _require(subject, name, scores, due[name], "asked together")
+        require_forwards(subject, scores.tables, due[name], f" of prompt {name!r}, asked together", CANDIDATES)
     with subject.probe.session() as session:
         for name in reversed(PROMPTS):
             scores = session.score(subject.conversation(name).to_chat(), CANDIDATES)
-            _require(subject, name, scores, due[name], "in a session")
+            require_forwards(subject, scores.tables, due[name], f" of prompt {name!r}, in a session", CANDIDATES)
             options: Any = {"keep": "logits", "max_new_tokens": 2, **GREEDY}
             require_own_rows(subject, name, session.generate(subject.conversation(name).to_chat(), **options))
     if scores.meta.get("prefix_in_common"):
@@ -46,15 +42,3 @@ def shared_beginning(subject: Subject) -> Sequence[str] | None:
     how = scores.meta["prefix"]
     whole = "linear attention rounds otherwise token by token, or the rest is not plain text to the model"
     return [f"every prompt runs whole: {whole if how == 'shared' else how}"]
-
-
-def _require(subject: Subject, name: str, scores: Scores, due: list[np.ndarray], when: str) -> None:
-    for text, table, expected in zip(CANDIDATES, scores.tables, due, strict=True):
-        require_numbers(
-            table.logprobs,
-            expected,
-            subject.tolerance("paths"),
-            of=f"logprobs of candidate {text!r} of prompt {name!r}, {when}",
-            path="a forward of prompt and candidate",
-            names=subject.named(table, what="candidate token"),
-        )
