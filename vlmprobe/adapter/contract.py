@@ -7,17 +7,18 @@ them overrides the method where it departs, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from vlmprobe.adapter.begun import unbegun, with_begun
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding, is_along
 from vlmprobe.adapter.loading import load_native, remember_loader
 from vlmprobe.adapter.prompts import Prompts, common_prefix
 from vlmprobe.adapter.rope import rope_switch
+from vlmprobe.adapter.text_ends import TextEnds
 from vlmprobe.adapter.template_order import drops_system, moves_images, text_before_image
 from vlmprobe.errors import AdapterError, CapabilityError, MessageError, VlmprobeError
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
@@ -36,6 +37,8 @@ __all__ = [
     "Encoding",
     "ImageSpan",
 ]
+
+_End: TypeAlias = tuple[str, Sequence[int], Callable[[str], Sequence[int]]]  # a text, its ids, and what tokenises it
 
 
 class Adapter(Prompts):
@@ -64,7 +67,8 @@ class Adapter(Prompts):
     peft: Any = None
     resizers: ClassVar[tuple[str, ...]] = ()
     resize: str = ""
-    _ends_of: tuple[EncodedPrompt, list[tuple[str, list[int]]]] | None = None
+    _text_ends: TextEnds | None = None
+    _ends_of: tuple[EncodedPrompt, list[_End | None]] | None = None
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
@@ -125,7 +129,7 @@ class Adapter(Prompts):
             CapabilityError: if the chat template or the processor does not support what the conversations contain.
             MessageError: for a text that contains an image placeholder of the model.
         """
-        written = self._placeholders()
+        written = self.placeholders()
         asked, conversations = conversations, unbegun(conversations)
         for conversation in conversations:
             self.check(conversation)
@@ -242,27 +246,49 @@ class Adapter(Prompts):
             AdapterError: if neither reproduces the ids at the end of the prompt.
             MessageError: for a text that contains an image placeholder of the model.
         """
-        for source, alone in self._ends(prompt):
-            whole = self.tokenize(source + text)
+        for source, alone, tokenize in self._ends(prompt):
+            whole = tokenize(source + text)
             merged = len(alone) - common_prefix(alone, whole)
-            if merged < common_prefix(alone[::-1], prompt.ids[::-1].tolist()):
+            if merged < common_prefix(alone[::-1], prompt.ids[: -len(alone) - 1 : -1].tolist()):
                 ids = tuple(whole[len(alone) - merged :])
                 self.require_answer(ids)
                 return Continuation(len(prompt.ids) - merged, ids)
         raise AdapterError(f"{self.name}: {text!r} cannot be tokenised together with the end of the prompt.")
 
-    def _ends(self, prompt: EncodedPrompt) -> Iterator[tuple[str, list[int]]]:
-        """Texts that end as the prompt does, and their ids; those of the last prompt are kept for other candidates."""
-        held = self._ends_of
-        if held is None or held[0] is not prompt:
-            held = self._ends_of = prompt, [(prompt.text, self.tokenize(prompt.text))]
-        known = held[1]
-        yield known[0]
-        if len(known) == 1:
-            after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
-            written = self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            known.append((str(written), self.tokenize(str(written))))
-        yield known[1]
+    def _ends(self, prompt: EncodedPrompt) -> Iterator[_End]:
+        """Texts that end as the prompt does, from the shortest; those of the last prompt are kept for other candidates."""
+        if self._ends_of is None or self._ends_of[0] is not prompt:
+            self._ends_of = prompt, []
+        known = self._ends_of[1]
+        for place, make in enumerate((self._cut_end, self._whole_text, self._decoded_end)):
+            if place == len(known):
+                known.append(make(prompt))
+            if (end := known[place]) is not None:
+                yield end
+
+    def _cut_end(self, prompt: EncodedPrompt) -> _End | None:
+        ends = self.text_ends
+        start = None if ends is None else ends.start(prompt.text, prompt.ids.tolist())
+        if ends is None or start is None:
+            return None
+        return prompt.text[start:], ends.ids(prompt.text[start:]), ends.ids
+
+    def _whole_text(self, prompt: EncodedPrompt) -> _End:
+        return prompt.text, self.tokenize(prompt.text), self.tokenize
+
+    def _decoded_end(self, prompt: EncodedPrompt) -> _End:
+        after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
+        text = self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text), self.tokenize(str(text)), self.tokenize
+
+    @property
+    def text_ends(self) -> TextEnds | None:
+        """What tokenises the ends of prompts apart from what is before them; None where :meth:`tokenize` is overridden."""
+        if type(self).tokenize is not Adapter.tokenize:
+            return None
+        if self._text_ends is None or not self._text_ends.fits(self.tokenizer):
+            self._text_ends = TextEnds(self.tokenizer)
+        return self._text_ends
 
     def require_answer(self, ids: Iterable[int]) -> None:
         """Reject ids of an answer that hold an image placeholder, for which the model would expect an image.

@@ -125,7 +125,7 @@ class Prompts:
         if not images:
             return False
         mark = self.image_text
-        if not any(each in text for each in (*self._placeholders(), mark) if each):
+        if not any(each in text for each in (*self.placeholders(), mark) if each):
             return False
         if mark and mark in text and text.count(mark) != images:
             raise MessageError(
@@ -149,7 +149,7 @@ class Prompts:
             )
         return raw_template(mark)
 
-    def _placeholders(self) -> tuple[str, ...]:
+    def placeholders(self) -> tuple[str, ...]:
         """How the image placeholders are written in a text."""
         names = [*self.tokenizer.convert_ids_to_tokens(sorted(self.image_ids))]
         names.append(getattr(self.processor, "image_token", None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from PIL import Image
 
@@ -15,6 +16,7 @@ from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat
 __all__ = ["drops_system", "moves_images", "text_before_image"]
 
 WORD = "Vlmprobe"  # which no template writes of itself
+_MOVES: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()  # by adapter, for the last templates and format
 
 
 def text_before_image(conversation: Conversation) -> bool:
@@ -29,9 +31,13 @@ def text_before_image(conversation: Conversation) -> bool:
 
 def moves_images(adapter: Any, format: PromptFormat = AS_BY_DEFAULT) -> bool:
     """Whether the chat template, of the checkpoint or of a format, writes an image and a text alike in either order."""
+    written_by = templates_of(adapter.processor, adapter.tokenizer), format
+    if adapter in _MOVES and _MOVES[adapter][0] == written_by:
+        return _MOVES[adapter][1]
     parts = (TextPart(WORD), ImagePart(Image.new("RGB", (8, 8))))
     one, other = (_rendered(adapter, format, Message("user", each)) for each in (parts, parts[::-1]))
-    return one is not None and one == other
+    _MOVES[adapter] = written_by, one is not None and one == other
+    return _MOVES[adapter][1]
 
 
 def drops_system(adapter: Any, format: PromptFormat = AS_BY_DEFAULT) -> bool:

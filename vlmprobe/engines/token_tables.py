@@ -90,12 +90,10 @@ def token_table(
         elif kept is not None:
             columns[name] = np.full((count, *kept.shape[1:]), np.nan, np.float32)
             columns[name][at] = kept
-    listed = [*map(int, context), *ids.tolist()]
-    texts = detokenizer.texts(listed)[len(context) :]
-    image = [kind == "image" for kind in kinds]
-    texts = [
-        detokenizer.alone(int(each)) if shown else text for each, text, shown in zip(ids, texts, image, strict=True)
-    ]
+    texts = detokenizer.texts_after(context, ids.tolist())
+    if "image" in kinds:
+        told = zip(ids.tolist(), texts, kinds, strict=True)
+        texts = [detokenizer.alone(each) if kind == "image" else text for each, text, kind in told]
     return TokenTable(
         ids=np.asarray(ids, dtype=np.int64),
         tokens=texts,

@@ -62,6 +62,8 @@ SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|file):", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{40,}={0,2}\s*")
 ORIENTATION = 0x0112  # EXIF tag of the image orientation
 PNG_DEPTH = 24  # byte offset of the bit depth in a PNG file
+COMPARED = 2**24  # bytes of an image that is kept to be compared with the next one
+_DIGESTED = (b"", "")  # an image as bytes, and its digest
 LAZY = threading.Lock()  # open files, and Pillow's lazily opened images, share one position between threads
 
 
@@ -139,8 +141,17 @@ def thumbnail(image: Image.Image, side: int) -> Image.Image:
 
 
 def digest(image: Image.Image) -> str:
-    """BLAKE2b of an RGB image's size and pixels, 16 bytes in hexadecimal: equal only for equal images."""
-    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+    """BLAKE2b of an RGB image's size and pixels, 16 bytes in hexadecimal: equal only for equal images.
+
+    That of the image before is kept, since many questions may be about one image: to compare is faster than to hash.
+    """
+    global _DIGESTED
+    contents = repr(image.size).encode() + image.tobytes()
+    known, found = _DIGESTED
+    if known != contents:
+        found = hashlib.blake2b(contents, digest_size=16).hexdigest()
+        _DIGESTED = (contents if len(contents) <= COMPARED else b"", found)
+    return found
 
 
 def data_uri(image: Image.Image) -> str:

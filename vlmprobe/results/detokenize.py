@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -17,6 +17,14 @@ FEW = 4  # tokens whose text is kept
 WAITING = 64  # tokens in a row that complete no character, after which they are taken as they are
 
 
+class _Window(NamedTuple):
+    """Ordinary ids that affect how the next one decodes; special ones take no part in decoding."""
+
+    ids: tuple[int, ...] = ()  # ids[:done] is context, ids[done:] ends in an incomplete character
+    done: int = 0
+    given: int = 0  # how many characters of the text of ids have been yielded
+
+
 class Detokenizer:
     """Decodes the tokens of one tokenizer. Holds small caches and no per-call state."""
 
@@ -26,6 +34,7 @@ class Detokenizer:
         self.special = frozenset(tokenizer.all_special_ids) | {key for key, token in added.items() if token.special}
         self.alone = lru_cache(maxsize=65536)(self._alone)
         self._few = lru_cache(maxsize=16384)(self._decoded)  # neighbours in a text, which come again in the next
+        self._next = lru_cache(maxsize=16384)(self._step)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The tokenizer's own text of the ids, special tokens kept, without clean-up."""
@@ -42,26 +51,35 @@ class Detokenizer:
         """
         return list(self.running(ids))
 
+    def texts_after(self, context: Sequence[int], ids: Sequence[int]) -> list[str]:
+        """Text of each token in :meth:`texts` of a context and these ids."""
+        window = _Window()
+        for each in context:
+            _, window = self._next(window, each)
+        return list(self._running(window, ids))
+
     def running(self, ids: Iterable[int]) -> Iterator[str]:
         """Streaming :meth:`texts`: the text of each token is yielded before the next id is read."""
-        ordinary: list[int] = []  # ids so far without special ones, which do not take part in decoding
-        start = done = 0  # the window: ordinary[start:done] is context, ordinary[done:] ends in an incomplete character
-        given = 0  # how many characters of the window's text have been yielded
+        return self._running(_Window(), ids)
+
+    def _running(self, window: _Window, ids: Iterable[int]) -> Iterator[str]:
         for each in ids:
-            if each in self.special:
-                yield self.alone(each)
-                continue
-            ordinary.append(each)
-            now = self.decode(ordinary[start:])
-            # Byte fallback decodes a whole run of bytes to replacement characters until its last character is complete,
-            # so nothing is yielded before that, however long the run is.
-            waits = now.endswith(REPLACEMENT) and len(ordinary) - done < WAITING
-            whole = now.rstrip(REPLACEMENT) if waits else now
-            yield whole[given:]
-            given = max(given, len(whole))
-            if not waits:
-                start, done = done, len(ordinary)
-                given = len(self.decode(ordinary[start:done]))
+            text, window = self._next(window, each)
+            yield text
+
+    def _step(self, window: _Window, each: int) -> tuple[str, _Window]:
+        """The text of the next token after a window, and the window after it."""
+        if each in self.special:
+            return self.alone(each), window
+        ids = (*window.ids, each)
+        now = self.decode(ids)
+        # Byte fallback decodes a whole run of bytes to replacement characters until its last character is complete,
+        # so nothing is yielded before that, however long the run is.
+        if now.endswith(REPLACEMENT) and len(ids) - window.done < WAITING:
+            whole = now.rstrip(REPLACEMENT)
+            return whole[window.given :], _Window(ids, window.done, max(window.given, len(whole)))
+        last = ids[window.done :]
+        return now[window.given :], _Window(last, len(last), len(self.decode(last)))
 
     def offsets(self, ids: Sequence[int], texts: Sequence[str]) -> list[tuple[int, int]]:
         """Start and stop of each token in the concatenated text of the ordinary tokens.

@@ -13,6 +13,7 @@ from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.local.beginnings import beginning_of, prefill
 from vlmprobe.engines.local.feature_cache import images_key
+from vlmprobe.engines.local.further_questions import encode_each
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.pixel_memory import prepared_once
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
@@ -113,7 +114,8 @@ def _continuations(adapter: Adapter, prompt: EncodedPrompt, candidates: Sequence
 def _alone(adapter: Adapter, requests: Sequence[Requested]) -> list[Asked]:
     """Requests about the same images, each encoded alone; the pixels are prepared once."""
     with prepared_once(adapter):
-        return [each for one in requests for each in _asked(adapter, [one], adapter.encode([one[0]]))]
+        encodings = encode_each(adapter, [conversation for conversation, _ in requests])
+    return [each for one, encoding in zip(requests, encodings, strict=True) for each in _asked(adapter, [one], encoding)]
 
 
 # -- conversations about the same images ------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 from weakref import ref
 
 import numpy as np
+from PIL.Image import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -206,26 +207,21 @@ class LocalEngine:
                     **({"logits_file": str(file.path)} if file else {}),
                     **({"rope_switch": at} if (at := switch_within(self.adapter, prompt, len(output))) else {}),
                 },
-                images=tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
+                images=small,
             )
-            for conversation, fact, prompt, (prompt_side, output), file in zip_longest(
-                conversations, facts, prompts, tables, files
+            for small, fact, prompt, (prompt_side, output), file in zip_longest(
+                _thumbnails(conversations), facts, prompts, tables, files
             )
         ]
 
     @contextmanager
     def _remembered(self, memory: ImageMemory | None, conversations: Sequence[Conversation]) -> Iterator[Reuse | None]:
         """What earlier calls computed is at hand, as far as the model is still the same."""
-        prefixes, before = self.prefixes, None if memory is None else memory.state
-        if prefixes is None:
-            with remembered(self.adapter, memory, conversations) as features:
-                yield features
-            return
-        prefixes.follow(self.adapter)
-        with remembered(self.adapter, memory, conversations) as features:
-            # The features' state is of all weights of the encoder, that of prefixes of some elements of each.
-            if memory is not None and memory.state != before:
-                prefixes.clear()
+        state = None
+        if self.prefixes is not None and memory is not None:
+            state = memory.state_of(self.adapter)
+            self.prefixes.follow(self.adapter, state or "the image features do not outlive a call")
+        with remembered(self.adapter, memory, conversations, state) as features:
             yield features
 
     def _begun(
@@ -263,9 +259,11 @@ class LocalEngine:
                 tables,
                 boundaries,
                 {**fact, **meta, **told},
-                tuple(thumbnail(image, THUMBNAIL) for image in conversation.images),
+                small,
             )
-            for (conversation, candidates), fact, (tables, boundaries, told) in zip(requests, facts, found, strict=True)
+            for (_, candidates), small, fact, (tables, boundaries, told) in zip(
+                requests, _thumbnails(conversations), facts, found, strict=True
+            )
         ]
 
     def stream(self, conversation: Conversation, options: Options) -> Stream:
@@ -349,6 +347,15 @@ class LocalEngine:
     def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
         """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
         return prompt_table(self.head, self.detokenizer, prompt, states, options)
+
+
+def _thumbnails(conversations: Sequence[Conversation]) -> list[tuple[Image, ...]]:
+    """The images of each, for display; results about one image share it."""
+    made: dict[str, Image] = {}
+    for part in (part for each in conversations for part in each.image_parts):
+        if part.digest not in made:
+            made[part.digest] = thumbnail(part.image, THUMBNAIL)
+    return [tuple(made[part.digest] for part in each.image_parts) for each in conversations]
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

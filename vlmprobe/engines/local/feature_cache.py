@@ -51,9 +51,12 @@ class ImageMemory:
     state: Any = None  # of the encoder that the entries come from
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
 
-    def follow(self, adapter: Adapter) -> str | None:
-        """Drop the entries if what they depend on besides the images has changed since, or why that cannot be told."""
-        state = encoder_state(adapter, exact=self.exact) if self.lasts else None
+    def state_of(self, adapter: Adapter) -> tuple[Any, ...] | str | None:
+        """What the entries depend on besides the images, as it is now; None if the memory does not outlive a call."""
+        return encoder_state(adapter, exact=self.exact) if self.lasts else None
+
+    def follow(self, state: tuple[Any, ...] | str | None) -> str | None:
+        """Drop the entries of another state; why it cannot be told, if so."""
         if isinstance(state, str) or state != self.state:
             self._entries.clear()
             self.state = state
@@ -97,9 +100,12 @@ class Reuse:
 
 @contextmanager
 def remembered(
-    adapter: Adapter, memory: ImageMemory | None, conversations: Sequence[Conversation]
+    adapter: Adapter, memory: ImageMemory | None, conversations: Sequence[Conversation], state: Any = None
 ) -> Iterator[Reuse | None]:
-    """Let this thread's runs of the model on ``conversations`` look up their image features in ``memory``."""
+    """Let this thread's runs of the model on ``conversations`` look up their image features in ``memory``.
+
+    ``state`` is that of the memory now, where it is known already.
+    """
     if memory is None or not any(conversation.images for conversation in conversations):
         yield None
         return
@@ -107,7 +113,7 @@ def remembered(
     if place is None:
         yield Reuse(f"the adapter {adapter.name} names no method that encodes images alone")
         return
-    reuse = Reuse(memory.follow(adapter))
+    reuse = Reuse(memory.follow(memory.state_of(adapter) if state is None else state))
     owner, name = place
     encoder = _Encoder(adapter, memory, conversations, getattr(owner, name), reuse)
     caller = threading.get_ident()

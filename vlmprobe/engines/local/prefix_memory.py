@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.adapter.prompts import common_prefix
-from vlmprobe.engines.local.encoder_state import decoder_state, encoder_state
+from vlmprobe.engines.local.encoder_state import prefix_state
 from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 
@@ -37,10 +37,14 @@ class PrefixMemory:
     _entries: list[_Entry] = field(default_factory=list)  # most recently used last
     _asked: deque[tuple[Any, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=ASKED))  # images and ids
 
-    def follow(self, adapter: Adapter) -> None:
-        """Drop the entries if the model has changed since, or if that cannot be told."""
-        outside, inside = encoder_state(adapter, exact=False), decoder_state(adapter)
-        state = next((each for each in (outside, inside) if isinstance(each, str)), (outside, inside))
+    def follow(self, adapter: Adapter, encoder: tuple[Any, ...] | str) -> None:
+        """Drop the entries if the model has changed since, or if that cannot be told.
+
+        Args:
+            adapter: of the model.
+            encoder: its :func:`~vlmprobe.engines.local.encoder_state.encoder_state`.
+        """
+        state = prefix_state(adapter, encoder)
         if isinstance(state, str) or state != self._state:
             self.clear()
         self._state = state

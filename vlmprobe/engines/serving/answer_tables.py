@@ -44,7 +44,7 @@ def answer_table(
     ids = _ids(rows)
     if detokenizer is not None and ids is not None:
         kinds = token_kinds(ids, detokenizer.special)
-        texts = detokenizer.texts([*map(int, context[-CONTEXT:]), *ids.tolist()])[len(context[-CONTEXT:]) :]
+        texts = detokenizer.texts_after(list(map(int, context[-CONTEXT:])), ids.tolist())
         offsets = np.array(detokenizer.offsets(ids.tolist(), texts), dtype=np.int64).reshape(len(rows), 2)
     else:
         texts = [row.text or "" for row in rows]

@@ -1,0 +1,61 @@
+"""Ends of prompts that are tokenised apart from what is before them, because tokenizers cut a text at added tokens.
+
+A tokenizer of the ``tokenizers`` library first finds its added tokens in a text (``<|im_start|>``), then normalises and
+tokenises each piece between them by itself. So the ids of a text from an added token on do not depend on what is before
+it, and the ids of one end are those of the same end of every other prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TextEnds"]
+
+MOST = 4096  # ends whose ids are kept
+
+
+class TextEnds:
+    """Cuts texts at the added tokens of a tokenizer, and tokenises what begins with one."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._size = len(tokenizer)
+        plain = getattr(tokenizer, "is_fast", False) and type(tokenizer).__call__ is PreTrainedTokenizerBase.__call__
+        added = tokenizer.added_tokens_decoder if plain else {}
+        self.added = frozenset(added)
+        # A token that may begin within another one, that is found in the normalised text, or only between words, depends
+        # on what is around it.
+        inside = {character for each in added.values() for character in each.content[1:]}
+        self._cuts = {
+            key: each.content
+            for key, each in added.items()
+            if each.special and not each.normalized and not each.single_word and each.content[0] not in inside
+        }
+        self._ids: dict[str, tuple[int, ...]] = {}
+
+    def fits(self, tokenizer: Any) -> bool:
+        """Whether it is of this tokenizer, to which no token has been added since."""
+        return tokenizer is self._tokenizer and len(tokenizer) == self._size
+
+    def start(self, text: str, ids: Iterable[int], stop: int | None = None) -> int | None:
+        """Where the last added token that cuts a text begins; None if there is none.
+
+        Args:
+            text: to cut.
+            ids: of the text, or of one that begins as it does.
+            stop: where the token ends at most.
+        """
+        contents = (self._cuts[each] for each in set(ids) & self._cuts.keys())
+        return max((place for each in contents if (place := text.rfind(each, 0, stop)) >= 0), default=None)
+
+    def ids(self, end: str) -> tuple[int, ...]:
+        """The ids of a text that begins with an added token."""
+        found = self._ids.get(end)
+        if found is None:
+            if len(self._ids) >= MOST:
+                self._ids.clear()
+            found = self._ids[end] = tuple(self._tokenizer(end, add_special_tokens=False)["input_ids"])
+        return found

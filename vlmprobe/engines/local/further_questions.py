@@ -1,0 +1,95 @@
+"""Encodes questions about the same images: the first by the processor, of the others the text that differs.
+
+What a processor does for a question takes several times as long as the tokens of the question, and most of it is the
+same for all. A processor that lets the question change anything else is found out the first time: all are then compared
+with what it makes of each.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
+from vlmprobe.adapter.encoding import is_along
+from vlmprobe.engines.local.feature_cache import same
+from vlmprobe.inputs.image_spans import require_no_placeholder
+from vlmprobe.inputs.messages import Conversation
+
+__all__ = ["encode_each"]
+
+# Whether a question changes only the ids at the end of the inputs, by adapter, where that was tried.
+ONLY_IDS: WeakKeyDictionary[Adapter, bool] = WeakKeyDictionary()
+
+
+def encode_each(adapter: Adapter, conversations: Sequence[Conversation]) -> list[Encoding]:
+    """The encodings of conversations about the same images, each alone.
+
+    Raises:
+        VlmprobeError: as :meth:`Adapter.encode`.
+    """
+    first = adapter.encode(conversations[:1])
+    rest = conversations[1:]
+    if not rest:
+        return [first]
+    derived: list[Encoding | None] = [None] * len(rest) if ONLY_IDS.get(adapter) is False else _derived(adapter, first, conversations)
+    if ONLY_IDS.get(adapter):
+        pairs = zip(derived, rest, strict=True)
+        return [first, *(adapter.encode([each]) if known is None else known for known, each in pairs)]
+    whole = [adapter.encode([each]) for each in rest]
+    tried = [
+        _same(known, each)
+        for known, each in zip(derived, whole, strict=True)
+        if known is not None and known.prompts[0].text != first.prompts[0].text
+    ]
+    if tried:
+        ONLY_IDS[adapter] = all(tried)
+    return [first, *whole]
+
+
+def _derived(adapter: Adapter, first: Encoding, conversations: Sequence[Conversation]) -> list[Encoding | None]:
+    """The encodings of all but the first, from that; None of one that is not the first with another text at its end."""
+    ends = adapter.text_ends
+    opening, rest = conversations[0], conversations[1:]
+    lone = [name for name, value in first.inputs.items() if is_along(first.inputs, name) and value.dim() != 2]
+    alike = [each.format == opening.format and not each.begun for each in conversations]
+    if ends is None or lone or not all(alike):
+        return [None] * len(rest)
+    written = adapter.placeholders()
+    for each in rest:
+        adapter.check(each)
+        if not each.format.raw_prompt:
+            require_no_placeholder(each, written)
+    prompt = first.prompts[0]
+    found: list[Encoding | None] = []
+    for text in adapter.render(rest):
+        start = ends.start(prompt.text, prompt.ids.tolist(), len(os.path.commonprefix([prompt.text, text])))
+        found.append(None if start is None else _with_end(adapter, first, ends.ids(prompt.text[start:]), text, start))
+    return found
+
+
+def _with_end(adapter: Adapter, first: Encoding, known: tuple[int, ...], text: str, start: int) -> Encoding | None:
+    """The encoding of ``text`` from the first one, which ends in the ids ``known`` where this text has other ones."""
+    assert adapter.text_ends is not None
+    prompt = first.prompts[0]
+    kept = len(prompt.ids) - len(known)
+    end = adapter.text_ends.ids(text[start:])
+    begins_late = all(span.stop <= kept + 1 for span in prompt.spans)  # the token itself may be the last placeholder
+    if tuple(prompt.ids[kept:].tolist()) != known or not begins_late:
+        return None
+    if not set(end) & adapter.text_ends.added <= set(known):  # a mark that a processor may read
+        return None
+    inputs = adapter.extend(first.inputs, torch.tensor([end]), len(known))
+    ids = np.concatenate([prompt.ids[:kept], np.array(end, dtype=np.int64)])
+    return Encoding(inputs, (EncodedPrompt(ids, prompt.spans, text),))
+
+
+def _same(one: Encoding, other: Encoding) -> bool:
+    """Whether two encodings of one conversation are equal, number for number."""
+    mine, its = one.prompts[0], other.prompts[0]
+    alike = mine.text == its.text and mine.spans == its.spans and np.array_equal(mine.ids, its.ids)
+    return alike and same(one.inputs, other.inputs)
