@@ -31,22 +31,26 @@ class Batches:
     is that of its own conversation.
     """
 
-    def __init__(self, engine: Engine, size: int, keep_errors: bool = False) -> None:
+    def __init__(self, engine: Engine, size: int, keep_errors: bool = False, about_same: int = 1) -> None:
         self.size = size
+        self.about_same = about_same  # times the size, of a grouped batch that is about the same images throughout
         self.keep_errors = keep_errors  # go on after an error; else only with what comes before it
         self.mixes_images = isinstance(engine, MixesImages) and engine.mixes_images
 
     def in_order(self, conversations: Sequence[Conversation], run: Run) -> Iterator[Any]:
         """Results of the conversations, run in the order given; ``run`` gives those of a batch, by their places."""
         order = range(len(conversations))
-        for _, result in self._answered(conversations, order, run, together=self._takes_together):
+        for _, result in self._answered(conversations, order, run, together=self._takes_together, about_same=1):
             yield result
 
     def grouped(self, conversations: Sequence[Conversation], run: Run) -> Iterator[Any]:
         """The same results in the same order, each as soon as all before it are done; batches are of similar length."""
         done: dict[int, Any] = {}
         given = 0
-        for place, result in self._answered(conversations, _order(conversations), run, together=self._alike):
+        order = _order(conversations)
+        for place, result in self._answered(
+            conversations, order, run, together=self._alike, about_same=self.about_same
+        ):
             done[place] = result
             while given in done:
                 yield done.pop(given)
@@ -58,24 +62,32 @@ class Batches:
         order: Sequence[int],
         run: Run,
         together: Callable[[Conversation, Conversation], bool],
+        about_same: int,
     ) -> Iterator[tuple[int, Any]]:
         """Indices and results, in execution order."""
         left = list(order)
         alone: set[int] = set()  # of a batch that failed
         while left:
             batch = left[:1]
-            for place in left[1 : self.size]:
+            for place in left[1 : self.size * about_same]:
                 pair = conversations[batch[0]], conversations[place]
                 if batch[0] in alone or place in alone or not together(*pair):
                     break
+                if len(batch) >= self.size and len({_images(conversations[each]) for each in (*batch, place)}) > 1:
+                    break
                 batch.append(place)
-            results = self._run(batch, run)
-            if results is None:
-                _release()
-                if len(batch) <= self.size:  # memory did not run out: one of them caused the error
-                    left[: len(batch)] = sorted(batch)
-                    alone.update(batch)
-                continue
+            try:
+                results = run(batch)
+            except Exception as error:  # noqa: BLE001 - of the model
+                if len(batch) > 1:
+                    if _out_of_memory(error):
+                        self.size, about_same = min(self.size, len(batch) // 2), 1
+                    else:  # one of them caused it
+                        left[: len(batch)] = sorted(batch)
+                        alone.update(batch)
+                    _release()
+                    continue
+                results = [error]
             if isinstance(results[0], Exception):
                 if self.keep_errors:
                     _forget_frames(results[0])
@@ -96,20 +108,6 @@ class Batches:
         shorter, longer = sorted((_length(first), _length(other)))
         return self._takes_together(first, other) and (longer <= 2 * shorter or longer - shorter <= SLACK)
 
-    def _run(self, batch: list[int], run: Run) -> Sequence[Any] | None:
-        """Results of a batch, or the error of a single conversation.
-
-        None if several failed together; if memory ran out, the size is halved.
-        """
-        try:
-            return run(batch)
-        except Exception as error:  # noqa: BLE001 - of the model
-            if len(batch) == 1:
-                return [error]
-            if _out_of_memory(error):
-                self.size = len(batch) // 2
-            return None
-
 
 def picture_bytes(conversation: Conversation) -> int:
     """Bytes of a conversation's decoded images."""
@@ -119,7 +117,7 @@ def picture_bytes(conversation: Conversation) -> int:
 def _order(conversations: Sequence[Conversation]) -> list[int]:
     """Indices, longest first; conversations with the same images are adjacent, so that these are encoded once."""
     lengths = [_length(each) for each in conversations]
-    about = [tuple(part.digest for part in each.image_parts) for each in conversations]
+    about = [_images(each) for each in conversations]
     longest: dict[tuple[str, ...], int] = {}
     for place, key in enumerate(about):
         if key:
@@ -130,6 +128,11 @@ def _order(conversations: Sequence[Conversation]) -> list[int]:
         return -(longest[key] if key else lengths[place]), key, -lengths[place], place
 
     return sorted(range(len(conversations)), key=rank)
+
+
+def _images(conversation: Conversation) -> tuple[str, ...]:
+    """What its images are, by content."""
+    return tuple(part.digest for part in conversation.image_parts)
 
 
 def _length(conversation: Conversation) -> int:

@@ -37,6 +37,7 @@ class Work(Protocol):
 
     method: str  # of the probe, for errors
     bar: tuple[str, str]  # what the progress bar calls requests, and the unit of its throughput
+    about_same: int  # times as many requests in a batch that is about the same images throughout
 
     def item(self, request: Request, conversation: Conversation) -> Any:
         """What the engine is given for a request."""
@@ -59,6 +60,7 @@ class Answers:
 
     method = "generate_many"
     bar = ("requests", "tokens")
+    about_same = 1  # each has its own cache while it is answered
 
     def item(self, request: Request, conversation: Conversation) -> Conversation:
         """The conversation."""
@@ -218,7 +220,7 @@ def _in_batches(
     """Run through an engine that takes one batch at a time; batched by length if ``grouped``."""
     from vlmprobe.engines.batching import WINDOW, Batches
 
-    batches = Batches(engine, size, keeps)
+    batches = Batches(engine, size, keeps, work.about_same)
     run = batches.grouped if grouped else batches.in_order
     images = _Remembered(engine)
     try:

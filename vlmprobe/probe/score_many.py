@@ -22,6 +22,7 @@ class Scoring:
     """Scores of the candidates of each request, or of the same ones for all."""
 
     method = "score_many"
+    about_same = 4  # the images run once, and of each request the few tokens after them
 
     def __init__(
         self,

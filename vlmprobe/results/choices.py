@@ -20,7 +20,7 @@ class StaysReadOnly:
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and value.flags.writeable:
                 object.__setattr__(self, name, read_only(value))
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -61,10 +61,9 @@ class TokenTable(StaysReadOnly):
     entropy_at_least: np.ndarray | None = None  # float32 [T], nats
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "image_spans" and value is not None and len(value) != len(self.tokens):
-                raise ResultError(f"column {field.name} has {len(value)} rows, tokens has {len(self.tokens)}")
+        for name, value in vars(self).items():
+            if name != "image_spans" and value is not None and len(value) != len(self.tokens):
+                raise ResultError(f"column {name} has {len(value)} rows, tokens has {len(self.tokens)}")
         super().__post_init__()
 
     def __len__(self) -> int:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Encoding
 from vlmprobe.adapter.encoding import is_along
-from vlmprobe.adapter.prompts import common_prefix
 from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.feature_cache import same
@@ -51,8 +51,7 @@ def beginning_of(
     """
     prompts = [each.prompts[0] for each in encodings]
     first = prompts[0].ids.tolist()
-    for each in prompts:
-        most = min(most, common_prefix(first, each.ids.tolist()))
+    most = min(most, _in_common([each.ids for each in prompts]))
     after_images = max((span.stop for each in prompts for span in each.spans), default=1)
     if most < after_images or adapter in RECURRENT:
         return None
@@ -89,6 +88,13 @@ def beginning_of(
     if memory and memory.keeps and length > known:
         memory.put(images, aside, first[:length], prefix)
     return length, prefix
+
+
+def _in_common(ids: Sequence[np.ndarray]) -> int:
+    """With how many ids all begin alike."""
+    shortest = min(map(len, ids))
+    differs = np.any(np.stack([each[:shortest] for each in ids]) != ids[0][:shortest], axis=0)
+    return int(np.argmax(differs)) if differs.any() else shortest
 
 
 def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = ["Asked", "states_of_candidates"]
 
 # How many prompt ids are kept, the candidate ids after them, and the whole candidate if its length changes the states.
 Source: TypeAlias = tuple[int, Path, Path]
+WHOLE = 16  # prompts in a batch that run whole
 Requested: TypeAlias = tuple[Conversation, Sequence[str]]
 
 
@@ -89,7 +90,9 @@ def states_of_candidates(
             asked |= zip(places, group, strict=True)
         else:
             single += places
-    asked |= zip(single, _apart(adapter, [requests[place] for place in single]), strict=True)
+    for start in range(0, len(single), WHOLE):
+        places = single[start : start + WHOLE]
+        asked |= zip(places, _apart(adapter, [requests[place] for place in places]), strict=True)
     for place in (place for places in about.values() if len(places) > 1 for place in places):
         asked[place].meta.setdefault("prefix_in_common", 0)
     return [asked[place] for place in range(len(requests))]

@@ -48,7 +48,7 @@ def encode_each(adapter: Adapter, conversations: Sequence[Conversation]) -> list
     ]
     if tried:
         ONLY_IDS[adapter] = all(tried)
-    return [first, *whole]
+    return [first, *(_sharing(first, each) for each in whole)]
 
 
 def _derived(adapter: Adapter, first: Encoding, conversations: Sequence[Conversation]) -> list[Encoding | None]:
@@ -86,6 +86,15 @@ def _with_end(adapter: Adapter, first: Encoding, known: tuple[int, ...], text: s
     inputs = adapter.extend(first.inputs, torch.tensor([end]), len(known))
     ids = np.concatenate([prompt.ids[:kept], np.array(end, dtype=np.int64)])
     return Encoding(inputs, (EncodedPrompt(ids, prompt.spans, text),))
+
+
+def _sharing(first: Encoding, other: Encoding) -> Encoding:
+    """The encoding with the pixels of the first, where they are equal, so that they are in memory once."""
+    held = {
+        name: first.inputs[name] if name in first.inputs and same(first.inputs[name], value) else value
+        for name, value in other.inputs.items()
+    }
+    return Encoding(held, other.prompts)
 
 
 def _same(one: Encoding, other: Encoding) -> bool:

@@ -20,6 +20,7 @@ from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.token_tables import require_finite, token_kinds, token_table
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.results.choices import read_only
 from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.row_files import RowFile, Slots, row_files
 from vlmprobe.results.table import TokenTable
@@ -95,7 +96,7 @@ def _columns(head: Head, asked: Sequence[Asked], options: Options, file: RowFile
     stats = head.stats(hidden, ids[order], options.alternatives, of=of[order], keep=chunks)
     back = torch.argsort(order).numpy()
     return _Columns(
-        {name: values[back] for name, values in numpy_columns(stats).items()},
+        {name: read_only(values[back]) for name, values in numpy_columns(stats).items()},
         of.numpy(),
         {
             "logits": torch.cat(held).numpy() if held else None,

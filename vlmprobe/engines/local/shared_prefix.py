@@ -27,6 +27,8 @@ __all__ = ["Path", "SharedPrefix", "Stem", "longest", "recurs", "why_not_shared"
 
 Path = tuple[int, ...]  # ids after the prefix
 CACHE_BYTES = 512 * 2**20  # of repeated prefix cache in one batch
+# On a CPU more rows than these cost more, for what they read and write exceeds the processor's own caches.
+NEAR_BYTES, NEAR_ROWS = 48 * 2**20, 16
 PADDING = 0.25  # of the positions of a batch, at most
 
 
@@ -188,7 +190,10 @@ class SharedPrefix:
 
     def _batches(self, runs: list[tuple[int, Path]], padded: bool) -> Iterator[list[tuple[int, Path]]]:
         """Batches of rows and paths: bounded in memory, of one length or, if ``padded``, with little padding."""
-        size = max(1, CACHE_BYTES * len(self.hidden) // max(1, _cache_bytes(self.cache)))
+        each = max(1, _cache_bytes(self.cache) // len(self.hidden))
+        size = max(1, CACHE_BYTES // each)
+        if self.hidden.device.type == "cpu":
+            size = min(size, max(NEAR_ROWS, NEAR_BYTES // each))
         batch: list[tuple[int, Path]] = []
         for run in sorted(runs, key=lambda each: len(each[1])):
             length = len(run[1])
