@@ -18,8 +18,8 @@ from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt,
 from vlmprobe.adapter.loading import load_native, remember_loader
 from vlmprobe.adapter.prompts import Prompts, common_prefix
 from vlmprobe.adapter.rope import rope_switch
-from vlmprobe.adapter.text_ends import TextEnds
 from vlmprobe.adapter.template_order import drops_system, moves_images, text_before_image
+from vlmprobe.adapter.text_ends import TextEnds
 from vlmprobe.errors import AdapterError, CapabilityError, MessageError, VlmprobeError
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message
@@ -256,7 +256,7 @@ class Adapter(Prompts):
         raise AdapterError(f"{self.name}: {text!r} cannot be tokenised together with the end of the prompt.")
 
     def _ends(self, prompt: EncodedPrompt) -> Iterator[_End]:
-        """Texts that end as the prompt does, from the shortest; those of the last prompt are kept for other candidates."""
+        """Texts that end as the prompt does, the shortest first; kept for other candidates of this prompt."""
         if self._ends_of is None or self._ends_of[0] is not prompt:
             self._ends_of = prompt, []
         known = self._ends_of[1]
@@ -283,7 +283,7 @@ class Adapter(Prompts):
 
     @property
     def text_ends(self) -> TextEnds | None:
-        """What tokenises the ends of prompts apart from what is before them; None where :meth:`tokenize` is overridden."""
+        """What tokenises the ends of prompts by themselves; None where :meth:`tokenize` is overridden."""
         if type(self).tokenize is not Adapter.tokenize:
             return None
         if self._text_ends is None or not self._text_ends.fits(self.tokenizer):

@@ -26,10 +26,10 @@ class TextEnds:
         plain = getattr(tokenizer, "is_fast", False) and type(tokenizer).__call__ is PreTrainedTokenizerBase.__call__
         added = tokenizer.added_tokens_decoder if plain else {}
         self.added = frozenset(added)
-        # A token that may begin within another one, that is found in the normalised text, or only between words, depends
-        # on what is around it.
+        # Which tokens are found may depend on what is around them: where one may begin within another one, or is looked
+        # for in the normalised text, or only between words.
         inside = {character for each in added.values() for character in each.content[1:]}
-        self._cuts = {
+        self.cuts = {
             key: each.content
             for key, each in added.items()
             if each.special and not each.normalized and not each.single_word and each.content[0] not in inside
@@ -48,7 +48,7 @@ class TextEnds:
             ids: of the text, or of one that begins as it does.
             stop: where the token ends at most.
         """
-        contents = (self._cuts[each] for each in set(ids) & self._cuts.keys())
+        contents = (self.cuts[each] for each in set(ids) & self.cuts.keys())
         return max((place for each in contents if (place := text.rfind(each, 0, stop)) >= 0), default=None)
 
     def ids(self, end: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.local.beginnings import beginning_of, prefill
 from vlmprobe.engines.local.feature_cache import images_key
 from vlmprobe.engines.local.further_questions import encode_each
+from vlmprobe.engines.local.left_padded import continues, may_continue_padded
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.pixel_memory import prepared_once
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
@@ -118,7 +119,9 @@ def _alone(adapter: Adapter, requests: Sequence[Requested]) -> list[Asked]:
     """Requests about the same images, each encoded alone; the pixels are prepared once."""
     with prepared_once(adapter):
         encodings = encode_each(adapter, [conversation for conversation, _ in requests])
-    return [each for one, encoding in zip(requests, encodings, strict=True) for each in _asked(adapter, [one], encoding)]
+    return [
+        each for one, encoding in zip(requests, encodings, strict=True) for each in _asked(adapter, [one], encoding)
+    ]
 
 
 # -- conversations about the same images ------------------------------------------------------------------
@@ -133,24 +136,28 @@ def _on_common_prefix(adapter: Adapter, group: Sequence[Asked], images: Any, mem
         if found is None:
             return False
         length, prefix = found
-        _continue(prefix, length, group)
+        _continue(prefix, [length] * len(group), [0] * len(group), group)
     for each in group:
         each.meta |= {"prefix": "shared", "prefix_in_common": length}
     return True
 
 
-def _continue(prefix: SharedPrefix, begin: int, group: Sequence[Asked]) -> None:
-    """Run what comes after the first ``begin`` ids of the prompts, and their candidates; row i of the prefix is i's.
+def _continue(prefix: SharedPrefix, begins: Sequence[int], rows: Sequence[int], group: Sequence[Asked]) -> None:
+    """Run what comes after the first ids of the prompts, and their candidates.
 
-    A prefix of one row is that of all.
+    Args:
+        prefix: of beginnings of the prompts.
+        begins: how many ids of each prompt it holds.
+        rows: which of its rows each prompt begins with.
+        group: the prompts, whose states are filled in.
     """
     stems = []
-    for row, each in enumerate(group):
+    for begin, row, each in zip(begins, rows, group, strict=True):
         branches = [
             (*each.prompt.ids[each.least : candidate.shared].tolist(), *candidate.ids[:-1])
             for candidate in each.candidates
         ]
-        stems.append(Stem(row % len(prefix.last), tuple(each.prompt.ids[begin : each.least].tolist()), branches))
+        stems.append(Stem(row, tuple(each.prompt.ids[begin : each.least].tolist()), branches))
     for each, stem, found in zip(group, stems, prefix.states(stems), strict=True):
         for candidate, path in zip(each.candidates, stem.branches, strict=True):
             kept = candidate.shared - each.least
@@ -170,15 +177,12 @@ def _apart(adapter: Adapter, requests: Sequence[Requested]) -> list[Asked]:
         each.beyond = [
             one for one in each.candidates if not may_continue(adapter, one.shared, one.shared + len(one.ids))
         ]
-    if len(together) == 1 or all(each.is_one_step for each in together):
-        _on_own_prefixes(adapter, together)
-        return together
-    # A cache is continued where no row is padded.
     lengths: dict[int, list[int]] = {}
     for place, each in enumerate(together):
         lengths.setdefault(len(each.prompt.ids) if each.is_whole else -1 - place, []).append(place)
-    if len(lengths) == 1 and len(together[0].prompt.ids) in lengths:
-        _on_own_prefixes(adapter, together)
+    padded = len(lengths) > 1
+    may = not padded or (all(each.is_whole for each in together) and may_continue_padded(adapter, together[0].prompt))
+    if (len(together) == 1 or may) and _on_own_prefixes(adapter, together):
         return together
     for places in lengths.values():
         encoding = adapter.encode([requests[place][0] for place in places])
@@ -189,11 +193,13 @@ def _apart(adapter: Adapter, requests: Sequence[Requested]) -> list[Asked]:
     return together
 
 
-def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> None:
+def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> bool:
     """Fill in the states of conversations that are one batch, from a prefill of their prompts.
 
-    Several of them are of one length, unless their last states tell all. What cannot continue a prefill is read from
-    forwards of its own.
+    What cannot continue a prefill is read from forwards of its own.
+
+    Returns:
+        False if they are of different lengths, and the cache of such a batch cannot be continued.
     """
     reason = None
     kept = [each for each in asked if any(_continues(each, one) for one in each.candidates)]
@@ -207,18 +213,25 @@ def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> None:
                     each.states[len(each.prompt.ids), (), ()] = state
             elif not (reason := why_not_shared(adapter, ran.cache)):
                 prefix = SharedPrefix(adapter, inputs, ran.cache, states[:, -1:])
-                whole = len(asked[0].prompt.ids)
-                _continue(
-                    prefix,
-                    whole,
-                    [replace(each, candidates=[c for c in each.candidates if _continues(each, c)]) for each in asked],
-                )
+                if prefix.padded and not _continues_as_alone(adapter, prefix, asked):
+                    return False
+                begun = [
+                    replace(each, candidates=[c for c in each.candidates if _continues(each, c)]) for each in asked
+                ]
+                _continue(prefix, [len(each.prompt.ids) for each in asked], range(len(asked)), begun)
     for each in asked:
         rest = [one for one in each.candidates if reason or not _continues(each, one)]
         encoding = each.encoding if len(asked) == 1 or not rest else adapter.encode([each.conversation])
         for one in rest:
             each.states |= _forward_states(adapter, encoding, one, one.ids if one in each.beyond else ())
         each.meta["prefix"] = reason or _not_continued(adapter, len(each.beyond)) or "shared"
+    return True
+
+
+def _continues_as_alone(adapter: Adapter, prefix: SharedPrefix, asked: Sequence[Asked]) -> bool:
+    """Whether the cache of these prompts, a left-padded batch, gives what that of each alone does."""
+    row = min(range(len(asked)), key=lambda place: len(asked[place].prompt.ids))
+    return continues(adapter, prefix, row, adapter.encode([asked[row].conversation]))
 
 
 def _continues(asked: Asked, candidate: Continuation) -> bool:

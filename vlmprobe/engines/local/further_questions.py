@@ -7,7 +7,6 @@ with what it makes of each.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -16,6 +15,7 @@ import torch
 
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.adapter.encoding import is_along
+from vlmprobe.adapter.prompts import common_prefix
 from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.inputs.image_spans import require_no_placeholder
 from vlmprobe.inputs.messages import Conversation
@@ -36,7 +36,9 @@ def encode_each(adapter: Adapter, conversations: Sequence[Conversation]) -> list
     rest = conversations[1:]
     if not rest:
         return [first]
-    derived: list[Encoding | None] = [None] * len(rest) if ONLY_IDS.get(adapter) is False else _derived(adapter, first, conversations)
+    derived: list[Encoding | None] = (
+        [None] * len(rest) if ONLY_IDS.get(adapter) is False else _derived(adapter, first, conversations)
+    )
     if ONLY_IDS.get(adapter):
         pairs = zip(derived, rest, strict=True)
         return [first, *(adapter.encode([each]) if known is None else known for known, each in pairs)]
@@ -65,26 +67,31 @@ def _derived(adapter: Adapter, first: Encoding, conversations: Sequence[Conversa
         if not each.format.raw_prompt:
             require_no_placeholder(each, written)
     prompt = first.prompts[0]
+    known = [*prompt.ids.tolist(), *adapter.tokenizer.convert_tokens_to_ids(list(written))]
     found: list[Encoding | None] = []
     for text in adapter.render(rest):
-        start = ends.start(prompt.text, prompt.ids.tolist(), len(os.path.commonprefix([prompt.text, text])))
+        start = ends.start(prompt.text, known, common_prefix(prompt.text, text))
         found.append(None if start is None else _with_end(adapter, first, ends.ids(prompt.text[start:]), text, start))
     return found
 
 
 def _with_end(adapter: Adapter, first: Encoding, known: tuple[int, ...], text: str, start: int) -> Encoding | None:
-    """The encoding of ``text`` from the first one, which ends in the ids ``known`` where this text has other ones."""
-    assert adapter.text_ends is not None
+    """The encoding of ``text`` from the first one, where this has other ids after the added token at ``start``.
+
+    ``known`` are the ids of the first text from there on. The token may be an image's, of which a processor makes many.
+    """
+    ends = adapter.text_ends
+    assert ends is not None
     prompt = first.prompts[0]
-    kept = len(prompt.ids) - len(known)
-    end = adapter.text_ends.ids(text[start:])
-    begins_late = all(span.stop <= kept + 1 for span in prompt.spans)  # the token itself may be the last placeholder
-    if tuple(prompt.ids[kept:].tolist()) != known or not begins_late:
+    kept = len(prompt.ids) - len(known) + 1
+    end = ends.ids(text[start:])
+    apart = int(prompt.ids[kept - 1]) in ends.cuts and all(span.stop <= kept for span in prompt.spans)
+    if not apart or tuple(prompt.ids[kept:].tolist()) != known[1:] or end[0] != known[0]:
         return None
-    if not set(end) & adapter.text_ends.added <= set(known):  # a mark that a processor may read
+    if not set(end) & ends.added <= set(known):  # a mark that a processor may read
         return None
-    inputs = adapter.extend(first.inputs, torch.tensor([end]), len(known))
-    ids = np.concatenate([prompt.ids[:kept], np.array(end, dtype=np.int64)])
+    inputs = adapter.extend(first.inputs, torch.tensor([end[1:]]), len(known) - 1)
+    ids = np.concatenate([prompt.ids[:kept], np.array(end[1:], dtype=np.int64)])
     return Encoding(inputs, (EncodedPrompt(ids, prompt.spans, text),))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, Encoding
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.beginnings import beginning_of
 from vlmprobe.engines.local.generation_config import prefill_config
+from vlmprobe.engines.local.left_padded import close
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import run
@@ -19,8 +19,6 @@ from vlmprobe.engines.local.shared_prefix import SharedPrefix, Stem
 __all__ = ["all_but_last"]
 
 PLAIN = ("greedy_search", "sample")
-CLOSE = 1e-3  # of the states at the last position to the greatest of them, in float32
-COARSE = 5e-2  # in half precision
 
 
 def all_but_last(
@@ -63,7 +61,7 @@ def _is_plain(config: GenerationConfig, options: Options) -> bool:
 
 def _resumes(adapter: Adapter, encoding: Encoding, begun: SharedPrefix, last: int) -> bool:
     """Whether ``generate`` goes on from the cache as the cache itself does."""
-    due = begun.states([Stem(0, (last,), ())])[0][()].float()
+    due = begun.states([Stem(0, (last,), ())])[0][()]
     once = prefill_config(adapter.model.generation_config)
     try:
         with alone(adapter):
@@ -71,6 +69,4 @@ def _resumes(adapter: Adapter, encoding: Encoding, begun: SharedPrefix, last: in
     except Exception:  # noqa: BLE001 - of the model: it is run whole
         return False
     assert ran.prefill is not None  # requested by Options.prompt
-    apart = (ran.prefill[0, -1].float() - due).abs().max() / due.abs().max()
-    close = CLOSE if adapter.model.dtype in (torch.float32, torch.float64) else COARSE
-    return bool(apart <= close)
+    return close(ran.prefill[0, -1], due)

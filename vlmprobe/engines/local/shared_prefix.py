@@ -105,8 +105,10 @@ class SharedPrefix:
         self.hidden = hidden  # [N, n, H], the states at the last positions, of a prompt at all
         # That the prefill left on the model (rope deltas).
         self.state = state_of(*adapter.model.modules()) if state is None else state
+        mask = inputs.get("attention_mask")
+        self.padded = mask is not None and not bool(mask.all())  # on the left, of prompts of different lengths
         # A recurrent state advances token by token, as in generate; keys and values take several tokens at once.
-        self._whole = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
+        self.whole = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
         # A window has forgotten what padding pushed out of it, and a recurrent state cannot go back.
         self._cuts = all(hasattr(layer, "crop") and not _forgets(layer) for layer in cache.layers)
 
@@ -147,7 +149,7 @@ class SharedPrefix:
         for place, stem in enumerate(stems):
             for path in stem.runs:
                 runs.setdefault((stem.row, path), []).append(place)
-        padded = self._whole and (self._cuts or not any(stem.forks for stem in stems))
+        padded = self.whole and (self._cuts or not any(stem.forks for stem in stems))
         for batch in self._batches(list(runs), padded):
             hidden, cache = self._run(batch)
             forks: dict[int, list[tuple[int, int]]] = {}  # rows of the batch, and stems, by the length of their path
@@ -217,13 +219,20 @@ class SharedPrefix:
         if len(batch) > 1 or len(self.hidden) > 1:  # what beam search does to every kind of cache, here to repeat rows
             cache.reorder_cache(rows)
         inputs = self._inputs_of(rows)
-        parts = [self._forward(inputs, part, cache) for part in ids.split(length if self._whole else 1, 1)]
+        deltas = next((value for *_, value in self._state_of(rows) if isinstance(value, Tensor)), None)
+        parts = [self._forward(inputs, part, cache, deltas) for part in ids.split(length if self.whole else 1, 1)]
         return torch.cat(parts, 1), cache
 
-    def _forward(self, inputs: Mapping[str, Any], ids: Tensor, cache: Any) -> Tensor:
+    def _forward(self, inputs: Mapping[str, Any], ids: Tensor, cache: Any, deltas: Tensor | None) -> Tensor:
         outer = self.adapter.outer
-        arguments = {cache_name(outer.forward): cache, "use_cache": True, "return_dict": True}
-        return states_of(outer, self.adapter.backbone, {**self.adapter.continue_from(inputs, ids), **arguments})
+        arguments = self.adapter.continue_from(inputs, ids)
+        if self.padded and "attention_mask" not in arguments:
+            mask = self.adapter.extend(inputs, ids)["attention_mask"]
+            places = (mask.cumsum(1) - 1)[:, -ids.shape[1] :]
+            # As generate counts them: of m-rope for each of its axes, from the last position of image and text.
+            arguments |= {"attention_mask": mask, "position_ids": places if deltas is None else places[None] + deltas}
+        arguments |= {cache_name(outer.forward): cache, "use_cache": True, "return_dict": True}
+        return states_of(outer, self.adapter.backbone, arguments)
 
 
 def _forgets(layer: Any) -> bool:
