@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from transformers.cache_utils import DynamicLayer
 
 from broken_adapters.case import broken
-from vlmprobe.engines.local import beginnings, candidate_states
+from vlmprobe.engines.local import beginnings, candidate_states, shared_prefix
 
 
 @broken("C24")
@@ -34,3 +34,32 @@ def padding_left_in_the_cache() -> Iterator[None]:
         yield
     finally:
         DynamicLayer.crop = whole
+
+
+@broken("C24")
+@contextmanager
+def padding_that_candidates_attend_to() -> Iterator[None]:
+    """The cache of prompts of different lengths is continued without the mask of their padding."""
+    whole = shared_prefix.SharedPrefix.__init__
+
+    def unmasked(self, *arguments) -> None:
+        whole(self, *arguments)
+        self.padded = False
+
+    shared_prefix.SharedPrefix.__init__ = unmasked
+    try:
+        yield
+    finally:
+        shared_prefix.SharedPrefix.__init__ = whole
+
+
+@broken("C24")
+@contextmanager
+def beginnings_of_other_images() -> Iterator[None]:
+    """Questions about several images go on from the beginning about the first."""
+    whole = candidate_states._continue
+    candidate_states._continue = lambda prefix, begins, rows, group: whole(prefix, begins, [0] * len(rows), group)
+    try:
+        yield
+    finally:
+        candidate_states._continue = whole

@@ -21,7 +21,7 @@ from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import SharedPrefix, recurs, why_not_shared
 
-__all__ = ["beginning_of", "prefill"]
+__all__ = ["beginning_of", "beginnings_of", "prefill"]
 
 SAVED = 16  # positions that must be saved for a beginning to be prefilled apart
 # Whose prompts run whole: linear attention over many positions, one by one, rounds otherwise than all at once.
@@ -75,19 +75,57 @@ def beginning_of(
     if not all(_regrows(adapter, inputs, each) for each in encodings):
         return None
     if prefix is None:
-        inputs = to_model(adapter.model, inputs)
-        ran, states = prefill(adapter, inputs)
-        if why_not_shared(adapter, ran.cache):
+        prefix = _prefilled(adapter, inputs)
+        if prefix is None:
             return None
-        if recurs(ran.cache):
-            RECURRENT.add(adapter)
-            return None
-        prefix = SharedPrefix(adapter, inputs, ran.cache, states)
     else:
         prefix = prefix.after(first[known:length])
     if memory and memory.keeps and length > known:
         memory.put(images, aside, first[:length], prefix)
     return length, prefix
+
+
+def beginnings_of(
+    adapter: Adapter, groups: Sequence[Sequence[Encoding]], aside: Mapping[str, Any], most: int, ends: int
+) -> tuple[int, SharedPrefix] | None:
+    """Beginnings of one length of groups of prompts, each group about images of its own, prefilled in one batch.
+
+    None where nothing would be saved by it, or where they have not one length. The caller holds the model's lock.
+
+    Args:
+        adapter: of the model.
+        groups: encodings of each prompt alone, without what images are encoded from.
+        aside: what the images of all groups are encoded from.
+        most: how long a beginning may be [positions].
+        ends: how far what comes after it reaches.
+
+    Returns:
+        The length, and the beginnings, a row for each group.
+    """
+    if adapter in RECURRENT or not adapter.capabilities.batching:
+        return None
+    length = min(most, *(_in_common([each.prompts[0].ids for each in group]) for group in groups))
+    after_images = max((span.stop for group in groups for each in group for span in each.prompts[0].spans), default=1)
+    if length < max(after_images, SAVED) or not may_continue(adapter, length, ends):
+        return None
+    begun = [_beginning(group[0].inputs, length) for group in groups]
+    if not all(_regrows(adapter, begin, each) for begin, group in zip(begun, groups, strict=True) for each in group):
+        return None
+    together = {name: torch.cat([each[name] for each in begun]) for name in begun[0]}
+    prefix = _prefilled(adapter, {**together, **aside})
+    return None if prefix is None else (length, prefix)
+
+
+def _prefilled(adapter: Adapter, inputs: Mapping[str, Any]) -> SharedPrefix | None:
+    """Beginnings of N prompts that have run; None where they cannot be continued by many tokens at once."""
+    inputs = to_model(adapter.model, inputs)
+    ran, states = prefill(adapter, inputs)
+    if why_not_shared(adapter, ran.cache):
+        return None
+    if recurs(ran.cache):
+        RECURRENT.add(adapter)
+        return None
+    return SharedPrefix(adapter, inputs, ran.cache, states)
 
 
 def _in_common(ids: Sequence[np.ndarray]) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import may_continue
-from vlmprobe.engines.local.beginnings import beginning_of, prefill
+from vlmprobe.engines.local.beginnings import beginning_of, beginnings_of, prefill
 from vlmprobe.engines.local.feature_cache import images_key
-from vlmprobe.engines.local.further_questions import encode_each
+from vlmprobe.engines.local.further_questions import encode_each, encode_groups
 from vlmprobe.engines.local.left_padded import continues, may_continue_padded
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.pixel_memory import prepared_once
@@ -85,7 +85,15 @@ def states_of_candidates(
         about.setdefault(images_key(conversation), []).append(place)
     asked: dict[int, Asked] = {}
     single: list[int] = []
+    several = [places for places in about.values() if len(places) > 1]
+    sizes: dict[Any, list[list[int]]] = {}  # images of other sizes take other numbers of positions
+    for places in several if memory is None else ():
+        sizes.setdefault(tuple(each.size for each in requests[places[0]][0].images), []).append(places)
+    for groups in (each for each in sizes.values() if len(each) > 1):
+        asked |= _on_common_prefixes(adapter, requests, groups) or {}
     for images, places in about.items():
+        if places[0] in asked:
+            continue
         group = _alone(adapter, [requests[place] for place in places]) if len(places) > 1 or memory else []
         if group and _on_common_prefix(adapter, group, images, memory):
             asked |= zip(places, group, strict=True)
@@ -94,7 +102,7 @@ def states_of_candidates(
     for start in range(0, len(single), WHOLE):
         places = single[start : start + WHOLE]
         asked |= zip(places, _apart(adapter, [requests[place] for place in places]), strict=True)
-    for place in (place for places in about.values() if len(places) > 1 for place in places):
+    for place in (place for places in several for place in places):
         asked[place].meta.setdefault("prefix_in_common", 0)
     return [asked[place] for place in range(len(requests))]
 
@@ -140,6 +148,34 @@ def _on_common_prefix(adapter: Adapter, group: Sequence[Asked], images: Any, mem
     for each in group:
         each.meta |= {"prefix": "shared", "prefix_in_common": length}
     return True
+
+
+def _on_common_prefixes(
+    adapter: Adapter, requests: Sequence[Requested], groups: Sequence[Sequence[int]]
+) -> dict[int, Asked] | None:
+    """Groups of conversations, each about images of its own, whose beginnings run in one batch: each by its place."""
+    encoded = encode_groups(adapter, [[requests[place][0] for place in group] for group in groups])
+    if encoded is None:
+        return None
+    aside, encodings = encoded
+    asked = {
+        place: each
+        for places, group in zip(groups, encodings, strict=True)
+        for place, encoding in zip(places, group, strict=True)
+        for each in _asked(adapter, [requests[place]], encoding)
+    }
+    flat = list(asked.values())
+    most = min(each.least for each in flat)
+    ends = max(candidate.shared + len(candidate.ids) for each in flat for candidate in each.candidates)
+    with alone(adapter):
+        found = beginnings_of(adapter, encodings, aside, most, ends)
+        if found is None:
+            return None
+        length, prefix = found
+        _continue(prefix, [length] * len(flat), [row for row, group in enumerate(groups) for _ in group], flat)
+    for each in flat:
+        each.meta |= {"prefix": "shared", "prefix_in_common": length}
+    return asked
 
 
 def _continue(prefix: SharedPrefix, begins: Sequence[int], rows: Sequence[int], group: Sequence[Asked]) -> None:

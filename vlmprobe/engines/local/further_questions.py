@@ -8,6 +8,7 @@ with what it makes of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,7 +21,7 @@ from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.inputs.image_spans import require_no_placeholder
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["encode_each"]
+__all__ = ["encode_each", "encode_groups"]
 
 # Whether a question changes only the ids at the end of the inputs, by adapter, where that was tried.
 ONLY_IDS: WeakKeyDictionary[Adapter, bool] = WeakKeyDictionary()
@@ -51,6 +52,31 @@ def encode_each(adapter: Adapter, conversations: Sequence[Conversation]) -> list
     if tried:
         ONLY_IDS[adapter] = all(tried)
     return [first, *(_sharing(first, each) for each in whole)]
+
+
+def encode_groups(
+    adapter: Adapter, groups: Sequence[Sequence[Conversation]]
+) -> tuple[dict[str, Any], list[list[Encoding]]] | None:
+    """Encodings of groups of conversations, each about images of its own; None where it is not known how to derive one.
+
+    Returns:
+        What the first conversations of all groups are encoded with beside what runs along the sequence (pixels), in
+        order; and the encodings of each group without these.
+    """
+    if not ONLY_IDS.get(adapter):
+        return None
+    together = adapter.encode([each[0] for each in groups])
+    inputs = together.inputs
+    along = [name for name in inputs if is_along(inputs, name)]
+    found: list[list[Encoding]] = []
+    for row, (group, prompt) in enumerate(zip(groups, together.prompts, strict=True)):
+        start = inputs["input_ids"].shape[1] - len(prompt.ids)  # of its padding
+        first = Encoding({name: inputs[name][row : row + 1, start:] for name in along}, (prompt,))
+        others = [each for each in _derived(adapter, first, group) if each is not None]
+        if len(others) < len(group) - 1:
+            return None
+        found.append([first, *others])
+    return {name: value for name, value in inputs.items() if name not in along}, found
 
 
 def _derived(adapter: Adapter, first: Encoding, conversations: Sequence[Conversation]) -> list[Encoding | None]:

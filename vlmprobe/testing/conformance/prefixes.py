@@ -13,7 +13,8 @@ from vlmprobe.testing.subject import GREEDY, Subject
 
 __all__ = ["shared_beginning"]
 
-PROMPTS = ("main", "other", "main +2", "wide", "main +9")  # three about one image
+PROMPTS = ("main", "other", "main +2", "wide", "main +9", "other +4")  # three about one image, two about another
+LENGTHS = ("main", "other +9", "wide")  # each about an image of its own
 CANDIDATES = ["yes", " no", "a tiger", "a tiger in the grass"]
 
 
@@ -25,12 +26,14 @@ CANDIDATES = ["yes", " no", "a tiger", "a tiger in the grass"]
     "an input that the rest of a prompt has and extend() does not give: override it, or set prefix_reuse to False",
 )
 def shared_beginning(subject: Subject) -> Sequence[str] | None:
-    """Several prompts in one call, then in a session in reverse order, against forwards of each."""
-    due = {name: [own_logprobs(subject, name, text) for text in CANDIDATES] for name in PROMPTS}
-    requests = [Request(subject.conversation(name).to_chat(), candidates=CANDIDATES) for name in PROMPTS]
-    together = list(subject.probe.score_many(requests, progress=False))
-    for name, scores in zip(PROMPTS, together, strict=True):
-        require_forwards(subject, scores.tables, due[name], f" of prompt {name!r}, asked together", CANDIDATES)
+    """Several prompts in one call, twice, and of different lengths, then in a session, against forwards of each."""
+    due = {name: [own_logprobs(subject, name, text) for text in CANDIDATES] for name in {*PROMPTS, *LENGTHS}}
+    # The first time, what is derived from another prompt is compared with what the processor makes.
+    for names in (PROMPTS, PROMPTS, LENGTHS):
+        requests = [Request(subject.conversation(name).to_chat(), candidates=CANDIDATES) for name in names]
+        together = list(subject.probe.score_many(requests, progress=False))
+        for name, scores in zip(names, together, strict=True):
+            require_forwards(subject, scores.tables, due[name], f" of prompt {name!r}, asked together", CANDIDATES)
     with subject.probe.session() as session:
         for name in reversed(PROMPTS):
             scores = session.score(subject.conversation(name).to_chat(), CANDIDATES)
