@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from common import picture
 
 import vlmprobe
@@ -81,3 +82,51 @@ def test_scores_are_saved_and_shown(probe, tmp_path):
     (scores,) = probe.score_many([("Is it?", picture())], ["yes", "no"], progress=False)
     again = vlmprobe.load_result(scores.save(tmp_path / "scores"))
     np.testing.assert_array_equal(again.logprobs, scores.logprobs)
+
+
+# -- sizes of batches ------------------------------------------------------------------------------
+
+
+def sizes_of(probe, monkeypatch, most=None, error=None):
+    """How many requests are scored together each time; more than ``most`` fail."""
+    engine, found = type(probe.engine), []
+    whole = engine.score_together
+
+    def score_together(self, requests, options):
+        found.append(len(requests))
+        if most is not None and len(requests) > most:
+            raise error
+        return whole(self, requests, options)
+
+    monkeypatch.setattr(engine, "score_together", score_together)
+    return found
+
+
+def test_questions_about_one_image_are_scored_four_times_as_many_together(probe, monkeypatch):
+    sizes = sizes_of(probe, monkeypatch)
+    asked = [(f"Is it {place}?", picture()) for place in range(40)] + [("Who?", picture(5))]
+    assert len(list(probe.score_many(asked, ["yes"], progress=False))) == 41
+    assert sizes == [40, 1]
+    sizes.clear()
+    asked = [("Is it?", picture(place // 2)) for place in range(40)]
+    list(probe.score_many(asked, ["yes"], progress=False))
+    assert sizes == [16, 16, 8]
+    sizes.clear()
+    list(probe.score_many([("Is it?", picture())] * 40, ["yes"], batch_size=8, progress=False))
+    assert sizes == [8] * 5, "a size of the caller's is the size"
+
+
+def test_a_batch_about_one_image_that_does_not_fit_into_memory(probe, monkeypatch):
+    sizes = sizes_of(probe, monkeypatch, 8, torch.OutOfMemoryError("CUDA out of memory"))
+    asked = [(f"Is it {place}?", picture()) for place in range(40)]
+    found = list(probe.score_many(asked, ["yes"], progress=False))
+    assert sizes == [40, 16, *[8] * 5]
+    for (question, image), scores in zip(asked[::7], found[::7], strict=True):
+        np.testing.assert_allclose(scores.logprobs, probe.score(question, ["yes"], image).logprobs, atol=1e-4)
+
+
+def test_an_error_in_a_batch_about_one_image_is_that_of_its_question(probe, monkeypatch):
+    sizes = sizes_of(probe, monkeypatch, 1, RuntimeError("of one"))
+    asked = [(f"Is it {place}?", picture()) for place in range(20)]
+    found = list(probe.score_many(asked, ["yes"], progress=False))
+    assert sizes == [20, *[1] * 20] and len(found) == 20

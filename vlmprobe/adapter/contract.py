@@ -68,7 +68,7 @@ class Adapter(Prompts):
     resizers: ClassVar[tuple[str, ...]] = ()
     resize: str = ""
     _text_ends: TextEnds | None = None
-    _ends_of: tuple[EncodedPrompt, list[_End | None]] | None = None
+    _ends_of: tuple[EncodedPrompt, TextEnds | None, list[_End | None]] | None = None
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model  # a transformers PreTrainedModel with GenerationMixin
@@ -257,9 +257,10 @@ class Adapter(Prompts):
 
     def _ends(self, prompt: EncodedPrompt) -> Iterator[_End]:
         """Texts that end as the prompt does, the shortest first; kept for other candidates of this prompt."""
-        if self._ends_of is None or self._ends_of[0] is not prompt:
-            self._ends_of = prompt, []
-        known = self._ends_of[1]
+        ends = self.text_ends
+        if self._ends_of is None or self._ends_of[0] is not prompt or self._ends_of[1] is not ends:
+            self._ends_of = prompt, ends, []
+        known = self._ends_of[2]
         for place, make in enumerate((self._cut_end, self._whole_text, self._decoded_end)):
             if place == len(known):
                 known.append(make(prompt))
