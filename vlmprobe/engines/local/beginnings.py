@@ -86,7 +86,12 @@ def beginning_of(
 
 
 def beginnings_of(
-    adapter: Adapter, groups: Sequence[Sequence[Encoding]], aside: Mapping[str, Any], most: int, ends: int
+    adapter: Adapter,
+    groups: Sequence[Sequence[Encoding]],
+    aside: Mapping[str, Any],
+    most: int,
+    ends: int,
+    least: float = SAVED,
 ) -> tuple[int, SharedPrefix] | None:
     """Beginnings of one length of groups of prompts, each group about images of its own, prefilled in one batch.
 
@@ -98,6 +103,7 @@ def beginnings_of(
         aside: what the images of all groups are encoded from.
         most: how long a beginning may be [positions].
         ends: how far what comes after it reaches.
+        least: how long it must be [positions].
 
     Returns:
         The length, and the beginnings, a row for each group.
@@ -106,7 +112,7 @@ def beginnings_of(
         return None
     length = min(most, *(_in_common([each.prompts[0].ids for each in group]) for group in groups))
     after_images = max((span.stop for group in groups for each in group for span in each.prompts[0].spans), default=1)
-    if length < max(after_images, SAVED) or not may_continue(adapter, length, ends):
+    if length < max(after_images, least) or not may_continue(adapter, length, ends):
         return None
     begun = [_beginning(group[0].inputs, length) for group in groups]
     if not all(_regrows(adapter, begin, each) for begin, group in zip(begun, groups, strict=True) for each in group):

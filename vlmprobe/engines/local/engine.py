@@ -28,7 +28,7 @@ from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
 from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
-from vlmprobe.engines.local.resumed import all_but_last
+from vlmprobe.engines.local.resumed import all_but_last, all_but_last_of, encode_together
 from vlmprobe.engines.local.run_generate import drawing, run
 from vlmprobe.engines.local.scoring import score
 from vlmprobe.engines.local.second_prompt import SecondPrompt
@@ -158,7 +158,10 @@ class LocalEngine:
             drawing(model, config, options.seed),
             self._remembered(memory, conversations) as features,
         ):
-            encoding = self.adapter.encode(conversations)
+            together = None
+            if len(conversations) > 1:
+                together = encode_together(self.adapter, conversations, config, options)
+            encoding = self.adapter.encode(conversations) if together is None else together.encoding
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
             new = len(options.begin) + (config.max_new_tokens or 0)
             require_one_side(self.adapter, [len(each.ids) for each in encoding.prompts], new)
@@ -170,7 +173,12 @@ class LocalEngine:
             with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
                 rows = StepRows(files, len(options.begin)) if files else None
                 facts = self._facts(conversations)
-                common, prefix = self._begun(conversations, encoding, config, options)
+                if together is not None:
+                    common, prefix = all_but_last_of(self.adapter, together, conversations) or (0, None)
+                    if prefix is None:
+                        inputs = self.adapter.encode(conversations).inputs
+                else:
+                    common, prefix = self._begun(conversations, encoding, config, options)
                 in_vain = features is not None and features.encoded and prefix is None
                 ran = run(self.adapter, to_model(model, inputs), config, kept, listen, rows, prefix)
                 if features is not None and in_vain:  # for a beginning that the model does not go on from

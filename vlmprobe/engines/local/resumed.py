@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, Encoding
+from vlmprobe.adapter.encoding import is_along
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.local.beginnings import beginning_of
+from vlmprobe.engines.local.beginnings import beginning_of, beginnings_of
+from vlmprobe.engines.local.feature_cache import images_key
+from vlmprobe.engines.local.further_questions import encode_each, encode_groups
 from vlmprobe.engines.local.generation_config import prefill_config
 from vlmprobe.engines.local.left_padded import close
 from vlmprobe.engines.local.model_state import alone, to_model
+from vlmprobe.engines.local.pixel_memory import prepared_once
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
-from vlmprobe.engines.local.run_generate import run
+from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import SharedPrefix, Stem
+from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["all_but_last"]
+__all__ = ["Together", "all_but_last", "all_but_last_of", "encode_together"]
 
+SHARE = 0.5  # of the longest prompt that must be saved: what is left runs beside the beginnings, and caches are copied
+TRIED = 3  # tokens
 PLAIN = ("greedy_search", "sample")
+# Whether generate goes on from the caches of a batch, with images and without, by adapter, where that was tried.
+RESUMES: WeakKeyDictionary[Adapter, dict[bool, bool]] = WeakKeyDictionary()
 
 
 def all_but_last(
@@ -41,8 +55,99 @@ def all_but_last(
         length, prefix = found
         begun = prefix.after(ids[length:-1])
         if shown not in memory.resumes:
-            memory.resumes[shown] = _resumes(adapter, encoding, begun, ids[-1])
+            memory.resumes[shown] = _resumes(adapter, encoding.inputs, begun)
     return (length, begun) if memory.resumes[shown] else None
+
+
+@dataclass(frozen=True)
+class Together:
+    """Prompts of a batch that are about few images, encoded, and which of them are about the same ones."""
+
+    encoding: Encoding  # of the batch, left-padded; with the inputs of images once for each group
+    groups: list[list[Encoding]]
+    rows: list[int]  # [N], the group of each prompt
+    aside: dict[str, Any]  # what the images of the groups are encoded from
+
+
+def encode_together(
+    adapter: Adapter, conversations: Sequence[Conversation], config: GenerationConfig, options: Options
+) -> Together | None:
+    """A batch of prompts of which at least half are about images of others in it; None if it should run whole."""
+    about: dict[Any, list[int]] = {}
+    for place, each in enumerate(conversations):
+        about.setdefault(images_key(each), []).append(place)
+    shown = any(about)
+    sizes = {tuple(image.size for image in conversations[places[0]].images) for places in about.values()}
+    few = 2 * len(about) <= len(conversations) and len(sizes) == 1
+    if not few or RESUMES.get(adapter, {}).get(shown) is False or not _is_plain(config, options):
+        return None
+    grouped = [[conversations[place] for place in places] for places in about.values()]
+    if len(grouped) > 1:
+        found = encode_groups(adapter, grouped)
+        if found is None:
+            return None
+        aside, groups = found
+    else:
+        with prepared_once(adapter):
+            groups = [encode_each(adapter, grouped[0])]
+        first = groups[0][0].inputs
+        aside = {name: value for name, value in first.items() if not is_along(first, name)}
+    places = [place for several in about.values() for place in several]
+    encodings = [each for group in groups for each in group]
+    rows = [row for row, group in enumerate(groups) for _ in group]
+    order = sorted(range(len(places)), key=lambda at: places[at])
+    inputs = _left_padded(adapter, [encodings[at] for at in order])
+    if inputs is None:
+        return None
+    prompts = tuple(encodings[at].prompts[0] for at in order)
+    return Together(Encoding({**inputs, **aside}, prompts), groups, [rows[at] for at in order], aside)
+
+
+def all_but_last_of(
+    adapter: Adapter, together: Together, conversations: Sequence[Conversation]
+) -> tuple[int, SharedPrefix] | None:
+    """The prompts without the last token of each, run on the beginnings that groups of them share; None to run whole.
+
+    The first time, some tokens are generated both ways, for more than in :func:`all_but_last` differs between models:
+    a cache may hold what is not moved to the end of a padded row. The caller holds the model's lock.
+    """
+    prompts = together.encoding.prompts
+    most, ends = min(len(each.ids) for each in prompts) - 2, max(len(each.ids) for each in prompts)
+    shown = bool(prompts[0].spans)
+    known = RESUMES.setdefault(adapter, {})
+    with alone(adapter):
+        found = beginnings_of(adapter, together.groups, together.aside, most, ends, SHARE * ends)
+        if found is None:
+            return None
+        length, prefix = found
+        inputs = together.encoding.inputs
+        without = {name: value[:, :-1] if is_along(inputs, name) else value for name, value in inputs.items()}
+        runs = [(row, tuple(each.ids[length:-1].tolist())) for row, each in zip(together.rows, prompts, strict=True)]
+        begun = prefix.after_each(runs, to_model(adapter.model, without))
+        if shown not in known:
+            known[shown] = begun is not None and _resumes_as_whole(
+                adapter, inputs, begun, adapter.encode(conversations).inputs
+            )
+    return (length, begun) if begun is not None and known[shown] else None
+
+
+def _left_padded(adapter: Adapter, encodings: Sequence[Encoding]) -> dict[str, Any] | None:
+    """What runs along the sequence of prompts that were encoded alone, as one batch."""
+    first = encodings[0].inputs
+    names = [name for name in first if is_along(first, name)]
+    if any(first[name].dim() != 2 for name in names):
+        return None
+    longest = max(len(each.prompts[0].ids) for each in encodings)
+    fill = {"input_ids": adapter.tokenizer.pad_token_id or 0}
+    return {
+        name: torch.cat(
+            [
+                pad(each.inputs[name], (longest - each.inputs[name].shape[1], 0), value=fill.get(name, 0))
+                for each in encodings
+            ]
+        )
+        for name in names
+    }
 
 
 def _is_plain(config: GenerationConfig, options: Options) -> bool:
@@ -59,14 +164,40 @@ def _is_plain(config: GenerationConfig, options: Options) -> bool:
     )
 
 
-def _resumes(adapter: Adapter, encoding: Encoding, begun: SharedPrefix, last: int) -> bool:
-    """Whether ``generate`` goes on from the cache as the cache itself does."""
-    due = begun.states([Stem(0, (last,), ())])[0][()]
-    once = prefill_config(adapter.model.generation_config)
+def _resumes(adapter: Adapter, inputs: Mapping[str, Any], begun: SharedPrefix) -> bool:
+    """Whether ``generate`` goes on from the cache of a prompt as the cache itself does, for some tokens."""
+    ran = _some_tokens(adapter, inputs, begun)
+    if ran is None:
+        return False
+    last, *made = ran.sequences[0, inputs["input_ids"].shape[1] - 1 :].tolist()
+    due = begun.states([Stem(0, (last,), [tuple(made[:-1])])])[0]
+    return all(close(states[0], due[tuple(made[:step])]) for step, states in enumerate(ran.decoded))
+
+
+def _resumes_as_whole(
+    adapter: Adapter, inputs: Mapping[str, Any], begun: SharedPrefix, whole: Mapping[str, Any]
+) -> bool:
+    """Whether ``generate`` goes on from the caches of a batch as it does from the whole prompts."""
+    ran = _some_tokens(adapter, inputs, begun)
+    if ran is None:
+        return False
+    due = _some_tokens(adapter, whole)
+    assert due is not None  # what fails is raised
+    alike = torch.equal(ran.sequences[:, -TRIED:-1], due.sequences[:, -TRIED:-1])
+    return alike and all(
+        close(*pair) for step in zip(ran.decoded, due.decoded, strict=True) for pair in zip(*step, strict=True)
+    )
+
+
+def _some_tokens(adapter: Adapter, inputs: Mapping[str, Any], begun: SharedPrefix | None = None) -> Run | None:
+    """A run of some tokens, with the states that they are drawn from; None if the model fails with the cache."""
+    config = prefill_config(adapter.model.generation_config)
+    config.max_new_tokens = config.min_new_tokens = TRIED
+    options = Options(alternatives=1, keep=frozenset({"hidden"}))
     try:
         with alone(adapter):
-            ran = run(adapter, to_model(adapter.model, encoding.inputs), once, Options(alternatives=1), begun=begun)
-    except Exception:  # noqa: BLE001 - of the model: it is run whole
-        return False
-    assert ran.prefill is not None  # requested by Options.prompt
-    return close(ran.prefill[0, -1], due)
+            return run(adapter, to_model(adapter.model, inputs), config, options, begun=begun)
+    except Exception:
+        if begun is None:
+            raise
+        return None

@@ -69,7 +69,7 @@ def run(
         listen: called after every step without beams with the ids [N, S + T] so far. The numbers of the tokens just
             drawn are ``steps.last``. Generation stops if it returns True.
         rows: receives the full rows [N, V] of every step without beams; if None and they are kept, a list is used.
-        begun: the prompt without its last token, if that has run already; of one prompt, without beams.
+        begun: the prompts without their last token, if these have run already; without beams.
 
     Raises:
         CapabilityError: if transformers gives the beams of one prompt different images, or something hooked to the

@@ -134,6 +134,31 @@ class SharedPrefix:
         grown.hidden = torch.cat([self.hidden, grown.hidden], dim=1)
         return grown
 
+    def after_each(self, runs: Sequence[tuple[int, Path]], inputs: Mapping[str, Any]) -> SharedPrefix | None:
+        """This prefix continued by a path for each of N rows, padded on the left; None where its cache cannot be.
+
+        Args:
+            runs: rows of the prefix, and paths of one id or more.
+            inputs: of the N prompts that result, padded on the left.
+        """
+        if not self.whole:
+            return None
+        hidden, cache = self._run(runs)
+        rows = torch.tensor([row for row, _ in runs], device=hidden.device)
+        hidden = torch.cat([self.hidden[rows], hidden], dim=1)
+        short = [hidden.shape[1] - self.hidden.shape[1] - len(path) for _, path in runs]
+        if any(short):
+            hidden = _rolled(hidden, short, 1)
+            for layer, before in zip(cache.layers, self.cache.layers, strict=True):
+                length = layer.get_seq_length()
+                if length == before.get_seq_length():  # it holds images
+                    continue
+                held = [getattr(layer, name, None) for name in ("keys", "values")]
+                if not all(isinstance(each, Tensor) and each.shape[-2] == length for each in held):
+                    return None
+                layer.keys, layer.values = (_rolled(each, short, each.dim() - 2) for each in held)
+        return SharedPrefix(self.adapter, inputs, cache, hidden, self._state_of(rows))
+
     def restore(self, rows: Tensor | None = None) -> None:
         """Leave on the model what the prefill left there: of these rows [C], or of all."""
         for module, name, value in self.state if rows is None else self._state_of(rows):
@@ -233,6 +258,11 @@ class SharedPrefix:
             arguments |= {"attention_mask": mask, "position_ids": places if deltas is None else places[None] + deltas}
         arguments |= {cache_name(outer.forward): cache, "use_cache": True, "return_dict": True}
         return states_of(outer, self.adapter.backbone, arguments)
+
+
+def _rolled(rows: Tensor, short: Sequence[int], dim: int) -> Tensor:
+    """Rows [N, ...] with the padding at the end of each, of these lengths, moved to its start."""
+    return torch.stack([each.roll(less, dim - 1) for each, less in zip(rows, short, strict=True)])
 
 
 def _forgets(layer: Any) -> bool:
