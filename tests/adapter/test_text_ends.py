@@ -18,7 +18,24 @@ from vlmprobe.testing.tiny.chat_formats import (
 )
 
 TOKENIZERS = [cohere_tokenizer, gemma_tokenizer, llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, vicuna_tokenizer]
-PIECES = ["yes", " no", "\n", "  ", "红色", "🐯", "e\u0301", "<", "|>", "9", "Is it red?", "\t", "\u3000", ". ", "<|", "ß"]
+PIECES = [
+    "yes",
+    " no",
+    "\n",
+    "  ",
+    "红色",
+    "🐯",
+    "e\u0301",
+    "<",
+    "|>",
+    "9",
+    "Is it red?",
+    "\t",
+    "\u3000",
+    ". ",
+    "<|",
+    "ß",
+]
 
 
 def tokenised(tokenizer, text):
@@ -36,7 +53,8 @@ def test_ids_are_those_at_the_end_of_any_text(made):
         text += "".join(draw.choice(PIECES) for _ in range(draw.randrange(4)))
         whole = tokenised(tokenizer, text)
         start = ends.start(text, whole)
-        assert start is not None and text[start:].startswith(tuple(marks))
+        assert start is not None
+        assert text[start:].startswith(tuple(marks))
         alone = list(ends.ids(text[start:]))
         assert alone == whole[-len(alone) :]
 
@@ -52,14 +70,16 @@ def test_nothing_is_cut_at_a_token_that_depends_on_what_is_around_it():
     }
     tokenizer.add_tokens(list(odd.values()))
     cuts = set(TextEnds(tokenizer).cuts.values())
-    assert "<|im_start|>" in cuts and "@{" in cuts
+    assert "<|im_start|>" in cuts
+    assert "@{" in cuts
     assert cuts.isdisjoint({"<word>", "<plain>", "<known>", "{"})
 
 
 def test_a_token_that_is_added_later_is_known():
     tokenizer = qwen_tokenizer()
     ends = TextEnds(tokenizer)
-    assert ends.fits(tokenizer) and not ends.fits(qwen_tokenizer())
+    assert ends.fits(tokenizer)
+    assert not ends.fits(qwen_tokenizer())
     tokenizer.add_tokens([AddedToken("<late>", special=True, normalized=False)])
     assert not ends.fits(tokenizer)
 
@@ -73,7 +93,8 @@ def test_candidates_after_a_token_that_was_added_between_two_calls(checkpoint):
     before = adapter.continuation(prompt, "<yes>")
     adapter.tokenizer.add_tokens([AddedToken("<yes>", special=True, normalized=False)])
     after = adapter.continuation(prompt, "<yes>")
-    assert len(before.ids) > 1 and after.ids == (adapter.tokenizer.convert_tokens_to_ids("<yes>"),)
+    assert len(before.ids) > 1
+    assert after.ids == (adapter.tokenizer.convert_tokens_to_ids("<yes>"),)
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "mllama", "llava", "idefics3", "internvl", "mistral3"])

@@ -129,4 +129,5 @@ def test_an_error_in_a_batch_about_one_image_is_that_of_its_question(probe, monk
     sizes = sizes_of(probe, monkeypatch, 1, RuntimeError("of one"))
     asked = [(f"Is it {place}?", picture()) for place in range(20)]
     found = list(probe.score_many(asked, ["yes"], progress=False))
-    assert sizes == [20, *[1] * 20] and len(found) == 20
+    assert sizes == [20, *[1] * 20]
+    assert len(found) == 20

@@ -31,7 +31,8 @@ def assert_equal(one, other):
     assert one.prompts[0].spans == other.prompts[0].spans
     assert one.inputs.keys() == other.inputs.keys()
     for name, value in one.inputs.items():
-        assert torch.equal(value, other.inputs[name]) and value.dtype == other.inputs[name].dtype, name
+        assert torch.equal(value, other.inputs[name]), name
+        assert value.dtype == other.inputs[name].dtype, name
 
 
 def runs_of(adapter, monkeypatch):

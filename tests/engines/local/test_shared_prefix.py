@@ -17,10 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 import vlmprobe
+from vlmprobe.engines.local import resumed
 from vlmprobe.engines.local.encoder_state import _sample
 from vlmprobe.engines.local.model_state import alone, to_model
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.errors import GenerationOptionError
+from vlmprobe.testing import tiny
 
 QUESTIONS = [
     "Is there a cat?",
@@ -60,22 +62,101 @@ def test_scores_together_are_those_of_a_forward_of_each(name, probe_of):
         np.testing.assert_allclose(scores.logprobs, own(probe, question, CANDIDATES, image), atol=CLOSE)
 
 
-def test_the_beginning_runs_once(probe_of):
+def counted(probe, monkeypatch):
+    """Rows and positions of each run of the first decoder layer: of its class, for with a hook prompts run whole."""
+    layer, kind, found = probe.layers[0], type(probe.layers[0]), []
+    forward = kind.forward
+
+    @functools.wraps(forward)
+    def noted(self, hidden_states, *args, **kwargs):
+        if self is layer:
+            found.append(tuple(hidden_states.shape[:2]))
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", noted)
+    return found
+
+
+def test_the_beginning_runs_once(probe_of, monkeypatch):
     probe = probe_of("internvl")
-    lengths = []
-    hook = probe.layers[0].register_forward_pre_hook(
-        lambda _, args, kwargs: lengths.append((args[0] if args else kwargs["hidden_states"]).shape[:2]),
-        with_kwargs=True,
-    )
-    try:
-        found = list(probe.score_many([(each, picture()) for each in QUESTIONS], ["yes", "no"], progress=False))
-    finally:
-        hook.remove()
+    runs = counted(probe, monkeypatch)
+    found = list(probe.score_many([(each, picture()) for each in QUESTIONS], ["yes", "no"], progress=False))
     common = found[0].meta["prefix_in_common"]
     own_tokens = [len(probe.engine.prompt_ids(probe.conversation(each, picture()))) - common for each in QUESTIONS]
     assert common >= 10
-    assert lengths[0] == (1, common)
-    assert sum(rows * length for rows, length in lengths[1:]) <= 1.4 * sum(own_tokens)
+    assert runs[0] == (1, common)
+    assert sum(rows * length for rows, length in runs[1:]) <= 1.4 * sum(own_tokens)
+
+
+def test_a_hook_sees_whole_prompts(probe_of):
+    probe = probe_of("internvl")
+    asked = [(each, picture()) for each in QUESTIONS]
+    seen = []
+    hook = probe.layers[0].register_forward_hook(lambda _, __, output: seen.append(output[0].shape[-2]))
+    try:
+        scored = list(probe.score_many(asked, ["yes", "no"], progress=False))
+        answered = list(probe.generate_many(asked, max_new_tokens=2, progress=False))
+    finally:
+        hook.remove()
+    assert [each.meta["prefix_in_common"] for each in scored] == [0] * len(asked)
+    assert all("prefix_in_common" not in each.meta for each in answered)
+    assert seen[0] == max(len(each.input_ids) for each in answered)
+
+
+# -- answers of one call ---------------------------------------------------------------------------
+
+ASKED = [(question, picture(seed)) for seed in (1, 3) for question in QUESTIONS]
+# hy_v4_vl keeps more than keys and values; in gemma3 and mllama prompts run whole.
+ANSWERED = ("internvl", "qwen3_vl", "llava", "ernie4_5_vl_moe", "mistral3", "hy_v4_vl", "gemma3", "mllama")
+FEW = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+
+
+@pytest.mark.parametrize(
+    "name", [*ANSWERED, *(pytest.param(each, marks=pytest.mark.long) for each in tiny.names() if each not in ANSWERED)]
+)
+def test_answers_together_are_those_of_each_alone(name, probe_of, monkeypatch):
+    monkeypatch.setattr(resumed, "SHARE", 0.01)
+    probe = probe_of(name)
+    due = [probe.generate(*each, **FEW) for each in ASKED]
+    close = 5e-4 if name.startswith("qwen3_5") else CLOSE  # linear attention rounds otherwise in a batch
+    shared = set()
+    for asked in (ASKED[:4], ASKED, ASKED):  # of two images once it is known that a question changes only ids
+        for found, each in zip(probe.generate_many(asked, progress=False, **FEW), due[: len(asked)], strict=True):
+            np.testing.assert_array_equal(found.output.ids, each.output.ids)
+            np.testing.assert_allclose(found.output.logprobs, each.output.logprobs, atol=close)
+            np.testing.assert_allclose(found.prompt.logprobs, each.prompt.logprobs, atol=close)
+            shared.add(found.meta.get("prefix_in_common"))
+    if name in ("internvl", "qwen3_vl", "llava", "ernie4_5_vl_moe", "mistral3"):
+        assert None not in shared
+
+
+def test_the_beginning_of_answers_runs_once(probe_of, monkeypatch):
+    monkeypatch.setattr(resumed, "SHARE", 0.01)
+    probe = probe_of("internvl")
+    for asked in (ASKED[:4], ASKED):  # what a model can do is tried out
+        list(probe.generate_many(asked, progress=False, **FEW))
+    runs = counted(probe, monkeypatch)
+    found = list(probe.generate_many(ASKED, progress=False, **FEW))
+    common = found[0].meta["prefix_in_common"]
+    longest = max(len(each.input_ids) for each in found)
+    assert runs == [(2, common), (8, longest - 1 - common), *[(8, 1)] * 5]
+
+
+def test_little_in_common_runs_whole(probe_of, monkeypatch):
+    monkeypatch.setattr(resumed, "SHARE", 2.0)
+    found = list(probe_of("internvl").generate_many(ASKED, progress=False, **FEW))
+    assert all("prefix_in_common" not in each.meta for each in found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 2}, {"logits_processor": [lambda _, scores: scores]}, {"use_cache": False}],
+    ids=lambda each: next(iter(each)),
+)
+def test_decoding_that_needs_more_than_a_cache_runs_whole(options, probe_of, monkeypatch):
+    monkeypatch.setattr(resumed, "SHARE", 0.01)
+    found = list(probe_of("internvl").generate_many(ASKED[:4], progress=False, max_new_tokens=2, **options))
+    assert all("prefix_in_common" not in each.meta for each in found)
 
 
 def test_a_prompt_in_which_images_see_the_question_is_not_divided(probe_of):
@@ -129,23 +210,13 @@ def test_answers_of_a_session_are_those_without(name, probe_of):
 
 def test_an_answer_of_a_session_runs_the_beginning_once(probe_of, monkeypatch):
     probe = probe_of("internvl")
-    counts = []  # of positions that the first decoder layer runs
-    layer, kind = probe.layers[0], type(probe.layers[0])
-    forward = kind.forward
-
-    @functools.wraps(forward)
-    def counted(self, hidden_states, *args, **kwargs):  # of the class: with a hook, every prompt runs whole
-        if self is layer:
-            counts.append(math.prod(hidden_states.shape[:2]))
-        return forward(self, hidden_states, *args, **kwargs)
-
-    monkeypatch.setattr(kind, "forward", counted)
+    runs = counted(probe, monkeypatch)
     with probe.session(picture()) as session:
         session.generate("Is it a cat?", max_new_tokens=1)
-        counts.clear()
+        runs.clear()
         found = session.generate("Is it a dog?", max_new_tokens=1)
     assert found.meta["prefix_in_common"] >= 10
-    assert sum(counts) == len(found.input_ids) - found.meta["prefix_in_common"]
+    assert sum(map(math.prod, runs)) == len(found.input_ids) - found.meta["prefix_in_common"]
 
 
 def test_a_long_text_that_questions_have_in_common_is_kept_too(probe_of):

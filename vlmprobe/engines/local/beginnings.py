@@ -16,7 +16,7 @@ from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.engines.local.generation_config import prefill_config
-from vlmprobe.engines.local.model_state import to_model
+from vlmprobe.engines.local.model_state import is_hooked, to_model
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import SharedPrefix, recurs, why_not_shared
@@ -38,8 +38,8 @@ def beginning_of(
 ) -> tuple[int, SharedPrefix] | None:
     """The longest beginning that prompts about the same images have in common, prefilled, and its length.
 
-    None where nothing would be saved by it, or where the rest of a prompt is not text that continues it. The caller
-    holds the model's lock.
+    None where nothing would be saved by it, or where the rest of a prompt is not text that continues it, or where a
+    hook would see a prompt in parts. The caller holds the model's lock.
 
     Args:
         adapter: of the model.
@@ -53,7 +53,7 @@ def beginning_of(
     first = prompts[0].ids.tolist()
     most = min(most, _in_common([each.ids for each in prompts]))
     after_images = max((span.stop for each in prompts for span in each.spans), default=1)
-    if most < after_images or adapter in RECURRENT:
+    if most < after_images or adapter in RECURRENT or is_hooked(adapter.model):
         return None
     aside = _aside(encodings[0].inputs)
     known, prefix = (memory.find(images, aside, first[:most]) if memory else None) or (0, None)
@@ -108,7 +108,7 @@ def beginnings_of(
     Returns:
         The length, and the beginnings, a row for each group.
     """
-    if adapter in RECURRENT or not adapter.capabilities.batching:
+    if adapter in RECURRENT or not adapter.capabilities.batching or is_hooked(adapter.model):
         return None
     length = min(most, *(_in_common([each.prompts[0].ids for each in group]) for group in groups))
     after_images = max((span.stop for group in groups for each in group for span in each.prompts[0].spans), default=1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmprobe.adapter import Adapter
-from vlmprobe.engines.local.model_state import changes_everywhere, changes_of
+from vlmprobe.engines.local.model_state import changes_everywhere, changes_of, is_hooked
 from vlmprobe.errors import AdapterError
 
 __all__ = ["encoder_state", "prefix_state"]
@@ -69,9 +69,10 @@ def prefix_state(adapter: Adapter, encoder: tuple[Any, ...] | str) -> tuple[Any,
 
     No hook is taken to look only: for one that is called with a beginning that has run already sees nothing of it.
     """
-    hooked = changes_everywhere() or any(changes_of(module) for module in adapter.model.modules())
-    if isinstance(encoder, str) or hooked:
-        return encoder if isinstance(encoder, str) else HOOKED
+    if isinstance(encoder, str):
+        return encoder
+    if is_hooked(adapter.model):
+        return HOOKED
     decoder = decoder_state(adapter)
     return decoder if isinstance(decoder, str) else (encoder, decoder)
 

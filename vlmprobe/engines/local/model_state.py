@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local.peft_state import active_adapters
 
-__all__ = ["STATE", "alone", "changes_everywhere", "changes_of", "device_of", "state_of", "to_model"]
+__all__ = ["STATE", "alone", "changes_everywhere", "changes_of", "device_of", "is_hooked", "state_of", "to_model"]
 
 # Hooks, and state that models keep (rope deltas), belong to one call at a time, whichever probe holds the model.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -86,6 +86,11 @@ def changes_of(module: nn.Module, *, before: bool = True) -> list[Any]:
     """
     found = [*module._forward_hooks.values(), vars(module).get("forward")]
     return _of_others([*found, *(module._forward_pre_hooks.values() if before else ())])
+
+
+def is_hooked(model: nn.Module) -> bool:
+    """Whether a hook or a patched forward of somebody else is anywhere in a model, or on all modules."""
+    return bool(changes_everywhere()) or any(changes_of(module) for module in model.modules())
 
 
 def changes_everywhere(*, before: bool = True) -> list[Any]:

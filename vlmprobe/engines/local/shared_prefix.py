@@ -153,10 +153,11 @@ class SharedPrefix:
                 length = layer.get_seq_length()
                 if length == before.get_seq_length():  # it holds images
                     continue
-                held = [getattr(layer, name, None) for name in ("keys", "values")]
-                if not all(isinstance(each, Tensor) and each.shape[-2] == length for each in held):
-                    return None
-                layer.keys, layer.values = (_rolled(each, short, each.dim() - 2) for each in held)
+                for name in ("keys", "values"):
+                    held = getattr(layer, name, None)
+                    if not isinstance(held, Tensor) or held.shape[-2] != length:
+                        return None
+                    setattr(layer, name, _rolled(held, short, held.dim() - 2))
         return SharedPrefix(self.adapter, inputs, cache, hidden, self._state_of(rows))
 
     def restore(self, rows: Tensor | None = None) -> None:
