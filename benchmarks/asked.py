@@ -18,7 +18,7 @@ from benchmarks.model import words
 if TYPE_CHECKING:
     from benchmarks.cases import Bench
 
-__all__ = ["BATCH", "agreement", "many_on_one", "on_one", "one_each", "yes_no"]
+__all__ = ["BATCH", "agreement", "answers", "many_on_one", "on_one", "one_each", "yes_no"]
 
 Variants = Mapping[str, Callable[[], Any] | str]  # a text says why a variant cannot run
 BATCH = 16  # the largest batch of vlmprobe's own choice
@@ -90,6 +90,25 @@ def many_on_one(bench: Bench, count: int = 1000) -> Variants:
         "own tokens batched": lambda: _drained(beginning.last_rows(bench.model, begun, BATCH)),
         "score_many": lambda: _drained(_many(bench, asked, [image] * count)),
     }
+
+
+def answers(bench: Bench, count: int = 16, new: int = 8) -> Variants:
+    """Questions on one picture that are answered, each with ``new`` tokens."""
+    image, asked = bench.picture(), questions(bench, count)
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+
+    def batch() -> Any:
+        return beginning.whole_answers(bench.model, bench.processor, rendered(bench, asked), [image] * count, options)
+
+    def many() -> Any:
+        from vlmprobe import Request
+
+        requests = [Request(messages(bench, each), image) for each in asked]
+        found = bench.probe.generate_many(requests, batch_size=count, progress=False, **options)
+        return [each.output.ids.tolist() for each in found]
+
+    assert many() == batch().tolist(), "the same answers; and both have run"
+    return {"batch of transformers": batch, "generate_many": many}
 
 
 def one_each(bench: Bench, count: int = 64) -> Variants:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.peers import Inputs, inputs_of
 from vlmprobe.adapter.kv_cache import cache_name
 
-__all__ = ["Beginning", "begin", "full_batches", "last_rows"]
+__all__ = ["Beginning", "begin", "full_batches", "last_rows", "whole_answers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +71,28 @@ def last_rows(model: Any, begun: Beginning, size: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
+def whole_answers(
+    model: Any, processor: Any, texts: Sequence[str], images: Sequence[Image], options: dict[str, Any]
+) -> Tensor:
+    """Ids [N, T] that follow the prompts, from one batch of whole prompts, padded on the left."""
+    inputs = _padded(model, processor, texts, images)
+    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+
+
+def _padded(model: Any, processor: Any, texts: Sequence[str], images: Sequence[Image]) -> Inputs:
+    made = processor(
+        text=list(texts), images=[[each] for each in images], padding=True, padding_side="left", return_tensors="pt"
+    )
+    return {
+        name: each.to(model.device, model.dtype if each.is_floating_point() else None) for name, each in made.items()
+    }
+
+
+@torch.no_grad()
 def full_batches(model: Any, processor: Any, texts: Sequence[str], images: Sequence[Image], size: int) -> Iterator[Any]:
     """Log-probabilities [V] of the token after every prompt, from whole prompts in batches, padded on the left."""
     for start in range(0, len(texts), size):
         batch = slice(start, start + size)
-        made = processor(
-            text=list(texts[batch]), images=[[each] for each in images[batch]], padding=True, padding_side="left",
-            return_tensors="pt",
-        )  # fmt: skip
-        inputs: Inputs = {
-            name: each.to(model.device, model.dtype if each.is_floating_point() else None)
-            for name, each in made.items()
-        }
+        inputs = _padded(model, processor, texts[batch], images[batch])
         rows = model(**inputs, logits_to_keep=1).logits[:, -1]
         yield from rows.float().log_softmax(-1)

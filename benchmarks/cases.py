@@ -256,6 +256,10 @@ CASES: dict[str, Case] = {
     ),
     "asked_64": Case("64 yes/no questions on 64 pictures", asked.one_each, 3, sizes=("20m", "embedded")),
     "asked_1000": Case("1,000 yes/no questions on one picture", asked.many_on_one, 2, sizes=("20m",)),
+    "asked_100": Case(
+        "100 yes/no questions on one picture", lambda bench: asked.many_on_one(bench, 100), 2, sizes=("1b",)
+    ),
+    "answers_16": Case("16 questions on one picture, 8 tokens each", asked.answers, 5, sizes=("20m",)),
     "yes_no_64": Case(
         "64 yes/no questions on 64 pictures", lambda bench: asked.yes_no(bench, 64, 1), 5, sizes=("embedded",)
     ),

@@ -200,11 +200,18 @@ def _questions_on_one(at: Mapping[str, Any]) -> Iterator[Row]:
                 f"the same, `{variant}`, times as fast as minicons", "", told, True,
                 "it runs picture, prompt and the head on every row for each question",
             )  # fmt: skip
-    if "asked_1000" in at:
-        yield _over(
-            at["asked_1000"], "score_many", "own tokens batched", 1.3,
-            "1,000 yes/no questions on one picture, all of it over their own tokens on a cache that is there",
-            "1: the same forwards; the picture is 1/1000 of a question",
+    for name, count in (("asked_1000", "1,000"), ("asked_100", "100")):
+        if name in at:
+            yield _over(
+                at[name], "score_many", "own tokens batched", 1.3,
+                f"{count} yes/no questions on one picture, all of it over their own tokens on a cache that is there",
+                f"1: the same forwards; the picture is 1/{count} of a question",
+            )  # fmt: skip
+    if "answers_16" in at:
+        told = ratios(at["answers_16"], "batch of transformers", "generate_many")[1]
+        yield Row(
+            "16 questions on one picture, answered with 8 tokens, times as fast as one batch of bare transformers",
+            "", told, True, "the beginning of the prompts, the picture in it, runs once",
         )  # fmt: skip
     if "memory_asked" in at:
         peaks = {int(count): value / MEGABYTE for count, value in at["memory_asked"]["peak"]["score_many"].items()}

@@ -33,6 +33,8 @@ TABLES = {  # case: its title, and the baseline variant
     "asked_8": ("8 yes/no questions on one picture", "one prefill, own tokens batched"),
     "asked_64": ("64 yes/no questions on 64 pictures", "prompts batched"),
     "asked_1000": ("1,000 yes/no questions on one picture", "own tokens batched"),
+    "asked_100": ("100 yes/no questions on one picture", "own tokens batched"),
+    "answers_16": ("16 questions on one picture, 8 tokens each", "batch of transformers"),
     "yes_no_64": ("64 yes/no questions on 64 pictures", "one at a time"),
     "yes_no_16": ("64 yes/no questions, 4 on each of 16 pictures", "one at a time"),
     "batches_64": ("64 different pictures, the embedded model", "batches of transformers"),

@@ -153,12 +153,12 @@ def test_many_candidates_run_in_batches_that_bound_the_cache(probe_of, monkeypat
     sizes = []
     forward = shared_prefix.SharedPrefix._forward
 
-    def seen(self, inputs, ids, cache):
+    def seen(self, inputs, ids, cache, deltas):
         sizes.append(len(ids))
         assert shared_prefix._cache_bytes(cache) <= max(
             shared_prefix.CACHE_BYTES, shared_prefix._cache_bytes(self.cache)
         )
-        return forward(self, inputs, ids, cache)
+        return forward(self, inputs, ids, cache, deltas)
 
     monkeypatch.setattr(shared_prefix.SharedPrefix, "_forward", seen)
     probe.score(QUESTION, texts, image=picture())
