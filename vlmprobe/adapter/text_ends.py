@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 __all__ = ["TextEnds"]
 
 MOST = 4096  # ends whose ids are kept
@@ -21,6 +19,8 @@ class TextEnds:
     """Cuts texts at the added tokens of a tokenizer, and tokenises what begins with one."""
 
     def __init__(self, tokenizer: Any) -> None:
+        from transformers import PreTrainedTokenizerBase
+
         self._tokenizer = tokenizer
         self._size = len(tokenizer)
         plain = getattr(tokenizer, "is_fast", False) and type(tokenizer).__call__ is PreTrainedTokenizerBase.__call__
