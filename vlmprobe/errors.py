@@ -31,6 +31,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "RemoteCodeError",
     "ResultError",
+    "RunError",
     "UnknownModelError",
     "VlmprobeError",
     "VlmprobeWarning",
@@ -94,6 +95,10 @@ class NonFiniteLogitsError(VlmprobeError, ArithmeticError):
 
 class ResultError(VlmprobeError, ValueError):
     """A saved result cannot be read, or an operation does not fit the result."""
+
+
+class RunError(VlmprobeError, RuntimeError):
+    """A run over a data set cannot begin in its folder, or cannot go on."""
 
 
 class EngineError(VlmprobeError, RuntimeError):

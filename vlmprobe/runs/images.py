@@ -1,0 +1,134 @@
+"""Images of rows: where their files are, confined to a folder, and a hash of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlmprobe.errors import ImageError
+from vlmprobe.inputs.images import DEFAULT_LIMITS, SCHEME, digest, is_encoded, is_file, load_image
+
+__all__ = ["Images", "Known", "Seen"]
+
+FRESH = 2.0  # seconds: a file that was written so recently may be written again at the same time, as clocks count
+
+
+class Seen(NamedTuple):
+    """What is known of an image before it is decoded."""
+
+    path: str | None  # as the data set names it
+    bytes: int | None  # of its file
+    hash: str  # of its file's bytes; with a prefix, of something else: an address, pixels, or what cannot be read
+
+
+class Known(NamedTuple):
+    """What a file was when its hash was taken."""
+
+    size: int
+    time: int  # of the last change, ns
+    hash: str
+
+
+class Images:
+    """Finds and hashes images; hashes are remembered by path, size and time of the last change.
+
+    With a ``root``, relative paths start there, and a path that leads out of it, also by a link, is an error.
+    """
+
+    def __init__(self, root: Path | None = None, known: Mapping[str, Known] | None = None) -> None:
+        self.root = None if root is None else os.path.realpath(root)
+        self.known = dict(known or {})
+        self.hashed = 0  # files that were read
+        self._folders: dict[str, str] = {}  # their real paths
+
+    def source(self, given: Any) -> Any:
+        """What to read an image from: paths from the root.
+
+        Raises:
+            ImageError: for a path that leaves it.
+        """
+        if is_encoded(given):
+            return given if given.get("bytes") is not None else {**given, "path": self.source(given.get("path"))}
+        return self._path(given) if _is_path(given) else given
+
+    def seen(self, given: Any) -> Seen:
+        """The hash of an image; it never fails, since a row that cannot be read has a key too."""
+        if is_encoded(given):
+            path = given.get("path")
+            if given.get("bytes") is None:
+                return self.seen(path)
+            return Seen(path if isinstance(path, str) else None, len(given["bytes"]), _hash(given["bytes"]))
+        if isinstance(given, (bytes, bytearray, memoryview)):
+            return Seen(None, len(given), _hash(given))
+        if _is_path(given):
+            return self._file(os.fspath(given))
+        if isinstance(given, str):
+            return Seen(given[:200], None, f"address:{_hash(given.encode('utf-8', 'surrogatepass'))}")
+        try:
+            if is_file(given):
+                place = given.tell()
+                given.seek(0)
+                held = given.read(DEFAULT_LIMITS.max_bytes + 1)
+                given.seek(place)
+                return Seen(None, len(held), _hash(held))
+            return Seen(None, None, f"pixels:{digest(load_image(given))}")
+        except Exception as error:  # noqa: BLE001 - told when the row is asked
+            return Seen(None, None, f"unread:{type(given).__name__}:{error}"[:200])
+
+    def _path(self, given: Any) -> str:
+        """The path of a file, real up to its folder.
+
+        Raises:
+            ImageError: if it leaves the root.
+        """
+        text = os.fspath(given)
+        if not isinstance(text, str) or not text.strip() or "\0" in text:
+            raise ImageError(f"the image path {text!r} is none")
+        if self.root is None:
+            return os.path.expanduser(text)
+        path = os.path.join(self.root, text)
+        folder, name = os.path.split(path)
+        if name in ("", ".", ".."):
+            folder, name = path, ""
+        real = self._folders.get(folder)
+        if real is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        found = os.path.join(real, name)
+        if os.path.islink(found):
+            found = os.path.realpath(found)
+        if found != self.root and not found.startswith(self.root.rstrip(os.sep) + os.sep):
+            raise ImageError(
+                f"the image {text[:200]!r} is outside of the folder of the data set: pass --root (root= in Python) "
+                "with a folder that holds all images"
+            )
+        return found
+
+    def _file(self, text: str) -> Seen:
+        try:
+            path = self._path(text)
+            state = os.stat(path)
+            if not stat.S_ISREG(state.st_mode) or state.st_size > DEFAULT_LIMITS.max_bytes:
+                return Seen(text, None, f"unread:{text}")
+            known = self.known.get(path)
+            if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
+                with open(path, "rb") as file:
+                    known = Known(state.st_size, state.st_mtime_ns, _hash(file.read()))
+                self.hashed += 1
+                if time.time() - state.st_mtime > FRESH:
+                    self.known[path] = known
+            return Seen(text, known.size, known.hash)
+        except (ImageError, OSError, ValueError):
+            return Seen(text, None, f"unread:{text}")
+
+
+def _is_path(given: Any) -> bool:
+    return isinstance(given, os.PathLike) or (isinstance(given, str) and SCHEME.match(given.strip()) is None)
+
+
+def _hash(held: Any) -> str:
+    return hashlib.blake2b(held, digest_size=16).hexdigest()
