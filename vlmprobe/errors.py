@@ -98,7 +98,13 @@ class ResultError(VlmprobeError, ValueError):
 
 
 class RunError(VlmprobeError, RuntimeError):
-    """A run over a data set cannot begin in its folder, or cannot go on."""
+    """A run over a data set cannot begin in its folder, or cannot go on.
+
+    Attributes:
+        begun: whether it had begun, so that the same call again goes on.
+    """
+
+    begun = False
 
 
 class EngineError(VlmprobeError, RuntimeError):

@@ -201,14 +201,16 @@ class _Run:
                 stack.close()
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise SystemExit(128 + signal.SIGTERM) from None
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, RunError):
+                    error.begun = True
                 self._close(images, self.listing.drop)
                 raise
             self.summary.interrupted = stop.asked
             ended = time.perf_counter()
             other = ended - read - sum(self.times.values())
             spent = {**self.times, "start": read - began, "other": max(0.0, other)}
-            self.summary.seconds = {**spent, "write, meanwhile": self.writer.seconds}
+            self.summary.seconds = {**spent, "writing beside": self.writer.seconds}
         return self.summary
 
     def _begin(self, stack: ExitStack) -> dict[str, Any]:
