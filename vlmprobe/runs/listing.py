@@ -41,8 +41,8 @@ class Listing:
 
     def add(self, row: Row) -> None:
         """A row that was read."""
-        own = None if row.id is None else json.dumps(row.id, ensure_ascii=False)
-        carried = json.dumps(row.carry, ensure_ascii=False) if row.carry else None
+        own = None if row.id is None else json.dumps(row.id)
+        carried = json.dumps(row.carry) if row.carry else None
         self._rows.append((row.number, row.key, own, carried))
         self.count += 1
         if len(self._rows) >= TOGETHER:

@@ -263,10 +263,15 @@ class _Run:
     def _ask(self, rows: Iterator[Row], stop: limits.Stop, batch_size: Any) -> None:
         flying = [0]
 
+        broken: list[Exception] = []  # what ended the rows: those before it are answered first
+
         def counted() -> Iterator[Question]:
-            for question in self._questions(rows, stop):
-                flying[0] += 1
-                yield question
+            try:
+                for question in self._questions(rows, stop):
+                    flying[0] += 1
+                    yield question
+            except Exception as error:  # noqa: BLE001 - raised below
+                broken.append(error)
 
         stop.on_first = lambda: self.tell(f"Finishing {flying[0]} rows that were begun; Ctrl-C again leaves at once.")
         began, told = time.perf_counter(), False
@@ -288,6 +293,8 @@ class _Run:
                 self.tell(
                     f"{rate:.3g} rows a second: {_duration(self.bar.left / rate)} for the other {self.bar.left:,}"
                 )
+        for error in broken:
+            raise error
 
     def _failed(self, row: Row, key: str, error: Exception) -> None:
         self.summary.asked += 1

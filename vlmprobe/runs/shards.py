@@ -206,13 +206,14 @@ def _best(table: Any) -> dict[int, list[int]]:
 
 def _chosen(paths: Sequence[Path], best: Mapping[int, list[int]]) -> Iterator[Any]:
     """The records of shards that count, in tables of the same columns."""
-    require_arrow()
+    pa = require_arrow()
     from pyarrow import parquet
 
     whole = together([parquet.read_schema(path).empty_table() for path in paths])
     pending: list[Any] = []
     for place, table in enumerate(_read(paths, None)):
-        pending.append(together([whole, table.take(sorted(best.get(place, [])))]).select(whole.column_names))
+        kept = table.take(pa.array(sorted(best.get(place, ())), pa.int64()))
+        pending.append(together([whole, kept]).select(whole.column_names))
         if sum(map(len, pending)) >= GROUP:
             yield together(pending).cast(whole.schema)
             pending = []
