@@ -525,3 +525,23 @@ def test_no_rows(rows, tmp_path):
 
 def test_image_error_is_of_the_row():
     assert ImageError in limits.OF_THE_ROW
+
+
+def test_the_short_way_to_a_key_gives_the_long_ways_key(tmp_path):
+    from vlmprobe.runs.columns import Naming
+    from vlmprobe.runs.images import Images
+    from vlmprobe.runs.keys import Reader
+
+    pictures(tmp_path / "data", 2)
+    (tmp_path / "data" / "sub").mkdir()
+    (tmp_path / "data" / "sub" / "é.png").symlink_to(tmp_path / "data" / "1.png")
+    for root in (tmp_path / "data", None):
+        reader = Reader(Naming(), Images(root))
+        for question in ('What "is"\n\u2028 it?', "\\ \x00 \x7f é 猫", "\ud800", ""):
+            for image in (None, "0.png", "sub/é.png", "./1.png", "sub/../1.png", "gone.png", "../out.png", "sub/", ".", ""):
+                asked = {"question": question} | ({} if image is None else {"image": image})
+                if not root and image:
+                    asked["image"] = str(tmp_path / "data" / image)
+                short, long = reader._plain_key(asked), reader._key(asked)
+                assert short == long, (question, image)
+    assert reader._plain_key({"question": "x", "candidates": ["a"]}) is None

@@ -37,10 +37,11 @@ class Columns:
         found = {}
         for name, column in self.of.items():
             cell = row[column]
-            if missing(cell):
+            if type(cell) is str:
+                if cell[:1] == "[" and name in LISTED:
+                    cell = _list_in(cell)
+            elif missing(cell):
                 continue
-            if isinstance(cell, str) and name in LISTED and cell[:1] == "[":
-                cell = _list_in(cell)
             found[name] = cell
         if self.template is not None:
             found["question"] = _filled(self.template, row)

@@ -58,6 +58,8 @@ class Images:
 
     def seen(self, given: Any) -> Seen:
         """The hash of an image; it never fails, since a row that cannot be read has a key too."""
+        if type(given) is str and ":" not in given:
+            return self._file(given)
         if is_encoded(given):
             path = given.get("path")
             if given.get("bytes") is None:
@@ -80,8 +82,26 @@ class Images:
         except Exception as error:  # noqa: BLE001 - told when the row is asked
             return Seen(None, None, f"unread:{type(given).__name__}:{error}"[:200])
 
+    def _fast(self, text: str) -> tuple[str, os.stat_result] | None:
+        """Path and state of a plain file below the root, with one look at it; None for what needs a closer one."""
+        head, _, name = text.rpartition("/")
+        if self.root is None or name in ("", ".", "..") or "\\" in text or text[0] == "~":
+            return None
+        folder = self._folders.get(head)
+        if folder is None:
+            real = os.path.realpath(os.path.join(self.root, head or ("/" if text[0] == "/" else "")))
+            if not self._is_inside(real):
+                return None
+            folder = self._folders[head] = real.rstrip(os.sep) + os.sep
+        path = folder + name
+        state = os.lstat(path)
+        return (path, state) if stat.S_ISREG(state.st_mode) else None
+
+    def _is_inside(self, real: str) -> bool:
+        return self.root is not None and (real == self.root or real.startswith(self.root.rstrip(os.sep) + os.sep))
+
     def _path(self, given: Any) -> str:
-        """The path of a file, real up to its folder.
+        """The real path of a file.
 
         Raises:
             ImageError: if it leaves the root.
@@ -91,17 +111,8 @@ class Images:
             raise ImageError(f"the image path {text!r} is none")
         if self.root is None:
             return os.path.expanduser(text)
-        path = os.path.join(self.root, text)
-        folder, name = os.path.split(path)
-        if name in ("", ".", ".."):
-            folder, name = path, ""
-        real = self._folders.get(folder)
-        if real is None:
-            real = self._folders[folder] = os.path.realpath(folder)
-        found = os.path.join(real, name)
-        if os.path.islink(found):
-            found = os.path.realpath(found)
-        if found != self.root and not found.startswith(self.root.rstrip(os.sep) + os.sep):
+        found = os.path.realpath(os.path.join(self.root, text))
+        if not self._is_inside(found):
             raise ImageError(
                 f"the image {text[:200]!r} is outside of the folder of the data set: pass --root (root= in Python) "
                 "with a folder that holds all images"
@@ -110,8 +121,7 @@ class Images:
 
     def _file(self, text: str) -> Seen:
         try:
-            path = self._path(text)
-            state = os.stat(path)
+            path, state = self._fast(text) or self._closer(text)
             if not stat.S_ISREG(state.st_mode) or state.st_size > DEFAULT_LIMITS.max_bytes:
                 return Seen(text, None, f"unread:{text}")
             known = self.known.get(path)
@@ -122,8 +132,12 @@ class Images:
                 if time.time() - state.st_mtime > FRESH:
                     self.known[path] = known
             return Seen(text, known.size, known.hash)
-        except (ImageError, OSError, ValueError):
+        except (ImageError, OSError, ValueError, IndexError):
             return Seen(text, None, f"unread:{text}")
+
+    def _closer(self, text: str) -> tuple[str, os.stat_result]:
+        path = self._path(text)
+        return path, os.stat(path)
 
 
 def _is_path(given: Any) -> bool:

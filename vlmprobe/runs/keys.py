@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 from vlmprobe.errors import GenerationOptionError, MessageError
@@ -22,7 +23,7 @@ __all__ = ["Reader", "Row", "seed_of"]
 FORMAT = 1  # of keys: another one recomputes everything
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Row:
     """A row of a data set, with its key; its request is made when it is asked."""
 
@@ -63,9 +64,10 @@ class Reader:
             if isinstance(raw, Exception):
                 raise raw
             asked, carry = self._parts(raw)
-            id = plain(scalar(asked.pop("id", None)), "id")
-            carry = {name: plain(value, name) for name, value in carry.items()}
-            key, question, seen = self._key(asked)
+            id = asked.pop("id", None)
+            id = id if type(id) is str else plain(scalar(id), "id")
+            carry = {name: value if type(value) is str else plain(value, name) for name, value in carry.items()}
+            key, question, seen = self._plain_key(asked) or self._key(asked)
         except Exception as error:  # noqa: BLE001 - it fails this row
             return self._bad(number, raw, error)
         return Row(number, key, id, carry, question, seen, lambda: self._request(asked))
@@ -78,6 +80,18 @@ class Reader:
         asked = {"question": request.question, "image": request.image, "id": request.id}
         asked |= {"candidates": request.candidates, **request.prompt_options}
         return {name: value for name, value in asked.items() if value is not None}, dict(request.carry)
+
+    def _plain_key(self, asked: Mapping[str, Any]) -> tuple[str, str, tuple[Seen, ...]] | None:
+        """What :meth:`_key` gives of a text about one image file or none, without its detours; None of other rows."""
+        question, image = asked.get("question"), asked.get("image")
+        if type(question) is not str or len(asked) > 2 or (len(asked) == 2 and type(image) is not str):
+            return None
+        if image is None:
+            text = f'[{FORMAT}, [["user", [["text", {_quoted(question)}]]]], null, {{}}]'
+            return _hash(text), question, ()
+        seen = self.images.seen(image)
+        text = f'[["image", {_quoted(seen.hash)}], ["text", {_quoted(question)}]]'
+        return _hash(f'[{FORMAT}, [["user", {text}]], null, {{}}]'), question, (seen,)
 
     def _key(self, asked: Mapping[str, Any]) -> tuple[str, str, tuple[Seen, ...]]:
         found: list[Seen] = []
@@ -187,7 +201,10 @@ def _plain_candidates(given: Any) -> Any:
 
 
 def _digest(content: Any) -> str:
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=_named)
+    return _hash(json.dumps(content, ensure_ascii=False, sort_keys=True, default=_named))
+
+
+def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -8,13 +8,12 @@ before; a run without one (killed the first time) has the rows of its records.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmprobe.runs.data import require_arrow
-from vlmprobe.runs.files import UNFINISHED, sync_folder
+from vlmprobe.runs.files import UNFINISHED, put_in_place
 from vlmprobe.runs.keys import Row
 from vlmprobe.runs.records import column
 from vlmprobe.runs.shards import Part
@@ -23,29 +22,34 @@ __all__ = ["FOLDER", "Listing", "Span", "read_listing"]
 
 FOLDER = "rows"
 TOGETHER = 10_000  # rows that are written at once
+CHARACTERS = 8 * 2**20  # of their further columns
 META = b"vlmprobe"
 
 
 class Listing:
-    """Writes the listing of a part while its rows are read."""
+    """Writes the listing of a part while its rows are read, in blocks of many rows with one JSON text of their cells."""
 
     def __init__(self, folder: Path, part: Part) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{part.name}.parquet"
         self.count = 0
+        self.last = -1  # row
         self._part = part
-        self._unfinished = folder / f".{self.path.name}{UNFINISHED}"
+        self._unfinished = folder / f".{part.name}-rows{UNFINISHED}"
         self._unfinished.unlink(missing_ok=True)
-        self._rows: list[tuple[int, str, str | None, str | None]] = []
+        self._rows: list[tuple[int, str, Any, Any]] = []
+        self._characters = 0
         self._writer: Any = None
 
     def add(self, row: Row) -> None:
         """A row that was read."""
-        own = None if row.id is None else json.dumps(row.id)
-        carried = json.dumps(row.carry) if row.carry else None
-        self._rows.append((row.number, row.key, own, carried))
+        self._rows.append((row.number, row.key, row.id, row.carry))
         self.count += 1
-        if len(self._rows) >= TOGETHER:
+        self.last = row.number
+        for value in row.carry.values():
+            if type(value) is str:
+                self._characters += len(value)
+        if len(self._rows) >= TOGETHER or self._characters > CHARACTERS:
             self._write()
 
     def close(self, whole: bool, at: float) -> None:
@@ -55,20 +59,18 @@ class Listing:
             whole: whether all rows were read; else a listing of more rows stays.
             at: when, in seconds since 1970: of two parts that hold the same row, the later one says what it is.
         """
-        from pyarrow import parquet
-
-        before = parquet.read_metadata(self.path).num_rows if self.path.exists() else 0
-        if whole or self.count >= before:
-            self._write()
-            meta = {"number": self._part.number, "of": self._part.of, "at": at, "whole": whole}
-            self._writer.add_key_value_metadata({META.decode(): json.dumps(meta)})
-            self._writer.close()
-            with self._unfinished.open("rb+") as file:
-                os.fsync(file.fileno())
-            self._unfinished.replace(self.path)
-            sync_folder(self.path.parent)
-        else:
+        if not whole and self.count < _count(self.path):
             self.drop()
+            return
+        self._write()
+        last = None if whole else self.last
+        meta = {"number": self._part.number, "of": self._part.of, "at": at, "last": last, "count": self.count}
+        self._writer.add_key_value_metadata({META.decode(): json.dumps(meta)})
+        self._writer.close()
+        put_in_place(self.path, self._rename)
+
+    def _rename(self, unfinished: Path) -> None:
+        self._unfinished.replace(unfinished)
 
     def drop(self) -> None:
         """Leave the listing before in its place."""
@@ -80,13 +82,20 @@ class Listing:
         pa = require_arrow()
         from pyarrow import parquet
 
-        kinds = {"row": pa.int64(), "key": pa.string(), "id": pa.string(), "carried": pa.string()}
+        kinds = pa.schema(
+            [
+                ("row", pa.list_(pa.int64())),
+                ("key", pa.list_(pa.string())),
+                ("id", pa.string()),
+                ("carried", pa.string()),
+            ]
+        )
         if self._writer is None:
-            self._writer = parquet.ParquetWriter(self._unfinished, pa.schema(kinds.items()), compression="zstd")
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(kinds)
-        arrays = [pa.array(cells, kind) for cells, kind in zip(columns, kinds.values(), strict=True)]
-        self._writer.write_table(pa.table(dict(zip(kinds, arrays, strict=True))))
-        self._rows = []
+            self._writer = parquet.ParquetWriter(self._unfinished, kinds, compression="zstd")
+        numbers, keys, ids, carried = [list(each) for each in zip(*self._rows, strict=True)] or [[], [], [], []]
+        block = {"row": numbers, "key": keys, "id": json.dumps(ids), "carried": json.dumps(carried)}
+        self._writer.write_table(pa.Table.from_pylist([block], kinds))
+        self._rows, self._characters = [], 0
 
 
 @dataclass(frozen=True)
@@ -108,28 +117,33 @@ def read_listing(folder: Path) -> tuple[Any, list[Span]] | None:
     pa = require_arrow()
     from pyarrow import parquet
 
-    found: list[tuple[Span, Any]] = []
+    found: list[tuple[Span, list[dict[str, Any]]]] = []
     for path in folder.glob("*.parquet"):
-        table = parquet.read_table(path)
-        meta = json.loads(parquet.read_metadata(path).metadata[META])
-        last = None if meta["whole"] else max(table["row"].to_pylist(), default=-1)
-        part = Part(meta["number"], meta["of"])
-        found.append((Span(part, meta["at"], last), table.replace_schema_metadata(None)))
+        with parquet.ParquetFile(path) as file:
+            meta = json.loads(file.metadata.metadata[META])
+            span = Span(Part(meta["number"], meta["of"]), meta["at"], meta["last"])
+            found.append((span, file.read().to_pylist()))
     if not found:
         return None
-    tables = []
+    rows: list[tuple[int, str, Any, dict[str, Any]]] = []
     later: list[Span] = []
-    for span, table in sorted(found, key=lambda each: -each[0].at):
-        kept = [not any(other.covers(row, span.at) for other in later) for row in table["row"].to_pylist()]
-        tables.append(table.filter(pa.array(kept, pa.bool_())))
+    for span, blocks in sorted(found, key=lambda each: -each[0].at):
+        for block in blocks:
+            cells = zip(block["row"], block["key"], json.loads(block["id"]), json.loads(block["carried"]), strict=True)
+            rows += [row for row in cells if not any(other.covers(row[0], span.at) for other in later)]
         later.append(span)
-    return _unpacked(pa.concat_tables(tables).sort_by("row")), later
+    rows.sort(key=lambda row: row[0])
+    names = dict.fromkeys(name for row in rows for name in row[3])
+    columns = {name: column([row[3].get(name) for row in rows]) for name in names}
+    first = {
+        "row": pa.array([row[0] for row in rows], pa.int64()),
+        "key": pa.array([row[1] for row in rows], pa.string()),
+    }
+    return pa.table({**first, "id": column([row[2] for row in rows]), **columns}), later
 
 
-def _unpacked(table: Any) -> Any:
-    pa = require_arrow()
-    carried = [json.loads(each) if each else {} for each in table["carried"].to_pylist()]
-    names = dict.fromkeys(name for each in carried for name in each)
-    own = column([None if each is None else json.loads(each) for each in table["id"].to_pylist()])
-    further = {name: column([each.get(name) for each in carried]) for name in names}
-    return pa.table({"row": table["row"], "key": table["key"], "id": own, **further})
+def _count(path: Path) -> int:
+    """How many rows a listing holds; 0 if there is none."""
+    from pyarrow import parquet
+
+    return int(json.loads(parquet.read_metadata(path).metadata[META])["count"]) if path.exists() else 0

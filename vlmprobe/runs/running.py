@@ -237,9 +237,7 @@ class _Run:
                 return
             self.summary.rows += 1
             self.listing.add(row)
-            wanted = [None] if self.samples is None else list(range(self.samples))
-            keys = [row.key if sample is None else f"{row.key}-{sample}" for sample in wanted]
-            left = [sample for sample, key in zip(wanted, keys, strict=True) if self._is_open(key)]
+            left = self._left(row.key)
             if not left:
                 self.bar.skipped()
                 continue
@@ -251,6 +249,12 @@ class _Run:
                 continue
             for sample in left:
                 yield Question(row, request, sample)
+
+    def _left(self, key: str) -> list[int | None]:
+        """The samples of a row that are to be asked; [None] for its one answer."""
+        if self.samples is None:
+            return [None] if self._is_open(key) else []
+        return [sample for sample in range(self.samples) if self._is_open(f"{key}-{sample}")]
 
     def _is_open(self, key: str) -> bool:
         """Whether a question is to be asked: it has no answer, nor failed before, nor came before in this call."""
