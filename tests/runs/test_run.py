@@ -538,7 +538,18 @@ def test_the_short_way_to_a_key_gives_the_long_ways_key(tmp_path):
     for root in (tmp_path / "data", None):
         reader = Reader(Naming(), Images(root))
         for question in ('What "is"\n\u2028 it?', "\\ \x00 \x7f é 猫", "\ud800", ""):
-            for image in (None, "0.png", "sub/é.png", "./1.png", "sub/../1.png", "gone.png", "../out.png", "sub/", ".", ""):
+            for image in (
+                None,
+                "0.png",
+                "sub/é.png",
+                "./1.png",
+                "sub/../1.png",
+                "gone.png",
+                "../out.png",
+                "sub/",
+                ".",
+                "",
+            ):
                 asked = {"question": question} | ({} if image is None else {"image": image})
                 if not root and image:
                     asked["image"] = str(tmp_path / "data" / image)

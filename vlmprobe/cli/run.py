@@ -207,7 +207,12 @@ def run(
     """Ask MODEL about every row of DATA, and keep the answers in DIR; what is answered is never asked again."""
     generation = options.generation_options(option, max_new_tokens, temperature)
     with guarded(debug):
+        from vlmprobe.runs.data import require_arrow
+        from vlmprobe.runs.limits import share_of
+
+        require_arrow()
         with wrong_usage():
+            share_of(max_failed)
             lines = _first_row(data, root, question_template, question, image, candidates, answer, id, carry, part)
         for line in lines:
             note_line(line)
@@ -285,11 +290,10 @@ def _first_row(
     part: str | None,
 ) -> list[str]:
     from vlmprobe.runs.columns import Naming
-    from vlmprobe.runs.data import open_data, require_arrow
+    from vlmprobe.runs.data import open_data
     from vlmprobe.runs.shards import Part
     from vlmprobe.runs.understood import understood
 
-    require_arrow()
     if part is not None:
         Part.read(part)
     naming = Naming(question, image, candidates, answer, id, _listed(carry), template)

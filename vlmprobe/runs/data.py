@@ -45,7 +45,7 @@ def require_arrow() -> Any:
         import filelock  # noqa: F401
         import pyarrow
     except ImportError as error:
-        raise MissingExtraError(error.name or "pyarrow", "data") from error
+        raise MissingExtraError("pyarrow", "data") from error
     return pyarrow
 
 

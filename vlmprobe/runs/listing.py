@@ -27,7 +27,7 @@ META = b"vlmprobe"
 
 
 class Listing:
-    """Writes the listing of a part while its rows are read, in blocks of many rows with one JSON text of their cells."""
+    """Writes the listing of a part while its rows are read: blocks of many rows, with one JSON text of their cells."""
 
     def __init__(self, folder: Path, part: Part) -> None:
         folder.mkdir(parents=True, exist_ok=True)
