@@ -517,6 +517,23 @@ def test_polars_and_datasets_are_read_where_they_are_installed(tmp_path):
     assert asked(polars.DataFrame(questions(6)), tmp_path) == 6
 
 
+def test_a_retried_row_is_ok_in_sql_too(tmp_path):
+    """The query of the page on data sets."""
+    import re
+
+    from common import DOCS
+
+    duckdb = pytest.importorskip("duckdb")
+    engine = oracle(fails=lambda each: ValueError("no") if "3" in each.question else None)
+    asked(questions(6), tmp_path, engine)
+    asked(questions(6), tmp_path, retry_failed=True)
+    page = (DOCS / "use" / "datasets.md").read_text(encoding="utf-8")
+    query = re.search(r"```sql\n(.*?)```", page, re.DOTALL)[1].replace("answers/", f"{tmp_path}/")
+    rows = duckdb.sql(query).fetchnumpy()
+    assert sorted(rows["id"]) == [f"r{n}" for n in range(6)]
+    assert set(rows["status"]) == {"ok"}
+
+
 @pytest.mark.parametrize("rows", [5, {"question": "x"}, b"x", None])
 def test_no_rows(rows, tmp_path):
     with pytest.raises(MessageError, match="run takes"):
@@ -535,24 +552,76 @@ def test_the_short_way_to_a_key_gives_the_long_ways_key(tmp_path):
     pictures(tmp_path / "data", 2)
     (tmp_path / "data" / "sub").mkdir()
     (tmp_path / "data" / "sub" / "é.png").symlink_to(tmp_path / "data" / "1.png")
-    for root in (tmp_path / "data", None):
-        reader = Reader(Naming(), Images(root))
-        for question in ('What "is"\n\u2028 it?', "\\ \x00 \x7f é 猫", "\ud800", ""):
-            for image in (
-                None,
-                "0.png",
-                "sub/é.png",
-                "./1.png",
-                "sub/../1.png",
-                "gone.png",
-                "../out.png",
-                "sub/",
-                ".",
-                "",
-            ):
-                asked = {"question": question} | ({} if image is None else {"image": image})
-                if not root and image:
-                    asked["image"] = str(tmp_path / "data" / image)
+    texts = ('What "is"\n\u2028 it?', "\\ \x00 \x7f é 猫", "\ud800", "")
+    files = ("0.png", "sub/é.png", "./1.png", "sub/../1.png", "gone.png", "../out.png", "sub/", ".", "x" * 9999)
+    keys = set()
+    for text in texts:
+        for candidates in (None, ["yes", 'n"o é']):
+            for image in (None, *files):
+                asked = {"question": text, "image": image, "candidates": candidates}
+                asked = {name: value for name, value in asked.items() if value is not None}
+                reader = Reader(Naming(), Images(tmp_path / "data"))
                 short, long = reader._plain_key(asked), reader._key(asked)
-                assert short == long, (question, image)
-    assert reader._plain_key({"question": "x", "candidates": ["a"]}) is None
+                assert short == long, asked
+                assert all(len(seen.hash) < 320 for seen in short[2])
+                keys.add(short[0])
+    assert len(keys) == len(texts) * 2 * (len(files) + 1 - 2)  # three of the files have one content
+    for other in ({"image": ["0.png"]}, {"candidates": [1]}, {"chat_template_kwargs": {"a": 1}}):
+        assert Reader(Naming(), Images())._plain_key({"question": "x", **other}) is None
+
+
+def test_options_of_the_prompt_are_those_of_the_run(tmp_path):
+    probe = vlmprobe.load("demo")
+    rows = [{"question": "Is there a two?", "candidates": ["yes", "no"]}]
+    how = {"chat_template": "{{ messages[0].content[0].text }} Say", "max_new_tokens": 1}
+    vlmprobe.run(probe, rows, out=tmp_path / "one", **how)
+    kept = vlmprobe.open_run(tmp_path / "one").table().to_pylist()[0]
+    template = how["chat_template"]
+    assert kept["text"] == probe.generate("Is there a two?", **how).text
+    scores = probe.score("Is there a two?", ["yes", "no"], chat_template=template)
+    assert kept["candidate_logprobs"] == pytest.approx(scores.logprobs.tolist(), abs=1e-4)
+    with pytest.raises(RunError, match="chat_template is "):
+        vlmprobe.run(probe, rows, out=tmp_path / "one", max_new_tokens=1)
+    vlmprobe.run(probe, rows, out=tmp_path / "drawn", samples=2, **how)
+    assert set(vlmprobe.open_run(tmp_path / "drawn").table()["status"].to_pylist()) == {"ok"}
+    with pytest.raises(GenerationOptionError, match="keep is no option of a run"):
+        vlmprobe.run(probe, rows, out=tmp_path / "two", keep="logits")
+
+
+def test_a_session_asks_about_its_images(tmp_path):
+    from vlmprobe.demo import sample_images
+
+    probe = vlmprobe.load("demo")
+    rows = [{"question": "Which digit is on the left?"}]
+    one, other = sample_images()[:2]
+    with probe.session(one) as session:
+        vlmprobe.run(session, rows, out=tmp_path, max_new_tokens=4)
+    kept = vlmprobe.open_run(tmp_path).table().to_pylist()[0]
+    assert kept["text"] == probe.generate(rows[0]["question"], one, max_new_tokens=4).text
+    with probe.session(other) as session, pytest.raises(RunError, match="session_images"):
+        vlmprobe.run(session, rows, out=tmp_path, max_new_tokens=4)
+
+
+def test_base64_in_a_message(tmp_path):
+    import base64
+    import io
+
+    def message(colour):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(file, "PNG")
+        part = {"type": "image", "base64": base64.b64encode(file.getvalue()).decode()}
+        return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]}
+
+    assert asked([message("red"), message("blue"), message("red")], tmp_path, root=tmp_path) == 2
+    images = vlmprobe.open_run(tmp_path).table()["images"].to_pylist()
+    assert [each[0]["path"] for each in images] == ["data:image/*;base64"] * 3
+
+
+def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        engine = oracle(fails=lambda each: os.kill(os.getpid(), signal.SIGINT))
+        assert asked(questions(20), tmp_path, engine) == 20
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

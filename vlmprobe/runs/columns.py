@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmprobe.errors import MessageError, near
 from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
-from vlmprobe.probe.tables import IMAGES, QUESTIONS, further_columns, missing, scalar
+from vlmprobe.probe.tables import IMAGES, QUESTIONS, further_columns, missing, plain, scalar
 from vlmprobe.runs.fields import RESERVED
 
 __all__ = ["Columns", "Naming", "template_fields"]
@@ -48,8 +48,13 @@ class Columns:
         return found
 
     def carries(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The further columns of a row."""
-        return {name: row[column] for name, column in self.carried.items()}
+        """The further columns of a row, as data that a file can hold.
+
+        Raises:
+            MessageError: for a cell that is none.
+        """
+        carried = self.carried.items()
+        return {name: cell if type(cell := row[column]) is str else plain(cell, name) for name, column in carried}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmprobe.errors import RunError
+from vlmprobe.inputs.images import digest
+from vlmprobe.probe.probe import Session
 from vlmprobe.results.document import finite
 from vlmprobe.runs.files import put_in_place
 from vlmprobe.runs.fingerprint import fingerprint
@@ -31,6 +33,8 @@ def describe(probe: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"format": FORMAT}
     found |= {name: probe.meta.get(name) for name in ("model", "revision", "adapter", "dtype", "engine", "resize")}
     found |= {"ignore_weights": probe.meta.get("ignore_weights"), **fingerprint(probe)}
+    if isinstance(probe, Session):
+        found["session_images"] = [digest(image) for image in probe.images]
     found["options"] = {name: value for name, value in {**options, **probe.format.told}.items() if value is not None}
     return dict(json.loads(json.dumps(finite(found), default=str)))
 

@@ -15,6 +15,8 @@ from vlmprobe.inputs.images import DEFAULT_LIMITS, SCHEME, digest, is_encoded, i
 
 __all__ = ["Images", "Known", "Seen"]
 
+LONGEST = 300  # characters of a path or an address that are kept
+RECENT = 10_000  # images that are looked at once, though many rows are about them
 FRESH = 2.0  # seconds: a file that was written so recently may be written again at the same time, as clocks count
 
 
@@ -45,6 +47,7 @@ class Images:
         self.known = dict(known or {})
         self.hashed = 0  # files that were read
         self._folders: dict[str, str] = {}  # their real paths
+        self._recent: dict[str, Seen] = {}  # by path as given
 
     def source(self, given: Any) -> Any:
         """What to read an image from: paths from the root.
@@ -59,7 +62,11 @@ class Images:
     def seen(self, given: Any) -> Seen:
         """The hash of an image; it never fails, since a row that cannot be read has a key too."""
         if type(given) is str and ":" not in given:
-            return self._file(given)
+            if (seen := self._recent.get(given)) is None:
+                if len(self._recent) >= RECENT:
+                    self._recent.clear()
+                seen = self._recent[given] = self._file(given)
+            return seen
         if is_encoded(given):
             path = given.get("path")
             if given.get("bytes") is None:
@@ -70,7 +77,8 @@ class Images:
         if _is_path(given):
             return self._file(os.fspath(given))
         if isinstance(given, str):
-            return Seen(given[:200], None, f"address:{_hash(given.encode('utf-8', 'surrogatepass'))}")
+            shown = given.partition(",")[0] if given[:5].lower() == "data:" else given
+            return Seen(shown[:LONGEST], None, f"address:{_hash(given.encode('utf-8', 'surrogatepass'))}")
         try:
             if is_file(given):
                 place = given.tell()
@@ -123,7 +131,7 @@ class Images:
         try:
             path, state = self._fast(text) or self._closer(text)
             if not stat.S_ISREG(state.st_mode) or state.st_size > DEFAULT_LIMITS.max_bytes:
-                return Seen(text, None, f"unread:{text}")
+                return _unread(text)
             known = self.known.get(path)
             if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
                 with open(path, "rb") as file:
@@ -133,11 +141,17 @@ class Images:
                     self.known[path] = known
             return Seen(text, known.size, known.hash)
         except (ImageError, OSError, ValueError, IndexError):
-            return Seen(text, None, f"unread:{text}")
+            return _unread(text)
 
     def _closer(self, text: str) -> tuple[str, os.stat_result]:
         path = self._path(text)
         return path, os.stat(path)
+
+
+def _unread(text: str) -> Seen:
+    return Seen(
+        text[:LONGEST], None, f"unread:{text if len(text) <= LONGEST else _hash(text.encode(errors='replace'))}"
+    )
 
 
 def _is_path(given: Any) -> bool:

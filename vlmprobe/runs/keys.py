@@ -20,6 +20,7 @@ from vlmprobe.runs.images import Images, Seen
 
 __all__ = ["Reader", "Row", "seed_of"]
 
+KINDS = 1000  # of rows, by their names, that are remembered
 FORMAT = 1  # of keys: another one recomputes everything
 
 
@@ -50,11 +51,14 @@ class Reader:
     def __init__(self, naming: Naming, images: Images, unkept: frozenset[str] = frozenset()) -> None:
         self.naming, self.images, self.unkept = naming, images, unkept
         self._columns: dict[tuple[Any, ...], Columns] = {}
+        self._last: tuple[Any, Columns] = (None, Columns({}, {}))  # names of the last row, and its columns
 
     def columns(self, names: Any) -> Columns:
         """The columns of rows with these names; see :meth:`Naming.columns`."""
         names = tuple(names)
         if names not in self._columns:
+            if len(self._columns) >= KINDS:
+                self._columns.clear()
             self._columns[names] = self.naming.columns(names, self.unkept)
         return self._columns[names]
 
@@ -66,7 +70,6 @@ class Reader:
             asked, carry = self._parts(raw)
             id = asked.pop("id", None)
             id = id if type(id) is str else plain(scalar(id), "id")
-            carry = {name: value if type(value) is str else plain(value, name) for name, value in carry.items()}
             key, question, seen = self._plain_key(asked) or self._key(asked)
         except Exception as error:  # noqa: BLE001 - it fails this row
             return self._bad(number, raw, error)
@@ -74,7 +77,10 @@ class Reader:
 
     def _parts(self, raw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if isinstance(raw, Mapping):
-            columns = self.columns(raw)
+            known, columns = self._last
+            if raw.keys() != known:
+                columns = self.columns(raw)
+                self._last = (raw.keys(), columns)
             return columns.asked(raw), columns.carries(raw)
         request = request_of(raw)
         asked = {"question": request.question, "image": request.image, "id": request.id}
@@ -83,15 +89,22 @@ class Reader:
 
     def _plain_key(self, asked: Mapping[str, Any]) -> tuple[str, str, tuple[Seen, ...]] | None:
         """What :meth:`_key` gives of a text about one image file or none, without its detours; None of other rows."""
-        question, image = asked.get("question"), asked.get("image")
-        if type(question) is not str or len(asked) > 2 or (len(asked) == 2 and type(image) is not str):
+        question, image, candidates = asked.get("question"), asked.get("image"), asked.get("candidates")
+        if type(question) is not str or len(asked) > 1 + ("image" in asked) + ("candidates" in asked):
             return None
-        if image is None:
-            text = f'[{FORMAT}, [["user", [["text", {_quoted(question)}]]]], null, {{}}]'
-            return _hash(text), question, ()
-        seen = self.images.seen(image)
-        text = f'[["image", {_quoted(seen.hash)}], ["text", {_quoted(question)}]]'
-        return _hash(f'[{FORMAT}, [["user", {text}]], null, {{}}]'), question, (seen,)
+        listed, part = "null", ""
+        found: tuple[Seen, ...] = ()
+        if candidates is not None:
+            if type(candidates) is not list or not candidates or {*map(type, candidates)} != {str}:
+                return None
+            listed = f"[{', '.join(map(_quoted, candidates))}]"
+        if image is not None:
+            if type(image) is not str:
+                return None
+            found = (self.images.seen(image),)
+            part = f'["image", {_quoted(found[0].hash)}], '
+        text = f'[{FORMAT}, [["user", [{part}["text", {_quoted(question)}]]]], {listed}, {{}}]'
+        return _hash(text), question, found
 
     def _key(self, asked: Mapping[str, Any]) -> tuple[str, str, tuple[Seen, ...]]:
         found: list[Seen] = []
@@ -174,9 +187,15 @@ def _part(raw: Any, images: Iterator[Any], hashed: Callable[[Any], str]) -> list
     if raw.get("type") == "image_url":
         link = raw.get("image_url")
         return ["image", hashed(link.get("url") if isinstance(link, Mapping) else link)]
-    held = [raw[key] for key in IMAGE_KEYS if raw.get(key) is not None]
+    held = [_address(raw[key]) if key == "base64" else raw[key] for key in IMAGE_KEYS if raw.get(key) is not None]
     options = {key: value for key, value in raw.items() if key not in (*IMAGE_KEYS, "type") and value is not None}
     return ["image", hashed(held[0] if held else next(images, None)), *([options] if options else [])]
+
+
+def _address(held: Any) -> Any:
+    """What is under ``base64`` of a part, as a data URL."""
+    text = bytes(held).decode("latin-1") if isinstance(held, (bytes, bytearray)) else held
+    return text if not isinstance(text, str) or text.startswith("data:") else f"data:image/*;base64,{text}"
 
 
 def _placed(messages: Any, source: Callable[[Any], Any]) -> Any:

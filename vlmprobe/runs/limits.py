@@ -96,6 +96,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self.closing = False  # what is finished is being written: no signal ends that
         self.on_first: Any = None  # called once
 
 
@@ -111,23 +112,28 @@ def stoppable() -> Iterator[Stop]:
         return
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        if stop.asked or not callable(before[signal.SIGINT]):
+        if stop.closing:
+            return
+        if stop.asked:
             signal.default_int_handler(number, frame)
         stop.asked = True
         if stop.on_first is not None:
             stop.on_first()
 
     def terminated(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        if not stop.closing:
+            raise Terminated
 
-    before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
-    signal.signal(signal.SIGINT, interrupted)
-    signal.signal(signal.SIGTERM, terminated)
+    wanted = {signal.SIGINT: interrupted, signal.SIGTERM: terminated}
+    before = {number: signal.getsignal(number) for number in wanted}
+    ours = [number for number, handler in before.items() if handler not in (None, signal.SIG_IGN)]  # as nohup sets it
+    for number in ours:
+        signal.signal(number, wanted[number])
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, before[number])
 
 
 def _device_works(device: Any) -> bool:

@@ -8,12 +8,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmprobe.display.progress import tracking_rows
 from vlmprobe.errors import GenerationOptionError, RunError, VlmprobeError
+from vlmprobe.inputs.prompt_format import taken
 from vlmprobe.probe.request import options_of
 from vlmprobe.runs import description, limits, listing, records, remembered, shards
 from vlmprobe.runs.asking import Question, answers
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Summary", "run"]
 
+UNFIT = {"keep", "logits_processor", "on_error", "prompt"}  # of generate_many
+UNFIT_BECAUSE = "its answers are kept as columns of Parquet, and options are compared from one start to the next"
 SHOWN_AFTER = 5.0  # seconds of asking, after which it is told how long the whole will take
 
 
@@ -112,7 +115,8 @@ def run(
         progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
         tell: called with lines about what happens.
         clock: of the writer.
-        **generation: as in :meth:`Probe.generate`.
+        **generation: as in :meth:`Probe.generate`, without ``keep`` and ``logits_processor``; and
+            :class:`~vlmprobe.PromptOptions`.
 
     Raises:
         RunError: if the folder holds another run or is in use; if results cannot be written; or if the model does not
@@ -129,6 +133,9 @@ def run(
         raise GenerationOptionError("samples are drawn with seeds of their rows: leave out seed and do_sample")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
         raise GenerationOptionError(f"limit must be an integer of at least 0, not {limit!r}")
+    if unfit := sorted(UNFIT & set(generation)):
+        raise GenerationOptionError(f"{unfit[0]} is no option of a run: {UNFIT_BECAUSE}")
+    probe = replace(probe, format=probe.format.updated(taken(generation)))
     wanted = {"alternatives": alternatives, "seed": seed, **({"prompt": True} if prompt_tokens else {}), **generation}
     options_of("stats", wanted.get("prompt"), alternatives, seed, generation)  # its errors, before anything is read
     data = data_of(rows, None if root is None else Path(root))
@@ -194,9 +201,9 @@ class _Run:
                 with tracking_rows(progress, _of_part(data.total, limit, self.part)) as self.bar:
                     self._ask(rows, stop, batch_size)
                 whole = not stop.asked and limit is None
-                self._close(images, lambda: self.listing.close(whole, started))
+                self._close(images, stop, lambda: self.listing.close(whole, started))
             except limits.Terminated:
-                self._close(images, self.listing.drop)
+                self._close(images, stop, self.listing.drop)
                 self.summary.interrupted = True
                 stack.close()
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -204,7 +211,7 @@ class _Run:
             except BaseException as error:
                 if isinstance(error, RunError):
                     error.begun = True
-                self._close(images, self.listing.drop)
+                self._close(images, stop, self.listing.drop)
                 raise
             self.summary.interrupted = stop.asked
             ended = time.perf_counter()
@@ -316,8 +323,9 @@ class _Run:
         if scores is not None:
             self.times["score"] += sum(scores.meta.get("timings", {}).values())
 
-    def _close(self, images: Images, close_listing: Callable[[], None]) -> None:
+    def _close(self, images: Images, stop: limits.Stop, close_listing: Callable[[], None]) -> None:
         """Write what is finished, then what makes the next start quicker."""
+        stop.closing = True
         self.writer.close()
         close_listing()
         if images.hashed:
