@@ -625,3 +625,50 @@ def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_model_on_a_server(tmp_path):
+    import wire_engines as wire
+    from wire_server import WireServer
+
+    from vlmprobe.demo import checkpoint, sample_images
+
+    local = vlmprobe.load("demo", dtype="float32", device="cpu")
+    served = {**wire.facts("sglang", "facts"), "/generate": wire.sglang(wire.Model(local, "Describe the picture."))}
+    rows = [{"question": "Describe the picture.", "image": sample_images()[-1]}] * 2
+    for _ in range(2):  # on another port the second time
+        with WireServer(served) as server:
+            probe = vlmprobe.connect(server.url, processor=str(checkpoint()))
+            summary = vlmprobe.run(probe, rows, out=tmp_path, progress=False)
+    assert summary.asked == 0
+    table = vlmprobe.open_run(tmp_path).table().to_pylist()
+    assert [row["status"] for row in table] == ["ok", "ok"], table[0]["error"]
+    assert table[0]["text"] == local.generate("Describe the picture.", sample_images()[-1]).text
+    assert "weights" not in vlmprobe.open_run(tmp_path).about
+    assert vlmprobe.open_run(tmp_path).shards()[0]["url"].startswith("http://127.0.0.1")
+
+
+def test_an_overview(tmp_path):
+    from vlmprobe.runs.overview import overview
+
+    rows = [*questions(40, candidates=["yes", "no"]), {"id": "bad", "question": ""}]
+    asked(rows, tmp_path)
+    table = vlmprobe.open_run(tmp_path).table().to_pylist()
+    rows = [
+        {**row, "answer": kept["best"] if place % 4 else "no such"}
+        for place, (row, kept) in enumerate(zip(rows, table, strict=True))
+    ]
+    rows[0]["answer"] = None  # no label
+    assert asked(rows, tmp_path) == 0
+    found = overview(vlmprobe.open_run(tmp_path))
+    assert (found.rows, found.answers, found.failed, found.judged) == (41, 40, 1, 39)
+    assert found.figures["accuracy"] == pytest.approx(30 / 39)
+    best = [
+        np.exp(each["candidate_logprobs"] - np.logaddexp.reduce(each["candidate_logprobs"])) for each in table[1:40]
+    ]
+    assert found.figures["mean confidence"] == pytest.approx(np.mean([each.max() for each in best]))
+    assert found.tokens == sum(row["n_tokens"] or 0 for row in table)
+    assert len(found.slowest) == 5
+    assert found.reasons[0]["count"] == 1
+    assert found.reasons[0]["id"] == "bad"
+    assert found.machines[0]["device"] == "cpu"

@@ -19,6 +19,7 @@ from vlmprobe.runs.keys import Row
 
 __all__ = ["answered", "column", "failed", "size_of", "table_of", "together"]
 
+TOKEN_BYTES, ALTERNATIVE_BYTES = 200, 100  # of Python objects, about
 ERROR_CHARACTERS = 2000  # of a message: those of some libraries hold whole tensors
 
 
@@ -74,15 +75,12 @@ def failed(row: Row, key: str, error: BaseException) -> dict[str, Any]:
     return _about(row, key, "failed", []) | {"error_type": kind, "error": message}
 
 
-def size_of(value: Any) -> int:
-    """About how many bytes a record takes in memory, from the lengths of what it holds."""
-    if isinstance(value, Mapping):
-        return sum(size_of(each) for each in value.values())
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if isinstance(value, np.ndarray):
-        return int(value.nbytes)
-    return sum(map(size_of, value)) + 8 if isinstance(value, (list, tuple)) else 8
+def size_of(record: Mapping[str, Any]) -> int:
+    """About how many bytes a record takes in memory: texts by their length, tokens by their number."""
+    texts = sum(len(value) for value in record.values() if type(value) is str)
+    tokens = (record.get("n_tokens") or 0) + len(record.get("prompt_token") or ())
+    alternatives = len((record.get("top_ids") or ((),))[0]) if record.get("n_tokens") else 0
+    return texts + tokens * (TOKEN_BYTES + alternatives * ALTERNATIVE_BYTES) + _size(record.get("carry"))
 
 
 def table_of(records: Sequence[Mapping[str, Any]], prompt: bool = False) -> Any:
@@ -129,6 +127,14 @@ def together(tables: Iterable[Any]) -> Any:
             if not _agree(kinds):
                 listed = [_as_text(each, name) for each in listed]
         return pa.concat_tables(listed, promote_options="permissive")
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) + 8 if isinstance(value, (list, tuple)) else 8
 
 
 def _about(row: Row, key: str, status: str, sizes: Sequence[Sequence[int]]) -> dict[str, Any]:
