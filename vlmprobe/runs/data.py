@@ -131,15 +131,15 @@ def _parquet(paths: list[Path], root: Path) -> Data:
 
 
 def _saved(path: Path, root: Path) -> Data:
-    """A folder of ``Dataset.save_to_disk``: Arrow streams, and a document that names them in order."""
+    """A folder of ``Dataset.save_to_disk``: Arrow streams, numbered."""
     pyarrow = require_arrow()
-    names = [each["filename"] for each in json.loads((path / "state.json").read_text("utf-8"))["_data_files"]]
-    if any(Path(name).name != name for name in names):
-        raise MessageError(f"{path}: state.json names a file outside of the folder")
+    files = sorted(path.glob("data-*.arrow"))
+    if not files:
+        raise MessageError(f"{path} was saved by datasets, and its data-*.arrow files are gone.")
 
     def batches() -> Iterator[Any]:
-        for name in names:
-            with pyarrow.memory_map(str(path / name)) as source:
+        for file in files:
+            with pyarrow.memory_map(str(file)) as source:
                 yield from pyarrow.ipc.open_stream(source)
 
     def rows() -> Iterator[Any]:
@@ -147,7 +147,7 @@ def _saved(path: Path, root: Path) -> Data:
             for start in range(0, len(batch), BATCH):
                 yield from batch.slice(start, BATCH).to_pylist()
 
-    with pyarrow.memory_map(str(path / names[0])) as source:
+    with pyarrow.memory_map(str(files[0])) as source:
         schema = pyarrow.ipc.open_stream(source).schema
     total = sum(len(batch) for batch in batches())
     return Data(rows, total, list(schema.names), _heavy(schema), root, f"folder of datasets {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from vlmprobe.engines.base import HasAdapter
@@ -17,7 +18,7 @@ __all__ = ["fingerprint"]
 BLOCKS, BLOCK = 16, 4096  # 64 KB of each tensor, in pieces spread over it
 CALLS = ("truncation", "padding")  # of a tokenizer, as its last call set them
 # Entries of a config that say where a model comes from or how it is run, not what it is.
-INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash")
+INCIDENTAL = ("name_or_path", "transformers_version", "dtype", "torch_dtype")  # and all that begin with _
 
 
 def fingerprint(probe: Any) -> dict[str, str]:
@@ -42,23 +43,23 @@ def fingerprint(probe: Any) -> dict[str, str]:
 
 
 def _weights(model: Any) -> Iterator[bytes]:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name in sorted(tensors):
-        tensor = _held(model, name, tensors[name])
-        yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-        yield _blocks(tensor)
+    found: dict[str, bytes] = {}
+    for name, module in model.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        with _in_memory(module, any(tensor.device.type == "meta" for _, tensor in own)):
+            for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                told = f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode()
+                found[f"{name}.{key}"] = _hash([told, _blocks(tensor)]).encode()
+    return (found[name] for name in sorted(found))
 
 
-def _held(model: Any, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, or where accelerate has put it if it is offloaded."""
-    if tensor.device.type != "meta":
-        return tensor
-    owner, _, own = name.rpartition(".")
-    weights = getattr(getattr(model.get_submodule(owner), "_hf_hook", None), "weights_map", None)
-    try:
-        return weights[own] if weights is not None else tensor
-    except (KeyError, TypeError):
-        return tensor
+def _in_memory(module: Any, offloaded: bool) -> Any:
+    """While the weights of a module are read: those that accelerate has put elsewhere are there."""
+    if not offloaded:
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module, "cpu")
 
 
 def _blocks(tensor: torch.Tensor) -> bytes:
@@ -69,8 +70,8 @@ def _blocks(tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
     per = max(1, BLOCK // flat.element_size())  # elements of a block
     if len(flat) > BLOCKS * per:
-        step = (len(flat) - per) // (BLOCKS - 1)
-        flat = torch.cat([flat[start : start + per] for start in range(0, step * BLOCKS, step)])
+        starts = [(len(flat) - per) * place // (BLOCKS - 1) for place in range(BLOCKS)]
+        flat = torch.cat([flat[start : start + per] for start in starts])
     return bytes(flat.contiguous().view(torch.uint8).cpu().numpy().tobytes())
 
 
@@ -107,7 +108,8 @@ def _processing(processor: Any) -> dict[str, Any]:
 
 def _without_incidental(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _without_incidental(each) for key, each in value.items() if key not in INCIDENTAL}
+        kept = {str(key): each for key, each in value.items() if key not in INCIDENTAL}
+        return {key: _without_incidental(each) for key, each in kept.items() if not key.startswith("_")}
     return [_without_incidental(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
