@@ -138,8 +138,8 @@ def test_a_kill_in_the_middle_of_a_file(tmp_path, whole, often):
     def work():
         write = shards.Shards._write
 
-        def half(self, path, tables):
-            write(self, path, tables)
+        def half(self, path, tables, meta):
+            write(self, path, tables, meta)
             if self._last >= 3:
                 path.write_bytes(path.read_bytes()[:1000])
                 os._exit(KILLED)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from vlmprobe.runs.description import read_description
 from vlmprobe.runs.fields import PROMPT, RESERVED, TOKENS, schema
 from vlmprobe.runs.listing import FOLDER, Span, read_listing
 from vlmprobe.runs.records import together
-from vlmprobe.runs.shards import META, RESULTS, read_records
+from vlmprobe.runs.shards import RESULTS, read_key, read_meta, read_records
 
 __all__ = ["OpenedRun", "open_run"]
 
@@ -53,10 +52,13 @@ class OpenedRun:
         Args:
             columns: to read; all if None.
         """
+        return self._table(columns)
+
+    def _table(self, columns: list[str] | None, without: Collection[str] = ()) -> Any:
         pa = require_arrow()
         listed = read_listing(self.folder / FOLDER)
         wanted = None if columns is None else list(dict.fromkeys([*columns, *FROM_ROWS, "status", "at"]))
-        records = read_records(self.folder / RESULTS, wanted)
+        records = read_records(self.folder / RESULTS, wanted, without)
         if records is None:
             empty = schema().empty_table()
             return empty if columns is None else empty.select([each for each in columns if each in empty.column_names])
@@ -88,7 +90,7 @@ class OpenedRun:
         Raises:
             ResultError: if there is no such row, several of that id have other answers, or it failed.
         """
-        table = self.table(["row", "key", "id", "status"])
+        table = self._table(None, without={*TOKENS, *PROMPT})
         keys, ids = table["key"].to_pylist(), table["id"].to_pylist()
         found = [place for place, key in enumerate(keys) if key == which]
         found = found or [place for place, id in enumerate(ids) if id == which and id is not None]
@@ -100,21 +102,24 @@ class OpenedRun:
                 f"{len(found)} rows have the id {which!r}, with several answers: name one by its key, "
                 f"such as {keys[found[0]]!r}"
             )
-        row = self.table().slice(found[0], 1).to_pylist()[0]
+        row = table.slice(found[0], 1).to_pylist()[0]
         if row["status"] != "ok":
             raise ResultError(f"row {row['row']} failed: {row['error_type']}: {row['error']}")
-        return _result(row, self.about)
+        record = read_key(self.folder / RESULTS, row["key"]).to_pylist()[0]
+        return _result({**record, **row}, self.about)
 
     def shards(self) -> list[dict[str, Any]]:
-        """What each shard says of the process that wrote it: host, device, versions."""
-        require_arrow()
-        from pyarrow import parquet
-
+        """What each shard says of the process that wrote it: host, device, versions; of several, once merged."""
         paths = sorted((self.folder / RESULTS).glob("*.parquet"))
-        return [{"file": path.name, **json.loads(parquet.read_metadata(path).metadata[META])} for path in paths]
+        return [{"file": path.name, **each} for path in paths for each in _writers(read_meta(path))]
 
     def __repr__(self) -> str:
         return f"OpenedRun({str(self.folder)!r}, model={self.about.get('model')!r})"
+
+
+def _writers(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    merged: list[dict[str, Any]] = meta.get("merged", [meta])
+    return merged
 
 
 def _per_row(records: Any, rows: Any, spans: Sequence[Span], wanted: Sequence[str] | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vlmprobe.runs.data import require_arrow
 from vlmprobe.runs.files import UNFINISHED, put_in_place, sync_folder
 from vlmprobe.runs.records import together
 
-__all__ = ["META", "RESULTS", "Part", "Shards", "read_records", "states", "valid"]
+__all__ = ["META", "RESULTS", "Part", "Shards", "read_key", "read_meta", "read_records", "states", "valid"]
 
 RESULTS = "results"
 META = b"vlmprobe"  # the key of a shard's metadata
@@ -73,6 +73,7 @@ class Shards:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f".{self.part.name}-*{UNFINISHED}"):
             left.unlink(missing_ok=True)
+        self._small = [path for path in self.own() if _rows(path) < FULL]  # those that are merged when they are many
         self._last = max((_number(path) for path in self.own()), default=0)
 
     def own(self) -> list[Path]:
@@ -82,7 +83,9 @@ class Shards:
     def write(self, table: Any) -> Path:
         """Write records as the next shard, and merge if there are too many."""
         path = self._next()
-        put_in_place(path, lambda unfinished: self._write(unfinished, [table]))
+        put_in_place(path, lambda unfinished: self._write(unfinished, [table], self.meta))
+        if len(table) < FULL:
+            self._small.append(path)
         self.merge()
         return path
 
@@ -92,27 +95,31 @@ class Shards:
         The joined shard appears before the others go: in between, and after a kill there, records are there twice,
         and readers take one of each.
         """
-        small = [path for path in self.own() if _rows(path) < FULL]
+        small = self._small
         if len(small) <= most:
             return
         best = _best(_columns(small))
-        put_in_place(self._next(), lambda unfinished: self._write(unfinished, _chosen(small, best)))
-        for path in small:
-            path.unlink(missing_ok=True)
+        path = self._next()
+        written_by = _distinct(map(read_meta, small))
+        meta = written_by[0] if len(written_by) == 1 else {**self.meta, "merged": written_by}
+        put_in_place(path, lambda unfinished: self._write(unfinished, _chosen(small, best), meta))
+        self._small = [path] if _rows(path) < FULL else []
+        for each in small:
+            each.unlink(missing_ok=True)
         sync_folder(self.folder)
 
     def _next(self) -> Path:
         self._last += 1
         return self.folder / f"{self.part.name}-{self._last:06d}.parquet"
 
-    def _write(self, path: Path, tables: Any) -> None:
+    def _write(self, path: Path, tables: Any, meta: Mapping[str, Any]) -> None:
         require_arrow()
         from pyarrow import parquet
 
         writer = None
         try:
             for table in tables:
-                table = table.replace_schema_metadata({META: json.dumps(dict(self.meta), default=str)})
+                table = table.replace_schema_metadata({META: json.dumps(dict(meta), default=str)})
                 writer = writer or parquet.ParquetWriter(path, table.schema, compression="zstd")
                 writer.write_table(table)
         finally:
@@ -120,20 +127,42 @@ class Shards:
                 writer.close()
 
 
-def read_records(folder: Path, columns: Sequence[str] | None = None) -> Any:
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a shard says of the process that wrote it; of several, if it was merged, under ``merged``."""
+    require_arrow()
+    from pyarrow import parquet
+
+    return dict(json.loads((parquet.read_metadata(path).metadata or {}).get(META, b"{}")))
+
+
+def read_records(folder: Path, columns: Sequence[str] | None = None, without: Collection[str] = ()) -> Any:
     """The records of a run that count, of all parts: of one key, ok before failed, then the latest.
 
     Args:
         folder: of the results.
         columns: to read; all if None. Those that no shard has are left out.
+        without: columns that are not read.
 
     Returns:
         A ``pyarrow.Table``, in the order of the rows.
     """
-    found = _listed(folder, lambda paths: list(_read(paths, columns)))
+    found = _listed(folder, lambda paths: list(_read(paths, columns, without)))
     if not found:
         return None
     return valid(together(found))
+
+
+def read_key(folder: Path, key: str) -> Any:
+    """The record of a key that counts, a ``pyarrow.Table`` of one row or none; other shards than its own are not read
+    but for their keys."""
+    pa = require_arrow()
+
+    def holding(paths: Sequence[Path]) -> list[Any]:
+        held = [path for path in paths if pa.compute.any(pa.compute.equal(_keys(path), key)).as_py()]
+        return [table.filter(pa.compute.equal(table["key"], key)) for table in _read(held, None)]
+
+    found = _listed(folder, holding)
+    return valid(together(found)) if found else None
 
 
 def valid(table: Any) -> Any:
@@ -170,14 +199,29 @@ def _listed(folder: Path, read: Any) -> Any:
     return read(sorted(folder.glob("*.parquet")))
 
 
-def _read(paths: Sequence[Path], columns: Sequence[str] | None) -> Iterator[Any]:
+def _keys(path: Path) -> Any:
+    return next(_read([path], ["key"]))["key"]
+
+
+def _distinct(metas: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the processes say that wrote shards, each once."""
+    found: dict[str, dict[str, Any]] = {}
+    for meta in metas:
+        for each in meta.get("merged", [meta]):
+            found.setdefault(json.dumps(each, sort_keys=True), each)
+    return list(found.values())
+
+
+def _read(paths: Sequence[Path], columns: Sequence[str] | None, without: Collection[str] = ()) -> Iterator[Any]:
     pa = require_arrow()
     from pyarrow import parquet
 
     for path in paths:
         try:
             with parquet.ParquetFile(path, memory_map=True) as file:
-                names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+                held = file.schema_arrow.names
+                names = held if columns is None else [name for name in columns if name in held]
+                names = [name for name in names if name not in without]
                 yield file.read(columns=names).replace_schema_metadata(None)
         except pa.ArrowException as error:
             raise RunError(
