@@ -44,7 +44,7 @@ def test_run_and_show(data):
     done = typed("run", "demo", data, "--out", "answers", "--max-new-tokens", 4)
     assert done.exit_code == 0, done.output
     assert done.stdout == ""
-    assert "JSON Lines file" in done.stderr
+    assert f"JSON Lines file {data}, 7 rows. The first row:" in done.stderr
     assert "question (question): Is there a two?" in done.stderr
     assert done.stderr.index("The first row") < done.stderr.index("asked, 1 of them failed")
     assert "vlmprobe show answers" in done.stderr
@@ -98,6 +98,15 @@ def test_wrong_usage(arguments, told, data):
     assert done.exit_code == 2, done.output
     assert told in " ".join(done.stderr.split())
     assert not Path("o").exists()
+
+
+def test_nothing_to_ask(data):
+    done = typed("run", "demo", data, "--out", "answers", "--limit", 0)
+    assert done.exit_code == 0, done.output
+    assert "0 rows: 0 asked" in done.stderr
+    shown = typed("show", "answers")
+    assert shown.exit_code == 0, shown.output
+    assert "0, of them 0 failed" in shown.stdout
 
 
 def test_show_of_no_run(data):

@@ -534,6 +534,23 @@ def test_a_retried_row_is_ok_in_sql_too(tmp_path):
     assert set(rows["status"]) == {"ok"}
 
 
+def test_how_long_the_whole_takes_is_told_after_the_first_rows(tmp_path, monkeypatch):
+    from vlmprobe.runs import running
+
+    monkeypatch.setattr(running, "SHOWN_AFTER", 0.05)
+    told = []
+    asked(questions(400), tmp_path, oracle(seconds=0.02), tell=told.append)
+    (line,) = [each for each in told if "rows a second" in each]
+    assert int(line.rpartition("the other ")[2].replace(",", "")) < 400
+
+
+def test_where_the_time_went(tmp_path):
+    summary = vlmprobe.run(oracle(seconds=0.01)[0], questions(64, candidates=["a", "b"]), out=tmp_path)
+    assert summary.seconds["generate"] == pytest.approx(0.64, abs=0.01)
+    assert summary.seconds["score"] == pytest.approx(0.064, abs=0.001)
+    assert str(summary).startswith("64 rows: 64 asked, 0 of them failed (")
+
+
 @pytest.mark.parametrize("rows", [5, {"question": "x"}, b"x", None])
 def test_no_rows(rows, tmp_path):
     with pytest.raises(MessageError, match="run takes"):

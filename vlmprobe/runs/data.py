@@ -186,8 +186,12 @@ def _without_empty(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> int:
+    """How many lines a file has, also the last one if nothing ends it; blank ones count."""
+    count, last = 0, b"\n"
     with path.open("rb") as file:
-        return sum(piece.count(b"\n") for piece in iter(lambda: file.read(2**20), b""))
+        for piece in iter(lambda: file.read(2**20), b""):
+            count, last = count + piece.count(b"\n"), piece[-1:]
+    return count + (last != b"\n")
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
