@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlmprobe.results.files import load_result, load_results, save_results
     from vlmprobe.results.result import Result, Scores
     from vlmprobe.results.table import TokenTable
+    from vlmprobe.runs import open_run, run
 
 __all__ = [
     "Failure",
@@ -37,6 +38,8 @@ __all__ = [
     "load",
     "load_result",
     "load_results",
+    "open_run",
+    "run",
     "save_results",
     "show",
     "wrap",
@@ -55,6 +58,8 @@ _ROOMS = {
     "load_result": "vlmprobe.results.files",
     "load_results": "vlmprobe.results.files",
     "save_results": "vlmprobe.results.files",
+    "run": "vlmprobe.runs",
+    "open_run": "vlmprobe.runs",
     "TokenTable": "vlmprobe.results.table",
     "show": "vlmprobe.analysis.show",
     "VlmprobeError": "vlmprobe.errors",

@@ -31,6 +31,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "RemoteCodeError",
     "ResultError",
+    "RunError",
     "UnknownModelError",
     "VlmprobeError",
     "VlmprobeWarning",
@@ -94,6 +95,16 @@ class NonFiniteLogitsError(VlmprobeError, ArithmeticError):
 
 class ResultError(VlmprobeError, ValueError):
     """A saved result cannot be read, or an operation does not fit the result."""
+
+
+class RunError(VlmprobeError, RuntimeError):
+    """A run over a data set cannot begin in its folder, or cannot go on.
+
+    Attributes:
+        begun: whether it had begun, so that the same call again goes on.
+    """
+
+    begun = False
 
 
 class EngineError(VlmprobeError, RuntimeError):

@@ -126,6 +126,9 @@ WRONG = [  # command line, what is told
     (("compare", "demo", "demo", "bad.jsonl"), "bad.jsonl, line 1"),
     (("compare", "demo", "demo", "lost.jsonl"), "gone.png"),
     (("compare", "demo", "./gone", "lines.jsonl"), "./gone"),
+    (("run", "demo", "gone.jsonl", "--out", "answers"), "gone.jsonl"),
+    (("run", "demo", "lines.jsonl"), "--out"),
+    (("show",), "DIR"),
     (("doctor", "http://localhost:1", "--engine", "vlm"), "vllm"),
     (("new-adapter", "Bad Name"), "Bad Name"),
     (("new-adapter", "mllama"), "mllama"),
@@ -172,6 +175,7 @@ TAKING_A_MODEL = [
     ("score", "MODEL", "none", "Q", "-c", "yes"),
     ("check", "MODEL"),
     ("compare", "MODEL", "demo", "lines.jsonl"),
+    ("run", "MODEL", "lines.jsonl", "--out", "answers"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -80,3 +81,23 @@ def test_a_kernel_is_told_from_a_terminal(monkeypatch):
     assert progress.in_jupyter()
     monkeypatch.delitem(sys.modules, "IPython")
     assert not progress.in_jupyter()
+
+
+def test_rows_of_a_run_are_shown_with_those_that_failed(capsys, monkeypatch):
+    from vlmprobe.display import progress
+
+    shown = []
+
+    @contextmanager
+    def tracking(wanted, total, what, unit):
+        yield lambda units, *, passed=1, note="": shown.append((units, passed, note))
+
+    monkeypatch.setattr(progress, "tracking", tracking)
+    with progress.tracking_rows(None, 10) as rows:
+        rows.answered()
+        rows.skipped()
+        rows.skipped()
+        rows.failed()
+        rows.answered()
+        assert rows.left == 5
+    assert shown == [(1, 1, ""), (1, 3, "1 failed"), (1, 1, "1 failed")]

@@ -17,6 +17,8 @@ def _of(library: str, modules: str, where: str = "API reference", names: Names =
 DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("IPython", "display"),
     **_of("PIL", ". Image ImageDraw ImageFile ImageFilter ImageOps"),
+    **_of("accelerate", "utils", "package reference: utility functions", frozenset({"align_module_device"})),
+    **_of("filelock", "."),
     **_of("httpx", "."),
     **_of("huggingface_hub", "."),
     **_of("huggingface_hub", "dataclasses", "package reference, strict dataclasses", frozenset({"strict"})),
@@ -32,7 +34,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("pandas", "."),
     **_of("peft", "tuners.tuners_utils", "package reference: tuners", frozenset({"BaseTunerLayer"})),
     **_of("psutil", "."),
-    **_of("pyarrow", ". parquet"),
+    **_of("pyarrow", ". csv ipc parquet"),
     **_of("pytest", "."),
     **_of("qwen_vl_utils", ".", "README"),
     **_of("rich", "cells columns console measure padding progress style table text"),

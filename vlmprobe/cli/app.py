@@ -15,7 +15,9 @@ from vlmprobe.cli.doctor import doctor
 from vlmprobe.cli.models import models
 from vlmprobe.cli.new_adapter import new_adapter
 from vlmprobe.cli.probe import probe
+from vlmprobe.cli.run import run
 from vlmprobe.cli.score import score
+from vlmprobe.cli.show import show
 from vlmprobe.cli.terminal import interruptible
 
 __all__ = ["app"]
@@ -34,6 +36,13 @@ DOCTOR_EXAMPLE = (
     "give more."
 )
 SCORE_EXAMPLE = f'Example: vlmprobe score demo scene.png "Is there a two?" -c yes -c no\n\n{CODES}'
+RUN_EXAMPLE = (
+    "Example: vlmprobe run demo questions.jsonl --out answers\n\n"
+    'vlmprobe run demo pictures/ --question-template "Is there a two?" --out answers\n\n'
+    "Exit codes: 0 done (also with failed rows, which vlmprobe show lists), 1 ended early, 2 wrong usage, 130 "
+    "interrupted, 143 terminated. The same command again goes on."
+)
+SHOW_EXAMPLE = "Example: vlmprobe show answers"
 
 ASK_EXAMPLE = (
     'Example: vlmprobe ask demo scene.png "Is there a two?" --threshold 0.9 --exit-code\n\n'
@@ -143,6 +152,8 @@ app.command(cls=Command)(demo)
 app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
 app.command(cls=AskCommand, epilog=ASK_EXAMPLE)(ask)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
+app.command(cls=Command, epilog=RUN_EXAMPLE)(run)
+app.command(cls=Command, epilog=SHOW_EXAMPLE)(show)
 app.command(cls=Command)(models)
 app.command(cls=Command, epilog=CHECK_EXAMPLE)(check)
 app.command(cls=Command, epilog=COMPARE_EXAMPLE)(compare)

@@ -14,6 +14,7 @@ from vlmprobe.errors import MessageError
 from vlmprobe.inputs.images import is_encoded
 
 __all__ = [
+    "SUFFIXES",
     "is_image_file",
     "is_named_like_a_file",
     "is_named_like_an_image",

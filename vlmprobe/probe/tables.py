@@ -26,6 +26,7 @@ __all__ = [
     "listed",
     "missing",
     "plain",
+    "records_of",
     "require_carried",
     "rows_of",
     "scalar",
@@ -72,6 +73,12 @@ CHUNK = 64  # rows of an Arrow table that are converted at once
 def is_table(source: Any) -> bool:
     """Whether something is a data frame or a data set, with columns."""
     return _columns(source) is not None
+
+
+def records_of(source: Any) -> tuple[list[Any], Iterator[Mapping[str, Any]]] | None:
+    """The columns of a table and its rows, whatever they are called; None for what is no table."""
+    names = _columns(source)
+    return None if names is None else (names, _records(source, names))
 
 
 def rows_of(source: Any, caller: str) -> tuple[Iterator[Any], int | None]:

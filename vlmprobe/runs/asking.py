@@ -1,0 +1,125 @@
+"""Answers of a probe to rows: as they come, in the order of the rows, with the scores of their candidates."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlmprobe.probe.request import Numbered, Request
+from vlmprobe.probe.sample import PURE
+from vlmprobe.results.failure import Failure
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.runs.keys import Row, seed_of
+
+__all__ = ["Asked", "Question", "answers"]
+
+TOGETHER = 64  # rows whose candidates are scored in one call
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a row: its request, and of several samples which one."""
+
+    row: Row
+    request: Request
+    sample: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the record."""
+        return self.row.key if self.sample is None else f"{self.row.key}-{self.sample}"
+
+    @property
+    def numbered(self) -> Numbered:
+        """The request, whose errors name the row."""
+        return Numbered(self.row.number, self.request)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What became of a question."""
+
+    question: Question
+    result: Result | None
+    scores: Scores | None
+    error: Exception | None = None
+
+
+def answers(
+    probe: Any, questions: Iterable[Question], options: Mapping[str, Any], batch_size: Any, samples: bool
+) -> Iterator[Asked]:
+    """What becomes of each question, in their order.
+
+    Args:
+        probe: that is asked.
+        questions: read lazily, some ahead of the one that is answered.
+        options: of :meth:`Probe.generate_many`.
+        batch_size: likewise.
+        samples: whether the questions are samples, each of which has a seed of its own.
+    """
+    found = _sampled(probe, questions, options) if samples else _answered(probe, questions, options, batch_size)
+    waiting: list[tuple[Question, Result | Failure]] = []
+    try:
+        for question, outcome in found:
+            waiting.append((question, outcome))
+            if len(waiting) >= TOGETHER or not any(each.request.candidates for each, _ in waiting):
+                yield from _with_scores(probe, waiting, batch_size)
+                waiting = []
+        yield from _with_scores(probe, waiting, batch_size)
+    finally:
+        found.close()
+
+
+def _answered(probe: Any, questions: Iterable[Question], options: Mapping[str, Any], batch_size: Any) -> Any:
+    asked: deque[Question] = deque()
+
+    def requests() -> Iterator[Numbered]:
+        for question in questions:
+            asked.append(question)
+            yield question.numbered
+
+    outcomes = probe.generate_many(requests(), batch_size=batch_size, progress=False, on_error="keep", **options)
+    try:
+        for outcome in outcomes:
+            yield asked.popleft(), outcome
+    finally:
+        outcomes.close()
+
+
+def _sampled(probe: Any, questions: Iterable[Question], options: Mapping[str, Any]) -> Any:
+    """One by one, since each has its own seed."""
+    for question in questions:
+        request, sample = question.request, question.sample or 0
+        drawn = {**PURE, **options, "do_sample": True, "seed": seed_of(question.row.key, sample)}
+        try:
+            outcome = probe.generate(request.question, request.image, **request.prompt_options, **drawn)
+        except Exception as error:  # noqa: BLE001 - it takes the place of the answer
+            outcome = Failure(error)
+        yield question, outcome
+
+
+def _with_scores(probe: Any, answered: list[tuple[Question, Result | Failure]], batch_size: Any) -> Iterator[Asked]:
+    """Answers with the scores of the candidates, of those that have some."""
+    wanted = [
+        question.numbered
+        for question, outcome in answered
+        if question.request.candidates and not isinstance(outcome, Failure)
+    ]
+    scores: Iterator[Any] = iter(_scores(probe, wanted, batch_size) if wanted else ())
+    for question, outcome in answered:
+        if isinstance(outcome, Failure):
+            yield Asked(question, None, None, outcome.error)
+        elif not question.request.candidates:
+            yield Asked(question, outcome, None)
+        else:
+            scored = next(scores)
+            error = scored.error if isinstance(scored, Failure) else None
+            yield Asked(question, outcome, None if error else scored, error)
+
+
+def _scores(probe: Any, requests: list[Numbered], batch_size: Any) -> Iterator[Any]:
+    """The scores of the candidates of each request, or a failure: the one place that asks for them."""
+    found: Iterator[Any] = probe.score_many(requests, batch_size=batch_size, progress=False, on_error="keep")
+    return found

@@ -1,0 +1,146 @@
+"""What a run has found, in figures: counts, accuracy and calibration, the slowest rows, and why rows failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlmprobe.analysis import calibration
+from vlmprobe.analysis.confidences import CalibrationError, normal_text
+from vlmprobe.errors import MissingExtraError
+from vlmprobe.runs.opened import OpenedRun
+
+__all__ = ["ANSWERS", "RunOverview", "judged_rows", "overview"]
+
+ANSWERS = ("answer", "answers", "gold")  # columns that hold the right answers, the first one that is there
+SLOWEST = 5
+REASONS = 10
+COLUMNS = ["row", "key", "id", "status", "question", "text", "best", "candidates", "candidate_logprobs"]
+COLUMNS += ["confidence", "n_tokens", "seconds", "error_type", "error"]
+
+
+@dataclass(frozen=True)
+class RunOverview:
+    """A run in figures."""
+
+    rows: int
+    answers: int  # distinct questions that were answered
+    failed: int  # rows
+    tokens: int  # of all distinct answers
+    seconds: float  # of the model, for all distinct answers
+    judged: int = 0  # rows with a right answer to compare with
+    figures: dict[str, float] = field(default_factory=dict)  # accuracy, mean confidence, calibration
+    slowest: list[dict[str, Any]] = field(default_factory=list)  # row, id, question, seconds
+    reasons: list[dict[str, Any]] = field(default_factory=list)  # error, count, and the first row that has it
+    machines: list[dict[str, Any]] = field(default_factory=list)  # the distinct processes that wrote shards
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON-ready values."""
+        return asdict(self)
+
+
+def overview(run: OpenedRun) -> RunOverview:
+    """The figures of a run."""
+    table = run.table()
+    known = [name for name in (*COLUMNS, *ANSWERS) if name in table.column_names]
+    columns = {name: table[name].to_pylist() for name in known}
+    ok = [status == "ok" for status in columns["status"]]
+    first = {key: place for place, key in reversed(list(enumerate(columns["key"])))}
+    distinct = [place for place in first.values() if ok[place]]
+    seconds = [columns["seconds"][place] or 0.0 for place in distinct]
+    slow = sorted(zip(seconds, distinct, strict=True), reverse=True)[:SLOWEST]
+    sure, right = judged_rows(columns)
+    return RunOverview(
+        rows=len(ok),
+        answers=len(distinct),
+        failed=len(ok) - sum(ok),
+        tokens=sum(columns["n_tokens"][place] or 0 for place in distinct),
+        seconds=float(sum(seconds)),
+        judged=len(right),
+        figures=_figures(sure, right),
+        slowest=[_shown(columns, place) | {"seconds": taken} for taken, place in slow],
+        reasons=_reasons(columns, [place for place, fine in enumerate(ok) if not fine]),
+        machines=_machines(run),
+    )
+
+
+def judged_rows(columns: dict[str, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence float64 [N] and correctness bool [N] of the rows that were answered and have a right answer.
+
+    The answer of a row with candidates is the best of them, and its confidence its probability among them; else the
+    text, and the probability of exactly it.
+
+    Args:
+        columns: of a run's table, as lists.
+    """
+    gold = next((columns[name] for name in ANSWERS if name in columns), None)
+    if gold is None:
+        return np.empty(0), np.empty(0, dtype=bool)
+    sure, right = [], []
+    for place, expected in enumerate(gold):
+        answer, confidence = _answer(columns, place)
+        if expected is None or answer is None or confidence is None:
+            continue
+        several = expected if isinstance(expected, list) else [expected]
+        right.append(normal_text(answer) in {normal_text(str(each)) for each in several})
+        sure.append(confidence)
+    return np.array(sure, dtype=np.float64), np.array(right, dtype=bool)
+
+
+def _answer(columns: dict[str, list[Any]], place: int) -> tuple[str | None, float | None]:
+    if columns["status"][place] != "ok":
+        return None, None
+    logprobs = columns["candidate_logprobs"][place]
+    if logprobs is None:
+        return columns["text"][place], columns["confidence"][place]
+    known = np.array([np.nan if each is None else each for each in logprobs], dtype=np.float64)
+    if columns["best"][place] is None or np.isnan(known).all():
+        return None, None
+    shares = np.exp(known - np.nanmax(known))
+    return columns["best"][place], float(np.nanmax(shares) / np.nansum(shares))
+
+
+def _figures(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    if not len(right):
+        return {}
+    found = {
+        "accuracy": float(right.mean()),
+        "mean confidence": float(sure.mean()),
+        "ECE": calibration.ece(sure, right),
+        "AURC": calibration.risk_coverage(sure, right).area,
+    }
+    try:
+        found["AUROC"] = calibration.auroc(sure, right)
+    except (CalibrationError, MissingExtraError):  # all right or all wrong, or scikit-learn is not installed
+        return found
+    return found
+
+
+def _reasons(columns: dict[str, list[Any]], places: list[int]) -> list[dict[str, Any]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    example: dict[tuple[str, str], int] = {}
+    for place in places:
+        first = next(iter((columns["error"][place] or "").splitlines()), "")
+        reason = (columns["error_type"][place], first if len(places) <= REASONS else "")
+        counts[reason] += 1
+        example.setdefault(reason, place)
+    return [
+        {"error": kind, "message": columns["error"][example[kind, text]], "count": count}
+        | _shown(columns, example[kind, text])
+        for (kind, text), count in counts.most_common(REASONS)
+    ]
+
+
+def _shown(columns: dict[str, list[Any]], place: int) -> dict[str, Any]:
+    return {name: columns[name][place] for name in ("row", "id", "question")}
+
+
+def _machines(run: OpenedRun) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for each in run.shards():
+        told = {name: each.get(name) for name in ("host", "device", "versions") if each.get(name) is not None}
+        found.setdefault(str(told), told)
+    return list(found.values())
