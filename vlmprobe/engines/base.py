@@ -117,6 +117,16 @@ class ScoresTogether(Protocol):
 
 
 @runtime_checkable
+class AnswersAndScores(Engine, Protocol):
+    """Answers, and scores of candidates on the prefill of each."""
+
+    def answer_and_score(
+        self, requests: Sequence[tuple[Conversation, Sequence[str]]], options: Options
+    ) -> list[tuple[Result, Scores | None]]:
+        """Answer conversations as one batch, and score the candidates of each; None of one without any."""
+
+
+@runtime_checkable
 class ScoresConcurrently(Protocol):
     """Concurrent requests for scores."""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmprobe.probe.request import Numbered, Request
+from vlmprobe.engines.base import AnswersAndScores, Engine, Options
+from vlmprobe.inputs.messages import Conversation
+from vlmprobe.probe.generate_many import answered
+from vlmprobe.probe.request import Numbered, Request, options_of
 from vlmprobe.probe.sample import PURE
 from vlmprobe.results.failure import Failure
 from vlmprobe.results.result import Result, Scores
@@ -64,12 +67,46 @@ def answers(
     try:
         for question, outcome in found:
             waiting.append((question, outcome))
-            if len(waiting) >= TOGETHER or not any(each.request.candidates for each, _ in waiting):
+            if len(waiting) >= TOGETHER or not any(_lacks_scores(*each) for each in waiting):
                 yield from _with_scores(probe, waiting, batch_size)
                 waiting = []
         yield from _with_scores(probe, waiting, batch_size)
     finally:
         found.close()
+
+
+class AnswersWithScores:
+    """An answer to each request, and scores of its candidates on the prefill of the answer."""
+
+    method = "generate_many"
+    bar = ("requests", "tokens")
+    about_same = 1
+
+    def item(self, request: Request, conversation: Conversation) -> tuple[Conversation, Sequence[str]]:
+        """The conversation and its candidates, of which there may be none."""
+        return conversation, request.candidates or ()
+
+    def concurrent(self, engine: Engine) -> None:
+        """None: an engine with many requests in flight is asked for answers, then for scores."""
+
+    def batch(self, engine: Any, items: Sequence[Any], options: Options) -> Sequence[Any]:
+        """In one run of the model."""
+        return [_Scored(**vars(result), scores=scores) for result, scores in engine.answer_and_score(items, options)]
+
+    def finished(self, outcome: Any) -> Any:
+        """As it is."""
+        return outcome
+
+    def count(self, outcome: Any) -> int:
+        """Of the answer."""
+        return len(outcome.output)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored(Result):
+    """An answer with the scores of its candidates, if it has any."""
+
+    scores: Scores | None = None
 
 
 def _answered(probe: Any, questions: Iterable[Question], options: Mapping[str, Any], batch_size: Any) -> Any:
@@ -80,7 +117,23 @@ def _answered(probe: Any, questions: Iterable[Question], options: Mapping[str, A
             asked.append(question)
             yield question.numbered
 
-    outcomes = probe.generate_many(requests(), batch_size=batch_size, progress=False, on_error="keep", **options)
+    outcomes: Any
+    if isinstance(probe.engine, AnswersAndScores):
+        given = dict(options)
+        prompt, alternatives, seed = (given.pop(name, None) for name in ("prompt", "alternatives", "seed"))
+        outcomes = answered(
+            probe.engine,
+            probe.meta,
+            probe.conversation,
+            requests(),
+            batch_size,
+            options_of("stats", prompt, alternatives, seed, given),
+            False,
+            "keep",
+            work=AnswersWithScores(),
+        )
+    else:
+        outcomes = probe.generate_many(requests(), batch_size=batch_size, progress=False, on_error="keep", **options)
     try:
         for outcome in outcomes:
             yield asked.popleft(), outcome
@@ -100,23 +153,22 @@ def _sampled(probe: Any, questions: Iterable[Question], options: Mapping[str, An
         yield question, outcome
 
 
-def _with_scores(probe: Any, answered: list[tuple[Question, Result | Failure]], batch_size: Any) -> Iterator[Asked]:
-    """Answers with the scores of the candidates, of those that have some."""
-    wanted = [
-        question.numbered
-        for question, outcome in answered
-        if question.request.candidates and not isinstance(outcome, Failure)
-    ]
-    scores: Iterator[Any] = iter(_scores(probe, wanted, batch_size) if wanted else ())
-    for question, outcome in answered:
+def _with_scores(probe: Any, several: list[tuple[Question, Result | Failure]], batch_size: Any) -> Iterator[Asked]:
+    """Answers with the scores of the candidates, of those that have some and are not scored yet."""
+    wanted = [question.numbered for question, outcome in several if _lacks_scores(question, outcome)]
+    found: Iterator[Any] = iter(_scores(probe, wanted, batch_size) if wanted else ())
+    for question, outcome in several:
         if isinstance(outcome, Failure):
             yield Asked(question, None, None, outcome.error)
-        elif not question.request.candidates:
-            yield Asked(question, outcome, None)
-        else:
-            scored = next(scores)
-            error = scored.error if isinstance(scored, Failure) else None
-            yield Asked(question, outcome, None if error else scored, error)
+            continue
+        scores = next(found) if _lacks_scores(question, outcome) else getattr(outcome, "scores", None)
+        error = scores.error if isinstance(scores, Failure) else None
+        yield Asked(question, outcome, None if error else scores, error)
+
+
+def _lacks_scores(question: Question, outcome: Result | Failure) -> bool:
+    wanted = bool(question.request.candidates) and not isinstance(outcome, Failure)
+    return wanted and getattr(outcome, "scores", None) is None
 
 
 def _scores(probe: Any, requests: list[Numbered], batch_size: Any) -> Iterator[Any]:

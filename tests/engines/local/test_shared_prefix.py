@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from common import QUESTION, picture
+from layer_runs import counted
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -60,21 +61,6 @@ def test_scores_together_are_those_of_a_forward_of_each(name, probe_of):
     found = list(probe.score_many(asked, CANDIDATES, progress=False))
     for (question, image), scores in zip(asked, found, strict=True):
         np.testing.assert_allclose(scores.logprobs, own(probe, question, CANDIDATES, image), atol=CLOSE)
-
-
-def counted(probe, monkeypatch):
-    """Rows and positions of each run of the first decoder layer: of its class, for with a hook prompts run whole."""
-    layer, kind, found = probe.layers[0], type(probe.layers[0]), []
-    forward = kind.forward
-
-    @functools.wraps(forward)
-    def noted(self, hidden_states, *args, **kwargs):
-        if self is layer:
-            found.append(tuple(hidden_states.shape[:2]))
-        return forward(self, hidden_states, *args, **kwargs)
-
-    monkeypatch.setattr(kind, "forward", noted)
-    return found
 
 
 def test_the_beginning_runs_once(probe_of, monkeypatch):

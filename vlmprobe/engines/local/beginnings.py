@@ -117,7 +117,8 @@ def beginnings_of(
     begun = [_beginning(group[0].inputs, length) for group in groups]
     if not all(_regrows(adapter, begin, each) for begin, group in zip(begun, groups, strict=True) for each in group):
         return None
-    together = {name: torch.cat([each[name] for each in begun]) for name in begun[0]}
+    names = [name for name in begun[0] if is_along(groups[0][0].inputs, name)]
+    together = {name: torch.cat([each[name] for each in begun]) for name in names}
     prefix = _prefilled(adapter, {**together, **aside})
     return None if prefix is None else (length, prefix)
 

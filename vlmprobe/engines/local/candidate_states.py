@@ -15,14 +15,15 @@ from vlmprobe.engines.local.beginnings import beginning_of, beginnings_of, prefi
 from vlmprobe.engines.local.feature_cache import images_key
 from vlmprobe.engines.local.further_questions import encode_each, encode_groups
 from vlmprobe.engines.local.left_padded import continues, may_continue_padded
-from vlmprobe.engines.local.model_state import alone, to_model
+from vlmprobe.engines.local.model_state import alone, is_hooked, to_model
 from vlmprobe.engines.local.pixel_memory import prepared_once
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
-from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, Stem, why_not_shared
+from vlmprobe.engines.local.run_generate import Run
+from vlmprobe.engines.local.shared_prefix import Path, SharedPrefix, Stem, recurs, why_not_shared
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["Asked", "states_of_candidates"]
+__all__ = ["Asked", "states_after_answers", "states_of_candidates"]
 
 # How many prompt ids are kept, the candidate ids after them, and the whole candidate if its length changes the states.
 Source: TypeAlias = tuple[int, Path, Path]
@@ -105,6 +106,49 @@ def states_of_candidates(
     for place in (place for places in several for place in places):
         asked[place].meta.setdefault("prefix_in_common", 0)
     return [asked[place] for place in range(len(requests))]
+
+
+def states_after_answers(
+    adapter: Adapter, requests: Sequence[Requested], places: Sequence[int], encoding: Encoding, ran: Run
+) -> list[Asked] | None:
+    """Conversations that have been answered, with the states of their candidates on the caches of their prompts.
+
+    Called right after the run. None where these cannot be cut back to the prompt and continued.
+
+    Args:
+        adapter: of the model.
+        requests: the batch.
+        places: which of them have candidates.
+        encoding: of the batch.
+        ran: how it was answered, without beams.
+    """
+    asked = [
+        Asked(conversation, encoding, place, _continuations(adapter, encoding.prompts[place], candidates))
+        for place, (conversation, candidates) in ((place, requests[place]) for place in places)
+    ]
+    for each in asked:
+        each.beyond = [
+            one for one in each.candidates if not may_continue(adapter, one.shared, one.shared + len(one.ids))
+        ]
+    if len(ran.last) != len(encoding.prompts) or not all(each.is_whole for each in asked):
+        return None
+    if all(each.is_one_step for each in asked):
+        for each in asked:
+            each.states[len(each.prompt.ids), (), ()] = ran.last[each.place]
+            each.meta["prefix"] = "shared"
+        return asked
+    if why_not_shared(adapter, ran.cache) or recurs(ran.cache) or is_hooked(adapter.model):
+        return None
+    inputs = to_model(adapter.model, encoding.inputs)
+    prefix = SharedPrefix(adapter, inputs, ran.cache, ran.last[:, None])
+    if not prefix.cut_back(ran.length, ran.sequences.shape[1] - 1):
+        return None
+    if prefix.padded and not _continues_as_alone(adapter, prefix, asked):
+        return None
+    _continue(prefix, [len(each.prompt.ids) for each in asked], [each.place for each in asked], asked)
+    for each in asked:
+        each.meta["prefix"] = "shared"
+    return asked
 
 
 def _asked(adapter: Adapter, requests: Sequence[Requested], encoding: Encoding) -> list[Asked]:
@@ -266,8 +310,8 @@ def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> bool:
 
 def _continues_as_alone(adapter: Adapter, prefix: SharedPrefix, asked: Sequence[Asked]) -> bool:
     """Whether the cache of these prompts, a left-padded batch, gives what that of each alone does."""
-    row = min(range(len(asked)), key=lambda place: len(asked[place].prompt.ids))
-    return continues(adapter, prefix, row, adapter.encode([asked[row].conversation]))
+    shortest = min(asked, key=lambda each: len(each.prompt.ids))
+    return continues(adapter, prefix, shortest.place, adapter.encode([shortest.conversation]))
 
 
 def _continues(asked: Asked, candidate: Continuation) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 from weakref import ref
 
 import numpy as np
-from PIL.Image import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -20,6 +19,7 @@ from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import require_one_side
 from vlmprobe.engines.base import MadeForOneConversation, Options
 from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
+from vlmprobe.engines.local.candidate_states import states_after_answers
 from vlmprobe.engines.local.capture import Head, Steps
 from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
 from vlmprobe.engines.local.feature_cache import ImageMemory, Reuse, images_key, remembered
@@ -29,8 +29,8 @@ from vlmprobe.engines.local.model_state import alone, device_of, to_model
 from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.resumed import all_but_last, all_but_last_of, encode_together
-from vlmprobe.engines.local.run_generate import drawing, run
-from vlmprobe.engines.local.scoring import score
+from vlmprobe.engines.local.run_generate import Run, drawing, run
+from vlmprobe.engines.local.scoring import score, scored
 from vlmprobe.engines.local.second_prompt import SecondPrompt
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.engines.local.streamed_rows import Rows
@@ -38,8 +38,8 @@ from vlmprobe.engines.local.teacher_forcing import begun, score_ids
 from vlmprobe.engines.stream import Stream
 from vlmprobe.engines.token_tables import PromptRows, prompt_rows
 from vlmprobe.errors import GenerationOptionError, MessageError
-from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.inputs.thumbnails import thumbnails
 from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.row_files import StepRows, row_files
@@ -145,8 +145,12 @@ class LocalEngine:
         conversations: Sequence[Conversation],
         options: Options,
         listen: Callable[[Steps, Tensor], bool] | None = None,
+        after: Callable[[Run, Encoding], None] | None = None,
     ) -> list[Result]:
-        """Answer N conversations as one batch, in one run of the model; ``listen`` is called after each step."""
+        """Answer N conversations as one batch, in one run of the model.
+
+        ``listen`` is called after each step, and ``after`` at the end, while the model is in the state of this run.
+        """
         config = self._config(options)
         model = self.adapter.model
         memory = self.memory
@@ -186,6 +190,8 @@ class LocalEngine:
                 clock.append(time.perf_counter())
                 answers = Answers(self.head, self.detokenizer, ran, config, options)
                 tables = answers.tables(prompts, files)
+                if after is not None:
+                    after(ran, encoding)
             clock.append(time.perf_counter())
         meta: dict[str, Any] = {
             "value_kind": "raw",
@@ -218,7 +224,7 @@ class LocalEngine:
                 images=small,
             )
             for small, fact, prompt, (prompt_side, output), file in zip_longest(
-                _thumbnails(conversations), facts, prompts, tables, files
+                thumbnails(conversations), facts, prompts, tables, files
             )
         ]
 
@@ -253,26 +259,55 @@ class LocalEngine:
         with alone(self.adapter), self._remembered(memory, conversations) as features:
             facts = self._facts(conversations)
             found = score(self.adapter, self.head, self.detokenizer, requests, options, self.prefixes)
-        meta: dict[str, Any] = {
-            "value_kind": "raw",
-            "timings": {"score_s": (time.perf_counter() - started) / len(requests)},
-        }
+        return self._scores(requests, facts, found, features, time.perf_counter() - started)
+
+    def _scores(
+        self,
+        requests: Sequence[tuple[Conversation, Sequence[str]]],
+        facts: Sequence[dict[str, Any]],
+        found: Sequence[tuple[list[TokenTable], list[str | None], dict[str, Any]]],
+        features: Reuse | None,
+        seconds: float,
+    ) -> list[Scores]:
+        meta: dict[str, Any] = {"value_kind": "raw", "timings": {"score_s": seconds / len(requests)}}
         if len(requests) > 1:
             meta["batch_size"] = len(requests)
         if features is not None:
             meta["image_features"] = str(features)
+        small = thumbnails([conversation for conversation, _ in requests])
         return [
-            Scores(
-                list(candidates),
-                tables,
-                boundaries,
-                {**fact, **meta, **told},
-                small,
-            )
-            for (_, candidates), small, fact, (tables, boundaries, told) in zip(
-                requests, _thumbnails(conversations), facts, found, strict=True
+            Scores(list(candidates), tables, boundaries, {**fact, **meta, **told}, images)
+            for (_, candidates), images, fact, (tables, boundaries, told) in zip(
+                requests, small, facts, found, strict=True
             )
         ]
+
+    def answer_and_score(
+        self, requests: Sequence[tuple[Conversation, Sequence[str]]], options: Options
+    ) -> list[tuple[Result, Scores | None]]:
+        """Answer conversations as one batch, and score the candidates of each on the cache of its prompt.
+
+        Where that cannot be continued, they are scored as by :meth:`score_together`.
+        """
+        wanted = [place for place, (_, candidates) in enumerate(requests) if candidates]
+        several = [requests[place] for place in wanted]
+        scores: list[Scores] = []
+
+        def after(ran: Run, encoding: Encoding) -> None:
+            started = time.perf_counter()
+            asked = states_after_answers(self.adapter, requests, wanted, encoding, ran)
+            if asked is not None:
+                found = scored(self.head, self.detokenizer, asked, options)
+                facts = self._facts([conversation for conversation, _ in several])
+                scores.extend(self._scores(several, facts, found, None, time.perf_counter() - started))
+
+        results = self.generate(
+            [conversation for conversation, _ in requests], options, after=after if wanted else None
+        )
+        if wanted and not scores:
+            scores = self.score_together(several, options)
+        by_place = dict(zip(wanted, scores, strict=True))
+        return [(result, by_place.get(place)) for place, result in enumerate(results)]
 
     def stream(self, conversation: Conversation, options: Options) -> Stream:
         """Stream the answer to a conversation, token by token."""
@@ -355,15 +390,6 @@ class LocalEngine:
     def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
         """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
         return prompt_table(self.head, self.detokenizer, prompt, states, options)
-
-
-def _thumbnails(conversations: Sequence[Conversation]) -> list[tuple[Image, ...]]:
-    """The images of each, for display; results about one image share it."""
-    made: dict[str, Image] = {}
-    for part in (part for each in conversations for part in each.image_parts):
-        if part.digest not in made:
-            made[part.digest] = thumbnail(part.image, THUMBNAIL)
-    return [tuple(made[part.digest] for part in each.image_parts) for each in conversations]
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class Run:
     cache: Any  # the model's key-value cache of everything but the last token
     steps: Steps  # raw numbers of each step; empty with beams
     prefill: Tensor | None  # [N x B, S, H], the states that enter the head; if the prompt side is wanted
+    last: Tensor  # [N x B, H], the states at the last position of each prompt
     decoded: list[Tensor]  # [T] of [N x B, H], the states each step's logits came from; if wanted, or with beams
 
 
@@ -85,6 +86,7 @@ def run(
     steps = Steps(options.alternatives, keep=None if beams else rows)
     prefill: list[Tensor] = [] if begun is None else [begun.hidden]
     decoded: list[Tensor] = []
+    ends: list[Tensor] = []
     covered = 0 if begun is None else length - 1
     given = dict(inputs)
     if begun is not None:
@@ -103,6 +105,8 @@ def run(
         covered += hidden.shape[1]
         if covered <= length and (options.prompt or altered):
             prefill.append(hidden)
+        if covered >= length and not ends:
+            ends.append(hidden[:, length - covered - 1].clone())
         if covered >= length and (beams or "hidden" in options.keep):
             decoded.append(hidden[:, -1].clone())
 
@@ -174,6 +178,7 @@ def run(
         cache=cache_of(output),
         steps=steps,
         prefill=torch.cat(prefill, dim=1) if prefill and options.prompt else None,
+        last=ends[0],
         decoded=decoded,
     )
 

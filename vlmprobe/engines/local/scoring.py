@@ -25,7 +25,7 @@ from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.row_files import RowFile, Slots, row_files
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["score"]
+__all__ = ["score", "scored"]
 
 CONTEXT = 16  # prompt tokens before a candidate that can affect how its text decodes
 
@@ -48,6 +48,13 @@ def score(
     """
     asked = states_of_candidates(adapter, requests, memory)
     warn_if_beyond(adapter.model.config, [each.prompt for each in asked])
+    return scored(head, detokenizer, asked, options)
+
+
+def scored(
+    head: Head, detokenizer: Detokenizer, asked: Sequence[Asked], options: Options
+) -> list[tuple[list[TokenTable], list[str | None], dict[str, Any]]]:
+    """What :func:`score` returns, from the states of the candidates."""
     counts = [{str(place): len(each.ids) for place, each in enumerate(one.candidates)} for one in asked]
     found = []
     with row_files(options.store, counts) as files:

@@ -160,6 +160,15 @@ class SharedPrefix:
                     setattr(layer, name, _rolled(held, short, held.dim() - 2))
         return SharedPrefix(self.adapter, inputs, cache, hidden, self._state_of(rows))
 
+    def cut_back(self, length: int, ran: int) -> bool:
+        """Cut the cache back to this many positions, of the ``ran`` that it holds; False if it has forgotten some."""
+        if not self._cuts:
+            return False
+        for layer in self.cache.layers:
+            if layer.get_seq_length() == ran > length:  # else it holds images
+                layer.crop(length - ran)
+        return True
+
     def restore(self, rows: Tensor | None = None) -> None:
         """Leave on the model what the prefill left there: of these rows [C], or of all."""
         for module, name, value in self.state if rows is None else self._state_of(rows):
