@@ -10,10 +10,8 @@ import sys
 import numpy as np
 import pytest
 from harness_standins import HARNESSES, harness
-from PIL import Image
 
 import vlmprobe
-from vlmprobe.demo import sample_images
 from vlmprobe.errors import CapabilityError, ImageError, MessageError
 
 QUESTION = "Which digit is on the left?"
@@ -27,8 +25,8 @@ def probe():
 
 
 @pytest.fixture(scope="module")
-def images():
-    return [Image.open(path).convert("RGB") for path in sample_images()[:3]]
+def images(documents):
+    return [each["image"] for each in documents]
 
 
 @pytest.fixture(params=HARNESSES)
@@ -241,6 +239,7 @@ def test_the_command_line_gives_the_numbers_of_the_probe(tasks, probe, documents
     assert "Cached requests: 12, Requests remaining: 0" in done.stderr
     for run in sorted((tasks / "out").rglob("samples_vlm_choice*.jsonl")):
         samples = [json.loads(line) for line in run.read_text(encoding="utf-8").splitlines()]
+        assert [sample["acc"] for sample in samples] == [1.0, 1.0, 0.0]
         assert len(samples) == len(documents)
         for sample, document in zip(samples, documents, strict=True):
             asked = probe.score(document["question"], document["choices"], image=document["image"])
