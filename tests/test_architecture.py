@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vlmprobe"
 ROOMS = (  # from the top; a room imports only from those after it, and from itself
     "vlmprobe.__main__",
+    "vlmprobe.harness",
     "vlmprobe.cli",
     "vlmprobe.testing",
     "vlmprobe",  # its face, and the former places of modules

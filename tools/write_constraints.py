@@ -38,11 +38,11 @@ HEAD = f"""\
 def wanted(pyproject: Mapping[str, Any]) -> list[str]:
     """Arguments of ``pip install`` for everything in ``pyproject.toml``.
 
-    Every extra and group, the build backend, and pip, which is part of the tested set.
+    The extra ``all``, which leaves out what cannot be in the tested set, and every group, the build backend, and pip,
+    which is part of it.
     """
-    extras = ",".join(pyproject["project"]["optional-dependencies"])
     groups = [each for name in pyproject["dependency-groups"] for each in ("--group", name)]
-    return [f".[{extras}]", *groups, *pyproject["build-system"]["requires"], "pip"]
+    return [".[all]", *groups, *pyproject["build-system"]["requires"], "pip"]
 
 
 def pins(report: Mapping[str, Any], project: str) -> list[str]:

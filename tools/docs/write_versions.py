@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -89,9 +90,11 @@ class Side:
 
 
 def requirements() -> list[str]:
-    """Requirements of the package and its extras, from ``pyproject.toml``."""
+    """Requirements of the package and of the extras that ``all`` holds, from ``pyproject.toml``."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    return [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    extras = project["optional-dependencies"]
+    held = Requirement(extras["all"][0]).extras
+    return [*project["dependencies"], *extras["all"], *(each for name in sorted(held) for each in extras[name])]
 
 
 def lower_bounds(requirements: Iterable[str]) -> list[str]:
