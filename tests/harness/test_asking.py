@@ -155,6 +155,24 @@ def test_answers_are_those_of_generate_in_their_own_places(probe, images):
         assert found[place] == asked.text
 
 
+def test_answers_are_kept_in_a_run_with_their_numbers(probe, images, tmp_path):
+    wanted = [{"max_gen_toks": 1 + place % 2} for place in range(6)]
+    asked = [images[n % 3] for n in range(6)]
+    due = dict(answers(probe, wanted, lambda n: row(asked[n], id=f"task/{n}"), "auto", 64))
+    for _ in range(2):
+        assert dict(answers(probe, wanted, lambda n: row(asked[n], id=f"task/{n}"), "auto", 64, tmp_path)) == due
+    tables = [vlmprobe.open_run(folder).table() for folder in tmp_path.iterdir()]
+    assert sorted(each for table in tables for each in table["id"].to_pylist()) == [f"task/{n}" for n in range(6)]
+    for table in tables:
+        assert [len(each) for each in table["token_logprob"].to_pylist()] == table["n_tokens"].to_pylist()
+
+
+def test_a_request_that_fails_in_a_run_is_an_error(probe, images, tmp_path):
+    rows = [row(images[0]), {"question": "", "id": "task/1"}]
+    with pytest.raises(ResultError, match="task/1"):
+        list(answers(probe, [{}, {}], lambda n: rows[n], "auto", 2, tmp_path))
+
+
 def options_given(given, most=64):
     """What a probe is asked for the options of a task, and the text that is made of its answer."""
     seen = {}

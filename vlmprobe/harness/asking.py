@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -17,6 +19,8 @@ from vlmprobe.errors import CapabilityError, GenerationOptionError, ImageError, 
 from vlmprobe.probe import Probe
 from vlmprobe.probe.connect import connect
 from vlmprobe.probe.load import load
+from vlmprobe.runs.opened import open_run
+from vlmprobe.runs.running import run
 
 __all__ = ["IMAGE", "answers", "batches", "log_likelihoods", "opened", "pictures", "with_pictures"]
 
@@ -144,7 +148,7 @@ def log_likelihoods(
 
 
 def answers(
-    probe: Probe, wanted: Sequence[Row], read: Callable[[int], Row], batch_size: Any, most: int
+    probe: Probe, wanted: Sequence[Row], read: Callable[[int], Row], batch_size: Any, most: int, out: Any = None
 ) -> Iterator[tuple[int, str]]:
     """The answer to each request up to its first stop string, as its place and text.
 
@@ -156,15 +160,39 @@ def answers(
         read: the prompt of the request at a place, as a row with an id; called when it is about to be asked.
         batch_size: as in :meth:`Probe.generate_many`.
         most: how many new tokens where the options do not say.
+        out: a folder to keep the answers in with the numbers of their tokens, a run in it for each set of options; the
+            same requests again are answered from there.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for place, given in enumerate(wanted):
         alike[json.dumps(given, sort_keys=True, default=repr)].append(place)
-    for places in alike.values():
+    for written, places in alike.items():
         options, until = _generation(wanted[places[0]], most)
-        results = probe.generate_many(map(read, places), batch_size=batch_size, prompt=False, **options)
-        for place, result in zip(places, results, strict=True):
-            yield place, min((result.text.partition(stop)[0] for stop in until), key=len, default=result.text)
+        if out is None:
+            results = probe.generate_many(map(read, places), batch_size=batch_size, prompt=False, **options)
+            texts: Iterator[str] = (result.text for result in results)
+        else:
+            folder = Path(out) / hashlib.blake2b(written.encode(), digest_size=4).hexdigest()
+            texts = iter(_kept(probe, map(read, places), folder, batch_size, options))
+        for place, text in zip(places, texts, strict=True):
+            yield place, min((text.partition(stop)[0] for stop in until), key=len, default=text)
+
+
+def _kept(probe: Probe, rows: Iterator[Row], folder: Path, batch_size: Any, options: Row) -> list[str]:
+    """The answers to rows, by a run into a folder.
+
+    Raises:
+        ResultError: if a row failed, for which a harness has no place.
+    """
+    summary = run(probe, rows, out=folder, batch_size=batch_size, **options)
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    opened_run = open_run(folder)
+    if (failed := opened_run.failed()).num_rows:
+        first = failed.slice(0, 1).to_pylist()[0]
+        raise ResultError(f"{failed.num_rows} requests failed; of {first['id']}: {first['error']}")
+    by_row = {each["row"]: each["text"] for each in opened_run.table(["row", "text"]).to_pylist()}
+    return [by_row[row] for row in range(summary.rows)]
 
 
 def _generation(given: Row, most: int) -> tuple[dict[str, Any], list[str]]:

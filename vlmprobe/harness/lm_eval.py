@@ -42,14 +42,23 @@ class LMEvalProbe(LM):
     MULTIMODAL = True
 
     def __init__(
-        self, pretrained: str | Probe, batch_size: int | str = "auto", device: str | None = None, **options: Any
+        self,
+        pretrained: str | Probe,
+        batch_size: int | str = "auto",
+        device: str | None = None,
+        out: str | None = None,
+        **options: Any,
     ) -> None:
-        """``pretrained`` is a model as on vlmprobe's command line, a URL too, or a probe; the rest as in ``opened``."""
+        """``pretrained`` is a model as on vlmprobe's command line, a URL too, or a probe; the rest as in ``opened``.
+
+        ``out`` is a folder to keep answers in, with the numbers of their tokens.
+        """
         super().__init__()
         if device == UNASKED and (is_server(str(pretrained)) or not torch.cuda.is_available()):
             device = None
         self.probe = opened(pretrained, device, options)
         self.batch_size = batches(batch_size)
+        self.out = out
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each continuation: its log-probability in nats, that of ``probe.score``, and whether it is greedy."""
@@ -64,7 +73,7 @@ class LMEvalProbe(LM):
         """The answer to each request, up to the first of its stop strings."""
         wanted = [request.args[1] for request in requests]
         found: dict[int, str] = {}
-        for place, text in answers(self.probe, wanted, lambda n: _row(n, requests[n]), self.batch_size, MOST):
+        for place, text in answers(self.probe, wanted, lambda n: _row(n, requests[n]), self.batch_size, MOST, self.out):
             found[place] = text
             self.cache_hook.add_partial("generate_until", requests[place].args, text)
         return [found[place] for place in range(len(requests))]

@@ -60,12 +60,21 @@ class LMMsEvalProbe(lmms):
     """Asks a probe the requests of lmms-eval: a context, its images where it has ``<image>``, or before it."""
 
     def __init__(
-        self, pretrained: str | Probe, batch_size: int | str = "auto", device: str | None = None, **options: Any
+        self,
+        pretrained: str | Probe,
+        batch_size: int | str = "auto",
+        device: str | None = None,
+        out: str | None = None,
+        **options: Any,
     ) -> None:
-        """``pretrained`` is a model as on vlmprobe's command line, a URL too, or a probe; the rest as in ``opened``."""
+        """``pretrained`` is a model as on vlmprobe's command line, a URL too, or a probe; the rest as in ``opened``.
+
+        ``out`` is a folder to keep answers in, with the numbers of their tokens.
+        """
         super().__init__()
         self.probe = opened(pretrained, device, options)
         self.batch_size = batches(batch_size)
+        self.out = out
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[LogLikelihood]:
         """Of each continuation: its log-probability in nats, that of ``probe.score``, and whether it is greedy."""
@@ -80,7 +89,7 @@ class LMMsEvalProbe(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to each request, up to the first of its stop strings but a blank line."""
         wanted = [self._options(request) for request in requests]
-        found = dict(answers(self.probe, wanted, lambda n: self._row(n, requests[n]), self.batch_size, MOST))
+        found = dict(answers(self.probe, wanted, lambda n: self._row(n, requests[n]), self.batch_size, MOST, self.out))
         return [found[place] for place in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
