@@ -134,6 +134,18 @@ def test_little_in_common_runs_whole(probe_of, monkeypatch):
     assert all("prefix_in_common" not in each.meta for each in found)
 
 
+def test_a_long_text_that_answers_have_in_common_runs_once(probe_of):
+    probe, text = probe_of("internvl"), "A story of a tiger in the grass, and of a bird. " * 4
+    asked = [text + question for question in QUESTIONS]
+    found = list(probe.generate_many(asked, progress=False, **FEW))
+    for result, question in zip(found, asked, strict=True):
+        due = probe.generate(question, **FEW)
+        np.testing.assert_array_equal(result.output.ids, due.output.ids)
+        np.testing.assert_allclose(result.output.logprobs, due.output.logprobs, atol=CLOSE)
+        assert result.meta["prefix_in_common"] > 40
+    assert all("prefix_in_common" not in each.meta for each in probe.generate_many(QUESTIONS, progress=False, **FEW))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"num_beams": 2}, {"logits_processor": [lambda _, scores: scores]}, {"use_cache": False}],

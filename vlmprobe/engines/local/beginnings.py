@@ -21,11 +21,16 @@ from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import SharedPrefix, recurs, why_not_shared
 
-__all__ = ["beginning_of", "beginnings_of", "prefill"]
+__all__ = ["beginning_of", "beginnings_of", "may_share", "prefill"]
 
 SAVED = 16  # positions that must be saved for a beginning to be prefilled apart
 # Whose prompts run whole: linear attention over many positions, one by one, rounds otherwise than all at once.
 RECURRENT: WeakSet[Adapter] = WeakSet()
+
+
+def may_share(adapter: Adapter) -> bool:
+    """Whether nothing is known for which its prompts must run whole: linear attention, or a hook that sees a prompt."""
+    return adapter not in RECURRENT and not is_hooked(adapter.model)
 
 
 def beginning_of(
@@ -53,7 +58,7 @@ def beginning_of(
     first = prompts[0].ids.tolist()
     most = min(most, _in_common([each.ids for each in prompts]))
     after_images = max((span.stop for each in prompts for span in each.spans), default=1)
-    if most < after_images or adapter in RECURRENT or is_hooked(adapter.model):
+    if most < after_images or not may_share(adapter):
         return None
     aside = _aside(encodings[0].inputs)
     known, prefix = (memory.find(images, aside, first[:most]) if memory else None) or (0, None)
@@ -108,7 +113,7 @@ def beginnings_of(
     Returns:
         The length, and the beginnings, a row for each group.
     """
-    if adapter in RECURRENT or not adapter.capabilities.batching or is_hooked(adapter.model):
+    if not adapter.capabilities.batching or not may_share(adapter):
         return None
     length = min(most, *(_in_common([each.prompts[0].ids for each in group]) for group in groups))
     after_images = max((span.stop for group in groups for each in group for span in each.prompts[0].spans), default=1)

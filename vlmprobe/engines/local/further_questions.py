@@ -21,10 +21,15 @@ from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.inputs.image_spans import require_no_placeholder
 from vlmprobe.inputs.messages import Conversation
 
-__all__ = ["encode_each", "encode_groups"]
+__all__ = ["derives", "encode_each", "encode_groups"]
 
 # Whether a question changes only the ids at the end of the inputs, by adapter, where that was tried.
 ONLY_IDS: WeakKeyDictionary[Adapter, bool] = WeakKeyDictionary()
+
+
+def derives(adapter: Adapter) -> bool:
+    """Whether it is not known that questions about one image must be encoded each by the processor."""
+    return ONLY_IDS.get(adapter, True) and adapter.text_ends is not None
 
 
 def encode_each(adapter: Adapter, conversations: Sequence[Conversation]) -> list[Encoding]:

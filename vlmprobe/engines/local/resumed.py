@@ -13,10 +13,11 @@ from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, Encoding
 from vlmprobe.adapter.encoding import is_along
+from vlmprobe.adapter.prompts import common_prefix
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.local.beginnings import beginning_of, beginnings_of
+from vlmprobe.engines.local.beginnings import beginning_of, beginnings_of, may_share
 from vlmprobe.engines.local.feature_cache import images_key
-from vlmprobe.engines.local.further_questions import encode_each, encode_groups
+from vlmprobe.engines.local.further_questions import derives, encode_each, encode_groups
 from vlmprobe.engines.local.generation_config import prefill_config
 from vlmprobe.engines.local.left_padded import close
 from vlmprobe.engines.local.model_state import alone, to_model
@@ -78,8 +79,11 @@ def encode_together(
         about.setdefault(images_key(each), []).append(place)
     shown = any(about)
     sizes = {tuple(image.size for image in conversations[places[0]].images) for places in about.values()}
-    few = 2 * len(about) <= len(conversations) and len(sizes) == 1
-    if not few or RESUMES.get(adapter, {}).get(shown) is False or not _is_plain(config, options):
+    if 2 * len(about) > len(conversations) or len(sizes) > 1 or not (shown or _much_in_common(conversations)):
+        return None
+    if not (_is_plain(config, options) and may_share(adapter) and derives(adapter)):
+        return None
+    if RESUMES.get(adapter, {}).get(shown) is False:
         return None
     grouped = [[conversations[place] for place in places] for places in about.values()]
     if len(grouped) > 1:
@@ -101,6 +105,12 @@ def encode_together(
         return None
     prompts = tuple(encodings[at].prompts[0] for at in order)
     return Together(Encoding({**inputs, **aside}, prompts), groups, [rows[at] for at in order], aside)
+
+
+def _much_in_common(conversations: Sequence[Conversation]) -> bool:
+    """Whether conversations begin with the same text, in a large part of the longest."""
+    texts = ["".join(message.text for message in each.messages) for each in conversations]
+    return common_prefix(min(texts), max(texts)) >= SHARE * max(map(len, texts))
 
 
 def all_but_last_of(
