@@ -217,7 +217,8 @@ def _apart(adapter: Adapter, requests: Sequence[Requested]) -> list[Asked]:
     for place, each in enumerate(together):
         lengths.setdefault(len(each.prompt.ids) if each.is_whole else -1 - place, []).append(place)
     padded = len(lengths) > 1
-    may = not padded or (all(each.is_whole for each in together) and may_continue_padded(adapter, together[0].prompt))
+    whole = all(each.is_whole for each in together)
+    may = not padded or (whole and may_continue_padded(adapter, [each.prompt for each in together]))
     if (len(together) == 1 or may) and _on_own_prefixes(adapter, together):
         return together
     for places in lengths.values():
@@ -266,8 +267,8 @@ def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> bool:
 
 def _continues_as_alone(adapter: Adapter, prefix: SharedPrefix, asked: Sequence[Asked]) -> bool:
     """Whether the cache of these prompts, a left-padded batch, gives what that of each alone does."""
-    row = min(range(len(asked)), key=lambda place: len(asked[place].prompt.ids))
-    return continues(adapter, prefix, row, adapter.encode([asked[row].conversation]))
+    prompts = [each.prompt for each in asked]
+    return continues(adapter, prefix, prompts, lambda row: adapter.encode([asked[row].conversation]))
 
 
 def _continues(asked: Asked, candidate: Continuation) -> bool:

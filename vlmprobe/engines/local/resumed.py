@@ -31,8 +31,9 @@ __all__ = ["Together", "all_but_last", "all_but_last_of", "encode_together"]
 SHARE = 0.5  # of the longest prompt that must be saved: what is left runs beside the beginnings, and caches are copied
 TRIED = 3  # tokens
 PLAIN = ("greedy_search", "sample")
-# Whether generate goes on from the caches of a batch, with images and without, by adapter, where that was tried.
-RESUMES: WeakKeyDictionary[Adapter, dict[bool, bool]] = WeakKeyDictionary()
+# Whether generate goes on from the caches of a batch, by adapter, where that was tried: with images and without, and for
+# each with prompts of different lengths and of one.
+RESUMES: WeakKeyDictionary[Adapter, dict[bool, dict[bool, bool]]] = WeakKeyDictionary()
 
 
 def all_but_last(
@@ -79,7 +80,8 @@ def encode_together(
     shown = any(about)
     sizes = {tuple(image.size for image in conversations[places[0]].images) for places in about.values()}
     few = 2 * len(about) <= len(conversations) and len(sizes) == 1
-    if not few or RESUMES.get(adapter, {}).get(shown) is False or not _is_plain(config, options):
+    tried = RESUMES.get(adapter, {}).get(shown, {})
+    if not few or not all(tried.values()) or not _is_plain(config, options):
         return None
     grouped = [[conversations[place] for place in places] for places in about.values()]
     if len(grouped) > 1:
@@ -114,7 +116,8 @@ def all_but_last_of(
     prompts = together.encoding.prompts
     most, ends = min(len(each.ids) for each in prompts) - 2, max(len(each.ids) for each in prompts)
     shown = bool(prompts[0].spans)
-    known = RESUMES.setdefault(adapter, {})
+    padded = len({len(each.ids) for each in prompts}) > 1
+    known = RESUMES.setdefault(adapter, {}).setdefault(shown, {})
     with alone(adapter):
         found = beginnings_of(adapter, together.groups, together.aside, most, ends, SHARE * ends)
         if found is None:
@@ -124,11 +127,11 @@ def all_but_last_of(
         without = {name: value[:, :-1] if is_along(inputs, name) else value for name, value in inputs.items()}
         runs = [(row, tuple(each.ids[length:-1].tolist())) for row, each in zip(together.rows, prompts, strict=True)]
         begun = prefix.after_each(runs, to_model(adapter.model, without))
-        if shown not in known:
-            known[shown] = begun is not None and _resumes_as_whole(
+        if padded not in known:
+            known[padded] = begun is not None and _resumes_as_whole(
                 adapter, inputs, begun, adapter.encode(conversations).inputs
             )
-    return (length, begun) if begun is not None and known[shown] else None
+    return (length, begun) if begun is not None and known[padded] else None
 
 
 def _left_padded(adapter: Adapter, encodings: Sequence[Encoding]) -> dict[str, Any] | None:
