@@ -6,6 +6,8 @@ import random
 
 import pytest
 from tokenizers import AddedToken
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from vlmprobe.adapter.text_ends import TextEnds
 from vlmprobe.testing.tiny.chat_formats import (
@@ -95,6 +97,27 @@ def test_candidates_after_a_token_that_was_added_between_two_calls(checkpoint):
     after = adapter.continuation(prompt, "<yes>")
     assert len(before.ids) > 1
     assert after.ids == (adapter.tokenizer.convert_tokens_to_ids("<yes>"),)
+
+
+CHANGES = {
+    "normalizer": lambda backend: setattr(backend, "normalizer", Lowercase()),
+    "pre_tokenizer": lambda backend: setattr(
+        backend, "pre_tokenizer", Sequence([Split(" ", "isolated"), ByteLevel(False)])
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_candidates_after_the_tokenizer_was_changed_between_two_calls(checkpoint, change):
+    import vlmprobe
+
+    probe = vlmprobe.load(checkpoint("qwen3_vl"), device="cpu", dtype="float32")
+    adapter, candidate = probe.engine.adapter, "YES 1 a tiger"
+    probe.score("Is it red?", [candidate])
+    CHANGES[change](adapter.tokenizer.backend_tokenizer)
+    scores = probe.score("Is it red?", [candidate])
+    whole = adapter.tokenize(adapter.render([probe.conversation("Is it red?")])[0] + candidate)
+    assert scores.tables[0].ids.tolist() == whole[-len(scores.tables[0]) :]
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "mllama", "llava", "idefics3", "internvl", "mistral3"])

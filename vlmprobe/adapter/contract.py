@@ -129,6 +129,8 @@ class Adapter(Prompts):
             CapabilityError: if the chat template or the processor does not support what the conversations contain.
             MessageError: for a text that contains an image placeholder of the model.
         """
+        if self._text_ends is not None:
+            self._text_ends.forget()  # the tokenizer may be changed between two calls
         written = self.placeholders()
         asked, conversations = conversations, unbegun(conversations)
         for conversation in conversations:
@@ -258,9 +260,10 @@ class Adapter(Prompts):
     def _ends(self, prompt: EncodedPrompt) -> Iterator[_End]:
         """Texts that end as the prompt does, the shortest first; kept for other candidates of this prompt."""
         ends = self.text_ends
-        if self._ends_of is None or self._ends_of[0] is not prompt or self._ends_of[1] is not ends:
-            self._ends_of = prompt, ends, []
-        known = self._ends_of[2]
+        held = self._ends_of  # which another thread may replace
+        if held is None or held[0] is not prompt or held[1] is not ends:
+            held = self._ends_of = prompt, ends, []
+        known = held[2]
         for place, make in enumerate((self._cut_end, self._whole_text, self._decoded_end)):
             if place == len(known):
                 known.append(make(prompt))

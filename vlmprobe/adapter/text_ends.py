@@ -40,6 +40,10 @@ class TextEnds:
         """Whether it is of this tokenizer, to which no token has been added since."""
         return tokenizer is self._tokenizer and len(tokenizer) == self._size
 
+    def forget(self) -> None:
+        """Tokenise anew: the tokenizer may write the same text otherwise now, by another normaliser."""
+        self._ids.clear()
+
     def start(self, text: str, ids: Iterable[int], stop: int | None = None) -> int | None:
         """Where the last added token that cuts a text begins; None if there is none.
 

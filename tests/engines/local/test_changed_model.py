@@ -17,6 +17,7 @@ from common import QUESTION, picture
 
 import vlmprobe
 from vlmprobe.engines.local.capture import Head
+from vlmprobe.engines.local.encoder_state import _digests
 from vlmprobe.engines.local.model_state import STATE
 from vlmprobe.errors import CapabilityError, GenerationOptionError
 from vlmprobe.inputs.messages import Conversation
@@ -359,6 +360,14 @@ def weights_behind_autograd(model):
         weight.data.neg_()
 
 
+def one_column_negated(model):
+    model.model.multi_modal_projector.linear_1.weight.data[:, 3].neg_()
+
+
+def one_number_negated(model):
+    model.model.multi_modal_projector.linear_1.weight.data[2, 7].neg_()
+
+
 def projector_replaced(model):
     for module in model.model.multi_modal_projector.modules():
         if isinstance(module, torch.nn.Linear):
@@ -374,7 +383,14 @@ def one_training_step(model):
     optimizer.zero_grad()
 
 
-SEEN = (weights_in_place, weights_behind_autograd, projector_replaced, one_training_step)
+SEEN = (
+    weights_in_place,
+    weights_behind_autograd,
+    one_column_negated,
+    one_number_negated,
+    projector_replaced,
+    one_training_step,
+)
 
 
 @pytest.mark.parametrize("change", SEEN, ids=lambda change: change.__name__)
@@ -389,6 +405,39 @@ def test_a_session_encodes_anew_after(change, loaded):
         rows = forward(model, processor, picture())
         assert abs(rows[-1, result.output.ids[0]] - result.output.logprobs[0]) < CLOSE
         assert session.generate(QUESTION, **ONE).meta["image_features"] == "reused"
+
+
+def columns(weight, *places):
+    weight[:, places] = -weight[:, places]
+
+
+def swapped(weight):
+    weight[[2, 6]] = weight[[6, 2]]
+
+
+CHANGES = {
+    "a number negated": lambda weight: weight[2, 7].neg_(),
+    "a number doubled": lambda weight: weight[4, 3].mul_(2),
+    "a column negated": lambda weight: columns(weight, 7),
+    "two columns negated": lambda weight: columns(weight, 3, 7),
+    "a row negated": lambda weight: weight[5].neg_(),
+    "a row zeroed": lambda weight: weight[5].zero_(),
+    "two rows swapped": swapped,
+    "all negated": lambda weight: weight.neg_(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(512, 512), (64, 8), (513, 515)], ids=str)
+@pytest.mark.parametrize("same", [False, True], ids=["drawn", "ones"])
+def test_the_digest_of_a_weight_tells(dtype, shape, same):
+    """Several numbers are summed as one integer, of whose uppermost bits a sum keeps little."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = (torch.ones(shape) if same else drawn).to(dtype)
+    for name, change in CHANGES.items():
+        changed = weight.clone()
+        change(changed)
+        assert torch.equal(weight, changed) or _digests([weight]) != _digests([changed]), name
 
 
 def hooked(model, strength):

@@ -82,6 +82,17 @@ def test_a_question_with_a_placeholder_is_refused(loaded):
         encode_each(adapter, conversations(probe, ["Who?", "Is <|image_pad|> there?"], picture()))
 
 
+def test_raw_prompts_of_which_some_say_where_the_image_is(loaded):
+    probe = loaded("llava")
+    adapter = probe.engine.adapter
+    encode_each(adapter, conversations(probe, QUESTIONS, picture()))
+    texts = ["Who?", "What is it?", "yes <image>. Who?", "<image>Who is it?", "Who is <image?"]
+    for order in (texts, texts[::-1], texts[2:] + texts[:2]):
+        asked = [probe.conversation(each, picture(), raw_prompt=True) for each in order]
+        for mine, each in zip(encode_each(adapter, asked), asked, strict=True):
+            assert_equal(mine, adapter.encode([each]))
+
+
 def test_a_processor_that_encodes_images_with_the_question(loaded, monkeypatch):
     probe = loaded("qwen3_vl")
     adapter = probe.engine.adapter

@@ -116,6 +116,20 @@ def test_answers_together_are_those_of_each_alone(name, probe_of, monkeypatch):
         assert None not in shared
 
 
+def test_questions_of_one_length_prove_nothing_of_padding(checkpoint, monkeypatch):
+    """This model's generate goes on from the caches of a batch, but not from those of a padded one."""
+    monkeypatch.setattr(resumed, "SHARE", 0.01)
+    probe = vlmprobe.load(checkpoint("hyperclovax_vision_v2"), device="cpu", dtype="float32")
+    alike = [(each, picture()) for each in ("Is it 8?", "Is it 9?")]
+    for asked in (alike, ASKED[:4], alike):
+        found = list(probe.generate_many(asked, progress=False, **FEW))
+        for each, one in zip(asked, found, strict=True):
+            due = probe.generate(*each, **FEW)
+            np.testing.assert_array_equal(one.output.ids, due.output.ids)
+            np.testing.assert_allclose(one.output.logprobs, due.output.logprobs, atol=CLOSE)
+        assert (len({len(each.input_ids) for each in found}) == 1) == (asked is alike)
+
+
 def test_the_beginning_of_answers_runs_once(probe_of, monkeypatch):
     monkeypatch.setattr(resumed, "SHARE", 0.01)
     probe = probe_of("internvl")

@@ -143,7 +143,8 @@ def states_after_answers(
     prefix = SharedPrefix(adapter, inputs, ran.cache, ran.last[:, None])
     if not prefix.cut_back(ran.length, ran.sequences.shape[1] - 1):
         return None
-    if prefix.padded and not _continues_as_alone(adapter, prefix, asked):
+    conversations = [conversation for conversation, _ in requests]
+    if prefix.padded and not _continues_as_alone(adapter, prefix, encoding.prompts, conversations):
         return None
     _continue(prefix, [len(each.prompt.ids) for each in asked], [each.place for each in asked], asked)
     for each in asked:
@@ -261,7 +262,8 @@ def _apart(adapter: Adapter, requests: Sequence[Requested]) -> list[Asked]:
     for place, each in enumerate(together):
         lengths.setdefault(len(each.prompt.ids) if each.is_whole else -1 - place, []).append(place)
     padded = len(lengths) > 1
-    may = not padded or (all(each.is_whole for each in together) and may_continue_padded(adapter, together[0].prompt))
+    whole = all(each.is_whole for each in together)
+    may = not padded or (whole and may_continue_padded(adapter, [each.prompt for each in together]))
     if (len(together) == 1 or may) and _on_own_prefixes(adapter, together):
         return together
     for places in lengths.values():
@@ -293,7 +295,8 @@ def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> bool:
                     each.states[len(each.prompt.ids), (), ()] = state
             elif not (reason := why_not_shared(adapter, ran.cache)):
                 prefix = SharedPrefix(adapter, inputs, ran.cache, states[:, -1:])
-                if prefix.padded and not _continues_as_alone(adapter, prefix, asked):
+                each_alone = [each.prompt for each in asked], [each.conversation for each in asked]
+                if prefix.padded and not _continues_as_alone(adapter, prefix, *each_alone):
                     return False
                 begun = [
                     replace(each, candidates=[c for c in each.candidates if _continues(each, c)]) for each in asked
@@ -308,10 +311,11 @@ def _on_own_prefixes(adapter: Adapter, asked: Sequence[Asked]) -> bool:
     return True
 
 
-def _continues_as_alone(adapter: Adapter, prefix: SharedPrefix, asked: Sequence[Asked]) -> bool:
+def _continues_as_alone(
+    adapter: Adapter, prefix: SharedPrefix, prompts: Sequence[EncodedPrompt], conversations: Sequence[Conversation]
+) -> bool:
     """Whether the cache of these prompts, a left-padded batch, gives what that of each alone does."""
-    shortest = min(asked, key=lambda each: len(each.prompt.ids))
-    return continues(adapter, prefix, shortest.place, adapter.encode([shortest.conversation]))
+    return continues(adapter, prefix, prompts, lambda row: adapter.encode([conversations[row]]))
 
 
 def _continues(asked: Asked, candidate: Continuation) -> bool:

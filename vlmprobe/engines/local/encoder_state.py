@@ -20,6 +20,7 @@ __all__ = ["encoder_state", "prefix_state"]
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 ODD, OTHER = 0x9E3779B1, 0x85EBCA77  # so that the same numbers at other places give another sum
 SMALL, WIDTH = 2**18, 1024  # elements: of a tensor that is read together with others, and of their common rows
+PART = 2**16  # integers that are read at once, so that they stay in a processor's own cache
 SAMPLE = 16384  # elements of a weight that are compared where not all are
 DEVICES = ("cpu", "cuda", "mps")
 PLAIN = (bool, int, float, str)
@@ -229,8 +230,24 @@ def _integers(tensor: Tensor) -> Tensor:
 def _digest(table: Tensor) -> Tensor:
     """Of integers [R, C]: the sums of columns and rows, each weighed by its place."""
     if table.is_contiguous() and table.shape[1] * table.element_size() % 8 == 0:
-        table = table.view(torch.int64)  # summed 20 times as fast as what must be widened
-    return _placed(table.sum(0, dtype=torch.int64)) + OTHER * _placed(table.sum(1, dtype=torch.int64))
+        columns, rows = _sums(table.view(torch.int64))  # 10 times as fast as to widen the elements
+    else:
+        columns, rows = table.sum(0, dtype=torch.int64), table.sum(1, dtype=torch.int64)
+    return _placed(columns) + OTHER * _placed(rows)
+
+
+def _sums(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Of integers that hold several elements each: the sums of columns and rows, where the upper half counts twice.
+
+    A sum loses what exceeds its 64 bits, so of the uppermost element it would tell little: of two signs, nothing.
+    """
+    columns, rows = table.new_zeros(table.shape[1]), []
+    size = PART if table.device.type == "cpu" else 256 * PART
+    for part in table.split(max(1, size // table.shape[1])):
+        both = (part >> 31).add_(part)
+        columns += both.sum(0)
+        rows.append(both.sum(1))
+    return columns, torch.cat(rows)
 
 
 def _placed(numbers: Tensor) -> Tensor:

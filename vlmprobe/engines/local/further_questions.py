@@ -100,7 +100,9 @@ def _derived(adapter: Adapter, first: Encoding, conversations: Sequence[Conversa
     prompt = first.prompts[0]
     known = [*prompt.ids.tolist(), *adapter.tokenizer.convert_tokens_to_ids(list(written))]
     found: list[Encoding | None] = []
-    for text in adapter.render(rest):
+    # A raw prompt may say itself where its images are, and those of one call are written alike.
+    texts = adapter.render(rest) if not opening.format.raw_prompt else [adapter.render([each])[0] for each in rest]
+    for text in texts:
         start = ends.start(prompt.text, known, common_prefix(prompt.text, text))
         found.append(None if start is None else _with_end(adapter, first, ends.ids(prompt.text[start:]), text, start))
     return found
@@ -119,8 +121,8 @@ def _with_end(adapter: Adapter, first: Encoding, known: tuple[int, ...], text: s
     apart = int(prompt.ids[kept - 1]) in ends.cuts and all(span.stop <= kept for span in prompt.spans)
     if not apart or tuple(prompt.ids[kept:].tolist()) != known[1:] or end[0] != known[0]:
         return None
-    if not set(end) & ends.added <= set(known):  # a mark that a processor may read
-        return None
+    if not set(end) & ends.added <= set(known) or not adapter.image_ids.isdisjoint(end[1:]):
+        return None  # a mark that a processor may read
     inputs = adapter.extend(first.inputs, torch.tensor([end[1:]]), len(known) - 1)
     ids = np.concatenate([prompt.ids[:kept], np.array(end[1:], dtype=np.int64)])
     return Encoding(inputs, (EncodedPrompt(ids, prompt.spans, text),))

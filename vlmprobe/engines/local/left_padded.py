@@ -6,6 +6,7 @@ they mask; so the first time, the states of a continuation must be those on the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,26 +24,32 @@ STEPS = 3  # tokens of the continuation that is tried
 _CONTINUES: WeakKeyDictionary[Adapter, dict[bool, bool]] = WeakKeyDictionary()  # with images, and without
 
 
-def may_continue_padded(adapter: Adapter, prompt: EncodedPrompt) -> bool:
-    """Whether it has not been found out yet that it cannot be, for prompts with images or without as this one."""
-    return _CONTINUES.get(adapter, {}).get(bool(prompt.spans), True)
+def may_continue_padded(adapter: Adapter, prompts: Iterable[EncodedPrompt]) -> bool:
+    """Whether it has not been found out yet that it cannot be, for prompts with images or without as these."""
+    known = _CONTINUES.get(adapter, {})
+    return all(known.get(bool(each.spans), True) for each in prompts)
 
 
-def continues(adapter: Adapter, prefix: SharedPrefix, row: int, encoding: Encoding) -> bool:
-    """Whether a padded prefix gives what a prompt alone does. The caller holds the model's lock.
+def continues(
+    adapter: Adapter, prefix: SharedPrefix, prompts: Sequence[EncodedPrompt], alone_of: Callable[[int], Encoding]
+) -> bool:
+    """Whether a padded prefix gives what each prompt alone does. The caller holds the model's lock.
 
     Args:
         adapter: of the model.
         prefix: of prompts of different lengths.
-        row: one with padding.
-        encoding: of its prompt alone.
+        prompts: these, a row for each.
+        alone_of: encodes the prompt of a row alone.
     """
     known = _CONTINUES.setdefault(adapter, {})
-    shown = bool(encoding.prompts[0].spans)
-    if shown not in known:
-        # A recurrent state advances token by token.
-        known[shown] = prefix.whole and _same(adapter, prefix, row, encoding)
-    return known[shown]
+    longest = max(len(each.ids) for each in prompts)
+    padded = sorted((len(each.ids), row) for row, each in enumerate(prompts) if len(each.ids) < longest)
+    for _, row in padded:
+        shown = bool(prompts[row].spans)
+        if shown not in known:
+            # A recurrent state advances token by token.
+            known[shown] = prefix.whole and _same(adapter, prefix, row, alone_of(row))
+    return all(known[bool(prompts[row].spans)] for _, row in padded)
 
 
 def _same(adapter: Adapter, prefix: SharedPrefix, row: int, encoding: Encoding) -> bool:

@@ -32,8 +32,9 @@ __all__ = ["Together", "all_but_last", "all_but_last_of", "encode_together"]
 SHARE = 0.5  # of the longest prompt that must be saved: what is left runs beside the beginnings, and caches are copied
 TRIED = 3  # tokens
 PLAIN = ("greedy_search", "sample")
-# Whether generate goes on from the caches of a batch, with images and without, by adapter, where that was tried.
-RESUMES: WeakKeyDictionary[Adapter, dict[bool, bool]] = WeakKeyDictionary()
+# Whether generate goes on from the caches of a batch, by adapter, where that was tried: with images and without, and for
+# each with prompts of different lengths and of one.
+RESUMES: WeakKeyDictionary[Adapter, dict[bool, dict[bool, bool]]] = WeakKeyDictionary()
 
 
 def all_but_last(
@@ -83,7 +84,7 @@ def encode_together(
         return None
     if not (_is_plain(config, options) and may_share(adapter) and derives(adapter)):
         return None
-    if RESUMES.get(adapter, {}).get(shown) is False:
+    if not all(RESUMES.get(adapter, {}).get(shown, {}).values()):
         return None
     grouped = [[conversations[place] for place in places] for places in about.values()]
     if len(grouped) > 1:
@@ -124,7 +125,8 @@ def all_but_last_of(
     prompts = together.encoding.prompts
     most, ends = min(len(each.ids) for each in prompts) - 2, max(len(each.ids) for each in prompts)
     shown = bool(prompts[0].spans)
-    known = RESUMES.setdefault(adapter, {})
+    padded = len({len(each.ids) for each in prompts}) > 1
+    known = RESUMES.setdefault(adapter, {}).setdefault(shown, {})
     with alone(adapter):
         found = beginnings_of(adapter, together.groups, together.aside, most, ends, SHARE * ends)
         if found is None:
@@ -134,11 +136,11 @@ def all_but_last_of(
         without = {name: value[:, :-1] if is_along(inputs, name) else value for name, value in inputs.items()}
         runs = [(row, tuple(each.ids[length:-1].tolist())) for row, each in zip(together.rows, prompts, strict=True)]
         begun = prefix.after_each(runs, to_model(adapter.model, without))
-        if shown not in known:
-            known[shown] = begun is not None and _resumes_as_whole(
+        if padded not in known:
+            known[padded] = begun is not None and _resumes_as_whole(
                 adapter, inputs, begun, adapter.encode(conversations).inputs
             )
-    return (length, begun) if begun is not None and known[shown] else None
+    return (length, begun) if begun is not None and known[padded] else None
 
 
 def _left_padded(adapter: Adapter, encodings: Sequence[Encoding]) -> dict[str, Any] | None:
