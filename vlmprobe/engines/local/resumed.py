@@ -32,7 +32,7 @@ __all__ = ["Together", "all_but_last", "all_but_last_of", "encode_together"]
 SHARE = 0.5  # of the longest prompt that must be saved: what is left runs beside the beginnings, and caches are copied
 TRIED = 3  # tokens
 PLAIN = ("greedy_search", "sample")
-# Whether generate goes on from the caches of a batch, by adapter, where that was tried: with images and without, and for
+# Whether generate goes on from the caches of a batch, by adapter, where that was tried: with images and without, and of
 # each with prompts of different lengths and of one.
 RESUMES: WeakKeyDictionary[Adapter, dict[bool, dict[bool, bool]]] = WeakKeyDictionary()
 
