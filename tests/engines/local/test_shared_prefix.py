@@ -89,6 +89,19 @@ def test_a_hook_sees_whole_prompts(probe_of):
     assert seen[0] == max(len(each.input_ids) for each in answered)
 
 
+def test_a_hook_on_the_vision_tower_sees_what_it_always_sees(probe_of):
+    probe = probe_of("internvl")
+    seen = []
+    tower = probe.engine.adapter.model.model.vision_tower
+    hook = tower.register_forward_hook(lambda *_: seen.append(True))
+    try:
+        scored = list(probe.score_many([(each, picture()) for each in QUESTIONS], ["yes", "no"], progress=False))
+    finally:
+        hook.remove()
+    assert all(each.meta["prefix_in_common"] for each in scored)
+    assert seen == [True]
+
+
 # -- answers of one call ---------------------------------------------------------------------------
 
 ASKED = [(question, picture(seed)) for seed in (1, 3) for question in QUESTIONS]

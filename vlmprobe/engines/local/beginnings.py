@@ -16,7 +16,7 @@ from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.feature_cache import same
 from vlmprobe.engines.local.generation_config import prefill_config
-from vlmprobe.engines.local.model_state import is_hooked, to_model
+from vlmprobe.engines.local.model_state import sees_prompts, to_model
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import Run, run
 from vlmprobe.engines.local.shared_prefix import SharedPrefix, recurs, why_not_shared
@@ -30,7 +30,7 @@ RECURRENT: WeakSet[Adapter] = WeakSet()
 
 def may_share(adapter: Adapter) -> bool:
     """Whether nothing is known for which its prompts must run whole: linear attention, or a hook that sees a prompt."""
-    return adapter not in RECURRENT and not is_hooked(adapter.model)
+    return adapter not in RECURRENT and not sees_prompts(adapter)
 
 
 def beginning_of(

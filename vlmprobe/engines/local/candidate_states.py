@@ -15,7 +15,7 @@ from vlmprobe.engines.local.beginnings import beginning_of, beginnings_of, prefi
 from vlmprobe.engines.local.feature_cache import images_key
 from vlmprobe.engines.local.further_questions import encode_each, encode_groups
 from vlmprobe.engines.local.left_padded import continues, may_continue_padded
-from vlmprobe.engines.local.model_state import alone, is_hooked, to_model
+from vlmprobe.engines.local.model_state import alone, sees_prompts, to_model
 from vlmprobe.engines.local.pixel_memory import prepared_once
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.run_generate import Run
@@ -137,7 +137,7 @@ def states_after_answers(
             each.states[len(each.prompt.ids), (), ()] = ran.last[each.place]
             each.meta["prefix"] = "shared"
         return asked
-    if why_not_shared(adapter, ran.cache) or recurs(ran.cache) or is_hooked(adapter.model):
+    if why_not_shared(adapter, ran.cache) or recurs(ran.cache) or sees_prompts(adapter):
         return None
     inputs = to_model(adapter.model, encoding.inputs)
     prefix = SharedPrefix(adapter, inputs, ran.cache, ran.last[:, None])

@@ -13,8 +13,19 @@ from torch import Tensor, nn
 
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local.peft_state import active_adapters
+from vlmprobe.errors import AdapterError
 
-__all__ = ["STATE", "alone", "changes_everywhere", "changes_of", "device_of", "is_hooked", "state_of", "to_model"]
+__all__ = [
+    "STATE",
+    "alone",
+    "changes_everywhere",
+    "changes_of",
+    "device_of",
+    "is_hooked",
+    "sees_prompts",
+    "state_of",
+    "to_model",
+]
 
 # Hooks, and state that models keep (rope deltas), belong to one call at a time, whichever probe holds the model.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -91,6 +102,22 @@ def changes_of(module: nn.Module, *, before: bool = True) -> list[Any]:
 def is_hooked(model: nn.Module) -> bool:
     """Whether a hook or a patched forward of somebody else is anywhere in a model, or on all modules."""
     return bool(changes_everywhere()) or any(changes_of(module) for module in model.modules())
+
+
+def sees_prompts(adapter: Adapter) -> bool:
+    """The same of what runs along a prompt: the decoder, what it is in, and the head, not what encodes images."""
+    modules = dict(adapter.model.named_modules())
+    try:
+        layers, head = adapter.layers, adapter.head
+    except (AdapterError, AttributeError):  # an adapter that does not locate them
+        return is_hooked(adapter.model)
+    name = next((name for name, module in modules.items() if module is layers), None)
+    if name is None:
+        return is_hooked(adapter.model)
+    above = name.split(".")[:-1]
+    around = [modules[".".join(above[:length])] for length in range(len(above))]
+    along = [*around, *modules[".".join(above)].modules(), *head.modules()]
+    return bool(changes_everywhere()) or any(changes_of(module) for module in along)
 
 
 def changes_everywhere(*, before: bool = True) -> list[Any]:
