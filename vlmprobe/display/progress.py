@@ -62,10 +62,10 @@ class Rows:
         """Rows that are still to come, if it is known how many there are."""
         return None if self.total is None else max(0, self.total - self._done)
 
-    def skipped(self) -> None:
-        """A row needs not be asked; it is shown with the next one that is."""
-        self._done += 1
-        self._skipped += 1
+    def skipped(self, count: int = 1) -> None:
+        """Rows need not be asked; they are shown with the next one that is."""
+        self._done += count
+        self._skipped += count
 
     def answered(self) -> None:
         """A row was answered."""

@@ -14,10 +14,13 @@ from typing import Any
 from vlmprobe.errors import MessageError, MissingExtraError, near
 from vlmprobe.inputs.image_names import SUFFIXES
 from vlmprobe.probe.tables import is_table, records_of
+from vlmprobe.runs.blocks import Batch, Block, Listed
 
 __all__ = ["Data", "data_of", "open_data", "require_arrow"]
 
 BATCH = 64  # rows of a file that are converted at once: a row may hold an image
+BLOCK = 1024  # if no column holds bytes
+BLOCK_BYTES = 8 * 2**20  # of lines
 CSV_BLOCK = 64 * 2**20  # bytes; a longer line of a CSV file is an error
 LINE_BYTES = 64 * 2**20  # a longer line of JSON fails its row
 KINDS = "a .parquet, .jsonl or .csv file, a folder that datasets saved, or a folder of images"
@@ -33,6 +36,7 @@ class Data:
     unkept: frozenset[str] = field(default_factory=frozenset)  # columns that hold bytes: not carried unless asked for
     root: Path | None = None  # the folder that paths start from and must not leave; None for rows from Python
     what: str = "rows"
+    blocks: Callable[[], Iterator[Block]] | None = None  # the same rows many at a time, if they are light
 
 
 def require_arrow() -> Any:
@@ -64,7 +68,8 @@ def data_of(rows: Any, root: Path | None = None) -> Data:
     if isinstance(rows, (Mapping, bytes)) or not isinstance(rows, Iterable):
         raise MessageError(f"run takes a data set, a table or a list of requests, not {type(rows).__name__}")
     total = len(rows) if isinstance(rows, Sized) else None
-    return Data(lambda: iter(rows), total, root=root)
+    held = rows if isinstance(rows, list) else None
+    return Data(lambda: iter(rows), total, root=root, blocks=None if held is None else lambda: _pieces(held))
 
 
 def open_data(path: str | Path, root: Path | None = None) -> Data:
@@ -85,7 +90,10 @@ def open_data(path: str | Path, root: Path | None = None) -> Data:
         if kind in (".parquet", ".pq"):
             return _parquet([path], folder)
         if kind in (".jsonl", ".ndjson"):
-            return Data(lambda: _json_lines(path), _lines(path), root=folder, what=f"JSON Lines file {path}")
+            what = f"JSON Lines file {path}"
+            return Data(
+                lambda: _json_lines(path), _lines(path), root=folder, what=what, blocks=lambda: _blocks_of_lines(path)
+            )
         if kind in (".csv", ".tsv"):
             return _csv(path, folder, "\t" if kind == ".tsv" else ",")
     except OSError as error:
@@ -110,7 +118,8 @@ def _folder(path: Path, root: Path) -> Data:
         {"id": each.as_posix(), "image": each.as_posix(), "name": each.stem, "folder": each.parent.name}
         for each in found
     ]
-    return Data(lambda: iter(rows), len(rows), list(rows[0]), root=path, what=f"folder of images {path}")
+    what = f"folder of images {path}"
+    return Data(lambda: iter(rows), len(rows), list(rows[0]), root=path, what=what, blocks=lambda: _pieces(rows))
 
 
 def _parquet(paths: list[Path], root: Path) -> Data:
@@ -120,14 +129,15 @@ def _parquet(paths: list[Path], root: Path) -> Data:
     schema = parquet.read_schema(paths[0])
     total = sum(parquet.read_metadata(path).num_rows for path in paths)
 
-    def rows() -> Iterator[Any]:
+    heavy = _heavy(schema)
+
+    def blocks() -> Iterator[Block]:
         for path in paths:
             with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=BATCH if _heavy(schema) else BATCH * 16):
-                    yield from batch.to_pylist()
+                yield from map(Batch, file.iter_batches(batch_size=BATCH if heavy else BLOCK))
 
     what = f"Parquet file {paths[0]}" if len(paths) == 1 else f"{len(paths)} Parquet files of {paths[0].parent}"
-    return Data(rows, total, list(schema.names), _heavy(schema), root, what)
+    return Data(lambda: _rows(blocks()), total, list(schema.names), heavy, root, what, None if heavy else blocks)
 
 
 def _saved(path: Path, root: Path) -> Data:
@@ -142,15 +152,16 @@ def _saved(path: Path, root: Path) -> Data:
             with pyarrow.memory_map(str(file)) as source:
                 yield from pyarrow.ipc.open_stream(source)
 
-    def rows() -> Iterator[Any]:
+    def blocks() -> Iterator[Block]:
         for batch in batches():
-            for start in range(0, len(batch), BATCH):
-                yield from batch.slice(start, BATCH).to_pylist()
+            yield from map(Batch, _slices(batch, BATCH if heavy else BLOCK))
 
     with pyarrow.memory_map(str(files[0])) as source:
         schema = pyarrow.ipc.open_stream(source).schema
+    heavy = _heavy(schema)
     total = sum(len(batch) for batch in batches())
-    return Data(rows, total, list(schema.names), _heavy(schema), root, f"folder of datasets {path}")
+    what = f"folder of datasets {path}"
+    return Data(lambda: _rows(blocks()), total, list(schema.names), heavy, root, what, None if heavy else blocks)
 
 
 def _csv(path: Path, root: Path, delimiter: str) -> Data:
@@ -171,18 +182,40 @@ def _csv(path: Path, root: Path, delimiter: str) -> Data:
     with opened(names) as reader:
         total = sum(len(batch) for batch in reader)
 
-    def rows() -> Iterator[Any]:
+    def blocks() -> Iterator[Block]:
         with opened(names) as reader:
             for batch in reader:
-                for start in range(0, len(batch), BATCH):
-                    yield from map(_without_empty, batch.slice(start, BATCH).to_pylist())
+                yield from (Batch(each, empty=True) for each in _slices(batch, BLOCK))
 
-    return Data(rows, total, names, root=root, what=f"CSV file {path}")
+    return Data(lambda: _rows(blocks()), total, names, root=root, what=f"CSV file {path}", blocks=blocks)
 
 
-def _without_empty(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell without text holds nothing."""
-    return {name: None if cell == "" else cell for name, cell in row.items()}
+def _rows(blocks: Iterator[Block]) -> Iterator[Any]:
+    for block in blocks:
+        yield from block.rows()
+
+
+def _slices(batch: Any, count: int) -> Iterator[Any]:
+    for start in range(0, len(batch), count):
+        yield batch.slice(start, count)
+
+
+def _pieces(rows: list[Any]) -> Iterator[Block]:
+    for start in range(0, len(rows), BLOCK):
+        yield Listed(rows[start : start + BLOCK])
+
+
+def _blocks_of_lines(path: Path) -> Iterator[Block]:
+    waiting: list[Any] = []
+    size = 0
+    for row, characters in _measured_lines(path):
+        waiting.append(row)
+        size += characters
+        if len(waiting) >= BLOCK or size > BLOCK_BYTES:
+            yield Listed(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield Listed(waiting)
 
 
 def _lines(path: Path) -> int:
@@ -195,12 +228,17 @@ def _lines(path: Path) -> int:
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
+    return (row for row, _ in _measured_lines(path))
+
+
+def _measured_lines(path: Path) -> Iterator[tuple[Any, int]]:
+    """What each line holds, and its length in bytes."""
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
             if len(line) >= LINE_BYTES:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(LINE_BYTES)
-                yield MessageError(f"line {number} is longer than {LINE_BYTES // 2**20} MB")
+                yield MessageError(f"line {number} is longer than {LINE_BYTES // 2**20} MB"), 0
                 continue
             text = line.strip().removeprefix(b"\xef\xbb\xbf")
             if not text:
@@ -208,9 +246,10 @@ def _json_lines(path: Path) -> Iterator[Any]:
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
-                yield MessageError(f"line {number} is not JSON: {error}")
+                yield MessageError(f"line {number} is not JSON: {error}"), 0
                 continue
-            yield row if isinstance(row, Mapping) else MessageError(f"line {number} is not a JSON object")
+            whole = isinstance(row, Mapping)
+            yield row if whole else MessageError(f"line {number} is not a JSON object"), len(text)
 
 
 def _heavy(schema: Any) -> frozenset[str]:

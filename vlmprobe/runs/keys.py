@@ -18,7 +18,7 @@ from vlmprobe.probe.tables import listed, plain, scalar
 from vlmprobe.runs.columns import Columns, Naming
 from vlmprobe.runs.images import Images, Seen
 
-__all__ = ["Reader", "Row", "seed_of"]
+__all__ = ["Reader", "Row", "candidates_text", "hash_of", "plain_text", "seed_of"]
 
 KINDS = 1000  # of rows, by their names, that are remembered
 FORMAT = 1  # of keys: another one recomputes everything
@@ -92,19 +92,11 @@ class Reader:
         question, image, candidates = asked.get("question"), asked.get("image"), asked.get("candidates")
         if type(question) is not str or len(asked) > 1 + ("image" in asked) + ("candidates" in asked):
             return None
-        listed, part = "null", ""
-        found: tuple[Seen, ...] = ()
-        if candidates is not None:
-            if type(candidates) is not list or not candidates or {*map(type, candidates)} != {str}:
-                return None
-            listed = f"[{', '.join(map(_quoted, candidates))}]"
-        if image is not None:
-            if type(image) is not str:
-                return None
-            found = (self.images.seen(image),)
-            part = f'["image", {_quoted(found[0].hash)}], '
-        text = f'[{FORMAT}, [["user", [{part}["text", {_quoted(question)}]]]], {listed}, {{}}]'
-        return _hash(text), question, found
+        written = None if candidates is None else candidates_text(candidates)
+        if (candidates is not None and written is None) or (image is not None and type(image) is not str):
+            return None
+        found = () if image is None else (self.images.seen(image),)
+        return hash_of(plain_text(question, found[0].hash if found else None, written)), question, found
 
     def _key(self, asked: Mapping[str, Any]) -> tuple[str, str, tuple[Seen, ...]]:
         found: list[Seen] = []
@@ -147,6 +139,25 @@ class Reader:
         except MessageError:
             id = None
         return Row(number, _digest([FORMAT, "bad", content]), id, {}, "", (), request)
+
+
+def plain_text(question: str, image: str | None, candidates: str | None) -> str:
+    """The JSON whose hash is the key, of a text about one image or none.
+
+    Args:
+        question: the text.
+        image: the hash of the image.
+        candidates: as :func:`candidates_text` writes them.
+    """
+    part = "" if image is None else f'["image", {_quoted(image)}], '
+    return f'[{FORMAT}, [["user", [{part}["text", {_quoted(question)}]]]], {candidates or "null"}, {{}}]'
+
+
+def candidates_text(candidates: Any) -> str | None:
+    """Candidates as they stand in :func:`plain_text`; None for what is not a list of texts."""
+    if type(candidates) is not list or not candidates or {*map(type, candidates)} != {str}:
+        return None
+    return f"[{', '.join(map(_quoted, candidates))}]"
 
 
 def seed_of(key: str, sample: int) -> int:
@@ -220,10 +231,11 @@ def _plain_candidates(given: Any) -> Any:
 
 
 def _digest(content: Any) -> str:
-    return _hash(json.dumps(content, ensure_ascii=False, sort_keys=True, default=_named))
+    return hash_of(json.dumps(content, ensure_ascii=False, sort_keys=True, default=_named))
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
+    """The key of what is asked, written as JSON."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -8,6 +8,7 @@ before; a run without one (killed the first time) has the rows of its records.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,19 +38,29 @@ class Listing:
         self._part = part
         self._unfinished = folder / f".{part.name}-rows{UNFINISHED}"
         self._unfinished.unlink(missing_ok=True)
-        self._rows: list[tuple[int, str, Any, Any]] = []
+        self._numbers: list[int] = []
+        self._keys: list[str] = []
+        self._ids: list[Any] = []
+        self._carried: list[str] = []  # as JSON, without the brackets of the list
         self._characters = 0
         self._writer: Any = None
 
     def add(self, row: Row) -> None:
         """A row that was read."""
-        self._rows.append((row.number, row.key, row.id, row.carry))
-        self.count += 1
-        self.last = row.number
-        for value in row.carry.values():
-            if type(value) is str:
-                self._characters += len(value)
-        if len(self._rows) >= TOGETHER or self._characters > CHARACTERS:
+        self.extend([row.number], [row.key], [row.id], [row.carry])
+
+    def extend(
+        self, numbers: Sequence[int], keys: Sequence[str], ids: Sequence[Any], carried: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Rows that were read, one or more."""
+        self._numbers += numbers
+        self._keys += keys
+        self._ids += ids
+        self._carried.append(json.dumps(list(carried))[1:-1])
+        self.count += len(numbers)
+        self.last = numbers[-1]
+        self._characters += len(self._carried[-1])
+        if len(self._keys) >= TOGETHER or self._characters > CHARACTERS:
             self._write()
 
     def close(self, whole: bool, at: float) -> None:
@@ -92,10 +103,11 @@ class Listing:
         )
         if self._writer is None:
             self._writer = parquet.ParquetWriter(self._unfinished, kinds, compression="zstd")
-        numbers, keys, ids, carried = [list(each) for each in zip(*self._rows, strict=True)] or [[], [], [], []]
-        block = {"row": numbers, "key": keys, "id": json.dumps(ids), "carried": json.dumps(carried)}
+        texts = {"id": json.dumps(self._ids), "carried": f"[{', '.join(self._carried)}]"}
+        block = {"row": self._numbers, "key": self._keys, **texts}
         self._writer.write_table(pa.Table.from_pylist([block], kinds))
-        self._rows, self._characters = [], 0
+        self._numbers, self._keys, self._ids, self._carried = [], [], [], []
+        self._characters = 0
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from vlmprobe.inputs.prompt_format import taken
 from vlmprobe.probe.request import options_of
 from vlmprobe.runs import description, limits, listing, records, remembered, shards
 from vlmprobe.runs.asking import Question, answers
+from vlmprobe.runs.block_keys import Keyed
 from vlmprobe.runs.columns import Naming
 from vlmprobe.runs.data import Data, data_of, require_arrow
 from vlmprobe.runs.images import Images
 from vlmprobe.runs.keys import Reader, Row
+from vlmprobe.runs.reading import blocks_of, rows_of
 from vlmprobe.runs.shards import Part, Shards
 from vlmprobe.runs.verify import require_same_numbers
 from vlmprobe.runs.writer import Clock, Writer
@@ -190,8 +192,9 @@ class _Run:
             self.known = shards.states(written.folder)
             self.retry = retry_failed
             self.failures = limits.Failures(max_failed, self.probe.meta.get("device"))
-            rows = self._rows(data, reader, limit)
+            rows: Iterator[Row | Keyed] = blocks_of(data, reader, self.part, limit)
             if verify and any(self.known.values()):
+                rows = rows_of(data, reader, self.part, limit)
                 rows = require_same_numbers(self.probe, rows, self.folder, verify, self.options, self.samples)
             self.writer = Writer(lambda waiting: _write(written, waiting, self.prompt_tokens), clock)
             stop = stack.enter_context(limits.stoppable())
@@ -230,20 +233,38 @@ class _Run:
         with _locked(self.folder / ".lock-run", "the run", seconds=60):
             return description.require_same(self.folder, found)
 
-    def _rows(self, data: Data, reader: Reader, limit: int | None) -> Iterator[Row]:
-        for number, raw in enumerate(data.rows()):
-            if limit is not None and number >= limit:
-                return
-            if self.part.takes(number):
-                yield reader.row(number, raw)
-
-    def _questions(self, rows: Iterator[Row], stop: limits.Stop) -> Iterator[Question]:
-        """What is to be asked; a row that cannot be asked is recorded here."""
-        for row in rows:
+    def _unanswered(self, rows: Iterator[Row | Keyed], stop: limits.Stop) -> Iterator[Row]:
+        """The rows of which something may be left to ask; all are listed and counted."""
+        for read in rows:
             if stop.asked:
                 return
-            self.summary.rows += 1
-            self.listing.add(row)
+            if isinstance(read, Row):
+                self.listing.add(read)
+                self.summary.rows += 1
+                yield read
+                continue
+            self.listing.extend(read.numbers, read.keys, read.ids, read.carried)
+            self.summary.rows += len(read.keys)
+            left = [place for place, key in enumerate(read.keys) if self._is_left(key)]
+            self.bar.skipped(len(read.keys) - len(left))
+            yield from map(read.row, left)
+
+    def _is_left(self, key: str) -> bool:
+        """Whether something of a row may have to be asked; cheaper than :meth:`_left`, which decides."""
+        if self.samples is None:
+            return self._is_unanswered(key)
+        return any(self._is_unanswered(f"{key}-{sample}") for sample in range(self.samples))
+
+    def _is_unanswered(self, key: str) -> bool:
+        """Whether a record of earlier calls leaves a question to be asked."""
+        answered = self.known.get(key)
+        return answered is None or (not answered and self.retry)
+
+    def _questions(self, rows: Iterator[Row | Keyed], stop: limits.Stop) -> Iterator[Question]:
+        """What is to be asked; a row that cannot be asked is recorded here."""
+        for row in self._unanswered(rows, stop):
+            if stop.asked:
+                return
             left = self._left(row.key)
             if not left:
                 self.bar.skipped()
@@ -268,10 +289,9 @@ class _Run:
         if key in self.seen:
             return False
         self.seen.add(key)
-        answered = self.known.get(key)
-        return answered is None or (not answered and self.retry)
+        return self._is_unanswered(key)
 
-    def _ask(self, rows: Iterator[Row], stop: limits.Stop, batch_size: Any) -> None:
+    def _ask(self, rows: Iterator[Row | Keyed], stop: limits.Stop, batch_size: Any) -> None:
         flying = [0]
 
         broken: list[Exception] = []  # what ended the rows: those before it are answered first

@@ -184,8 +184,10 @@ def states(folder: Path) -> dict[str, bool]:
     """The keys of a run, of all parts, and whether each is answered (else it failed)."""
     known: dict[str, bool] = {}
     for table in _listed(folder, lambda paths: list(_read(paths, ["key", "status"]))):
-        for key, status in zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True):
-            known[key] = status == "ok" or known.get(key, False)
+        bad = _bad(table)
+        for key in table["key"].filter(bad).to_pylist():
+            known.setdefault(key, False)
+        known |= dict.fromkeys(table["key"].filter(require_arrow().compute.invert(bad)).to_pylist(), True)
     return known
 
 
