@@ -126,7 +126,7 @@ def test_without_pyarrow_one_line_says_what_to_install(data, monkeypatch):
 def test_a_run_that_ends_early_tells_how_to_go_on(data, monkeypatch):
     from vlmprobe.engines.local.engine import LocalEngine
 
-    def broken(self, conversations, options):
+    def broken(self, conversations, options, **_):
         raise RuntimeError("stumbles")
 
     rows = [{"question": f"What is {n}?"} for n in range(30)]
