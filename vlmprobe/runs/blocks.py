@@ -107,10 +107,10 @@ class Batch:
 
 def _cells(column: Any) -> list[Any]:
     """``column.to_pylist()``; lists of texts, which it makes one element at a time, in less time."""
-    from pyarrow import types
+    import pyarrow as pa
 
     kind = column.type
-    if not types.is_list(kind) or not types.is_string(kind.value_type):
+    if not isinstance(kind, pa.ListType) or kind.value_type != pa.string():
         found: list[Any] = column.to_pylist()
         return found
     texts, starts = column.values.to_pylist(), column.offsets.to_pylist()
