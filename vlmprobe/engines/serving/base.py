@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from vlmprobe.engines.base import Engine, Options
@@ -130,7 +131,7 @@ class ServedEngine:
 
     def answers(
         self,
-        conversations: Iterable[Conversation | Exception],
+        conversations: Iterable[Conversation | tuple[Conversation, int] | Exception],
         options: Options,
         *,
         keep_errors: bool = False,
@@ -141,12 +142,13 @@ class ServedEngine:
         Closing the iterator cancels the remaining work.
 
         Args:
-            conversations: an item that is already an error is returned in its place.
+            conversations: each alone, or with a seed of its own; an item that is already an error is returned in its
+                place.
             options: of all of them.
             keep_errors: whether to return an error in place of its result, or raise it there.
             together: the maximum number started before the first result is returned.
         """
-        work = (each if isinstance(each, Exception) else self.result(each, options) for each in conversations)
+        work = (each if isinstance(each, Exception) else self.result(*_seeded(each, options)) for each in conversations)
         ahead = together or AHEAD * self.client.limits.in_flight
         return background_loop.in_order(work, ahead=ahead, keep_errors=keep_errors)
 
@@ -290,6 +292,11 @@ class StreamedEngine(ServedEngine):
         if "prompt" in options.demanded and options.prompt:
             raise CapabilityError(f"{self.title} streams no prompt side: leave out prompt=True, or use generate.")
         return Stream(lambda listen: background_loop.run(streamed(self, conversation, options, listen)))
+
+
+def _seeded(item: Conversation | tuple[Conversation, int], options: Options) -> tuple[Conversation, Options]:
+    """A conversation and its options, with its own seed if it comes with one."""
+    return (item[0], replace(options, seed=item[1])) if isinstance(item, tuple) else (item, options)
 
 
 def _stands(finding: asyncio.Task[None]) -> bool:
