@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
-from vlmprobe.errors import CapabilityError, GenerationOptionError, UnknownModelError, near, renamed
+from vlmprobe.errors import CapabilityError, EngineError, GenerationOptionError, UnknownModelError, near, renamed
 from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions
 from vlmprobe.probe import Probe
 
@@ -13,7 +13,7 @@ __all__ = ["connect", "opened"]
 
 
 def connect(
-    url: str,
+    url: str | Sequence[str],
     *,
     engine: str = "auto",
     processor: Any = None,
@@ -36,7 +36,8 @@ def connect(
         result = probe.generate("What is in the picture?", image="scene.png")
 
     Args:
-        url: of the server, such as ``"http://localhost:8000"``.
+        url: of the server, such as ``"http://localhost:8000"``; or a list of servers of one model, which share the
+            requests: those of a server that goes away are sent to the others.
         engine: type of the server; ``"auto"`` detects it.
         processor: the source of the model's tokenizer: its folder or hub id, its processor, or a local probe of the
             same model. Needed for the prompt side with images, and to score candidates by their exact tokens.
@@ -55,11 +56,13 @@ def connect(
         EngineConnectionError: if nothing answers.
         EngineError: if the server is not a known engine.
         UnknownModelError: if the server has no model of that name.
+        EngineError: if several servers have other models, or are of other kinds.
     """
     from vlmprobe._version import __version__
-    from vlmprobe.engines.serving import Client, Facts, Limits, Meaning, Tokens
+    from vlmprobe.engines.serving import Client, Facts, Limits, Meaning, ServedEngine, Tokens
     from vlmprobe.engines.serving.http import background_loop as background
     from vlmprobe.engines.serving.registry import detect, engines
+    from vlmprobe.engines.serving.several import SeveralServers
     from vlmprobe.engines.serving.value_kind import KINDS
 
     format = AS_BY_DEFAULT.updated(prompt)
@@ -75,25 +78,45 @@ def connect(
         raise GenerationOptionError(f"timeout must be a number of seconds above 0, not {timeout!r}")
     if value_kind is not None and value_kind not in KINDS:
         raise GenerationOptionError(f"value_kind must be one of {', '.join(KINDS)}, not {value_kind!r}")
-    client = Client(url, api_key=api_key, headers=headers, limits=Limits(in_flight=max_concurrency, request_s=timeout))
-    found, server = background.run(detect(Facts(client), engines().values(), engine))
-    if model is None and not server.models:
-        raise UnknownModelError(f"{client.url} lists no model: pass model=.")
-    if model is not None and server.models and model not in server.models:
-        raise UnknownModelError(
-            f"{client.url} has no model {model!r}.{near(model, server.models)} It has: {', '.join(server.models[:20])}."
-        )
-    name = server.models[0] if model is None else model
     tokens = Tokens.of(processor, image_ids)
-    served = found(client, server, name, tokens, None if value_kind is None else Meaning(value_kind))
+    limits = Limits(in_flight=max_concurrency, request_s=timeout)
+    meaning = None if value_kind is None else Meaning(value_kind)
+    urls = [url] if isinstance(url, str) else list(dict.fromkeys(url))
+    if not urls:
+        raise GenerationOptionError("connect needs the URL of a server, or a list of some")
+    served: list[ServedEngine] = []
+    for each in urls:
+        client = Client(each, api_key=api_key, headers=headers, limits=limits)
+        found, server = background.run(detect(Facts(client), engines().values(), engine))
+        served.append(found(client, server, _model_of(client.url, server.models, model), tokens, meaning))
+    first, *others = served
+    for other in others:
+        if (other.name, other.model) != (first.name, first.model):
+            raise EngineError(
+                f"the servers do not serve the same: {first.client.url} has {first.model!r} ({first.title}), and "
+                f"{other.client.url} {other.model!r} ({other.title}). Name a model that all of them have with model=, "
+                "or ask them apart."
+            )
     meta = {
-        "model": name,
-        "engine": found.name,
-        "engine_version": server.version,
-        "url": client.url,
+        "model": first.model,
+        "engine": first.name,
+        "engine_version": ", ".join(dict.fromkeys(each.server.version for each in served if each.server.version))
+        or None,
+        "url": ", ".join(each.client.url for each in served),
         "versions": {"vlmprobe": __version__},
     }
-    return Probe(served, meta, format=format)
+    return Probe(SeveralServers(served) if others else first, meta, format=format)
+
+
+def _model_of(url: str, models: Sequence[str], wanted: str | None) -> str:
+    """The name of the model that a server is asked for."""
+    if wanted is None and not models:
+        raise UnknownModelError(f"{url} lists no model: pass model=.")
+    if wanted is not None and models and wanted not in models:
+        raise UnknownModelError(
+            f"{url} has no model {wanted!r}.{near(wanted, models)} It has: {', '.join(models[:20])}."
+        )
+    return models[0] if wanted is None else wanted
 
 
 def opened(
