@@ -9,7 +9,6 @@ the right one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -31,11 +30,10 @@ from vlmprobe.analysis.confidences import (
 from vlmprobe.analysis.failures import results_in, without_failures
 from vlmprobe.analysis.gating import checked_share
 from vlmprobe.display.view import counted
-from vlmprobe.errors import MissingExtraError, ResultError, near
+from vlmprobe.errors import MissingExtraError, near
 from vlmprobe.results.failure import Failure
 from vlmprobe.results.frame import DataFrame, data_frame
-from vlmprobe.results.layouts import require_readable
-from vlmprobe.results.replacing import replacing
+from vlmprobe.results.layouts import load_json, save_json
 
 __all__ = ["METHODS", "Method", "PredictionSet", "PredictionSets", "prediction_sets"]
 
@@ -195,11 +193,7 @@ class PredictionSets:
 
     def save(self, path: str | Path) -> Path:
         """Write to a JSON file, for :meth:`load`."""
-        path = Path(path)
-        held = {"format": FORMAT, **asdict(self), "scores": self.scores.tolist()}
-        with replacing(path) as unfinished:
-            unfinished.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
-        return path
+        return save_json(path, FORMAT, {**asdict(self), "scores": self.scores.tolist()})
 
     @classmethod
     def load(cls, path: str | Path) -> PredictionSets:
@@ -208,26 +202,16 @@ class PredictionSets:
         Raises:
             ResultError: for a file that is missing, or was not written by :meth:`save`, or by a later vlmprobe.
         """
-        if not Path(path).is_file():
-            raise ResultError(f"No file at {path}.")
-        try:
-            known = json.loads(Path(path).read_text(encoding="utf-8"))
-            layout = known.pop("format")
-            if layout == FORMAT:
-                scores = np.array(known.pop("scores"), dtype=np.float64)
-                if scores.ndim != 1 or not (np.diff(scores) >= 0).all():
-                    raise ValueError("scores are not in order")
-                if not isinstance(known["randomised"], bool) or not isinstance(known["seed"], int):
-                    raise TypeError(f"randomised is {known['randomised']!r}, seed {known['seed']!r}")
-                made = cls(scores, **known)
-        except OSError as error:
-            raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ResultError(
-                f"{path} holds no prediction sets that vlmprobe saved ({type(error).__name__}: {error})."
-            ) from error
-        require_readable(path, layout, FORMAT)
-        return made
+
+        def made(known: dict[str, Any]) -> PredictionSets:
+            scores = np.array(known.pop("scores"), dtype=np.float64)
+            if scores.ndim != 1 or not (np.diff(scores) >= 0).all():
+                raise ValueError("scores are not in order")
+            if not isinstance(known["randomised"], bool) or not isinstance(known["seed"], int):
+                raise TypeError(f"randomised is {known['randomised']!r}, seed {known['seed']!r}")
+            return cls(scores, **known)
+
+        return load_json(path, FORMAT, "holds no prediction sets", made)
 
     def __str__(self) -> str:
         if self.method == "lac":

@@ -8,7 +8,6 @@ model change, and it is about all accepted answers together, not about any subgr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,10 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, ListedAnswer, checked, confidences
-from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.errors import MissingExtraError
 from vlmprobe.results.failure import Failure
-from vlmprobe.results.layouts import require_readable
-from vlmprobe.results.replacing import replacing
+from vlmprobe.results.layouts import load_json, save_json
 from vlmprobe.results.result import Result
 
 __all__ = [
@@ -73,10 +71,7 @@ class Threshold:
         """
         if callable(self.by):
             raise CalibrationError("by= of this threshold is a function: save one whose measure has a name")
-        path = Path(path)
-        with replacing(path) as unfinished:
-            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        return path
+        return save_json(path, FORMAT, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Threshold:
@@ -85,24 +80,15 @@ class Threshold:
         Raises:
             ResultError: for a file that is missing, or was not written by :meth:`save`, or by a later vlmprobe.
         """
-        if not Path(path).is_file():
-            raise ResultError(f"No file at {path}.")
-        try:
-            known = json.loads(Path(path).read_text(encoding="utf-8"))
-            layout = known.pop("format")
-            if layout == FORMAT:
-                made = cls(**known)
-                for name, kind in TYPES.items():
-                    if not isinstance(getattr(made, name), kind):
-                        raise TypeError(f"{name} is {getattr(made, name)!r}")
-        except OSError as error:
-            raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ResultError(
-                f"{path} is not a threshold that vlmprobe saved ({type(error).__name__}: {error})."
-            ) from error
-        require_readable(path, layout, FORMAT)
-        return made
+
+        def made(known: dict[str, Any]) -> Threshold:
+            threshold = cls(**known)
+            for name, kind in TYPES.items():
+                if not isinstance(getattr(threshold, name), kind):
+                    raise TypeError(f"{name} is {getattr(threshold, name)!r}")
+            return threshold
+
+        return load_json(path, FORMAT, "is not a threshold", made)
 
 
 @dataclass(frozen=True)
