@@ -143,6 +143,8 @@ class LlamaCpp(StreamedEngine):
                     rows = [*(lost_row() for _ in range(lost)), *rows]
                 count += len(rows)
                 yield _answer(reply, rows)
+                if event.get("stop") is True:  # the route has no other mark of the end
+                    return
 
     async def _request(self, conversation: Conversation, decoding: Decoding, options: Options) -> dict[str, Any] | None:
         """The request for the route that names every token; None where the server has no such route."""
