@@ -37,7 +37,9 @@ def routes(file: Path) -> dict[str, Callable[[Request], Reply]]:
 
     def reply(request: Request) -> Reply:
         asked = bare(request.json)
-        whole = {**asked, "stream": False} if asked and asked.get("stream") else asked
+        whole = asked
+        if asked and asked.get("stream"):
+            whole = {key: value for key, value in asked.items() if key != "stream_options"} | {"stream": False}
         for each in exchanges:
             if (each["method"], each["path"], each["request"]) == (request.method, request.path, whole):
                 found = json_reply(each["response"], each["status"])
@@ -58,4 +60,4 @@ def streamed(reply: dict[str, Any]) -> list[dict[str, Any]]:
         delta = {"content": choice["message"]["content"] if last else ""}
         told = {"index": 0, "delta": delta, "logprobs": {"content": [entry]}, "token_ids": [token]}
         events.append({"choices": [{**told, "finish_reason": choice["finish_reason"] if last else None}]})
-    return events
+    return [*events, {"choices": [], "usage": reply["usage"]}]

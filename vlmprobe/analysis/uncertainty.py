@@ -228,7 +228,8 @@ def _values(source: Source, column: str, kinds: Collection[str]) -> np.ndarray:
     counted = ~np.isnan(values)
     if column == "logprobs" and table.logprobs_at_most is not None:
         counted |= ~np.isnan(table.logprobs_at_most[rows])
-    return values[counted]
+    known = values[counted]
+    return np.append(known, np.nan) if column == "logprobs" and table.lost else known
 
 
 def _reduce(how: Callable[[np.ndarray], Any], values: np.ndarray) -> float:

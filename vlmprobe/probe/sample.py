@@ -84,7 +84,7 @@ class Samples(Viewed):
 
     @cached_property
     def logprobs(self) -> np.ndarray:
-        """float64 [n], nats: log-probability of each answer."""
+        """float64 [n], nats: log-probability of each answer; NaN where an engine did not send that of every token."""
         return np.array([result.output.logprob for result in self.results])
 
     @cached_property
@@ -119,7 +119,7 @@ class Samples(Viewed):
         labels = self._labels(groups)
         counts = np.bincount(labels)
         at = np.flatnonzero(counts[labels] == counts.max())
-        return self.results[int(at[np.argmax(self.logprobs[at])])]
+        return self.results[int(at[np.argmax(np.nan_to_num(self.logprobs[at], nan=-np.inf))])]
 
     def predictive_entropy(self, *, normalised: bool = False) -> float:
         """Entropy of the distribution over whole answers, estimated as the mean of their surprisals, nats.
@@ -145,6 +145,8 @@ class Samples(Viewed):
     ) -> float:
         """Entropy of the distribution over meanings, nats.
 
+        NaN, except for ``"discrete"``, if the log-probability of an answer is not known.
+
         Args:
             groups: int [n], from :meth:`groups`; answers with the same text are one meaning if None.
             estimator: ``"normalised"`` sums the probabilities of the distinct answers of each meaning and normalises
@@ -158,14 +160,18 @@ class Samples(Viewed):
             return _entropy(np.bincount(labels) / len(self))
         if estimator not in ("normalised", "kuhn"):
             raise ResultError(f"estimator must be 'normalised', 'discrete' or 'kuhn', not {estimator!r}")
-        logs = self._logprobs_of(labels, self.means if normalised else self.logprobs)
+        values = self.means if normalised else self.logprobs
+        if np.isnan(values).any():
+            return float("nan")
+        logs = self._logprobs_of(labels, values)
         if estimator == "kuhn":
             return float(-logs.mean())
         return _entropy(np.exp(logs - np.logaddexp.reduce(logs)))
 
     def mass(self) -> float:
         """Total probability of the distinct answers: how much of the distribution the samples cover."""
-        return float(np.exp(np.logaddexp.reduce(self.logprobs[self._different()])))
+        known = not np.isnan(self.logprobs).any()
+        return float(np.exp(np.logaddexp.reduce(self.logprobs[self._different()]))) if known else float("nan")
 
     def plot(self, ax: Any = None, *, groups: Sequence[int] | np.ndarray | None = None, most: int = 12) -> Any:
         """Frequency of each meaning as bars, beside the probability of its answers.
@@ -232,12 +238,12 @@ class Samples(Viewed):
 
     def _different(self) -> np.ndarray:
         """bool [n]: the first occurrence of each token sequence."""
-        seen: set[tuple[int, ...]] = set()
+        seen: set[tuple[Any, ...]] = set()
         first = []
         for result in self.results:
-            ids = tuple(result.output.ids.tolist())
-            first.append(ids not in seen)
-            seen.add(ids)
+            sequence = tuple(result.output.tokens if result.output.ids is None else result.output.ids.tolist())
+            first.append(sequence not in seen)
+            seen.add(sequence)
         return np.array(first)
 
     def _labels(self, groups: Sequence[int] | np.ndarray | None) -> np.ndarray:

@@ -59,10 +59,11 @@ class TokenTable(StaysReadOnly):
     # Bounds from an engine that gives incomplete numbers; NaN where the number itself is known, or nothing is.
     logprobs_at_most: np.ndarray | None = None  # float32 [T], nats
     entropy_at_least: np.ndarray | None = None  # float32 [T], nats
+    lost: int = 0  # tokens that an engine generated and sent nothing of, in unknown places between these rows
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "image_spans" and value is not None and len(value) != len(self.tokens):
+            if name not in ("image_spans", "lost") and value is not None and len(value) != len(self.tokens):
                 raise ResultError(f"column {name} has {len(value)} rows, tokens has {len(self.tokens)}")
         super().__post_init__()
 
@@ -76,7 +77,7 @@ class TokenTable(StaysReadOnly):
         changed = {
             field.name: value[rows]
             for field in fields(self)
-            if field.name != "image_spans" and (value := getattr(self, field.name)) is not None
+            if field.name not in ("image_spans", "lost") and (value := getattr(self, field.name)) is not None
         }
         return replace(self, **changed)
 
@@ -99,8 +100,9 @@ class TokenTable(StaysReadOnly):
 
     @property
     def bounded(self) -> bool:
-        """Whether an engine gives only a bound on the log-probability of some row, so that no sum of them is known."""
-        return self.logprobs_at_most is not None and not bool(np.isnan(self.logprobs_at_most).all())
+        """Whether an engine gives only a bound on the log-probability of some token, or nothing, so that no sum of them
+        is known."""
+        return self.lost > 0 or (self.logprobs_at_most is not None and not bool(np.isnan(self.logprobs_at_most).all()))
 
     @property
     def logprob(self) -> float:
@@ -203,6 +205,8 @@ class TokenTable(StaysReadOnly):
                 rest[field.name] = [[span.image, span.tile, span.start, span.stop] for span in value]
             elif field.name == "top_tokens":
                 rest[field.name] = [list(row) for row in value]
+            elif field.name == "lost":
+                rest |= {"lost": value} if value else {}
             elif value is not None or field.name == "ids":
                 rest[field.name] = value
         return arrays, rest
@@ -229,6 +233,7 @@ class TokenTable(StaysReadOnly):
             kinds=list(rest["kinds"]),
             top_tokens=[list(row) for row in rest["top_tokens"]],
             image_spans=spans,
+            lost=int(rest.get("lost", 0)),
         )
 
 

@@ -49,7 +49,7 @@ def answered(row: Row, key: str, result: Result, scores: Scores | None, prompt: 
         "logprob": _number(output.logprob),
         "n_tokens": len(output),
         "mean_entropy": _number(entropy.mean()) if len(entropy) else None,
-        "lowest_logprob": _number(known.min()) if len(known) else None,
+        "lowest_logprob": _number(known.min()) if len(known) and not output.bounded else None,
         "prompt_sum": None if result.prompt is None else _number(result.prompt.logprob),
         "n_prompt": None if result.input_ids is None else len(result.input_ids),
         "seconds": seconds,

@@ -1,34 +1,57 @@
 """llama.cpp's server: ids, true bytes and any number of alternatives of the answer; nothing of the prompt.
 
-Written from its source as of August 2026 (build 10488) and not run. Uses the chat route, since the server knows the
-template of its GGUF file. Its log-probabilities are of the raw logits, whatever the sampling (``post_sampling_probs``
-is never requested).
+Run against its own server code (``xllamacpp``). The server writes the prompt by the template of its GGUF file
+(``/apply-template``) and answers over ``/completion``, whose ``tokens`` name every token: a token that ends inside a
+character has no row. Where these are missing (behind a proxy), OpenAI's route is used. Its log-probabilities are of the
+raw logits, whatever the sampling (``post_sampling_probs`` is never requested).
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
-from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
-from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving import (
+    BASIC,
+    Abilities,
+    Alternative,
+    Answer,
+    Decoding,
+    Facts,
+    Meaning,
+    Node,
+    Row,
+    Server,
+    Usage,
+)
+from vlmprobe.engines.serving.base import StreamedEngine
+from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real, token_id
+from vlmprobe.engines.serving.image_encoding import base64_of
 from vlmprobe.engines.serving.refusals import warn_unread
 from vlmprobe.engines.serving.value_kind import FLOOR
-from vlmprobe.errors import EngineResponseError
+from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
 from vlmprobe.inputs.chat_templates import require_variables
-from vlmprobe.inputs.messages import Conversation
+from vlmprobe.inputs.messages import Conversation, ImagePart
 
 __all__ = ["LlamaCpp"]
 
+PATH = "/completion"
+MARKER = "<__media__>"  # where an image stands in a prompt, unless the server names another
+CONTEXT = 2**16  # tokens that a penalty counts, where the context is not known
 PLAIN, FORCE = "a", 1000.0  # a text of one token, and what is added to its logit to draw it
 WOULD = "vLLM does, or open the checkpoint with vlmprobe.load"
 
 
-class LlamaCpp(ServedEngine):
+class LlamaCpp(StreamedEngine):
     """``llama-server`` with a vision projector (``--mmproj``)."""
 
     title = "llama.cpp"
@@ -59,15 +82,14 @@ class LlamaCpp(ServedEngine):
             context=context if isinstance(context, int) else None,
             root=_string(props.get("model_path")),
             more={"sees": sees is not False, "vocabulary": vocabulary if isinstance(vocabulary, int) else None}
-            | {"template": _string(props.get("chat_template"))},
+            | {"template": _string(props.get("chat_template")), "marker": _string(props.get("media_marker"))},
         )
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
         self.meaning = self.meaning or Meaning("raw")
+        self._native = True  # whether the server has the route that names every token, until it shows otherwise
         if not self.server.more.get("sees", True):
-            from dataclasses import replace
-
             self.abilities = replace(self.abilities, images=False)
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
@@ -91,47 +113,192 @@ class LlamaCpp(ServedEngine):
     async def _ask(
         self, conversation: Conversation, decoding: Decoding, options: Options, more: dict[str, Any]
     ) -> Answer:
+        request = await self._request(conversation, decoding, options)
+        if request is None:
+            return await self._chat(conversation, decoding, options, more)
+        reply = Node(await self.client.post(PATH, request | more), self.title)
         top = options.alternatives
-        request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
-        request |= {
+        decoder = openai_chat.texts_decoder()
+        rows = self._rows(reply, top, decoding.max_new_tokens, decoder, whole=True)
+        ids = reply["tokens"].ids(self.server.more.get("vocabulary"))
+        return _answer(reply, aligned(ids.tolist(), rows))
+
+    async def pieces(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> AsyncGenerator[Answer, None]:
+        """The same, streamed; the counts in the events say where a token was lost, but not which."""
+        request = await self._request(conversation, decoding, options)
+        if request is None:
+            raise CapabilityError(f"This llama.cpp server streams only where it has /apply-template and {PATH}.")
+        decoder, count = openai_chat.texts_decoder(), 0
+        async with aclosing(self.client.events(PATH, request | {"stream": True})) as events:
+            async for event in events:
+                reply = Node(event, self.title)
+                if reply.get("error") is not None:
+                    raise EngineError(f"{self.title}: {str(reply['error'].value)[:300]}")
+                rows = self._rows(reply, options.alternatives, decoding.max_new_tokens, decoder, whole=False)
+                counted = reply.get("tokens_predicted")
+                if counted is not None:
+                    lost = counted.integer(most=decoding.max_new_tokens) - count - len(rows)
+                    rows = [*(lost_row() for _ in range(lost)), *rows]
+                count += len(rows)
+                yield _answer(reply, rows)
+                if event.get("stop") is True:  # the route has no other mark of the end
+                    return
+
+    async def _request(self, conversation: Conversation, decoding: Decoding, options: Options) -> dict[str, Any] | None:
+        """The request for the route that names every token; None where the server has no such route."""
+        prompt = await self._prompt(conversation) if self._native else None
+        if prompt is None:
+            return None
+        request: dict[str, Any] = self._sampling(decoding) | {
+            "model": self.model,
+            "prompt": prompt,
+            "n_predict": decoding.max_new_tokens,
+            "temperature": decoding.temperature if decoding.do_sample else 0.0,
+            "top_p": decoding.top_p if decoding.do_sample else 1.0,
+            "n_probs": max(options.alternatives, 1),  # 0 would send no numbers at all
+            "return_tokens": True,
+            "stream": False,
+        }
+        if options.seed is not None:
+            request["seed"] = options.seed
+        return request | ({"stop": list(decoding.stop_strings)} if decoding.stop_strings else {})
+
+    async def _prompt(self, conversation: Conversation) -> Any:
+        """The prompt as the server's own template writes it; None where it cannot be had."""
+        messages = await openai_chat.messages(_small(conversation))
+        request: dict[str, Any] = {"model": self.model, "messages": messages}
+        if conversation.format.chat_template_kwargs:
+            request["chat_template_kwargs"] = dict(conversation.format.chat_template_kwargs)
+        try:
+            reply = await self.client.post("/apply-template", request)
+        except EngineError as error:
+            if error.status not in (404, 405, 501):
+                raise
+            reply = None
+        written = reply.get("prompt") if isinstance(reply, dict) else None
+        if not isinstance(written, str):
+            self._native = False
+            return None
+        if not conversation.images:
+            return written
+        marker = self.server.more.get("marker") or MARKER
+        if written.count(marker) != len(conversation.images):
+            raise EngineResponseError(
+                f"{self.title}: the template writes {written.count(marker)} images for {len(conversation.images)}."
+            )
+        files = [await base64_of(part) for part in conversation.image_parts]
+        return {"prompt_string": written, "multimodal_data": files}
+
+    def _sampling(self, decoding: Decoding) -> dict[str, Any]:
+        """What both routes call alike; each is sent, so that no default of the server applies."""
+        return {
             "top_k": decoding.top_k if decoding.do_sample else 0,
             "min_p": decoding.min_p if decoding.do_sample else 0.0,
             "repeat_penalty": decoding.repetition_penalty,
+            # As in transformers, the penalty counts the whole prompt and answer; the default is the last 64 tokens.
+            **({"repeat_last_n": self.server.context or CONTEXT} if decoding.repetition_penalty != 1 else {}),
             "cache_prompt": True,
-            **more,
         }
+
+    async def _chat(
+        self, conversation: Conversation, decoding: Decoding, options: Options, more: dict[str, Any]
+    ) -> Answer:
+        """Over OpenAI's route, which names no token that has no row."""
+        top = options.alternatives
+        request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
+        request |= self._sampling(decoding) | more
         if conversation.format.chat_template_kwargs:
             request["chat_template_kwargs"] = dict(conversation.format.chat_template_kwargs)
         reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
         choice = openai_chat.only_choice(reply)
         entries = choice["logprobs"]["content"]
         listed = entries.items(most=decoding.max_new_tokens)
-        texts = texts_of_bytes([_bytes(each, entries.where) for each in listed])
-        rows = [
-            self._row(entry, text, top, f"{entries.where}[{place}]")
-            for place, (entry, text) in enumerate(zip(listed, texts, strict=True))
-        ]
-        return Answer(openai_chat.text_of(choice), openai_chat.finish_reason(choice), rows)
+        return Answer(
+            openai_chat.text_of(choice),
+            openai_chat.finish_reason(choice),
+            self._read(listed, top, entries.where, openai_chat.texts_decoder(), whole=True),
+            usage=openai_chat.usage_of(reply),
+            reasoning=openai_chat.reasoning_of(choice),
+        )
 
-    def _row(self, entry: Any, text: str, top: int, where: str) -> Row:
-        others = entry.get("top_logprobs")
+    def _rows(self, reply: Node, top: int, most: int, decoder: codecs.IncrementalDecoder, *, whole: bool) -> list[Row]:
+        entries = reply.get("completion_probabilities")
+        if entries is None:
+            return []
+        return self._read(entries.items(most=most), max(top, 1), entries.where, decoder, whole=whole)
+
+    def _read(
+        self, entries: Sequence[Any], top: int, where: str, decoder: codecs.IncrementalDecoder, *, whole: bool
+    ) -> list[Row]:
+        """The rows of a list of tokens; ``whole`` if the answer ends with them."""
+        rows = []
+        for place, entry in enumerate(entries):
+            rows.append(self._row(entry, decoder, top, f"{where}[{place}]"))
+        if whole and rows and (left := decoder.decode(b"", final=True)):
+            rows[-1] = replace(rows[-1], text=f"{rows[-1].text}{left}")
+        return rows
+
+    def _row(self, entry: Any, decoder: codecs.IncrementalDecoder, top: int, where: str) -> Row:
+        others = entry.get("top_logprobs") if isinstance(entry, dict) else None
         if not isinstance(others, list) or len(others) > top:
             raise EngineResponseError(f"{where} has no list of at most the {top} alternatives that were requested.")
         vocabulary = self.server.more.get("vocabulary")
         listed = sorted((self._alternative(each, vocabulary, where) for each in others), key=lambda each: -each.value)
-        return Row(
-            real(entry.get("logprob"), where),
-            token_id(entry.get("id"), where, vocabulary),
-            text,
-            top=tuple(each for each in listed if each.value > FLOOR),
-        )
+        token, value = token_id(entry.get("id"), where, vocabulary), real(entry.get("logprob"), where)
+        raw = bytes(_bytes(entry, where))
+        own = next((each.raw for each in listed if each.id == token and each.raw is not None), raw)
+        # Its bytes are those of the text that it completes, or none if that is held back: its own are elsewhere.
+        text = decoder.decode(raw if raw.endswith(own) else own)
+        full = None
+        if len(listed) == vocabulary:  # all of them: their entropy is known
+            full = np.full(vocabulary, -np.inf, np.float32)
+            full[[each.id for each in listed if each.id is not None]] = [each.value for each in listed]
+        return Row(value, token, text, top=tuple(each for each in listed if each.value > FLOOR), full=full)
 
     @staticmethod
     def _alternative(entry: Any, vocabulary: int | None, where: str) -> Alternative:
         if not isinstance(entry, dict):
             raise EngineResponseError(f"{where} holds an alternative that is not an object.")
-        text = bytes(_bytes(entry, where)).decode("utf-8", "replace")
-        return Alternative(real(entry.get("logprob"), where), token_id(entry.get("id"), where, vocabulary), text)
+        raw = bytes(_bytes(entry, where))
+        value, token = real(entry.get("logprob"), where), token_id(entry.get("id"), where, vocabulary)
+        return Alternative(value, token, raw.decode("utf-8", "replace"), raw)
+
+
+def aligned(ids: Sequence[int], rows: Sequence[Row]) -> list[Row]:
+    """The rows of all tokens that were generated: those that the server sent, and one without numbers for each other.
+
+    From the end, because tokens are lost before the one that completes their character.
+    """
+    found: list[Row] = []
+    left = list(rows)
+    for each in reversed(ids):
+        found.append(left.pop() if left and left[-1].id == each else lost_row(each))
+    if left:
+        raise EngineResponseError(
+            f"llama.cpp sent a row of token {left[-1].id}, which is not among its tokens in order."
+        )
+    return found[::-1]
+
+
+def _answer(reply: Node, rows: Sequence[Row]) -> Answer:
+    """An answer or a piece of one. A stop string belongs to the answer, as in transformers."""
+    stop = reply.get("stopping_word")
+    ended = reply.get("stop_type")
+    reason = "" if ended is None else "length" if ended.string() == "limit" else "stop"
+    text = reply["content"].string() + ("" if stop is None else stop.string())
+    return Answer(text, reason, rows, usage=Usage(reply.count("tokens_evaluated"), reply.count("tokens_predicted")))
+
+
+def _small(conversation: Conversation) -> Conversation:
+    """The conversation with images of one pixel: where they stand, whatever they show."""
+    pixel = ImagePart(Image.new("RGB", (1, 1)))
+    messages = tuple(
+        replace(message, parts=tuple(pixel if isinstance(part, ImagePart) else part for part in message.parts))
+        for message in conversation.messages
+    )
+    return replace(conversation, messages=messages)
 
 
 def _bytes(entry: Any, where: str) -> list[int]:
@@ -144,13 +311,3 @@ def _bytes(entry: Any, where: str) -> list[int]:
 
 def _string(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def texts_of_bytes(tokens: Sequence[Sequence[int]]) -> list[str]:
-    """The text of each token; a character that spans tokens is in the one that completes it.
-
-    Invalid UTF-8 shows as replacement characters, in the token after which that is certain.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    last = len(tokens) - 1
-    return [decoder.decode(bytes(each), final=place == last) for place, each in enumerate(tokens)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server
+from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.http.reply import real
 from vlmprobe.engines.serving.image_encoding import base64_of
@@ -80,7 +80,10 @@ class Ollama(ServedEngine):
         reason = reply.get("done_reason")
         text = reply["message"].get("content")
         return Answer(
-            "" if text is None else text.string(), "length" if reason and reason.value == "length" else "stop", rows
+            "" if text is None else text.string(),
+            "length" if reason and reason.value == "length" else "stop",
+            rows,
+            usage=Usage(reply.count("prompt_eval_count"), reply.count("eval_count")),
         )
 
 

@@ -10,9 +10,8 @@ from contextlib import aclosing
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
-from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Meaning, Node, Row, Server
+from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.base import StreamedEngine
-from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["OpenAI"]
@@ -54,7 +53,8 @@ class OpenAI(StreamedEngine):
         request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
         reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
         choice = openai_chat.only_choice(reply)
-        return _answer(choice, openai_chat.listed(choice, tokens=decoding.max_new_tokens, top=top))
+        said = openai_chat.listed(choice, tokens=decoding.max_new_tokens, top=top)
+        return _answer(reply, choice, openai_chat.rows_of(said, openai_chat.texts_decoder(), final=True))
 
     async def pieces(
         self, conversation: Conversation, decoding: Decoding, options: Options
@@ -65,14 +65,20 @@ class OpenAI(StreamedEngine):
         async with aclosing(
             openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=top)
         ) as pieces:
-            async for _, choice, said in pieces:
-                yield _answer(choice, said)
+            decoder = openai_chat.texts_decoder()
+            async for reply, choice, said in pieces:
+                final = choice is not None and bool(openai_chat.finish_reason(choice))
+                yield _answer(reply, choice, openai_chat.rows_of(said, decoder, final=final))
 
 
-def _answer(choice: Node, said: Sequence[openai_chat.Said]) -> Answer:
-    return Answer(openai_chat.text_of(choice), openai_chat.finish_reason(choice), [_row(each) for each in said])
-
-
-def _row(said: openai_chat.Said) -> Row:
-    top = sorted((each for each in said.top if each[1] > FLOOR), key=lambda each: -each[1])
-    return Row(said.value, text=said.token, top=tuple(Alternative(value, text=token) for token, value in top))
+def _answer(reply: Node, choice: Node | None, rows: Sequence[Row]) -> Answer:
+    usage = openai_chat.usage_of(reply)
+    if choice is None:
+        return Answer("", "", rows, usage=usage)
+    return Answer(
+        openai_chat.text_of(choice),
+        openai_chat.finish_reason(choice),
+        rows,
+        usage=usage,
+        reasoning=openai_chat.reasoning_of(choice),
+    )

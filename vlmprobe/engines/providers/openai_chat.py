@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vlmprobe.engines.serving import Client, Decoding, Node
+from vlmprobe.engines.serving import Alternative, Client, Decoding, Node, Row, Usage
+from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real
 from vlmprobe.engines.serving.image_encoding import data_url
+from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.errors import EngineResponseError
 from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
 
@@ -24,7 +27,11 @@ __all__ = [
     "messages",
     "only_choice",
     "pieces",
+    "reasoning_of",
+    "rows_of",
     "text_of",
+    "texts_decoder",
+    "usage_of",
 ]
 
 PATH = "/v1/chat/completions"
@@ -38,6 +45,8 @@ class Said:
     token: str
     value: float
     top: tuple[tuple[str, float], ...]
+    raw: bytes | None = None  # of the token, if the server sends them
+    top_raw: tuple[bytes | None, ...] = ()
 
 
 async def messages(conversation: Conversation) -> list[dict[str, Any]]:
@@ -110,8 +119,10 @@ async def body(
 
 async def pieces(
     client: Client, request: dict[str, Any], title: str, *, tokens: int, top: int | None
-) -> AsyncGenerator[tuple[Node, Node, list[Said]], None]:
+) -> AsyncGenerator[tuple[Node, Node | None, list[Said]], None]:
     """Every chunk of a streamed answer: the event, its choice, and the tokens that came with it.
+
+    The last one may have no choice, and tell how many tokens there were (:func:`usage_of`).
 
     Args:
         client: of the server.
@@ -120,14 +131,17 @@ async def pieces(
         tokens, top: of :func:`listed`.
     """
     count = 0
-    async with aclosing(client.events(PATH, request | {"stream": True})) as events:
+    asked = request | {"stream": True, "stream_options": {"include_usage": True}}
+    async with aclosing(client.events(PATH, asked)) as events:
         async for event in events:
             reply = Node(event, title)
             if not reply["choices"].items(most=1):
-                continue  # usage statistics, which some servers send at the end
+                if reply.get("usage"):
+                    yield reply, None, []
+                continue
             choice = only_choice(reply)
             said = []
-            if choice.get("logprobs") is not None or text_of(choice):
+            if choice.get("logprobs") is not None or text_of(choice) or reasoning_of(choice):
                 said = listed(choice, tokens=tokens - count, top=top)
             count += len(said)
             yield reply, choice, said
@@ -155,6 +169,59 @@ def text_of(choice: Node) -> str:
     message.mapping()
     content = message.get("content")
     return content.string() if content is not None else ""
+
+
+def reasoning_of(choice: Node) -> str:
+    """The text that a server sends apart from the answer as its reasoning; empty if there is none."""
+    message = choice.get("delta") or choice["message"]
+    found = message.get("reasoning_content") or message.get("reasoning")
+    return found.string() if found is not None else ""
+
+
+def usage_of(reply: Node) -> Usage:
+    """How many tokens the server counted, as far as it says."""
+    usage = reply.get("usage")
+    if usage is None:
+        return Usage()
+    details = usage.get("completion_tokens_details")
+    reasoning = usage.count("reasoning_tokens") or (0 if details is None else details.count("reasoning_tokens"))
+    return Usage(usage.count("prompt_tokens"), usage.count("completion_tokens"), reasoning or 0)
+
+
+def texts_decoder() -> codecs.IncrementalDecoder:
+    """Decodes the bytes of one token after the other: a character that spans tokens is in the one that completes it.
+
+    Invalid UTF-8 shows as replacement characters, in the token after which that is certain.
+    """
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
+def rows_of(said: Iterable[Said], decoder: codecs.IncrementalDecoder, *, final: bool) -> list[Row]:
+    """The rows of tokens, and one without numbers before each that completes a character which others began.
+
+    Args:
+        said: the tokens.
+        decoder: of the answer's bytes.
+        final: whether the answer ends with them.
+    """
+    rows: list[Row] = []
+    for each in said:
+        pairs = zip(each.top, each.top_raw or [None] * len(each.top), strict=True)
+        top = [Alternative(value, text=token, raw=raw) for (token, value), raw in pairs if value > FLOOR]
+        top.sort(key=lambda one: -one.value)
+        if each.raw is not None and _begun_before(each.raw, each.value, top):
+            rows.append(lost_row())
+        text = decoder.decode(each.raw) if each.raw else each.token
+        rows.append(Row(each.value, text=text, top=tuple(top)))
+    if final and rows and (left := decoder.decode(b"", final=True)):
+        rows[-1] = replace(rows[-1], text=f"{rows[-1].text}{left}")
+    return rows
+
+
+def _begun_before(raw: bytes, value: float, top: Iterable[Alternative]) -> bool:
+    """Whether a token's bytes are more than its own: llama.cpp has no row for one that ends inside a character."""
+    own = next((each.raw for each in top if each.value == value and each.raw is not None), None)
+    return own is not None and len(own) < len(raw) and raw.endswith(own)
 
 
 def finish_reason(choice: Node) -> str:
@@ -187,17 +254,19 @@ def listed(choice: Node, *, tokens: int, top: int | None) -> list[Said]:
 
 
 def _said(entry: Any, where: str, top: int | None) -> Said:
-    token, value = _pair(entry, where)
+    token, value, raw = _token(entry, where)
     others = entry.get("top_logprobs") or []
     if not isinstance(others, list) or (top is not None and len(others) > top):
         raise EngineResponseError(f"{where} has more alternatives than the {top} that were requested.")
-    return Said(token, value, tuple([_pair(each, where) for each in others]))
+    told = [_token(each, where) for each in others]
+    return Said(token, value, tuple([each[:2] for each in told]), raw, tuple([each[2] for each in told]))
 
 
-def _pair(entry: Any, where: str) -> tuple[str, float]:
+def _token(entry: Any, where: str) -> tuple[str, float, bytes | None]:
     if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
         raise EngineResponseError(f"{where} is not a token with its log-probability.")
-    token, held = entry["token"], entry.get("bytes")
-    if not token and isinstance(held, list) and all(isinstance(each, int) and 0 <= each < 256 for each in held):
-        token = bytes(held).decode("utf-8", "replace")  # some servers cut a token to its whole characters
-    return token, real(entry.get("logprob"), where)
+    token, held, raw = entry["token"], entry.get("bytes"), None
+    if isinstance(held, list) and all(type(each) is int and 0 <= each < 256 for each in held):
+        raw = bytes(held)
+        token = token or raw.decode("utf-8", "replace")  # some servers cut a token to its whole characters
+    return token, real(entry.get("logprob"), where), raw

@@ -16,7 +16,7 @@ import numpy as np
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
-from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server
+from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
@@ -99,6 +99,7 @@ class SGLang(ServedEngine):
             None if prompt is None else prompt.ids,
             before,
             None if prompt is None else prompt.spans,
+            usage=Usage(meta.count("prompt_tokens"), meta.count("completion_tokens")),
         )
 
     async def candidates(

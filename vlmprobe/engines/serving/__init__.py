@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
+from vlmprobe.engines.serving.answer import Abilities, Answer, Scored, Usage
 from vlmprobe.engines.serving.base import ServedEngine, StreamedEngine
 from vlmprobe.engines.serving.facts import Facts, Server
 from vlmprobe.engines.serving.generation_options import BASIC, Decoding
@@ -29,4 +29,5 @@ __all__ = [
     "Server",
     "StreamedEngine",
     "Tokens",
+    "Usage",
 ]

@@ -13,7 +13,7 @@ from vlmprobe.engines.serving.value_kind import Meaning
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
 
-__all__ = ["BEGUN", "EVERY_PROMPT", "Abilities", "Answer", "Scored"]
+__all__ = ["BEGUN", "EVERY_PROMPT", "Abilities", "Answer", "Scored", "Usage"]
 
 MESSAGE_KEYS = frozenset({"tool_calls", "reasoning_content", "role 'tool'"})  # of messages that are more than contents
 BEGUN = "thought before an answer that is scored"  # of Conversation.begun
@@ -38,6 +38,15 @@ class Abilities:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """How many tokens the server counted; None where it does not say."""
+
+    prompt: int | None = None  # as the model receives it, images included
+    completion: int | None = None  # that were generated, whether or not they have a row
+    reasoning: int = 0  # of these, before the answer
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answer: T rows of output and, if the engine returns them, S rows of the prompt as the model receives it."""
 
@@ -49,6 +58,8 @@ class Answer:
     spans: tuple[ImageSpan, ...] | None = None  # if the engine reports which positions are images
     meaning: Meaning | None = None  # of these numbers, if it is not that of the server
     meta: dict[str, Any] = field(default_factory=dict)
+    usage: Usage = Usage()
+    reasoning: str = ""  # text that the engine sends apart, and whose rows stand before those of the text
 
 
 @dataclass(frozen=True)

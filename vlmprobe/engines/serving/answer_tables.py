@@ -29,6 +29,7 @@ def answer_table(
     *,
     text: str | None = None,
     context: Sequence[int] = (),
+    lost: int = 0,
 ) -> TokenTable:
     """The table of T generated or given tokens, the first of which is at position ``start``.
 
@@ -39,6 +40,7 @@ def answer_table(
         detokenizer: of the model's tokenizer, if the client has it.
         text: the answer as the engine wrote it, which identifies an end token where nothing else does.
         context: ids before the first row.
+        lost: how many tokens were generated that have no row, in unknown places.
     """
     found = columns(rows, alternatives, meaning, processing, where)
     ids = _ids(rows)
@@ -54,7 +56,7 @@ def answer_table(
         shown = ["" if kind == "special" else each for each, kind in zip(texts, kinds, strict=True)]
         offsets = joined(shown)
     positions = np.arange(len(rows), dtype=np.int64) + start if start >= 0 else np.full(len(rows), -1, np.int64)
-    return table_of(ids, texts, kinds, positions, offsets, found, detokenizer)
+    return table_of(ids, texts, kinds, positions, offsets, found, detokenizer, lost=lost)
 
 
 def prompt_table(
@@ -100,13 +102,13 @@ def table_of(
     found: Columns,
     detokenizer: Detokenizer | None,
     spans: tuple[ImageSpan, ...] = (),
+    lost: int = 0,
 ) -> TokenTable:
     """A table of columns and known texts; texts of alternatives are the tokenizer's, or else the engine's."""
     wide = found.numbers["top_ids"].shape[1]
     alone = None if detokenizer is None else detokenizer.alone
     top = [
-        [each.text or "" if alone is None or each.id is None else alone(each.id) for each in row]
-        + [""] * (wide - len(row))
+        [each.shown if alone is None or each.id is None else alone(each.id) for each in row] + [""] * (wide - len(row))
         for row in found.top
     ]
     return TokenTable(
@@ -117,6 +119,7 @@ def table_of(
         offsets=offsets,
         top_tokens=top,
         image_spans=spans,
+        lost=lost,
         **found.numbers,
     )
 

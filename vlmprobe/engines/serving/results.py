@@ -8,6 +8,7 @@ from typing import Any
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.answer_tables import answer_table, prompt_table
+from vlmprobe.engines.serving.completeness import compared
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.engines.serving.value_kind import Meaning
@@ -58,19 +59,32 @@ def result_of(
             absent["prompt"] = str(error)
         else:
             before = prompt_table(answer.prompt, spans, options.alternatives, meaning, tokens.detokenizer, title)
+    found = compared(answer, decoding.stop_strings, tokens.detokenizer)
     output = answer_table(
-        answer.output,
-        -1 if ids is None else len(ids),
+        found.rows,
+        -1 if ids is None else len(ids) + len(found.reasoning),
         options.alternatives,
         meaning,
         decoding.processing,
         tokens.detokenizer,
         title,
         text=answer.text,
+        context=[row.id for row in found.reasoning if row.id is not None],
+        lost=found.lost,
     )
-    text = answer.text
+    absent |= found.absent
+    meta = {**meta, **answer.meta}
+    absent |= meta.pop("absent", {})
+    if answer.reasoning or found.reasoning:
+        meta["reasoning"] = {
+            "text": answer.reasoning,
+            "tokens": len(found.reasoning),
+            "logprobs": [row.value for row in found.reasoning],
+        }
     if tokens.detokenizer is not None and output.ids is not None:
-        text = tokens.detokenizer.join(output.ids.tolist(), output.tokens)
+        read = tokens.detokenizer.join(output.ids.tolist(), output.tokens)
+        if read != answer.text:
+            meta["text_of_ids"] = read
     told = {
         "value_kind": meaning.of(decoding.processing),
         "generation_config": decoding.told(),
@@ -78,7 +92,7 @@ def result_of(
         "finish_reason": answer.finish_reason,
         **({"absent": absent} if absent else {}),
     }
-    return Result(text, before, output, ids, {**told, **meta, **answer.meta}, _shown(conversation))
+    return Result(answer.text, before, output, ids, {**told, **meta}, _shown(conversation))
 
 
 def scores_of(

@@ -22,6 +22,17 @@ class Alternative(NamedTuple):
     value: float
     id: int | None = None
     text: str | None = None  # None: the tokenizer decodes it
+    raw: bytes | None = None  # of the token, where the engine sends them
+
+    @property
+    def shown(self) -> str:
+        """Its text; bytes of a piece of a character are written as ``<0xE7>``, as by a tokenizer."""
+        if self.raw is None:
+            return self.text or ""
+        try:
+            return self.raw.decode()
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in self.raw)
 
 
 @dataclass(frozen=True, slots=True)

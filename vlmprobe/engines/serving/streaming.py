@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.serving.answer import Answer
+from vlmprobe.engines.serving.answer import Answer, Usage
 from vlmprobe.engines.serving.answer_tables import table_of
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.rows import Row, columns
@@ -118,6 +118,9 @@ class _Written:
         self._prompt_ids: np.ndarray | None = None
         self._reason = "stop"
         self._meta: dict[str, Any] = {}
+        self._usage = Usage()
+        self._reasoning: list[Row] = []  # rows before those of the answer
+        self._thought: list[str] = []
 
     def add(self, piece: Answer) -> list[TokenTable]:
         """The one-row tables that a chunk adds."""
@@ -130,16 +133,25 @@ class _Written:
         if piece.finish_reason:
             self._reason = piece.finish_reason
         self._meta |= piece.meta
+        if piece.usage != Usage():
+            self._usage = piece.usage
+        if piece.reasoning:
+            self._thought.append(piece.reasoning)
+        if self._thought and not self._said:
+            self._reasoning += piece.output
+            return []
         ends = len(piece.output) - 1 if piece.finish_reason else -1
         return [self._table(row, last=place == ends) for place, row in enumerate(piece.output)]
 
     def answer(self, *, closed: bool) -> Answer:
         """The whole answer, up to where it was cut."""
         if closed:  # text that the engine has not sent yet would count as an end token
-            text, reason = "".join(row.text or "" for row in self._rows), "closed"
+            text, reason, usage = "".join(row.text or "" for row in self._rows), "closed", Usage()
         else:
-            text, reason = "".join(self._said), self._reason
-        return Answer(text, reason, self._rows, self._prompt_ids, meta=self._meta)
+            text, reason, usage = "".join(self._said), self._reason, self._usage
+        rows = [*self._reasoning, *self._rows]
+        thought = "".join(self._thought)
+        return Answer(text, reason, rows, self._prompt_ids, meta=self._meta, usage=usage, reasoning=thought)
 
     def _table(self, row: Row, *, last: bool) -> TokenTable:
         engine, place = self._engine, len(self._rows)
@@ -150,6 +162,8 @@ class _Written:
         text = row.text or ""
         # Without a tokenizer, the last token is an end token if it is not in the text.
         special = last and bool(text) and self._length == self._stop
+        if row.id is None:
+            self._texts = None  # what follows cannot be decoded without it
         if self._detokenizer is not None and self._texts is not None and row.id is not None:
             self._ids.append(row.id)
             text, special = next(self._texts), row.id in self._detokenizer.special

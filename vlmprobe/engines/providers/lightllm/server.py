@@ -19,7 +19,7 @@ import numpy as np
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers.lightllm.prompt import MOST, image_runs, prompt_rows
 from vlmprobe.engines.providers.prompt_text import written_prompt
-from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
+from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server, Usage
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
 from vlmprobe.engines.serving.base import TEXT, ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
@@ -115,10 +115,11 @@ class LightLLM(ServedEngine):
         text = Node(parts[0] if parts else None, f"{reply.where}.generated_text").string()
         absent = {"prompt": OLD_IMAGES} if options.prompt and conversation.images and not self.new else {}
         meta = {"absent": absent} if absent else {}
+        usage = Usage(completion=reply.count("count_output_tokens"))
         if not told:
-            return Answer(text, reason, rows, meta=meta)
+            return Answer(text, reason, rows, meta=meta, usage=usage)
         ids, spans, before = self._prompt(reply, conversation)
-        return Answer(text, reason, rows, ids, before, spans, meta=meta)
+        return Answer(text, reason, rows, ids, before, spans, meta=meta, usage=usage)
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options

@@ -61,7 +61,7 @@ class LMDeploy(ServedEngine):
         question = Conversation((Message("user", (TextPart(TEXT),)),))
         plain, hot, cut = (Decoding(1, True, temperature, top_k=k) for temperature, k in ((1.0, 0), (2.0, 0), (1.0, 2)))
         try:
-            rows = await asyncio.gather(*(self._ask(question, each, 0, PROBED) for each in (plain, hot, cut)))
+            answers = await asyncio.gather(*(self._ask(question, each, 0, PROBED) for each in (plain, hot, cut)))
         except EngineError as error:
             if error.status == 400 and "logprobs" in str(error):
                 raise CapabilityError(
@@ -69,7 +69,8 @@ class LMDeploy(ServedEngine):
                     f"raw_logprobs; or {IN_PROCESS}."
                 ) from error
             raise
-        values = [sorted((each.value for each in found[2][0].top), reverse=True) if found[2] else [] for found in rows]
+        rows = [answer.output[0] if answer.output else Row() for answer in answers]
+        values = [sorted((each.value for each in row.top), reverse=True) for row in rows]
         self.filters = len(values[2]) <= 2 < len(values[0])
         if self.meaning is None:
             found = judge(*values)
@@ -99,12 +100,9 @@ class LMDeploy(ServedEngine):
                 f"all 1: {IN_PROCESS}; or start the server with --backend pytorch --logprobs-mode raw_logprobs; or "
                 "sample (do_sample=True)."
             )
-        text, reason, rows = await self._ask(conversation, decoding, options.seed, min(options.alternatives, MOST - 1))
-        return Answer(text, reason, rows)
+        return await self._ask(conversation, decoding, options.seed, min(options.alternatives, MOST - 1))
 
-    async def _ask(
-        self, conversation: Conversation, decoding: Decoding, seed: int | None, top: int
-    ) -> tuple[str, str, list[Row]]:
+    async def _ask(self, conversation: Conversation, decoding: Decoding, seed: int | None, top: int) -> Answer:
         request = await openai_chat.body(self.model, conversation, decoding, seed=seed, top=top + 1)
         sampled = decoding.do_sample
         request |= {
@@ -122,7 +120,13 @@ class LMDeploy(ServedEngine):
         if len(ids) != len(said):
             raise EngineResponseError(f"{choice.where} has {len(ids)} output_ids and {len(said)} log-probabilities.")
         rows = [self._row(each, int(one), top) for each, one in zip(said, ids, strict=True)]
-        return openai_chat.text_of(choice), openai_chat.finish_reason(choice), rows
+        return Answer(
+            openai_chat.text_of(choice),
+            openai_chat.finish_reason(choice),
+            rows,
+            usage=openai_chat.usage_of(reply),
+            reasoning=openai_chat.reasoning_of(choice),
+        )
 
     def _row(self, said: openai_chat.Said, own: int, top: int) -> Row:
         """Insert the chosen token among the alternatives, if none more likely can be missing."""

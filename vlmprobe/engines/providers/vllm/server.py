@@ -111,7 +111,14 @@ class VLLM(StreamedEngine):
             texts = not request["return_tokens_as_token_ids"]
             prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if every else top, texts=texts)
         return Answer(
-            openai_chat.text_of(choice), openai_chat.finish_reason(choice), output, prompt_ids, prompt, meta=self.told()
+            openai_chat.text_of(choice),
+            openai_chat.finish_reason(choice),
+            output,
+            prompt_ids,
+            prompt,
+            meta=self.told(),
+            usage=openai_chat.usage_of(reply),
+            reasoning=openai_chat.reasoning_of(choice),
         )
 
     async def pieces(
@@ -124,11 +131,21 @@ class VLLM(StreamedEngine):
             openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=most)
         ) as pieces:
             async for reply, choice, said in pieces:
+                usage = openai_chat.usage_of(reply)
+                if choice is None:
+                    yield Answer("", "", [], usage=usage)
+                    continue
                 prompt = reply.get("prompt_token_ids")
                 rows = _rows(choice, said, whole=whole) if said or choice.get("token_ids") else []
                 ids = None if prompt is None else prompt.ids()
                 yield Answer(
-                    openai_chat.text_of(choice), openai_chat.finish_reason(choice), rows, ids, meta=self.told()
+                    openai_chat.text_of(choice),
+                    openai_chat.finish_reason(choice),
+                    rows,
+                    ids,
+                    meta=self.told(),
+                    usage=usage,
+                    reasoning=openai_chat.reasoning_of(choice),
                 )
 
     async def _request(

@@ -67,6 +67,11 @@ class Node:
             raise self.wrong(f"an integer from {least} to {most}")
         return self.value
 
+    def count(self, key: str) -> int | None:
+        """The member ``key``, a number of things; None where it is absent or null."""
+        found = self.get(key)
+        return None if found is None else found.integer()
+
     def ids(self, vocabulary: int | None = None) -> np.ndarray:
         """int64 [S]: token ids, within the vocabulary where its size is known."""
         values = self.items()

@@ -1,0 +1,199 @@
+"""A real llama.cpp server on the CPU, whose numbers are compared with the same checkpoint, opened here."""
+
+from __future__ import annotations
+
+import llamacpp_server
+import numpy as np
+import pytest
+from PIL import Image
+
+import vlmprobe
+from vlmprobe.engines.base import Options
+from vlmprobe.engines.serving import Decoding, Usage
+from vlmprobe.engines.serving.http import background_loop
+from vlmprobe.errors import CapabilityError, EngineError
+from vlmprobe.inputs.messages import Conversation
+from vlmprobe.probe.sample import Samples
+
+TEXT, IMAGE, TWO_IMAGES, LIKELIEST = 2e-4, 5e-3, 1e-2, 2e-2  # nats: llama.cpp's vision tower is its own, in part half
+QUESTION = "What is in the picture?"
+GREEDY = {"max_new_tokens": 12, "do_sample": False}
+SPANS = {"max_new_tokens": 8, "do_sample": False}  # an answer to the question alone of which a character spans tokens
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    server, running = llamacpp_server.start(tmp_path_factory.mktemp("llamacpp") / "tiny")
+    yield server
+    del running
+
+
+@pytest.fixture(scope="module")
+def local(started):
+    return vlmprobe.load(str(started.folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def probe(started, local):
+    return vlmprobe.connect(started.url, processor=local)
+
+
+def picture(seed: int, width: int = 112, height: int = 112) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
+
+
+def require_same(served, here, tolerance: float) -> None:
+    """Ids, texts and every log-probability that the server sends, of the same answer opened here."""
+    assert served.output.ids.tolist() == here.output.ids.tolist()
+    assert served.output.tokens == here.output.tokens
+    assert served.output.offsets.tolist() == here.output.offsets.tolist()
+    told = served.output.scored
+    assert told.sum() >= len(told) / 2
+    np.testing.assert_allclose(served.output.logprobs[told], here.output.logprobs[told], atol=tolerance)
+    wide = TEXT if tolerance == TEXT else LIKELIEST
+    np.testing.assert_allclose(served.output.top_logprobs[told], here.output.top_logprobs[told], atol=wide)
+
+
+def test_it_is_recognised(probe):
+    assert probe.meta["engine"] == "llamacpp"
+    assert probe.engine.server.context == llamacpp_server.CONTEXT
+    assert probe.engine.server.more["vocabulary"] == 396
+
+
+def test_an_answer_of_which_a_character_spans_tokens(probe, local):
+    served, here = (each.generate(QUESTION, alternatives=4, **SPANS) for each in (probe, local))
+    require_same(served, here, TEXT)
+    lost = np.flatnonzero(~served.output.scored)
+    assert len(lost) == 1
+    assert np.isnan(served.confidence)
+    assert np.isnan(served.mean_confidence)
+    assert served.output.logprobs_at_most[lost[0]] == 0
+    assert served.output.tokens[lost[0] : lost[0] + 2] == ["", "\ufffd迤"]
+    assert "8 tokens were generated, and 1 of them sent without a row" in served.meta["absent"]["rows"]
+    # The sum of the others is an upper bound.
+    assert np.nansum(served.output.logprobs) > here.output.logprob
+
+
+def test_the_text_is_the_servers(probe, started):
+    told = probe.generate(QUESTION, **SPANS)
+    bare = vlmprobe.connect(started.url).generate(QUESTION, **SPANS)
+    assert told.text == bare.text == "\ufffd迤}\ufffd cat\ufffd`"
+    assert told.output.ids.tolist() == bare.output.ids.tolist()
+    assert bare.output.tokens[1:3] == ["", "迤"]
+
+
+def test_lost_rows_reach_what_is_made_of_samples(probe):
+    asked = {"do_sample": True, "max_new_tokens": 8}
+    drawn = Samples(tuple(probe.generate(QUESTION, seed=seed, **asked) for seed in range(3)))
+    lost = [len(each.output) > each.output.scored.sum() for each in drawn]
+    assert any(lost)
+    assert np.isnan(drawn.logprobs).tolist() == lost
+    assert np.isnan(drawn.semantic_entropy())
+
+
+@pytest.mark.parametrize("size", [(112, 112), (112, 84)])
+def test_an_image(probe, local, size):
+    image = picture(3, *size)
+    served, here = (each.generate(QUESTION, image, alternatives=10, **GREEDY) for each in (probe, local))
+    require_same(served, here, IMAGE)
+
+
+def test_two_images_among_texts(probe, local):
+    asked = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "First "},
+                {"type": "image", "image": picture(4)},
+                {"type": "text", "text": " then "},
+                {"type": "image", "image": picture(5, 112, 84)},
+                {"type": "text", "text": ": which is darker?"},
+            ],
+        },
+    ]
+    served, here = (each.generate(asked, alternatives=3, **GREEDY) for each in (probe, local))
+    require_same(served, here, TWO_IMAGES)
+
+
+def test_numbers_stay_raw_whatever_the_sampling(probe, local):
+    drawn = probe.generate("Count.", do_sample=True, temperature=2.0, top_k=5, seed=3, max_new_tokens=6, alternatives=3)
+    exact = local.generate("Count.", keep="logits", do_sample=False, max_new_tokens=1)
+    assert drawn.meta["value_kind"] == "raw"
+    np.testing.assert_allclose(drawn.output.top_logprobs[0], exact.output.top_logprobs[0, :3], atol=TEXT)
+
+
+def test_a_repetition_penalty_counts_the_whole_prompt(probe, local):
+    asked = "one two three four five six seven eight nine ten " * 4
+    ids = [each.generate(asked, repetition_penalty=1.3, **GREEDY).output.ids for each in (probe, local)]
+    assert len(local.generate(asked, **GREEDY).input_ids) > 64  # what llama.cpp counts by default
+    assert ids[0].tolist() == ids[1].tolist()
+
+
+def test_a_stop_string_belongs_to_the_answer(probe, local):
+    served, here = (each.generate(QUESTION, stop_strings=["t"], **SPANS) for each in (probe, local))
+    assert served.text == here.text
+    assert served.text.endswith(" cat")
+    assert served.output.ids.tolist() == here.output.ids.tolist()
+    assert served.finish_reason == here.finish_reason == "stop"
+    assert not served.output.scored[-1]  # its rows are cut with it
+
+
+def test_all_alternatives_give_the_entropy(probe, local):
+    served, here = (each.generate("Hi", alternatives=396, max_new_tokens=3, do_sample=False) for each in (probe, local))
+    told = served.output.scored
+    np.testing.assert_allclose(served.output.entropy[told], here.output.entropy[told], atol=TEXT)
+    assert np.isnan(served.output.logsumexp).all()  # the raw logits are not known
+
+
+def test_a_stream_has_the_rows_of_the_whole_answer(started):
+    probe = vlmprobe.connect(started.url)
+    whole = probe.generate(QUESTION, alternatives=2, **SPANS)
+    stream = probe.stream(QUESTION, alternatives=2, **SPANS)
+    rows = list(stream)
+    assert stream.result.text == whole.text
+    assert [row.tokens[0] for row in rows] == stream.result.output.tokens == whole.output.tokens
+    np.testing.assert_allclose(stream.result.output.logprobs, whole.output.logprobs, atol=1e-5)
+    assert np.concatenate([row.logprobs for row in rows]).tobytes() == stream.result.output.logprobs.tobytes()
+    assert np.isnan(stream.result.confidence)
+    assert stream.result.output.ids is None  # a stream does not name the lost one
+
+
+def test_a_stream_with_an_image_and_a_stop_string(probe):
+    asked = {"stop_strings": ["zzz"], "alternatives": 2, **GREEDY}
+    whole = probe.generate(QUESTION, picture(3), **asked)
+    stream = probe.stream(QUESTION, picture(3), **asked)
+    assert len(list(stream)) == len(whole.output)
+    assert stream.result.text == whole.text
+    np.testing.assert_allclose(stream.result.output.logprobs, whole.output.logprobs, atol=1e-5)
+
+
+def test_candidates_of_one_token(probe, local):
+    served, here = (each.score(QUESTION, ["a", "b", "}"], picture(6)) for each in (probe, local))
+    np.testing.assert_allclose(served.logprobs, here.logprobs, atol=LIKELIEST)
+    served, here = (each.score("Which?", ["a", "b", "}"]) for each in (probe, local))
+    np.testing.assert_allclose(served.logprobs, here.logprobs, atol=TEXT)
+
+
+def test_twelve_at_once(probe):
+    requests = [vlmprobe.Request(f"Number {place}?", picture(place % 3)) for place in range(12)]
+    together = list(probe.generate_many(requests, **SPANS))
+    for request, found in list(zip(requests, together, strict=True))[::4]:
+        alone = probe.generate(request.question, request.image, **SPANS)
+        assert found.text == alone.text
+        np.testing.assert_allclose(found.output.logprobs, alone.output.logprobs, atol=1e-4)
+
+
+def test_what_does_not_fit_is_said(probe):
+    with pytest.raises(EngineError, match="context"):
+        probe.generate("word " * 3000, max_new_tokens=2)
+    with pytest.raises(CapabilityError, match="no prompt side"):
+        probe.generate(QUESTION, prompt=True)
+
+
+def test_usage_is_what_the_processor_gives(probe, local):
+    here = local.generate(QUESTION, picture(3), max_new_tokens=1)
+    asked = Conversation.build(QUESTION, picture(3))
+    answer = background_loop.run(probe.engine.answer(asked, Decoding(max_new_tokens=3), Options(prompt=False)))
+    assert answer.usage == Usage(len(here.input_ids), 3)
