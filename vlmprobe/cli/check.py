@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmprobe.cli import options, output
-from vlmprobe.cli.open_model import is_server, open_probe
+from vlmprobe.cli.open_model import is_server, open_probe, open_server
 from vlmprobe.cli.targets import lines_target
 from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing, wrong_usage
 
@@ -29,7 +29,7 @@ READS_RIGHTLY = (
 
 
 def check(
-    model: options.Model,
+    model: options.ModelOrServer,
     only: Annotated[
         str | None,
         typer.Option("--only", metavar="IDS", help="Checks to run, such as C1,C5; all by default.", show_default=False),
@@ -44,11 +44,32 @@ def check(
         ),
     ] = None,
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--against",
-            metavar="FOLDER",
-            help="Compare with a reference of the model's original code instead: ids, pixels, logits, answers.",
+            metavar="FOLDER|MODEL",
+            help="Compare with a reference of the model's original code instead: ids, pixels, logits, answers. "
+            "Of a server: the checkpoint that it serves.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            metavar="NATS",
+            min=0.0,
+            help="Of a server: the greatest difference of a log-probability; 1e-3 by default, with images 1e-2.",
+            show_default=False,
+        ),
+    ] = None,
+    image_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--image-tolerance",
+            metavar="NATS",
+            min=0.0,
+            help="The same for prompts with images; ten times --tolerance by default.",
             show_default=False,
         ),
     ] = None,
@@ -68,28 +89,48 @@ def check(
     adapter: options.Adapter = None,
     revision: options.Revision = None,
     ignore_weights: options.IgnoreWeights = None,
+    engine: options.EngineName = None,
+    served_model: options.ServedModel = None,
     debug: options.Debug = False,
 ) -> None:
     """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls.
 
     --against FOLDER checks that the model is its authors': the folder holds what their code computed, recorded once.
+    The URL of a server --against MODEL checks a serving engine: its rows, ids, texts and numbers are those of MODEL,
+    opened here. What it does not give is skipped, with its reason.
     """
+    wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
     if is_server(model):
-        raise typer.BadParameter(
-            f"{model} is a server, and check compares with the model's own forward: for a server use vlmprobe doctor",
-            param_hint="'MODEL'",
-        )
+        if against is None:
+            raise typer.BadParameter(
+                f"{model} is a server: name the checkpoint that it serves with --against MODEL, or ask what it gives "
+                "with vlmprobe doctor",
+                param_hint="'MODEL'",
+            )
+        if expect:
+            raise typer.BadParameter("--expect is for the checks of a checkpoint")
+        with guarded(debug):
+            here = {"device": device, "dtype": "float32" if dtype == "auto" else dtype, "adapter": adapter}
+            local = open_probe(against, **here, revision=revision, ignore_weights=ignore_weights or (), check=False)
+            served = open_server(model, engine=engine or "auto", model=served_model, processor=local)
+            report = _against_model(served, local, wanted, tolerance, image_tolerance)
+            _deliver(report, as_json, matrix)
+        if not report.passed:
+            raise typer.Exit(FAILED)
+        return
+    given = {"--tolerance": tolerance, "--image-tolerance": image_tolerance, "--engine": engine}
+    for name in (name for name, value in {**given, "--served-model": served_model}.items() if value is not None):
+        raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=name)
     if against is not None and (only or expect):
         raise typer.BadParameter("--only and --expect are for the checks that run without --against")
     with guarded(debug):
         if against is not None:
-            report = _against(against, model, device, dtype, adapter, revision)
+            report = _against(Path(against), model, device, dtype, adapter, revision)
             _deliver(report, as_json, matrix)
             if not report.passed:
                 raise typer.Exit(FAILED)
             return
         expected = _expected(expect)
-        wanted = None if only is None else [each.strip().upper() for each in only.split(",") if each.strip()]
         with working("Loading the checks"):
             from vlmprobe.testing import check_adapter, checks
 
@@ -118,6 +159,19 @@ def _against(folder: Path, model: str, device: str, dtype: str, adapter: str | N
     probe = open_probe(model, device=device, dtype=kind, adapter=adapter, revision=revision, check=False)
     with _few_threads(probe), _progress(4) as told:
         return check_against(probe, folder, **told)
+
+
+def _against_model(
+    served: Probe, local: Probe, only: list[str] | None, tolerance: float | None, image_tolerance: float | None
+) -> Report:
+    """Compare a server with the checkpoint that it serves."""
+    from vlmprobe.testing import check_engine
+    from vlmprobe.testing.engine_checks import CHECKS
+
+    text = 1e-3 if tolerance is None else tolerance
+    image = 10 * text if image_tolerance is None else image_tolerance
+    with _few_threads(local), _progress(len(only or CHECKS)) as told, wrong_usage():
+        return check_engine(served, local, tolerance=text, image_tolerance=image, only=only, **told)
 
 
 def _expected(given: list[str] | None) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 ``check_adapter(probe)`` verifies that every number a probe gives is the model's own, against computations that share
 no code with the probe: C1 to C24. ``parametrize_with_checks`` makes each a pytest test.
-``check_against(probe, folder)`` compares with what the model's original code gave. Tiny checkpoints of real
+``check_against(probe, folder)`` compares with what the model's original code gave, ``check_engine(served, local)`` a
+serving engine with the same model here: E1 to E12. Tiny checkpoints of real
 architectures to run them on come from :mod:`vlmprobe.testing.tiny`.
 """
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from vlmprobe.testing.conformance import Check
     from vlmprobe.testing.parametrize import parametrize_with_checks
     from vlmprobe.testing.report import CheckResult, ConformanceError, Report
-    from vlmprobe.testing.suite import check_adapter, check_against, checks
+    from vlmprobe.testing.suite import check_adapter, check_against, check_engine, checks
 
 __all__ = [
     "Check",
@@ -23,6 +24,7 @@ __all__ = [
     "Report",
     "check_adapter",
     "check_against",
+    "check_engine",
     "checks",
     "parametrize_with_checks",
 ]
@@ -34,6 +36,7 @@ _HOMES = {
     "Report": "report",
     "check_adapter": "suite",
     "check_against": "suite",
+    "check_engine": "suite",
     "checks": "suite",
     "parametrize_with_checks": "parametrize",
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any, Literal
 
-__all__ = ["FORMAT", "CheckFailure", "CheckResult", "ConformanceError", "Report", "SkipCheck", "Status"]
+from vlmprobe._version import __version__
+
+__all__ = ["FORMAT", "CheckFailure", "CheckResult", "ConformanceError", "Report", "SkipCheck", "Status", "versions"]
 
 FORMAT = 1  # version of the record; records of vlmprobe 0.1 have none, and the same layout
 
@@ -66,7 +70,7 @@ class ConformanceError(AssertionError):
 class CheckResult:
     """The outcome of one check."""
 
-    id: str  # "C1" .. "C24"
+    id: str  # "C1" to "C24", "R1" to "R4", "E1" to "E12"
     statement: str  # what the check verifies, in one line
     status: Status
     seconds: float
@@ -167,3 +171,13 @@ class Report:
             yield Text("\n".join(f"  {line}" for line in result.failure.splitlines()))
             yield Text("\n".join(f"  usual cause: {cause}" for cause in result.causes), style="dim")
         yield Text(f"\n{self.summary()}", style="bold green" if self.passed else "bold red")
+
+
+def versions() -> dict[str, str]:
+    """Of this package, and of what it stands on."""
+    return {
+        "vlmprobe": __version__,
+        "transformers": version("transformers"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vlmprobe._version import __version__
 from vlmprobe.errors import GenerationOptionError
 from vlmprobe.probe import Probe
 from vlmprobe.testing.conformance import ALL, Check
 from vlmprobe.testing.float64 import exactly
-from vlmprobe.testing.report import CheckFailure, CheckResult, Report, SkipCheck, Status
+from vlmprobe.testing.report import CheckFailure, CheckResult, Report, SkipCheck, Status, versions
 from vlmprobe.testing.subject import Subject
 from vlmprobe.testing.tolerance import RELATIVE, tolerances
 
-__all__ = ["check_adapter", "check_against", "checks", "run_check", "selected"]
+__all__ = ["check_adapter", "check_against", "check_engine", "checks", "run_check", "selected"]
 
 VANISHES = 0.1  # the share of a difference in the model's dtype that may remain in float64 if it was noise
 
@@ -53,7 +50,9 @@ def check_adapter(
     """
     expected = dict(expected_failures or {})
     selected(expected)
-    return _report(ALL if only is None else selected(only), Subject(probe), expected, on_start, on_result)
+    subject = Subject(probe)
+    wanted = ALL if only is None else selected(only)
+    return _report(wanted, subject, expected, on_start, on_result, _meta(subject))
 
 
 def check_against(
@@ -79,18 +78,54 @@ def check_against(
     from vlmprobe.testing.reference import read_reference
 
     found = read_reference(reference)
-    report = _report(checks_against(found), Subject(probe), {}, on_start, on_result)
-    return replace(report, meta={**report.meta, "reference": str(reference), "source": found.source})
+    subject = Subject(probe)
+    meta = {**_meta(subject), "reference": str(reference), "source": found.source}
+    return _report(checks_against(found), subject, {}, on_start, on_result, meta)
+
+
+def check_engine(
+    served: Probe,
+    local: Probe,
+    *,
+    tolerance: float = 1e-3,
+    image_tolerance: float = 1e-2,
+    only: Collection[str] | None = None,
+    on_start: Callable[[Check], None] | None = None,
+    on_result: Callable[[CheckResult], None] | None = None,
+) -> Report:
+    """Compare a serving engine with the same model in this process: E1 to E12.
+
+    What the engine does not give is skipped, with its reason; it does not count as passed.
+
+    Args:
+        served: from ``vlmprobe.connect``, with ``processor=local``.
+        local: from ``vlmprobe.load`` or ``vlmprobe.wrap``, of the checkpoint that is served.
+        tolerance: greatest allowed difference of a log-probability, nats, of prompts without an image. A server in
+            bfloat16 is not as close as the default asks.
+        image_tolerance: the same with images, which engines resize and encode with code of their own.
+        only: ids of the checks to run; all where None.
+        on_start, on_result: as in :func:`check_adapter`.
+
+    Raises:
+        GenerationOptionError: for an unknown check id, or a tolerance that is none.
+        TypeError: if ``served`` is not behind a server, or ``local`` not in this process.
+    """
+    from vlmprobe.testing.engine_checks import CHECKS
+    from vlmprobe.testing.served import Served
+
+    subject = Served(served, local, tolerance, image_tolerance)
+    wanted = CHECKS if only is None else _named(CHECKS, only)
+    return _report(wanted, subject, {}, on_start, on_result, subject.meta)
 
 
 def _report(
     checks: Iterable[Check],
-    subject: Subject,
+    subject: Any,
     expected: Mapping[str, str],
     on_start: Callable[[Check], None] | None,
     on_result: Callable[[CheckResult], None] | None,
+    meta: dict[str, Any],
 ) -> Report:
-    meta = _meta(subject)
     results: list[CheckResult] = []
     for each in checks:
         if on_start is not None:
@@ -103,14 +138,17 @@ def _report(
 
 def selected(ids: Iterable[str]) -> tuple[Check, ...]:
     """The checks with these ids, in suite order."""
+    return _named(ALL, ids)
+
+
+def _named(checks: tuple[Check, ...], ids: Iterable[str]) -> tuple[Check, ...]:
     wanted = set(ids)
-    known = {each.id for each in ALL}
-    for each in sorted(wanted - known):
-        raise GenerationOptionError(f"There is no check {each!r}; there are {ALL[0].id} to {ALL[-1].id}.")
-    return tuple(each for each in ALL if each.id in wanted)
+    for each in sorted(wanted - {each.id for each in checks}):
+        raise GenerationOptionError(f"There is no check {each!r}; there are {checks[0].id} to {checks[-1].id}.")
+    return tuple(each for each in checks if each.id in wanted)
 
 
-def run_check(check: Check, subject: Subject, expected_failure: str | None = None) -> CheckResult:
+def run_check(check: Check, subject: Any, expected_failure: str | None = None) -> CheckResult:
     """Run one check; whatever it raises becomes its result."""
     started = time.perf_counter()
     status: Status = "passed"
@@ -149,9 +187,9 @@ def _once(result: CheckResult, earlier: list[CheckResult]) -> CheckResult:
     return result
 
 
-def _noise(check: Check, subject: Subject, failure: CheckFailure) -> tuple[bool, str]:
+def _noise(check: Check, subject: Any, failure: CheckFailure) -> tuple[bool, str]:
     """Whether a numerical difference is rounding, that is, vanishes in a float64 rerun; and a note on it."""
-    if failure.difference is None or subject.exact or not check.rerun:
+    if failure.difference is None or not check.rerun or subject.exact:
         return False, ""
     dtype = str(subject.model.dtype).removeprefix("torch.")
     try:
@@ -183,10 +221,5 @@ def _meta(subject: Subject) -> dict[str, Any]:
         "device": str(subject.model.device),
         "tolerances": tolerances(dtype) if dtype in RELATIVE else {},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "vlmprobe": __version__,
-            "transformers": version("transformers"),
-            "torch": version("torch"),
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }

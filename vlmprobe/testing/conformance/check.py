@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from vlmprobe.testing.subject import Subject
+from typing import Any
 
 __all__ = ["Check", "check"]
 
@@ -20,17 +19,17 @@ class Check:
 
     id: str
     statement: str
-    run: Callable[[Subject], Sequence[str] | None]
+    run: Callable[[Any], Sequence[str] | None]  # of what is under test: a Subject, or of an engine a Served
     causes: tuple[str, ...]
     rerun: bool = True  # whether a numerical difference may be rounding, to be decided in float64
 
 
 def check(
     id: str, statement: str, *causes: str, rerun: bool = True
-) -> Callable[[Callable[[Subject], Sequence[str] | None]], Check]:
+) -> Callable[[Callable[[Any], Sequence[str] | None]], Check]:
     """Turn a function into a :class:`Check`."""
 
-    def made(run: Callable[[Subject], Sequence[str] | None]) -> Check:
+    def made(run: Callable[[Any], Sequence[str] | None]) -> Check:
         return Check(id, statement, run, causes, rerun)
 
     return made
