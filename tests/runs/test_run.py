@@ -546,9 +546,24 @@ def test_how_long_the_whole_takes_is_told_after_the_first_rows(tmp_path, monkeyp
 
 def test_where_the_time_went(tmp_path):
     summary = vlmprobe.run(oracle(seconds=0.01)[0], questions(64, candidates=["a", "b"]), out=tmp_path)
-    assert summary.seconds["generate"] == pytest.approx(0.64, abs=0.01)
+    assert summary.seconds["model"] == pytest.approx(0.64, abs=0.01)
     assert summary.seconds["score"] == pytest.approx(0.064, abs=0.001)
     assert str(summary).startswith("64 rows: 64 asked, 0 of them failed (")
+
+
+def test_where_the_time_of_a_model_went(tmp_path):
+    from vlmprobe.demo import sample_images
+    from vlmprobe.runs.overview import overview
+
+    rows = [{"question": "Describe the picture.", "image": path} for path in sample_images()]
+    for limit in (2, None):
+        summary = vlmprobe.run(vlmprobe.load("demo"), rows, out=tmp_path, limit=limit, max_new_tokens=4)
+        assert {"start", "load", "preprocess", "vision", "prefill", "decode", "write"} <= set(summary.seconds)
+        assert "model" not in summary.seconds
+    shown = overview(vlmprobe.open_run(tmp_path)).spent
+    assert shown["decode"] > summary.seconds["decode"], "of both calls"
+    for name in ("vision", "prefill", "preprocess"):
+        assert shown[name] >= summary.seconds[name]
 
 
 @pytest.mark.parametrize("rows", [5, {"question": "x"}, b"x", None])

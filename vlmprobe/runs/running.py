@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmprobe.display.progress import tracking_rows
-from vlmprobe.errors import GenerationOptionError, RunError, VlmprobeError
+from vlmprobe.engines.base import AnswersConcurrently
+from vlmprobe.errors import GenerationOptionError, RunError
 from vlmprobe.inputs.prompt_format import taken
 from vlmprobe.probe.request import options_of
 from vlmprobe.runs import description, limits, listing, records, remembered, shards
@@ -21,10 +22,12 @@ from vlmprobe.runs.asking import Question, answers
 from vlmprobe.runs.block_keys import Keyed
 from vlmprobe.runs.columns import Naming
 from vlmprobe.runs.data import Data, data_of, require_arrow
+from vlmprobe.runs.files import locked
 from vlmprobe.runs.images import Images
 from vlmprobe.runs.keys import Reader, Row
 from vlmprobe.runs.reading import blocks_of, rows_of
 from vlmprobe.runs.shards import Part, Shards
+from vlmprobe.runs.spent import Spent, told
 from vlmprobe.runs.verify import require_same_numbers
 from vlmprobe.runs.writer import Clock, Writer
 
@@ -47,12 +50,12 @@ class Summary:
     asked: int = 0  # questions that were put to the model, or failed before
     failed: int = 0  # of them
     interrupted: bool = False  # by Ctrl-C: the same call again goes on
-    seconds: Mapping[str, float] | None = None  # where the time went
+    seconds: Mapping[str, float] | None = None  # where the time went; see vlmprobe.runs.spent
 
     def __str__(self) -> str:
-        told = f"{self.rows:,} rows: {self.asked:,} asked, {self.failed:,} of them failed"
-        spent = ", ".join(f"{name} {value:.1f} s" for name, value in (self.seconds or {}).items() if value >= 0.05)
-        return f"{told}{f' ({spent})' if spent else ''}"
+        counts = f"{self.rows:,} rows: {self.asked:,} asked, {self.failed:,} of them failed"
+        spent = told(self.seconds or {})
+        return f"{counts}{f' ({spent})' if spent else ''}"
 
 
 def run(
@@ -165,7 +168,8 @@ class _Run:
         self.summary = Summary(folder)
         self.known: dict[str, bool] = {}  # key of a record -> whether it is an answer
         self.seen: set[str] = set()  # keys of this call
-        self.times = dict.fromkeys(("start", "encode", "generate", "read", "score"), 0.0)
+        self.told = 0.0  # seconds of writing that the shards know of
+        self.spent = Spent(isinstance(probe.engine, AnswersConcurrently))
 
     def over(
         self,
@@ -196,10 +200,10 @@ class _Run:
             if verify and any(self.known.values()):
                 rows = rows_of(data, reader, self.part, limit)
                 rows = require_same_numbers(self.probe, rows, self.folder, verify, self.options, self.samples)
-            self.writer = Writer(lambda waiting: _write(written, waiting, self.prompt_tokens), clock)
+            self.writer = Writer(lambda waiting: self._write(written, waiting), clock)
             stop = stack.enter_context(limits.stoppable())
             self.listing = listing.Listing(self.folder / listing.FOLDER, self.part)
-            read = time.perf_counter()
+            self.spent.add("start", time.perf_counter() - began)
             try:
                 with tracking_rows(progress, _of_part(data.total, limit, self.part)) as self.bar:
                     self._ask(rows, stop, batch_size)
@@ -217,10 +221,9 @@ class _Run:
                 self._close(images, stop, self.listing.drop)
                 raise
             self.summary.interrupted = stop.asked
-            ended = time.perf_counter()
-            other = ended - read - sum(self.times.values())
-            spent = {**self.times, "start": read - began, "other": max(0.0, other)}
-            self.summary.seconds = {**spent, "writing beside": self.writer.seconds}
+            spent = self.spent.so_far()
+            other = time.perf_counter() - began - sum(spent.values())
+            self.summary.seconds = {**spent, "other": max(0.0, other), "write": self.writer.seconds}
         return self.summary
 
     def _begin(self, stack: ExitStack) -> dict[str, Any]:
@@ -229,8 +232,8 @@ class _Run:
         wanted = {**self.options, "prompt_tokens": self.prompt_tokens or None}
         wanted["samples"] = None if self.samples is None else True
         found = description.describe(self.probe, wanted)
-        stack.enter_context(_locked(self.folder / f".lock-{self.part.name}", f"part {self.part.number}/{self.part.of}"))
-        with _locked(self.folder / ".lock-run", "the run", seconds=60):
+        stack.enter_context(locked(self.folder / f".lock-{self.part.name}", f"part {self.part.number}/{self.part.of}"))
+        with locked(self.folder / ".lock-run", "the run", seconds=60):
             return description.require_same(self.folder, found)
 
     def _unanswered(self, rows: Iterator[Row | Keyed], stop: limits.Stop) -> Iterator[Row]:
@@ -245,8 +248,8 @@ class _Run:
                 continue
             self.listing.extend(read.numbers, read.keys, read.ids, read.carried)
             self.summary.rows += len(read.keys)
-            answered = self.known.get if self.samples is None else {}.get  # a look that spares most rows the closer one
-            left = [place for place, key in enumerate(read.keys) if not answered(key) and self._is_left(key)]
+            answered = self.known if self.samples is None else {}  # a look that spares most rows the closer one
+            left = [place for place, key in enumerate(read.keys) if not answered.get(key) and self._is_left(key)]
             self.bar.skipped(len(read.keys) - len(left))
             yield from map(read.row, left)
 
@@ -299,15 +302,16 @@ class _Run:
 
         def counted() -> Iterator[Question]:
             try:
-                for question in self._questions(rows, stop):
+                for question in self.spent.reading(self._questions(rows, stop)):
                     flying[0] += 1
                     yield question
             except Exception as error:  # noqa: BLE001 - raised below
                 broken.append(error)
 
         stop.on_first = lambda: self.tell(f"Finishing {flying[0]} rows that were begun; Ctrl-C again leaves at once.")
-        began, told = time.perf_counter(), False
-        for asked in answers(self.probe, counted(), self.options, batch_size, self.samples is not None):
+        began, shown = time.perf_counter(), False
+        found = answers(self.probe, counted(), self.options, batch_size, self.samples is not None)
+        for asked in self.spent.waiting(found):
             flying[0] -= 1
             row, key = asked.question.row, asked.question.key
             if asked.result is None or asked.error is not None:
@@ -317,10 +321,10 @@ class _Run:
             self.failures.answered()
             self.summary.asked += 1
             self.bar.answered()
-            self._count(asked.result, asked.scores)
+            self.spent.count(asked.result, asked.scores)
             spent = time.perf_counter() - began
-            if not told and spent > SHOWN_AFTER and self.bar.left is not None:
-                told = True
+            if not shown and spent > SHOWN_AFTER and self.bar.left is not None:
+                shown = True
                 rate = self.summary.asked / spent
                 self.tell(
                     f"{rate:.3g} rows a second: {_duration(self.bar.left / rate)} for the other {self.bar.left:,}"
@@ -336,13 +340,11 @@ class _Run:
         self.bar.failed()
         self.failures.require_working(error)
 
-    def _count(self, result: Any, scores: Any) -> None:
-        batch = result.meta.get("batch_size") or 1
-        for name, seconds in result.meta.get("timings", {}).items():
-            kind = name.removesuffix("_s")
-            self.times[kind] = self.times.get(kind, 0.0) + seconds / batch
-        if scores is not None:
-            self.times["score"] += sum(scores.meta.get("timings", {}).values())
+    def _write(self, written: Shards, waiting: Sequence[Mapping[str, Any]]) -> None:
+        """Called by the writer's thread."""
+        seconds = {**self.spent.since(), "write": self.writer.seconds - self.told}
+        self.told = self.writer.seconds
+        written.write(records.table_of(waiting, self.prompt_tokens), seconds)
 
     def _close(self, images: Images, stop: limits.Stop, close_listing: Callable[[], None]) -> None:
         """Write what is finished, then what makes the next start quicker."""
@@ -353,38 +355,11 @@ class _Run:
             remembered.write_known(self.folder / remembered.FOLDER, self.part, images.known)
 
 
-def _write(written: Shards, waiting: Sequence[Mapping[str, Any]], prompt_tokens: bool) -> None:
-    written.write(records.table_of(waiting, prompt_tokens))
-
-
 def _process(probe: Any) -> dict[str, Any]:
     """What a shard says of the process that wrote it."""
     found = {name: probe.meta.get(name) for name in ("device", "versions", "url", "engine_version")}
     kept = {name: value for name, value in found.items() if value is not None}
     return {"format": 1, "host": platform.node(), "python": platform.python_version(), **kept}
-
-
-def _locked(path: Path, what: str, seconds: float = 0) -> Any:
-    """A lock that ends with the process.
-
-    Raises:
-        RunError: if another process holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path, timeout=seconds)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another process is writing {what} of {path.parent}: wait until it has ended, or divide the rows with "
-            "--part 0/2 and --part 1/2 (part= in Python)"
-        ) from error
-    except OSError as error:
-        raise VlmprobeError(f"{path} cannot be locked: {error}") from error
-    stack = ExitStack()
-    stack.callback(lock.release)
-    return stack
 
 
 def _of_part(total: int | None, limit: int | None, part: Part) -> int | None:
