@@ -30,6 +30,7 @@ class Part:
 
     number: int = 0
     of: int = 1
+    actor: int | None = None  # that writes records of this part beside others
 
     @classmethod
     def read(cls, given: Any) -> Part:
@@ -54,7 +55,7 @@ class Part:
     @property
     def name(self) -> str:
         """For names of files."""
-        return f"{self.number}of{self.of}"
+        return f"{'' if self.actor is None else f'actor{self.actor}-'}{self.number}of{self.of}"
 
     def takes(self, row: int) -> bool:
         """Whether a row is of this part."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["Spent", "told"]
+__all__ = ["Spent", "duration", "told"]
 
 T = TypeVar("T")
 OF_MODEL = {"encode": "preprocess", "generate": "model", "read": "numbers"}  # what engines measure -> what it is called
@@ -95,6 +95,13 @@ class Spent:
 def told(seconds: Mapping[str, float]) -> str:
     """Parts in words, without those that took next to nothing."""
     return ", ".join(f"{name} {value:,.1f} s" for name, value in seconds.items() if value >= SHOWN)
+
+
+def duration(seconds: float) -> str:
+    """About how long, in words."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _timed(items: Iterator[T]) -> Iterator[tuple[float, T]]:

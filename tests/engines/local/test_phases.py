@@ -28,7 +28,7 @@ def phases(probe, images, **options):
 
 
 def test_the_vision_tower(probe):
-    owner, name = probe.engine.adapter.image_encoder
+    owner, _ = probe.engine.adapter.image_encoder
     tower = next(module for path, module in owner.named_modules() if "vision" in path)
     handle = tower.register_forward_pre_hook(lambda *_: time.sleep(SLOW))
     try:

@@ -9,12 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from vlmprobe.engines.local.feature_cache import Reuse
 
 __all__ = ["Moments", "phases"]
 
@@ -66,9 +63,7 @@ class Moments:
         return event
 
 
-def phases(
-    device: torch.device, whole: float, decoding: Moments, images: bool, features: Reuse | None
-) -> dict[str, float]:
+def phases(device: torch.device, whole: float, decoding: Moments, images: bool, features: Any) -> dict[str, float]:
     """Seconds of the phases of a run, which sum to ``whole``; none where the device computes later than it is told to.
 
     Args:
@@ -76,7 +71,7 @@ def phases(
         whole: seconds of the run.
         decoding: from the last state of the prompts to the end.
         images: whether the prompts have any.
-        features: of the images; None where their encoder cannot be told from the rest of the prompts.
+        features: a ``Reuse`` of the images; None where their encoder cannot be told from the rest of the prompts.
     """
     if device.type not in ("cpu", "cuda"):
         return {}
