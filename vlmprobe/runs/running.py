@@ -234,7 +234,7 @@ class Run:
                 raise SystemExit(128 + signal.SIGTERM) from None
             except BaseException as error:
                 if isinstance(error, RunError):
-                    error.begun = True
+                    error.begun = not self.on_ray or self.summary.asked > 0  # else no actor has begun
                 self._close(images, stop, self.listing.drop)
                 raise
             self.summary.interrupted = stop.asked
