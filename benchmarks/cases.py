@@ -273,7 +273,7 @@ CASES: dict[str, Case] = {
     "batches_64_files": Case(
         "files of 64 different pictures, embedded model", lambda bench: batches(files=True), 11, sizes=OWN
     ),
-    "run_256": Case("a run over 256 rows, embedded model", lambda bench: runs.over_many(), 7, sizes=OWN),
+    "run_1000": Case("a run over 1,000 rows, embedded model", lambda bench: runs.over_many(), 5, sizes=OWN),
     "run_candidates_256": Case(
         "a run over 256 rows with candidates, embedded model", lambda bench: runs.with_candidates(), 7, sizes=OWN
     ),

@@ -72,16 +72,16 @@ def _batches(found: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _runs(found: Mapping[str, Any]) -> Iterator[Row]:
-    if (measured := found.get("run_256/tiny/float32")) is not None:
+    if (measured := found.get("run_1000/tiny/float32")) is not None:
         yield _over(
             measured, "run", "generate_many", 1.05,
-            "a run over 256 rows about files of pictures, the embedded model, time over `generate_many`",
+            "a run over 1,000 rows about files of pictures, the embedded model, time over `generate_many`",
             "1: the same call; keys, records and their file come on top",
         )  # fmt: skip
     if (measured := found.get("run_candidates_256/tiny/float32")) is not None:
         yield _over(
             measured, "run with candidates", "run", 1.3,
-            "the same run with two candidates in each row, time over that without",
+            "a run over 256 such rows with two candidates each, time over that without",
             "1: the prefill is that of the answer; the candidates' own tokens come on top",
         )  # fmt: skip
     if (measured := found.get("run_bytes")) is not None:

@@ -31,7 +31,7 @@ def _rows(number: int, folder: Path, **more: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def over_many(rows: int = 256, new: int = 8) -> Variants:
+def over_many(rows: int = 1000, new: int = 8) -> Variants:
     """The same rows asked by ``generate_many`` and by ``run``, into a new folder each time."""
     import vlmprobe
 

@@ -27,7 +27,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TEMPLATE = ROOT / "vlmprobe" / "cli" / "adapter_template" / "pyproject.toml.jinja"
-APART = {"lm-eval", "lmms-eval"}  # extras outside of "all": harnesses, which require what contradicts the tested set
+# Extras outside of "all": harnesses, which require what contradicts the tested set, and Ray, which is not in it.
+APART = {"lm-eval", "lmms-eval", "ray"}
 LINK = ROOT / "model_registry"
 TAKEN = "vlmprobe"  # on PyPI, by another project
 

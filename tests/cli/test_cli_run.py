@@ -52,7 +52,16 @@ def test_run_and_show(data):
     assert "7 rows: 0 asked" in again.stderr
     shown = typed("show", "answers")
     assert shown.exit_code == 0, shown.output
-    for part in ("7, of them 1 failed", "accuracy", "1.000", "ECE", "Slowest rows", "ImageNotFoundError", "row 6 (9)"):
+    for part in (
+        "7, of them 1 failed",
+        "of all",
+        "accuracy",
+        "1.000",
+        "ECE",
+        "Slowest rows",
+        "ImageNotFoundError",
+        "row 6 (9)",
+    ):
         assert part in shown.stdout
     held = json.loads(typed("show", "answers", "--json").stdout)
     assert held["rows"] == 7

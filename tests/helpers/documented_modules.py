@@ -43,6 +43,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("pyarrow", ". csv ipc parquet"),
     **_of("pytest", "."),
     **_of("qwen_vl_utils", ".", "README"),
+    **_of("ray", ". data"),
     **_of("rich", "cells columns console measure padding progress style table text"),
     **_of("safetensors", ".", "API reference and README", frozenset({"SafetensorError", "safe_open"})),
     **_of("safetensors", "numpy"),

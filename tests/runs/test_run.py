@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 
@@ -517,21 +518,36 @@ def test_polars_and_datasets_are_read_where_they_are_installed(tmp_path):
     assert asked(polars.DataFrame(questions(6)), tmp_path) == 6
 
 
-def test_a_retried_row_is_ok_in_sql_too(tmp_path):
-    """The query of the page on data sets."""
-    import re
+class TestQueriesOfThePage:
+    """A row that failed once, and then was retried, is ok in each of them."""
 
-    from common import DOCS
+    @pytest.fixture
+    def query(self, tmp_path, monkeypatch):
+        from common import DOCS
 
-    duckdb = pytest.importorskip("duckdb")
-    engine = oracle(fails=lambda each: ValueError("no") if "3" in each.question else None)
-    asked(questions(6), tmp_path, engine)
-    asked(questions(6), tmp_path, retry_failed=True)
-    page = (DOCS / "use" / "datasets.md").read_text(encoding="utf-8")
-    query = re.search(r"```sql\n(.*?)```", page, re.DOTALL)[1].replace("answers/", f"{tmp_path}/")
-    rows = duckdb.sql(query).fetchnumpy()
-    assert sorted(rows["id"]) == [f"r{n}" for n in range(6)]
-    assert set(rows["status"]) == {"ok"}
+        engine = oracle(fails=lambda each: ValueError("no") if "3" in each.question else None)
+        asked(questions(6), tmp_path / "answers", engine)
+        asked(questions(6), tmp_path / "answers", retry_failed=True)
+        monkeypatch.chdir(tmp_path)
+        page = (DOCS / "use" / "datasets.md").read_text(encoding="utf-8")
+        return lambda kind: re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1]
+
+    def test_duckdb(self, query):
+        duckdb = pytest.importorskip("duckdb")
+        rows = duckdb.sql(query("sql")).fetchnumpy()
+        assert sorted(rows["id"]) == [f"r{n}" for n in range(6)]
+        assert set(rows["status"]) == {"ok"}
+
+    def test_polars(self, query, capsys):
+        polars = pytest.importorskip("polars")
+        known: dict = {}
+        exec(query("py"), known)
+        kept = known["records"].unique("key", keep="last")
+        assert len(known["records"]) == 7
+        assert sorted(kept["id"]) == [f"r{n}" for n in range(6)]
+        assert set(kept["status"]) == {"ok"}
+        assert isinstance(kept, polars.DataFrame)
+        assert "(6, 3)" in capsys.readouterr().out
 
 
 def test_how_long_the_whole_takes_is_told_after_the_first_rows(tmp_path, monkeypatch):
@@ -546,9 +562,24 @@ def test_how_long_the_whole_takes_is_told_after_the_first_rows(tmp_path, monkeyp
 
 def test_where_the_time_went(tmp_path):
     summary = vlmprobe.run(oracle(seconds=0.01)[0], questions(64, candidates=["a", "b"]), out=tmp_path)
-    assert summary.seconds["generate"] == pytest.approx(0.64, abs=0.01)
+    assert summary.seconds["model"] == pytest.approx(0.64, abs=0.01)
     assert summary.seconds["score"] == pytest.approx(0.064, abs=0.001)
     assert str(summary).startswith("64 rows: 64 asked, 0 of them failed (")
+
+
+def test_where_the_time_of_a_model_went(tmp_path):
+    from vlmprobe.demo import sample_images
+    from vlmprobe.runs.overview import overview
+
+    rows = [{"question": "Describe the picture.", "image": path} for path in sample_images()]
+    for limit in (2, None):
+        summary = vlmprobe.run(vlmprobe.load("demo"), rows, out=tmp_path, limit=limit, max_new_tokens=4)
+        assert {"start", "load", "preprocess", "vision", "prefill", "decode", "write"} <= set(summary.seconds)
+        assert "model" not in summary.seconds
+    shown = overview(vlmprobe.open_run(tmp_path)).spent
+    assert shown["decode"] > summary.seconds["decode"], "of both calls"
+    for name in ("vision", "prefill", "preprocess"):
+        assert shown[name] >= summary.seconds[name]
 
 
 @pytest.mark.parametrize("rows", [5, {"question": "x"}, b"x", None])

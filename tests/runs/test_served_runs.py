@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 from run_engine import questions
@@ -88,6 +89,21 @@ def test_candidates_of_a_row_are_scored_once_whatever_the_samples(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr("vlmprobe.engines.serving.http.client.FIRST_PAUSE_S", 0.01)
+
+
+def test_time_of_a_server_is_that_of_waiting_not_of_all_requests(tmp_path):
+    class Slow(Model):
+        def __call__(self, request):
+            time.sleep(0.2)
+            return super().__call__(request)
+
+    with server(Slow()) as one:
+        probe = vlmprobe.connect(one.url, value_kind="raw")
+        started = time.perf_counter()
+        summary = vlmprobe.run(probe, questions(32), out=tmp_path, max_new_tokens=4)
+        whole = time.perf_counter() - started
+    assert 0.2 <= summary.seconds["model"] <= whole < 32 * 0.2
+    assert not {"request", "prefill", "decode"} & set(summary.seconds)
 
 
 class TestSeveralServers:

@@ -41,9 +41,8 @@ def test_ok_beats_failed_and_then_the_latest_counts(order):
 def test_a_merge_keeps_what_counts_and_says_who_wrote_it(tmp_path):
     for place in range(7):
         written = Shards(tmp_path, meta={"host": f"h{place % 2}"})
-        written.write(
-            table(record("same", "failed" if place else "ok", place), record(f"k{place}", row=place, n=place))
-        )
+        made = record("same", "failed" if place else "ok", place), record(f"k{place}", row=place, n=place)
+        written.write(table(*made), {"decode": 2.0, f"part{place % 2}": 0.5})
     before = read_records(tmp_path)
     Shards(tmp_path, Part(1, 2)).merge(0)  # of another part: nothing of ours
     assert len(list(tmp_path.iterdir())) == 7
@@ -52,7 +51,10 @@ def test_a_merge_keeps_what_counts_and_says_who_wrote_it(tmp_path):
     assert path.name == "0of1-000008.parquet"
     assert read_records(tmp_path).equals(before)
     assert len(pa.parquet.read_table(path)) == 8
-    assert [each["host"] for each in read_meta(path)["merged"]] == ["h0", "h1"]
+    assert read_meta(path)["merged"] == [
+        {"host": "h0", "seconds": {"decode": 8.0, "part0": 2.0}},
+        {"host": "h1", "seconds": {"decode": 6.0, "part1": 1.5}},
+    ]
     assert Shards(tmp_path)._next().name == "0of1-000009.parquet"
 
 

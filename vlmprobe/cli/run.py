@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vlmprobe.cli import arguments, options
-from vlmprobe.cli.open_model import open_model
+from vlmprobe.cli.open_model import is_server, open_model
 from vlmprobe.cli.terminal import FAILED, console, guarded, note, one_line, wrong_usage
 
 __all__ = ["run"]
@@ -139,6 +141,16 @@ def run(
             min=0,
         ),
     ] = 0,
+    ray: Annotated[
+        int | None,
+        _option(
+            "--ray",
+            what="N",
+            help="Open MODEL in N actors on Ray, on this machine or the cluster of RAY_ADDRESS.",
+            panel=options.MODEL,
+            min=1,
+        ),
+    ] = None,
     samples: Annotated[
         int | None,
         _option(
@@ -226,18 +238,14 @@ def run(
             note_line(line)
         prompted = arguments.prompt_options(chat_template, raw_prompt, chat_template_kwargs, tools, None, None)
         arguments.require_generation(generation)
-        opened = open_model(
-            model,
-            device=device,
-            dtype=dtype,
-            adapter=adapter,
-            revision=revision,
-            ignore_weights=ignore_weights,
-            engine=engine,
-            served_model=served_model,
-            processor=processor,
-            prompt=prompted,
-        )
+        loading: dict[str, Any] = {"device": device, "dtype": dtype, "adapter": adapter, "revision": revision}
+        loading |= {"ignore_weights": ignore_weights, "prompt": prompted}
+        serving: dict[str, Any] = {"engine": engine, "served_model": served_model, "processor": processor}
+        opened: Any
+        if ray is None:
+            opened = open_model(model, **loading, **serving)
+        else:
+            opened = _on_ray(ray, model, **loading, served=any(each is not None for each in serving.values()))
         from vlmprobe.errors import RunError
         from vlmprobe.runs import run as over
 
@@ -277,6 +285,27 @@ def run(
         if summary.interrupted:
             note(f"To go on: {again}")
             raise KeyboardInterrupt
+
+
+def _on_ray(
+    actors: int,
+    model: str,
+    *,
+    ignore_weights: list[str] | None,
+    prompt: Mapping[str, Any],
+    served: bool,
+    **loading: Any,
+) -> Any:
+    """The model for actors, which open it themselves."""
+    from vlmprobe import load
+    from vlmprobe.runs import OnRay
+
+    if is_server(model) or served:
+        raise typer.BadParameter("a server needs no actors: it is asked many rows at a time", param_hint="'--ray'")
+    found = OnRay(partial(load, model, ignore_weights=ignore_weights or (), **loading, **prompt), actors)
+    with wrong_usage():
+        found.require_cores()
+    return found
 
 
 def note_line(line: str) -> None:

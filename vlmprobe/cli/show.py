@@ -42,6 +42,8 @@ def _print(about: Any, found: RunOverview) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from vlmprobe.runs.spent import told
+
     screen = console()
     grid = Table.grid(padding=(0, 2, 0, 0))
     model = ", ".join(str(about[name]) for name in ("model", "revision", "dtype", "engine") if about.get(name))
@@ -51,6 +53,8 @@ def _print(about: Any, found: RunOverview) -> None:
     lines.append(("rows", f"{found.rows:,}, of them {found.failed:,} failed"))
     lines.append(("answers", f"{found.answers:,} to distinct questions, {found.tokens:,} tokens"))
     lines.append(("time", f"{found.seconds:,.1f} s of the model"))
+    if where := told(found.spent):
+        lines.append(("of all", where))
     lines += [("machine", _machine(each)) for each in found.machines]
     if found.judged:
         lines.append(("judged", f"{found.judged:,} rows by their right answer"))

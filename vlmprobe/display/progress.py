@@ -69,14 +69,18 @@ class Rows:
 
     def answered(self) -> None:
         """A row was answered."""
-        self._done += 1
-        self._show(self._skipped + 1, 1, self._failed)
-        self._skipped = 0
+        self.several(1)
 
     def failed(self) -> None:
         """A row failed."""
-        self._failed += 1
-        self.answered()
+        self.several(1, 1)
+
+    def several(self, asked: int, failed: int = 0) -> None:
+        """So many rows were asked, some of which failed."""
+        self._done += asked
+        self._failed += failed
+        self._show(self._skipped + asked, asked, self._failed)
+        self._skipped = 0
 
 
 @contextmanager

@@ -58,6 +58,7 @@ RECORDED = frozenset(
         "seed",
         "batch_size",
         "timings",
+        "phases",
         "begin",
         "branch",
         "finish_reason",

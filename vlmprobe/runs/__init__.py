@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from vlmprobe.runs.on_ray import OnRay
 from vlmprobe.runs.opened import OpenedRun, open_run
 from vlmprobe.runs.running import Summary, run
 
-__all__ = ["OpenedRun", "Summary", "open_run", "run"]
+__all__ = ["OnRay", "OpenedRun", "Summary", "open_run", "run"]

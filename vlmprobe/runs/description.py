@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from vlmprobe.results.document import finite
 from vlmprobe.runs.files import put_in_place
 from vlmprobe.runs.fingerprint import fingerprint
 
-__all__ = ["FILE", "describe", "read_description", "require_same", "run_hash"]
+__all__ = ["FILE", "describe", "process", "read_description", "require_same", "run_hash"]
 
 FILE = "run.json"
 FORMAT = 1
@@ -79,6 +80,13 @@ def run_hash(description: Mapping[str, Any]) -> str:
     """What shards name their run by."""
     text = json.dumps({name: description[name] for name in sorted(description)}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def process(probe: Any) -> dict[str, Any]:
+    """What a shard says of the process that wrote it."""
+    found = {name: probe.meta.get(name) for name in ("device", "versions", "url", "engine_version")}
+    kept = {name: value for name, value in found.items() if value is not None}
+    return {"format": 1, "host": platform.node(), "python": platform.python_version(), **kept}
 
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

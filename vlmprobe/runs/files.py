@@ -1,12 +1,16 @@
-"""Files that appear whole under their names, also if the power goes."""
+"""Files that appear whole under their names, also if the power goes; and locks that end with their process."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-__all__ = ["UNFINISHED", "put_in_place", "sync_folder"]
+from vlmprobe.errors import RunError, VlmprobeError
+
+__all__ = ["UNFINISHED", "locked", "put_in_place", "sync_folder"]
 
 UNFINISHED = ".part"
 
@@ -42,3 +46,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def locked(path: Path, what: str, seconds: float = 0) -> Any:
+    """A lock that ends with the process.
+
+    Raises:
+        RunError: if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"another process is writing {what} of {path.parent}: wait until it has ended, or divide the rows with "
+            "--part 0/2 and --part 1/2 (part= in Python)"
+        ) from error
+    except OSError as error:
+        raise VlmprobeError(f"{path} cannot be locked: {error}") from error
+    stack = ExitStack()
+    stack.callback(lock.release)
+    return stack

@@ -52,6 +52,20 @@ class Failures:
             self._in_a_row += 1
         return not isinstance(error, UNREACHED)
 
+    def counted(self, asked: int, failed: int) -> None:
+        """Count rows that were asked elsewhere.
+
+        Raises:
+            RunError: if too many fail.
+        """
+        self.asked += asked
+        self.failed += failed
+        self._require_share("")
+
+    def _require_share(self, last: str) -> None:
+        if self.most is not None and self.asked >= ENOUGH and self.failed > self.most * self.asked:
+            raise RunError(f"{self.failed} of {self.asked} rows failed, more than {self.most:.1%}{last}")
+
     def require_working(self, error: Exception) -> None:
         """Called after a failed row was recorded.
 
@@ -63,10 +77,7 @@ class Failures:
             raise RunError(f"the device does not work any more ({told})")
         if self._in_a_row >= IN_A_ROW:
             raise RunError(f"{IN_A_ROW} rows in a row failed, the last one with {told}")
-        if self.most is not None and self.asked >= ENOUGH and self.failed > self.most * self.asked:
-            raise RunError(
-                f"{self.failed} of {self.asked} rows failed, more than {self.most:.1%}, the last one with {told}"
-            )
+        self._require_share(f", the last one with {told}")
 
 
 def share_of(given: Any) -> float | None:

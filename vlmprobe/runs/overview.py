@@ -12,6 +12,7 @@ from vlmprobe.analysis import calibration
 from vlmprobe.analysis.confidences import CalibrationError, normal_text
 from vlmprobe.errors import MissingExtraError
 from vlmprobe.runs.opened import OpenedRun
+from vlmprobe.runs.shards import added
 
 __all__ = ["ANSWERS", "RunOverview", "judged_rows", "overview"]
 
@@ -35,6 +36,7 @@ class RunOverview:
     figures: dict[str, float] = field(default_factory=dict)  # accuracy, mean confidence, calibration
     slowest: list[dict[str, Any]] = field(default_factory=list)  # row, id, question, seconds
     reasons: list[dict[str, Any]] = field(default_factory=list)  # error, count, and the first row that has it
+    spent: dict[str, float] = field(default_factory=dict)  # where the time of all processes went, as far as written
     machines: list[dict[str, Any]] = field(default_factory=list)  # the distinct processes that wrote shards
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def overview(run: OpenedRun) -> RunOverview:
         figures=_figures(sure, right),
         slowest=[_shown(columns, place) | {"seconds": taken} for taken, place in slow],
         reasons=_reasons(columns, [place for place, fine in enumerate(ok) if not fine]),
+        spent=_spent(run),
         machines=_machines(run),
     )
 
@@ -136,6 +139,13 @@ def _reasons(columns: dict[str, list[Any]], places: list[int]) -> list[dict[str,
 
 def _shown(columns: dict[str, list[Any]], place: int) -> dict[str, Any]:
     return {name: columns[name][place] for name in ("row", "id", "question")}
+
+
+def _spent(run: OpenedRun) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for each in run.shards():
+        found = added(found, each.get("seconds", {}))
+    return found
 
 
 def _machines(run: OpenedRun) -> list[dict[str, Any]]:

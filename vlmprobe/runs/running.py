@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmprobe.display.progress import tracking_rows
-from vlmprobe.errors import GenerationOptionError, RunError, VlmprobeError
+from vlmprobe.display.progress import Rows, tracking_rows
+from vlmprobe.engines.base import AnswersConcurrently
+from vlmprobe.errors import GenerationOptionError, RunError
 from vlmprobe.inputs.prompt_format import taken
 from vlmprobe.probe.request import options_of
 from vlmprobe.runs import description, limits, listing, records, remembered, shards
@@ -21,17 +22,20 @@ from vlmprobe.runs.asking import Question, answers
 from vlmprobe.runs.block_keys import Keyed
 from vlmprobe.runs.columns import Naming
 from vlmprobe.runs.data import Data, data_of, require_arrow
+from vlmprobe.runs.files import locked
 from vlmprobe.runs.images import Images
 from vlmprobe.runs.keys import Reader, Row
+from vlmprobe.runs.on_ray import HandedOver, OnRay, ask_actors
 from vlmprobe.runs.reading import blocks_of, rows_of
 from vlmprobe.runs.shards import Part, Shards
+from vlmprobe.runs.spent import Spent, duration, told
 from vlmprobe.runs.verify import require_same_numbers
 from vlmprobe.runs.writer import Clock, Writer
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
-__all__ = ["Summary", "run"]
+__all__ = ["Run", "Summary", "run"]
 
 UNFIT = {"keep", "logits_processor", "on_error", "prompt"}  # of generate_many
 UNFIT_BECAUSE = "its answers are kept as columns of Parquet, and options are compared from one start to the next"
@@ -47,16 +51,16 @@ class Summary:
     asked: int = 0  # questions that were put to the model, or failed before
     failed: int = 0  # of them
     interrupted: bool = False  # by Ctrl-C: the same call again goes on
-    seconds: Mapping[str, float] | None = None  # where the time went
+    seconds: Mapping[str, float] | None = None  # where the time went; see vlmprobe.runs.spent
 
     def __str__(self) -> str:
-        told = f"{self.rows:,} rows: {self.asked:,} asked, {self.failed:,} of them failed"
-        spent = ", ".join(f"{name} {value:.1f} s" for name, value in (self.seconds or {}).items() if value >= 0.05)
-        return f"{told}{f' ({spent})' if spent else ''}"
+        counts = f"{self.rows:,} rows: {self.asked:,} asked, {self.failed:,} of them failed"
+        spent = told(self.seconds or {})
+        return f"{counts}{f' ({spent})' if spent else ''}"
 
 
 def run(
-    probe: Probe,
+    probe: Probe | OnRay,
     rows: Any,
     *,
     out: str | Path,
@@ -95,7 +99,7 @@ def run(
     the row), not by their place, id or label. Another model or other options in the same folder are an error.
 
     Args:
-        probe: that is asked.
+        probe: that is asked; or :class:`~vlmprobe.runs.OnRay`, which opens it in several processes.
         rows: a path (.parquet, .jsonl, .csv, a folder that ``datasets`` saved, a folder of images), a pandas or
             polars frame, or any iterable of mappings or :class:`~vlmprobe.Request` objects.
         out: the folder.
@@ -137,17 +141,23 @@ def run(
         raise GenerationOptionError(f"limit must be an integer of at least 0, not {limit!r}")
     if unfit := sorted(UNFIT & set(generation)):
         raise GenerationOptionError(f"{unfit[0]} is no option of a run: {UNFIT_BECAUSE}")
-    probe = replace(probe, format=probe.format.updated(taken(generation)))
+    prompted = taken(generation)
+    if isinstance(probe, OnRay):
+        probe = replace(probe, prompt={**probe.prompt, **prompted})
+        if verify:
+            raise GenerationOptionError("verify asks a model in this process: call run without Ray first")
+    else:
+        probe = replace(probe, format=probe.format.updated(prompted))
     wanted = {"alternatives": alternatives, "seed": seed, **({"prompt": True} if prompt_tokens else {}), **generation}
     options_of("stats", wanted.get("prompt"), alternatives, seed, generation)  # its errors, before anything is read
     data = data_of(rows, None if root is None else Path(root))
-    this = _Run(probe, Path(out), Part.read(part), wanted, samples, prompt_tokens, tell or (lambda line: None))
+    this = Run(probe, Path(out), Part.read(part), wanted, samples, prompt_tokens, tell or (lambda line: None))
     return this.over(
         data, naming, limit, retry_failed, limits.share_of(max_failed), verify, batch_size, progress, clock
     )
 
 
-class _Run:
+class Run:
     """One call: its folder, what is there already, and what it has done."""
 
     def __init__(
@@ -165,7 +175,10 @@ class _Run:
         self.summary = Summary(folder)
         self.known: dict[str, bool] = {}  # key of a record -> whether it is an answer
         self.seen: set[str] = set()  # keys of this call
-        self.times = dict.fromkeys(("start", "encode", "generate", "read", "score"), 0.0)
+        self.writer: Any = None  # takes records
+        self.told = 0.0  # seconds of writing that the shards know of
+        self.on_ray = isinstance(probe, OnRay)
+        self.spent = Spent(self.on_ray or isinstance(probe.engine, AnswersConcurrently))
 
     def over(
         self,
@@ -182,27 +195,35 @@ class _Run:
         """Ask what is not answered yet."""
         started, began = time.time(), time.perf_counter()
         with ExitStack() as stack:
-            about = self._begin(stack)
+            if self.on_ray:
+                self.probe.require_cores()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(
+                locked(self.folder / f".lock-{self.part.name}", f"part {self.part.number}/{self.part.of}")
+            )
+            written = None if self.on_ray else self.begin()
             images = Images(data.root, remembered.read_known(self.folder / remembered.FOLDER))
             reader = Reader(naming, images, data.unkept)
             if data.names is not None:
                 reader.columns(data.names)  # its errors
-            meta = {**_process(self.probe), "run": description.run_hash(about), "part": self.part.name}
-            written = Shards(self.folder / shards.RESULTS, self.part, meta)
-            self.known = shards.states(written.folder)
+            self.known = shards.states(self.folder / shards.RESULTS)
             self.retry = retry_failed
-            self.failures = limits.Failures(max_failed, self.probe.meta.get("device"))
+            self.failures = limits.Failures(max_failed, None if self.on_ray else self.probe.meta.get("device"))
             rows: Iterator[Row | Keyed] = blocks_of(data, reader, self.part, limit)
             if verify and any(self.known.values()):
                 rows = rows_of(data, reader, self.part, limit)
                 rows = require_same_numbers(self.probe, rows, self.folder, verify, self.options, self.samples)
-            self.writer = Writer(lambda waiting: _write(written, waiting, self.prompt_tokens), clock)
+            self.writer = HandedOver() if written is None else Writer(partial(self._write, written), clock)
             stop = stack.enter_context(limits.stoppable())
             self.listing = listing.Listing(self.folder / listing.FOLDER, self.part)
-            read = time.perf_counter()
+            self.spent.add("start", time.perf_counter() - began)
             try:
                 with tracking_rows(progress, _of_part(data.total, limit, self.part)) as self.bar:
-                    self._ask(rows, stop, batch_size)
+                    questions = self._questions(rows, stop)
+                    if self.on_ray:
+                        ask_actors(self, self.spent.reading(questions), stop, batch_size)
+                    else:
+                        self._ask(questions, stop, batch_size)
                 whole = not stop.asked and limit is None
                 self._close(images, stop, lambda: self.listing.close(whole, started))
             except limits.Terminated:
@@ -213,25 +234,39 @@ class _Run:
                 raise SystemExit(128 + signal.SIGTERM) from None
             except BaseException as error:
                 if isinstance(error, RunError):
-                    error.begun = True
+                    error.begun = not self.on_ray or self.summary.asked > 0  # else no actor has begun
                 self._close(images, stop, self.listing.drop)
                 raise
             self.summary.interrupted = stop.asked
-            ended = time.perf_counter()
-            other = ended - read - sum(self.times.values())
-            spent = {**self.times, "start": read - began, "other": max(0.0, other)}
-            self.summary.seconds = {**spent, "writing beside": self.writer.seconds}
+            spent = self.spent.so_far()
+            other = time.perf_counter() - began - sum(spent.values())
+            self.summary.seconds = {**spent, "other": max(0.0, other), "write": self.writer.seconds}
         return self.summary
 
-    def _begin(self, stack: ExitStack) -> dict[str, Any]:
-        """Take the lock of the part, and compare the run with the one in the folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def begin(self) -> Shards:
+        """Compare the run with the one in the folder, and open the shards of the part, whose lock the caller holds."""
         wanted = {**self.options, "prompt_tokens": self.prompt_tokens or None}
         wanted["samples"] = None if self.samples is None else True
         found = description.describe(self.probe, wanted)
-        stack.enter_context(_locked(self.folder / f".lock-{self.part.name}", f"part {self.part.number}/{self.part.of}"))
-        with _locked(self.folder / ".lock-run", "the run", seconds=60):
-            return description.require_same(self.folder, found)
+        with locked(self.folder / ".lock-run", "the run", seconds=60):
+            about = description.require_same(self.folder, found)
+        meta = {**description.process(self.probe), "run": description.run_hash(about), "part": self.part.name}
+        return Shards(self.folder / shards.RESULTS, self.part, meta)
+
+    def asked(
+        self, written: Shards, questions: list[Question], failed: list[Mapping[str, Any]], batch_size: Any
+    ) -> Summary:
+        """Ask a few questions, as an actor does, and write what became of them and of those that failed before."""
+        self.summary, self.bar = Summary(self.folder), Rows(None, lambda *_: None)
+        self.failures = limits.Failures(None, self.probe.meta.get("device"))
+        self.writer = Writer(partial(self._write, written))
+        try:
+            for record in failed:
+                self.writer.add(record)
+            self._ask(iter(questions), limits.Stop(), batch_size)
+        finally:
+            self.writer.close()
+        return self.summary
 
     def _unanswered(self, rows: Iterator[Row | Keyed], stop: limits.Stop) -> Iterator[Row]:
         """The rows of which something may be left to ask; all are listed and counted."""
@@ -245,8 +280,8 @@ class _Run:
                 continue
             self.listing.extend(read.numbers, read.keys, read.ids, read.carried)
             self.summary.rows += len(read.keys)
-            answered = self.known.get if self.samples is None else {}.get  # a look that spares most rows the closer one
-            left = [place for place, key in enumerate(read.keys) if not answered(key) and self._is_left(key)]
+            answered = self.known if self.samples is None else {}  # a look that spares most rows the closer one
+            left = [place for place, key in enumerate(read.keys) if not answered.get(key) and self._is_left(key)]
             self.bar.skipped(len(read.keys) - len(left))
             yield from map(read.row, left)
 
@@ -292,22 +327,23 @@ class _Run:
         self.seen.add(key)
         return self._is_unanswered(key)
 
-    def _ask(self, rows: Iterator[Row | Keyed], stop: limits.Stop, batch_size: Any) -> None:
+    def _ask(self, questions: Iterator[Question], stop: limits.Stop, batch_size: Any) -> None:
         flying = [0]
 
         broken: list[Exception] = []  # what ended the rows: those before it are answered first
 
         def counted() -> Iterator[Question]:
             try:
-                for question in self._questions(rows, stop):
+                for question in self.spent.reading(questions):
                     flying[0] += 1
                     yield question
             except Exception as error:  # noqa: BLE001 - raised below
                 broken.append(error)
 
         stop.on_first = lambda: self.tell(f"Finishing {flying[0]} rows that were begun; Ctrl-C again leaves at once.")
-        began, told = time.perf_counter(), False
-        for asked in answers(self.probe, counted(), self.options, batch_size, self.samples is not None):
+        began, shown = time.perf_counter(), False
+        found = answers(self.probe, counted(), self.options, batch_size, self.samples is not None)
+        for asked in self.spent.waiting(found):
             flying[0] -= 1
             row, key = asked.question.row, asked.question.key
             if asked.result is None or asked.error is not None:
@@ -317,14 +353,12 @@ class _Run:
             self.failures.answered()
             self.summary.asked += 1
             self.bar.answered()
-            self._count(asked.result, asked.scores)
+            self.spent.count(asked.result, asked.scores)
             spent = time.perf_counter() - began
-            if not told and spent > SHOWN_AFTER and self.bar.left is not None:
-                told = True
+            if not shown and spent > SHOWN_AFTER and self.bar.left is not None:
+                shown = True
                 rate = self.summary.asked / spent
-                self.tell(
-                    f"{rate:.3g} rows a second: {_duration(self.bar.left / rate)} for the other {self.bar.left:,}"
-                )
+                self.tell(f"{rate:.3g} rows a second: {duration(self.bar.left / rate)} for the other {self.bar.left:,}")
         for error in broken:
             raise error
 
@@ -336,13 +370,11 @@ class _Run:
         self.bar.failed()
         self.failures.require_working(error)
 
-    def _count(self, result: Any, scores: Any) -> None:
-        batch = result.meta.get("batch_size") or 1
-        for name, seconds in result.meta.get("timings", {}).items():
-            kind = name.removesuffix("_s")
-            self.times[kind] = self.times.get(kind, 0.0) + seconds / batch
-        if scores is not None:
-            self.times["score"] += sum(scores.meta.get("timings", {}).values())
+    def _write(self, written: Shards, waiting: Sequence[Mapping[str, Any]]) -> None:
+        """Called by the writer's thread."""
+        seconds = {**self.spent.since(), "write": self.writer.seconds - self.told}
+        self.told = self.writer.seconds
+        written.write(records.table_of(waiting, self.prompt_tokens), seconds)
 
     def _close(self, images: Images, stop: limits.Stop, close_listing: Callable[[], None]) -> None:
         """Write what is finished, then what makes the next start quicker."""
@@ -353,48 +385,8 @@ class _Run:
             remembered.write_known(self.folder / remembered.FOLDER, self.part, images.known)
 
 
-def _write(written: Shards, waiting: Sequence[Mapping[str, Any]], prompt_tokens: bool) -> None:
-    written.write(records.table_of(waiting, prompt_tokens))
-
-
-def _process(probe: Any) -> dict[str, Any]:
-    """What a shard says of the process that wrote it."""
-    found = {name: probe.meta.get(name) for name in ("device", "versions", "url", "engine_version")}
-    kept = {name: value for name, value in found.items() if value is not None}
-    return {"format": 1, "host": platform.node(), "python": platform.python_version(), **kept}
-
-
-def _locked(path: Path, what: str, seconds: float = 0) -> Any:
-    """A lock that ends with the process.
-
-    Raises:
-        RunError: if another process holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path, timeout=seconds)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another process is writing {what} of {path.parent}: wait until it has ended, or divide the rows with "
-            "--part 0/2 and --part 1/2 (part= in Python)"
-        ) from error
-    except OSError as error:
-        raise VlmprobeError(f"{path} cannot be locked: {error}") from error
-    stack = ExitStack()
-    stack.callback(lock.release)
-    return stack
-
-
 def _of_part(total: int | None, limit: int | None, part: Part) -> int | None:
     if total is None:
         return None if limit is None or part.of > 1 else limit
     total = total if limit is None else min(total, limit)
     return max(0, -(-(total - part.number) // part.of))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -14,7 +14,7 @@ from vlmprobe.runs.data import require_arrow
 from vlmprobe.runs.files import UNFINISHED, put_in_place, sync_folder
 from vlmprobe.runs.records import together
 
-__all__ = ["META", "RESULTS", "Part", "Shards", "read_key", "read_meta", "read_records", "states", "valid"]
+__all__ = ["META", "RESULTS", "Part", "Shards", "added", "read_key", "read_meta", "read_records", "states", "valid"]
 
 RESULTS = "results"
 META = b"vlmprobe"  # the key of a shard's metadata
@@ -30,6 +30,7 @@ class Part:
 
     number: int = 0
     of: int = 1
+    actor: int | None = None  # that writes records of this part beside others
 
     @classmethod
     def read(cls, given: Any) -> Part:
@@ -54,7 +55,7 @@ class Part:
     @property
     def name(self) -> str:
         """For names of files."""
-        return f"{self.number}of{self.of}"
+        return f"{'' if self.actor is None else f'actor{self.actor}-'}{self.number}of{self.of}"
 
     def takes(self, row: int) -> bool:
         """Whether a row is of this part."""
@@ -80,10 +81,11 @@ class Shards:
         """The files of this part, oldest first."""
         return sorted(self.folder.glob(f"{self.part.name}-*.parquet"), key=_number)
 
-    def write(self, table: Any) -> Path:
-        """Write records as the next shard, and merge if there are too many."""
+    def write(self, table: Any, seconds: Mapping[str, float] | None = None) -> Path:
+        """Write records as the next shard, and merge if there are too many; ``seconds`` says what they took."""
         path = self._next()
-        put_in_place(path, lambda unfinished: self._write(unfinished, [table], self.meta))
+        meta = {**self.meta, **({"seconds": dict(seconds)} if seconds else {})}
+        put_in_place(path, lambda unfinished: self._write(unfinished, [table], meta))
         if len(table) < FULL:
             self._small.append(path)
         self.merge()
@@ -206,12 +208,20 @@ def _keys(path: Path) -> Any:
 
 
 def _distinct(metas: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the processes say that wrote shards, each once."""
+    """What the processes say that wrote shards, each once, with the sums of their seconds."""
     found: dict[str, dict[str, Any]] = {}
     for meta in metas:
         for each in meta.get("merged", [meta]):
-            found.setdefault(json.dumps(each, sort_keys=True), each)
+            about = {name: value for name, value in each.items() if name != "seconds"}
+            held = found.setdefault(json.dumps(about, sort_keys=True), about)
+            if "seconds" in each:
+                held["seconds"] = added(held.get("seconds", {}), each["seconds"])
     return list(found.values())
+
+
+def added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by part, of both."""
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
 
 
 def _read(paths: Sequence[Path], columns: Sequence[str] | None, without: Collection[str] = ()) -> Iterator[Any]:

@@ -27,6 +27,7 @@ from vlmprobe.engines.local.generation_config import generation_config
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
 from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
+from vlmprobe.engines.local.phases import phases
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.resumed import all_but_last, all_but_last_of, encode_together
 from vlmprobe.engines.local.run_generate import Run, drawing, run
@@ -190,15 +191,17 @@ class LocalEngine:
                 clock.append(time.perf_counter())
                 answers = Answers(self.head, self.detokenizer, ran, config, options)
                 tables = answers.tables(prompts, files)
+                clock.append(time.perf_counter())
                 if after is not None:
                     after(ran, encoding)
-            clock.append(time.perf_counter())
+        images = any(each.images for each in conversations)
         meta: dict[str, Any] = {
             "value_kind": "raw",
             "generation_config": _plain(config.to_diff_dict()),
             "seed": options.seed,
             "batch_size": len(conversations),
             "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
+            "phases": phases(device_of(model), clock[2] - clock[1], ran.decoding, images, features),
         }
         if features is not None:
             meta["image_features"] = str(features)

@@ -24,6 +24,8 @@ from torch import Tensor
 from vlmprobe.adapter import Adapter
 from vlmprobe.engines.local.encoder_state import encoder_state
 from vlmprobe.engines.local.image_features import Shares, bytes_of, copied, cut, divided, joined, owned
+from vlmprobe.engines.local.model_state import device_of
+from vlmprobe.engines.local.phases import Moments
 from vlmprobe.engines.local.running import positions_of_run, rows_of_run
 from vlmprobe.inputs.messages import Conversation
 
@@ -91,6 +93,7 @@ class Reuse:
     reason: str | None = None  # why features of earlier calls cannot be reused, if so
     encoded: int = 0  # runs of the encoder
     reused: int = 0  # inputs whose features were cached
+    spent: Moments | None = None  # on running the encoder; None where there is none that encodes images alone
 
     def __str__(self) -> str:
         if self.reused or not (self.encoded or self.reason):  # or all images are in a beginning that was kept
@@ -113,7 +116,8 @@ def remembered(
     if place is None:
         yield Reuse(f"the adapter {adapter.name} names no method that encodes images alone")
         return
-    reuse = Reuse(memory.follow(memory.state_of(adapter) if state is None else state))
+    reason = memory.follow(memory.state_of(adapter) if state is None else state)
+    reuse = Reuse(reason, spent=Moments(device_of(adapter.model)))
     owner, name = place
     encoder = _Encoder(adapter, memory, conversations, getattr(owner, name), reuse)
     caller = threading.get_ident()
@@ -149,12 +153,14 @@ class _Encoder:
         self.conversations = conversations
         self.original = original
         self.reuse = reuse
+        assert reuse.spent is not None
+        self.run = reuse.spent.span()(original)  # it is timed
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = _by_name(self.original, args, kwargs)
         if arguments is None:
             self.reuse.encoded += 1
-            return self.original(*args, **kwargs)
+            return self.run(*args, **kwargs)
         rows = rows_of_run()
         if rows == len(self.conversations) > 1 and (together := self._batch(arguments)) is not None:
             return together
@@ -167,7 +173,7 @@ class _Encoder:
             self.reuse.reused += 1
             return copied(found)
         self.reuse.encoded += 1
-        output = self.original(**arguments)
+        output = self.run(**arguments)
         if keep:
             self.memory.put(arguments, copied(output))
         return output
@@ -193,7 +199,7 @@ class _Encoder:
         found = {key: self.memory.find(known[place]) for key, place in first.items()}
         places = [place for key, place in first.items() if found[key] is None]
         if places:
-            output = self.original(**_concatenated([parts[place] for place in places]))
+            output = self.run(**_concatenated([parts[place] for place in places]))
             self.reuse.encoded += 1
             pieces = divided(copied(output), shares.of(places))
             if pieces is None or joined(pieces) is None:

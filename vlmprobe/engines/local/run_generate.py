@@ -22,6 +22,7 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept, Steps, watch_backbone
 from vlmprobe.engines.local.model_state import alone, changes_of, device_of
 from vlmprobe.engines.local.peft_state import with_virtual_tokens
+from vlmprobe.engines.local.phases import Moments
 from vlmprobe.engines.local.running import running
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.engines.token_tables import non_finite
@@ -49,6 +50,7 @@ class Run:
     prefill: Tensor | None  # [N x B, S, H], the states that enter the head; if the prompt side is wanted
     last: Tensor  # [N x B, H], the states at the last position of each prompt
     decoded: list[Tensor]  # [T] of [N x B, H], the states each step's logits came from; if wanted, or with beams
+    decoding: Moments  # from the last state of the prompts to the end
 
 
 def run(
@@ -87,6 +89,7 @@ def run(
     prefill: list[Tensor] = [] if begun is None else [begun.hidden]
     decoded: list[Tensor] = []
     ends: list[Tensor] = []
+    decoding = Moments(device_of(adapter.model))
     covered = 0 if begun is None else length - 1
     given = dict(inputs)
     if begun is not None:
@@ -107,6 +110,7 @@ def run(
             prefill.append(hidden)
         if covered >= length and not ends:
             ends.append(hidden[:, length - covered - 1].clone())
+            decoding.begin()
         if covered >= length and (beams or "hidden" in options.keep):
             decoded.append(hidden[:, -1].clone())
 
@@ -164,6 +168,7 @@ def run(
         raise GenerationOptionError(f"transformers rejects these generation options: {error}") from error
     finally:
         config.stop_strings = stop_strings
+    decoding.end()
     made = output.sequences.shape[1] - length
     if not beams and steps.count < made:
         steps.finish(output.sequences[:, length + steps.count])
@@ -180,6 +185,7 @@ def run(
         prefill=torch.cat(prefill, dim=1) if prefill and options.prompt else None,
         last=ends[0],
         decoded=decoded,
+        decoding=decoding,
     )
 
 
