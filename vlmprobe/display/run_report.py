@@ -132,7 +132,7 @@ def _options(about: Mapping[str, Any]) -> str:
 
 def _label(name: str) -> str:
     words = {"auroc": "AUROC", "ece": "ECE", "adaptive_ece": "adaptive ECE", "brier": "Brier score", "aurc": "AURC"}
-    return (words | {"confidence": "mean confidence"}).get(name, name)
+    return (words | {"confidence": "mean confidence", "Brier": "Brier score"}).get(name, name)
 
 
 def _interval(each: Any) -> tuple[str, str]:
@@ -144,7 +144,7 @@ def _interval(each: Any) -> tuple[str, str]:
 
 def _compared(metrics: Mapping[str, Any] | None) -> list[tuple[str, tuple[str, ...]]]:
     """Of each metric its name, the other run's value, this one's, the difference and its interval."""
-    found = []
+    found: list[tuple[str, tuple[str, ...]]] = []
     for name, each in (metrics or {}).items():
         low, high = each.difference.low, each.difference.high
         values = f"{each.a:.3f}", f"{each.b:.3f}", f"{each.difference.value:+.3f}", f"{low:+.3f} to {high:+.3f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,7 +17,7 @@ from vlmprobe.analysis.paired import paired_metrics
 from vlmprobe.display import run_report as pages
 from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.runs.data import data_of, require_arrow
-from vlmprobe.runs.fields import PROMPT, RESERVED, TOKENS
+from vlmprobe.runs.fields import RESERVED
 from vlmprobe.runs.overview import ANSWERS, judged_each, overview
 from vlmprobe.runs.records import column
 from vlmprobe.runs.report_images import Found
@@ -204,8 +203,9 @@ def _telling(table: Any, judged: Judged) -> list[tuple[int, str]]:
     else:
         kinds = {"least confident": least}
     kinds["failed"] = [int(place) for place in np.flatnonzero(~judged.ok)]
-    keys, seen = table["key"].to_pylist(), set()
-    found = []
+    keys = table["key"].to_pylist()
+    seen: set[str] = set()
+    found: list[tuple[int, str]] = []
     for places in zip_longest(*kinds.values()):
         for kind, place in zip(kinds, places, strict=True):
             if place is not None and keys[place] not in seen and len(found) < TELLING:
@@ -232,7 +232,7 @@ def _rows(folder: Path, table: Any, judged: Judged, other: Any, places: Sequence
                 columns["row"][place],
                 _cell(columns["id"][place]),
                 _cell(columns["question"][place]),
-                _cell(answer),
+                _cell(judged.answers[at] if judged.ok[at] else error),
                 _cell(columns[gold][place]) if gold else "",
                 None if np.isnan(sure) else round(sure, 6),
                 right if judged.ok[at] else 2,
@@ -362,7 +362,7 @@ def _comparison(table: Any, judged: Judged, other: Any, places: Sequence[tuple[i
     if other is None:
         return None
     known, theirs = other["known"], other["judged"]
-    counts = Counter(asked=int(other["asked"].sum()), both=int(other["both"].sum()), differ=int(other["differ"].sum()))
+    counts = {name: int(other[name].sum()) for name in ("asked", "both", "differ")}
     found: dict[str, Any] = {
         "folder": other["folder"].name,
         "about": other["about"],
