@@ -71,8 +71,8 @@ def index_page(found: Mapping[str, Any]) -> str:
             other_model="" if against is None else _model(against["about"]),
             compared=[] if against is None else _compared(against.get("metrics")),
             p="" if against is None or against.get("test") is None else _p(against["test"].p),
+            rate=lambda share: view.DASH if math.isnan(share) else f"{share:.1%}",
             config=json.dumps(config | {"against": against is not None}),
-            share=_share,
         )
     )
 
@@ -90,7 +90,6 @@ def row_page(found: Mapping[str, Any]) -> str:
         .render(
             found,
             written=written,
-            share=_share,
             tokens=[] if result is None else view.rows(result.output),
             figures=[] if result is None else view.figures(result),
             choices=_choices(found),
@@ -112,7 +111,7 @@ def _choices(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": view.label(names[place]),
-            "share": _share(float(shares[place])),
+            "share": view.percent(float(shares[place])),
             "width": 0 if np.isnan(shares[place]) else round(100 * float(shares[place])),
             "logprob": view.nats(float(logprobs[place])),
             "best": not rank,
@@ -154,10 +153,6 @@ def _compared(metrics: Mapping[str, Any] | None) -> list[tuple[str, tuple[str, .
 
 def _p(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return view.DASH if value is None or math.isnan(value) else f"{value:.1%}"
 
 
 def _reliability(found: ShownReliability) -> dict[str, Any]:

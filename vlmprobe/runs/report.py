@@ -225,9 +225,7 @@ def _rows(folder: Path, table: Any, judged: Judged, other: Any, places: Sequence
         for place in range(len(columns["key"])):
             at = number * PIECE + place
             sure, right = float(judged.sure[at]), int(judged.right[at])
-            answer = (
-                judged.answers[at] if judged.ok[at] else f"{columns['error_type'][place]}: {columns['error'][place]}"
-            )
+            error = f"{columns['error_type'][place]}: {columns['error'][place]}"
             row = [
                 columns["row"][place],
                 _cell(columns["id"][place]),
@@ -309,7 +307,7 @@ def _figures(run: Any, table: Any, judged: Judged, relabelled: int) -> dict[str,
 def _by_column(table: Any, judged: Judged) -> list[dict[str, Any]]:
     """Rows divided by each further column of few values."""
     pa = require_arrow()
-    found = []
+    found: list[dict[str, Any]] = []
     for name in [each for each in table.column_names if each not in RESERVED and each not in ANSWERS][: 10 * GROUPS]:
         kind = table[name].type
         if not any(of(kind) for of in (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean)):

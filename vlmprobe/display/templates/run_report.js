@@ -60,6 +60,9 @@
     draw();
   }
 
+  // As on the other pages: marked as inexact near 0 and 1.
+  const percent = (value) => value === null ? "–" : value >= 0.9995 ? ">99.9%" : value < 0.0005 ? "<0.1%" : `${(100 * value).toFixed(1)}%`;
+
   function cell(row, column) {
     const made = document.createElement("td");
     if (!numeric.has(column)) {
@@ -67,7 +70,7 @@
       made.dir = "auto";
     }
     const value = row[column];
-    if (column === CONFIDENCE) made.textContent = value === null ? "–" : `${(100 * value).toFixed(1)}%`;
+    if (column === CONFIDENCE) made.textContent = percent(value);
     else if (column === VERDICT) {
       const mark = document.createElement("span");
       mark.textContent = WORDS[value] || "–";
