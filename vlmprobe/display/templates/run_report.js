@@ -126,10 +126,12 @@
   }
   let waiting;
   for (const field of [search, kind, low, high]) {
-    field.addEventListener("input", () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(choose, field === kind ? 0 : 150);
-    });
+    for (const event of ["input", "change"]) {
+      field.addEventListener(event, () => {
+        clearTimeout(waiting);
+        waiting = setTimeout(choose, field === kind ? 0 : 150);
+      });
+    }
   }
   for (const button of section.querySelectorAll("[data-go]")) {
     button.addEventListener("click", () => {
