@@ -15,6 +15,7 @@ import numpy as np
 
 from vlmprobe.display import view
 from vlmprobe.display.html import environment, read_template, styles
+from vlmprobe.display.plots.calibration import wilson
 from vlmprobe.display.shown import ShownReliability, ShownRiskCoverage
 
 __all__ = ["assets", "index_page", "row_page", "rows_script", "written"]
@@ -156,8 +157,10 @@ def _p(p: float) -> str:
 
 
 def _reliability(found: ShownReliability) -> dict[str, Any]:
-    """The bins as points of a plot of 100 by 100, the origin below: x, y, radius, and what a reader hears."""
+    """The bins as points of a plot of 100 by 100, the origin below: x, y, radius, ends of the
+    interval, and what is told of it."""
     widest = float(np.sqrt(found.count.max()))
+    low, high = wilson(found)
     return {
         "ece": f"{found.ece:.3f}",
         "points": [
@@ -165,9 +168,11 @@ def _reliability(found: ShownReliability) -> dict[str, Any]:
                 "x": round(100 * float(x), 2),
                 "y": round(100 - 100 * float(y), 2),
                 "r": round(1.2 + 2.2 * float(np.sqrt(n)) / widest, 2),
+                "low": round(100 - 100 * float(bottom), 2),
+                "high": round(100 - 100 * float(top), 2),
                 "told": f"confidence {x:.2f}: {y:.1%} of {int(n):,} right",
             }
-            for x, y, n in zip(found.confidence, found.accuracy, found.count, strict=True)
+            for x, y, n, bottom, top in zip(found.confidence, found.accuracy, found.count, low, high, strict=True)
         ],
     }
 
