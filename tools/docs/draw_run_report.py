@@ -15,7 +15,7 @@ from selenium import webdriver
 import vlmprobe
 from vlmprobe.demo import sample_questions
 
-WIDTH, HEIGHT, SCALE = 960, 920, 1.4
+WIDTH, HEIGHT, SCALE = 960, 960, 1.4
 COUNT, HASTY = 840, 2.0
 COLOURS = 128  # of a picture, which makes it a third as large
 
