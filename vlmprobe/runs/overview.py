@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -106,11 +107,11 @@ def _answer(columns: dict[str, list[Any]], place: int) -> tuple[str | None, floa
     logprobs = columns["candidate_logprobs"][place]
     if logprobs is None:
         return columns["text"][place], columns["confidence"][place]
-    known = np.array([np.nan if each is None else each for each in logprobs], dtype=np.float64)
-    if columns["best"][place] is None or np.isnan(known).all():
+    known = [each for each in logprobs if each is not None and each > -math.inf]  # NaN is not
+    if columns["best"][place] is None or not known:
         return None, None
-    shares = np.exp(known - np.nanmax(known))
-    return columns["best"][place], float(np.nanmax(shares) / np.nansum(shares))
+    top = max(known)
+    return columns["best"][place], 1 / sum(math.exp(each - top) for each in known)
 
 
 def _figures(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
