@@ -40,7 +40,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("pandas", "."),
     **_of("peft", "tuners.tuners_utils", "package reference: tuners", frozenset({"BaseTunerLayer"})),
     **_of("psutil", "."),
-    **_of("pyarrow", ". csv ipc parquet"),
+    **_of("pyarrow", ". compute csv ipc parquet"),
     **_of("pytest", "."),
     **_of("qwen_vl_utils", ".", "README"),
     **_of("ray", ". data"),

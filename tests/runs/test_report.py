@@ -192,6 +192,8 @@ def test_labels_by_id(answered, tmp_path):
     assert "12 rows have their right answer from other labels" in text_of(read(after))
     one = answered.report(tmp_path / "one", answers={"r0": flip[table.answer[0]]}).parent
     assert [row[6] for row in rows_of(one)] == [1 - before[0], *before[1:]]
+    several = answered.report(tmp_path / "several", answers=[{"id": "r0", "answer": ["yes", "No"]}]).parent
+    assert [row[6] for row in rows_of(several)] == [1, *before[1:]], "the others keep their one answer"
     for wrong, told in (
         ({"unknown": "yes"}, "none of the 1 ids"),
         ([{"id": "r0"}], "no 'answer'"),

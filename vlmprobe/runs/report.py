@@ -16,6 +16,7 @@ from vlmprobe.analysis.confidences import normal_text
 from vlmprobe.analysis.paired import paired_metrics
 from vlmprobe.display import run_report as pages
 from vlmprobe.errors import MissingExtraError, ResultError
+from vlmprobe.probe.tables import plain
 from vlmprobe.runs.data import data_of, require_arrow
 from vlmprobe.runs.fields import RESERVED
 from vlmprobe.runs.overview import ANSWERS, judged_each, overview
@@ -121,7 +122,11 @@ def _relabelled(table: Any, answers: Any) -> tuple[Any, int]:
     changed = sum(id in known for id in ids)
     if not changed:
         raise ResultError(f"none of the {len(known):,} ids of the answers is one of the run's")
-    new = column([known.get(id, old) if id is not None else old for id, old in zip(ids, held, strict=True)])
+    labels = [known.get(id, old) if id is not None else old for id, old in zip(ids, held, strict=True)]
+    if any(isinstance(each, list) for each in labels):  # several answers that count; a column has one type
+        several = (each if each is None or isinstance(each, list) else [each] for each in labels)
+        labels = [None if each is None else list(map(str, each)) for each in several]
+    new = column(labels)
     if own in table.column_names:
         return table.set_column(table.column_names.index(own), own, new), changed
     return table.append_column(own, new), changed
@@ -137,7 +142,7 @@ def _labels(answers: Any) -> Iterator[tuple[Any, Any]]:
         name = next((each for each in ANSWERS if isinstance(row, Mapping) and each in row), None)
         if name is None or "id" not in row:
             raise ResultError(f"row {place} of the answers has no 'id' or no 'answer': both columns are needed")
-        yield row["id"], row[name]
+        yield plain(row["id"], "id"), plain(row[name], name)
 
 
 def _pieces(table: Any) -> Iterator[dict[str, list[Any]]]:
