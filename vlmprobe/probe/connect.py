@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, Unpack
 
-from vlmprobe.errors import CapabilityError, GenerationOptionError, UnknownModelError, near, renamed
+from vlmprobe.errors import (
+    CapabilityError,
+    GenerationOptionError,
+    UnknownModelError,
+    VlmprobeWarning,
+    near,
+    outside,
+    renamed,
+)
 from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions
 from vlmprobe.probe import Probe
 
@@ -37,10 +46,12 @@ def connect(
 
     Args:
         url: of the server, such as ``"http://localhost:8000"``.
-        engine: type of the server; ``"auto"`` detects it.
+        engine: type of the server; ``"auto"`` detects it. A name holds also where the server does not say what it is,
+            as behind a proxy; not where it says that it is another.
         processor: the source of the model's tokenizer: its folder or hub id, its processor, or a local probe of the
             same model. Needed for the prompt side with images, and to score candidates by their exact tokens.
-        model: the name under which the server lists the model; its first one if None.
+        model: the name under which the server lists the model; its first one if None. Together with ``engine``, one
+            that is not listed.
         api_key: sent as a bearer token; read from ``VLMPROBE_API_KEY`` if None. It is never logged or saved.
         headers: extra headers of every request; like the key, their values never appear in messages.
         max_concurrency: maximum number of concurrent requests.
@@ -53,7 +64,8 @@ def connect(
 
     Raises:
         EngineConnectionError: if nothing answers.
-        EngineError: if the server is not a known engine.
+        EngineError: if the server is not a known engine, or another than ``engine``.
+        CapabilityError: if it is one that sends no log-probabilities (``transformers serve``).
         UnknownModelError: if the server has no model of that name.
     """
     from vlmprobe._version import __version__
@@ -80,9 +92,11 @@ def connect(
     if model is None and not server.models:
         raise UnknownModelError(f"{client.url} lists no model: pass model=.")
     if model is not None and server.models and model not in server.models:
-        raise UnknownModelError(
-            f"{client.url} has no model {model!r}.{near(model, server.models)} It has: {', '.join(server.models[:20])}."
-        )
+        lists = f"{client.url} has no model {model!r}.{near(model, server.models)} It has: "
+        lists += f"{', '.join(server.models[:20])}."
+        if engine == "auto":
+            raise UnknownModelError(f"{lists} engine= and model= together ask for one that is not listed.")
+        warnings.warn(f"{lists} It is asked for all the same.", VlmprobeWarning, stacklevel=outside())
     name = server.models[0] if model is None else model
     tokens = Tokens.of(processor, image_ids)
     served = found(client, server, name, tokens, None if value_kind is None else Meaning(value_kind))
