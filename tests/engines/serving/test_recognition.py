@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from openai_stream import answer
-from wire_server import WireServer, refusal
+from openai_stream import answer, events
+from wire_server import WireServer, event_stream, refusal
 
 import vlmprobe
 from vlmprobe.errors import CapabilityError, EngineError, UnknownModelError, VlmprobeWarning
@@ -92,3 +92,24 @@ def test_transformers_serve_has_the_routes_by_which_it_is_recognised():
     written = inspect.getsource(serve)
     assert '"/load_model"' in written
     assert '"/v1/chat/completions"' in written
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_takes_another_name_of_the_limit(stream):
+    """OpenAI's later models refuse ``max_tokens``, and their error names the other one."""
+    said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+    def chat(request):
+        if "max_tokens" in request.json:
+            return refusal(400, said)
+        assert request.json["max_completion_tokens"] == 7
+        return event_stream(events()) if request.json["stream"] else answer()
+
+    with WireServer({"/v1/models": {"data": [{"id": "m"}]}, CHAT: chat}) as server:
+        probe = vlmprobe.connect(server.url, value_kind="raw")
+        for _ in range(2):
+            found = (
+                probe.stream("Was?", max_new_tokens=7).result if stream else probe.generate("Was?", max_new_tokens=7)
+            )
+            assert found.text == "Ein rotes Haus。"
+        assert len(server.of(CHAT)) == 3
