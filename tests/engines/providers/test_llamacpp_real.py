@@ -176,6 +176,29 @@ def test_candidates_of_one_token(probe, local):
     np.testing.assert_allclose(served.logprobs, here.logprobs, atol=TEXT)
 
 
+CANDIDATES = ["a cat", "blue", "no", "a", " two}", "迤"]
+
+
+@pytest.mark.parametrize("size", [None, (112, 84)], ids=["text", "image"])
+def test_candidates_of_any_text(probe, local, started, size):
+    image = None if size is None else picture(6, *size)
+    texts = CANDIDATES if image is None else CANDIDATES[:-1]
+    served, here = (each.score(QUESTION, texts, image, alternatives=3) for each in (probe, local))
+    assert [table.ids.tolist() for table in served.tables] == [table.ids.tolist() for table in here.tables]
+    assert max(map(len, served.tables)) > 1
+    for found, due in zip(served.tables, here.tables, strict=True):
+        np.testing.assert_allclose(found.logprobs, due.logprobs, atol=TEXT if image is None else IMAGE)
+        assert found.positions.tolist() == due.positions.tolist()
+        assert found.tokens == due.tokens
+    bare = vlmprobe.connect(started.url).score(QUESTION, texts, image)
+    np.testing.assert_allclose(bare.logprobs, served.logprobs, atol=1e-4)
+
+
+def test_a_piece_of_a_character_after_an_image_is_refused(probe):
+    with pytest.raises(CapabilityError, match="as text only"):
+        probe.score(QUESTION, ["迤"], picture(6))
+
+
 def test_twelve_at_once(probe):
     requests = [vlmprobe.Request(f"Number {place}?", picture(place % 3)) for place in range(12)]
     together = list(probe.generate_many(requests, **SPANS))

@@ -113,3 +113,12 @@ def test_a_model_that_takes_another_name_of_the_limit(stream):
             )
             assert found.text == "Ein rotes Haus。"
         assert len(server.of(CHAT)) == 3
+
+
+def test_several_at_once_are_refused_for_the_name_of_the_limit():
+    def chat(request):
+        return refusal(400, "Use 'max_completion_tokens'.") if "max_tokens" in request.json else answer()
+
+    with WireServer({"/v1/models": {"data": [{"id": "m"}]}, CHAT: chat}) as server:
+        found = list(vlmprobe.connect(server.url).generate_many([vlmprobe.Request("Was?")] * 8))
+    assert [each.text for each in found] == ["Ein rotes Haus。"] * 8

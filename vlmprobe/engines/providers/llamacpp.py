@@ -19,6 +19,7 @@ from PIL import Image
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
+from vlmprobe.engines.providers.llamacpp_candidates import stepwise
 from vlmprobe.engines.serving import (
     BASIC,
     Abilities,
@@ -32,6 +33,7 @@ from vlmprobe.engines.serving import (
     Server,
     Usage,
 )
+from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real, token_id
@@ -48,6 +50,7 @@ PATH = "/completion"
 MARKER = "<__media__>"  # where an image stands in a prompt, unless the server names another
 CONTEXT = 2**16  # tokens that a penalty counts, where the context is not known
 PLAIN, FORCE = "a", 1000.0  # a text of one token, and what is added to its logit to draw it
+NO_PROMPT = "this llama-server has no /apply-template, and cannot score given text without"
 WOULD = "vLLM does, or open the checkpoint with vlmprobe.load"
 
 
@@ -57,7 +60,6 @@ class LlamaCpp(StreamedEngine):
     title = "llama.cpp"
     abilities = Abilities(
         no_prompt=f"llama-server has no log-probabilities of prompts; {WOULD}",
-        one_token=f"llama-server cannot score given text; {WOULD}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "stop_strings"},
         prompt=frozenset({"chat_template_kwargs"}),
     )
@@ -146,23 +148,56 @@ class LlamaCpp(StreamedEngine):
                 if event.get("stop") is True:  # the route has no other mark of the end
                     return
 
+    async def candidates(
+        self, conversation: Conversation, candidates: Sequence[str], options: Options
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """Token by token where the server takes its own prompt, else of one token, among those that it lists."""
+        prompt = await self._prompt(conversation) if self._native else None
+        if prompt is None:
+            return await super().candidates(conversation, candidates, options)
+        return await stepwise(self, prompt, self.server.more.get("marker") or MARKER, candidates, options)
+
+    async def forced(self, prompt: Any, token: int, options: Options) -> tuple[Row, Usage]:
+        """The row of a token directly after a prompt, and the counts of the request."""
+        usage, rows = await self._force(prompt, token, options.alternatives)
+        if rows:
+            return rows[0], usage
+        # A piece of a character has no row: another token is drawn, beside which the whole vocabulary is listed.
+        vocabulary = self.server.more.get("vocabulary")
+        if vocabulary is None:
+            raise CapabilityError(f"{self.title} does not say how large its vocabulary is: candidates need that.")
+        usage, rows = await self._force(prompt, PLAIN, vocabulary)
+        own = next((each for each in rows[0].top if each.id == token), None) if rows else None
+        if own is None:
+            raise EngineResponseError(f"{self.title} does not list the token {token} among its whole vocabulary.")
+        rank = sum(each.value > own.value for each in rows[0].top)
+        return Row(own.value, token, "", rank, rows[0].top[: options.alternatives], rows[0].full), usage
+
+    async def _force(self, prompt: Any, token: int | str, top: int) -> tuple[Usage, list[Row]]:
+        request = self._body(prompt, Decoding(max_new_tokens=1), top) | {"logit_bias": [[token, FORCE]]}
+        reply = Node(await self.client.post(PATH, request), self.title)
+        rows = self._rows(reply, top, 1, openai_chat.texts_decoder(), whole=True)
+        return _answer(reply, rows).usage, rows
+
     async def _request(self, conversation: Conversation, decoding: Decoding, options: Options) -> dict[str, Any] | None:
         """The request for the route that names every token; None where the server has no such route."""
         prompt = await self._prompt(conversation) if self._native else None
         if prompt is None:
             return None
+        request = self._body(prompt, decoding, options.alternatives)
+        return request if options.seed is None else request | {"seed": options.seed}
+
+    def _body(self, prompt: Any, decoding: Decoding, top: int) -> dict[str, Any]:
         request: dict[str, Any] = self._sampling(decoding) | {
             "model": self.model,
             "prompt": prompt,
             "n_predict": decoding.max_new_tokens,
             "temperature": decoding.temperature if decoding.do_sample else 0.0,
             "top_p": decoding.top_p if decoding.do_sample else 1.0,
-            "n_probs": max(options.alternatives, 1),  # 0 would send no numbers at all
+            "n_probs": max(top, 1),  # 0 would send no numbers at all
             "return_tokens": True,
             "stream": False,
         }
-        if options.seed is not None:
-            request["seed"] = options.seed
         return request | ({"stop": list(decoding.stop_strings)} if decoding.stop_strings else {})
 
     async def _prompt(self, conversation: Conversation) -> Any:
@@ -180,6 +215,7 @@ class LlamaCpp(StreamedEngine):
         written = reply.get("prompt") if isinstance(reply, dict) else None
         if not isinstance(written, str):
             self._native = False
+            self.abilities = replace(self.abilities, one_token=f"{NO_PROMPT}; {WOULD}")
             return None
         if not conversation.images:
             return written

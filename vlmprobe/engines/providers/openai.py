@@ -58,7 +58,7 @@ class OpenAI(StreamedEngine):
         try:
             reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
         except EngineError as error:
-            if not self._renames_limit(error):
+            if not self._renames_limit(error, request):
                 raise
             return await self.answer(conversation, decoding, options)
         choice = openai_chat.only_choice(reply)
@@ -80,7 +80,7 @@ class OpenAI(StreamedEngine):
                     final = choice is not None and bool(openai_chat.finish_reason(choice))
                     yield _answer(reply, choice, openai_chat.rows_of(said, decoder, final=final))
         except EngineError as error:
-            if not self._renames_limit(error):
+            if not self._renames_limit(error, request):
                 raise
         else:
             return
@@ -94,9 +94,9 @@ class OpenAI(StreamedEngine):
             request[self.limit] = request.pop(LIMIT)
         return request
 
-    def _renames_limit(self, error: EngineError) -> bool:
+    def _renames_limit(self, error: EngineError, request: dict[str, Any]) -> bool:
         """Whether the server refused a request for the name of its limit, which is another one from now on."""
-        if error.status != 400 or LATER_LIMIT not in str(error) or self.limit == LATER_LIMIT:
+        if error.status != 400 or LATER_LIMIT not in str(error) or LIMIT not in request:
             return False
         self.limit = LATER_LIMIT
         return True

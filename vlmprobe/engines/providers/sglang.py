@@ -2,7 +2,8 @@
 
 Written from the source of 0.5.23, and compared with it on a CPU, without its GPU kernels. At image positions SGLang
 reports id 0 and the log-probability of the last token of the vocabulary: those positions are found here by encoding the
-prompt with the model's own processor, and masked. Id 0 elsewhere may stand for another id too: such a row has no number.
+prompt with the model's own processor, and masked. Id 0 elsewhere may stand for another id too: such a row then has no
+number.
 """
 
 from __future__ import annotations
