@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import llamacpp_server
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from PIL import Image
 import vlmprobe
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving import Decoding, Usage
+from vlmprobe.engines.serving.health import examine
 from vlmprobe.engines.serving.http import background_loop
-from vlmprobe.errors import CapabilityError, EngineError
+from vlmprobe.errors import CapabilityError, EngineError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe.sample import Samples
 
@@ -213,6 +216,27 @@ def test_what_does_not_fit_is_said(probe):
         probe.generate("word " * 3000, max_new_tokens=2)
     with pytest.raises(CapabilityError, match="no prompt side"):
         probe.generate(QUESTION, prompt=True)
+
+
+def test_an_image_that_the_server_sizes_otherwise_is_noticed(started, local):
+    probe = vlmprobe.connect(started.url, processor=local)
+    with pytest.warns(VlmprobeWarning, match=r"128 x 128 pixels.*sizes the images otherwise"):
+        served = probe.generate(QUESTION, picture(3, 128, 128), max_new_tokens=2)
+    positions = served.meta["prompt_positions"]
+    here = local.generate(QUESTION, picture(3, 128, 128), max_new_tokens=1)
+    assert positions["processor"] == len(here.input_ids) != positions["server"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert probe.generate("And?", picture(4, 128, 128), max_new_tokens=2).meta["prompt_positions"]
+        assert "prompt_positions" not in probe.generate(QUESTION, picture(3), max_new_tokens=2).meta
+
+
+def test_doctor_sees_that_images_arrive(probe):
+    health = background_loop.run(examine(probe.engine))
+    found = {each.name: each for each in health.findings}
+    assert found["images"].state == "yes"
+    assert "positions" in found["images"].detail
+    assert found["candidates"].detail == "of any text"
 
 
 def test_usage_is_what_the_processor_gives(probe, local):
