@@ -193,6 +193,9 @@ def test_candidates_of_any_text(probe, local, started, size):
         np.testing.assert_allclose(found.logprobs, due.logprobs, atol=TEXT if image is None else IMAGE)
         assert found.positions.tolist() == due.positions.tolist()
         assert found.tokens == due.tokens
+    for each in texts[:2]:  # each alone is forced, several are looked for among those that are listed
+        alone = probe.score(QUESTION, [each], image)
+        assert alone.logprobs[0] == pytest.approx(served.logprobs[texts.index(each)], abs=1e-4)
     bare = vlmprobe.connect(started.url).score(QUESTION, texts, image)
     np.testing.assert_allclose(bare.logprobs, served.logprobs, atol=1e-4)
 

@@ -49,6 +49,7 @@ __all__ = ["LlamaCpp"]
 PATH = "/completion"
 MARKER = "<__media__>"  # where an image stands in a prompt, unless the server names another
 CONTEXT = 2**16  # tokens that a penalty counts, where the context is not known
+MANY = 1000  # tokens that are listed where several are looked for
 PLAIN, FORCE = "a", 1000.0  # a text of one token, and what is added to its logit to draw it
 NO_PROMPT = "this llama-server has no /apply-template, and cannot score given text without"
 WOULD = "vLLM does, or open the checkpoint with vlmprobe.load"
@@ -157,9 +158,20 @@ class LlamaCpp(StreamedEngine):
             return await super().candidates(conversation, candidates, options)
         return await stepwise(self, prompt, self.server.more.get("marker") or MARKER, candidates, options)
 
-    async def forced(self, prompt: Any, token: int, options: Options) -> tuple[Row, Usage]:
-        """The row of a token directly after a prompt, and the counts of the request."""
-        usage, rows = await self._force(prompt, token, options.alternatives)
+    async def after(self, prompt: Any, tokens: Sequence[int], options: Options) -> tuple[list[Row], Usage]:
+        """The rows of tokens, each directly after a prompt, and the counts of the request."""
+        most = options.alternatives
+        if len(tokens) == 1:
+            row, usage = await self._forced(prompt, tokens[0], most)
+            return [row], usage
+        # One request lists the likeliest, of which most candidates are; the others are forced.
+        usage, rows = await self._force(prompt, PLAIN, max(MANY, most))
+        found = [_listed(rows[0], each, most) if rows else None for each in tokens]
+        pairs = zip(tokens, found, strict=True)
+        return [row or (await self._forced(prompt, each, most))[0] for each, row in pairs], usage
+
+    async def _forced(self, prompt: Any, token: int, most: int) -> tuple[Row, Usage]:
+        usage, rows = await self._force(prompt, token, most)
         if rows:
             return rows[0], usage
         # A piece of a character has no row: another token is drawn, beside which the whole vocabulary is listed.
@@ -167,11 +179,10 @@ class LlamaCpp(StreamedEngine):
         if vocabulary is None:
             raise CapabilityError(f"{self.title} does not say how large its vocabulary is: candidates need that.")
         usage, rows = await self._force(prompt, PLAIN, vocabulary)
-        own = next((each for each in rows[0].top if each.id == token), None) if rows else None
-        if own is None:
+        row = _listed(rows[0], token, most) if rows else None
+        if row is None:
             raise EngineResponseError(f"{self.title} does not list the token {token} among its whole vocabulary.")
-        rank = sum(each.value > own.value for each in rows[0].top)
-        return Row(own.value, token, "", rank, rows[0].top[: options.alternatives], rows[0].full), usage
+        return row, usage
 
     async def _force(self, prompt: Any, token: int | str, top: int) -> tuple[Usage, list[Row]]:
         request = self._body(prompt, Decoding(max_new_tokens=1), top) | {"logit_bias": [[token, FORCE]]}
@@ -316,6 +327,15 @@ def aligned(ids: Sequence[int], rows: Sequence[Row]) -> list[Row]:
             f"llama.cpp sent a row of token {left[-1].id}, which is not among its tokens in order."
         )
     return found[::-1]
+
+
+def _listed(drawn: Row, token: int, most: int) -> Row | None:
+    """The row of a token among those that are listed beside the one that was drawn; None if it is not."""
+    place = next((place for place, each in enumerate(drawn.top) if each.id == token), None)
+    if place is None:
+        return None
+    own = drawn.top[place]
+    return Row(own.value, token, own.text, place, drawn.top[:most], drawn.full)
 
 
 def _answer(reply: Node, rows: Sequence[Row]) -> Answer:

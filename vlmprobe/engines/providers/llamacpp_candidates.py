@@ -29,8 +29,8 @@ class Steps(Protocol):
     def title(self) -> str:
         """The engine's display name."""
 
-    async def forced(self, prompt: Any, token: int, options: Options) -> tuple[Row, Usage]:
-        """The row of a token directly after a prompt."""
+    async def after(self, prompt: Any, tokens: Sequence[int], options: Options) -> tuple[list[Row], Usage]:
+        """The rows of tokens, each directly after a prompt."""
 
 
 async def stepwise(
@@ -73,22 +73,34 @@ async def stepwise(
             )
         return {**prompt, "prompt_string": before + written}
 
-    async def step(prefix: list[int], token: int) -> tuple[Row, Usage]:
-        return await engine.forced(await sent(prefix), token, options)
+    async def step(prefix: tuple[int, ...], tokens: list[int]) -> None:
+        found, usage = await engine.after(await sent(list(prefix)), tokens, options)
+        starts[prefix] = usage.prompt
+        rows.update({(prefix, token): row for token, row in zip(tokens, found, strict=True)})
 
-    own = await ids(tail)
+    own, *joint = await asyncio.gather(ids(tail), *(ids(tail + each) for each in candidates))
+    rows: dict[tuple[tuple[int, ...], int], Row] = {}
+    starts: dict[tuple[int, ...], int | None] = {}
+    wanted: dict[tuple[int, ...], dict[int, None]] = {}  # tokens after each beginning, which candidates share
+    for whole in joint:
+        for at in range(_shared(own, whole), len(whole)):
+            wanted.setdefault(tuple(whole[:at]), {})[whole[at]] = None
+    await asyncio.gather(*(step(prefix, list(tokens)) for prefix, tokens in wanted.items()))
 
-    async def one(candidate: str) -> Scored:
-        whole = await ids(tail + candidate)
-        shared = next((at for at, pair in enumerate(zip(own, whole, strict=False)) if pair[0] != pair[1]), len(own))
+    async def one(candidate: str, whole: list[int]) -> Scored:
+        shared = _shared(own, whole)
         if shared >= len(whole):
             raise EngineResponseError(f"{engine.title}: {candidate!r} adds no token to the prompt.")
-        steps = range(shared, len(whole))
-        replies = await asyncio.gather(*(step(whole[:at], whole[at]) for at in steps))
-        start = replies[0][1].prompt
+        steps = [(tuple(whole[:at]), whole[at]) for at in range(shared, len(whole))]
+        start = starts[steps[0][0]]
         lost = len(own) - shared
         merged = boundary(lost, await texts(own[shared:]), shared) if lost else None
-        rows = [row for row, _ in replies]
-        return Scored(rows, -1 if start is None else start, merged, tuple(whole[:shared]))
+        return Scored([rows[each] for each in steps], -1 if start is None else start, merged, steps[0][0])
 
-    return list(await asyncio.gather(*(one(each) for each in candidates))), {"candidates": HOW}
+    scored = await asyncio.gather(*(one(*each) for each in zip(candidates, joint, strict=True)))
+    return list(scored), {"candidates": HOW}
+
+
+def _shared(own: Sequence[int], whole: Sequence[int]) -> int:
+    """How many tokens of the prompt stand at the beginning of prompt and candidate."""
+    return next((at for at, pair in enumerate(zip(own, whole, strict=False)) if pair[0] != pair[1]), len(own))
