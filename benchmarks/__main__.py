@@ -28,6 +28,7 @@ from benchmarks.goals import table
 from benchmarks.growth import SWEEPS
 from benchmarks.memory import EXACT
 from benchmarks.page import write
+from benchmarks.runs import MEASURED
 from benchmarks.startup import startup
 from benchmarks.timing import load
 from vlmprobe._version import DISTRIBUTION
@@ -46,13 +47,15 @@ MEMORY: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "memory_asked": ("asked", {"score_many": (100, 1000)}),
 }
 SIZES = {"memory_columns": ("tiny",), "memory_asked": ("20m",), "agreement": ("1b", "small", "tiny", "20m")}
-NAMES = (*CASES, *MEMORY, "agreement", "startup", *SWEEPS)
+NAMES = (*CASES, *MEMORY, "agreement", "startup", *MEASURED, *SWEEPS)
 
 
 def measure(name: str, wanted: dict[str, Any], rounds: int | None, skip: list[str]) -> dict[str, Any]:
     """One measurement of a model."""
     if name in CASES:
         return work({**wanted, "kind": "time", "name": name, "rounds": rounds, "skip": skip})
+    if name in MEASURED:
+        return work({**wanted, "kind": "runs", "name": name}, EXACT if name == "run_memory" else None)
     if name in SWEEPS:
         return work({**wanted, "kind": "sweep", "name": name})
     if name == "agreement":
@@ -140,6 +143,8 @@ def planned(given: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     for name in only:
         if name in SWEEPS:
             yield name, "small", "float32"
+        if name in MEASURED:  # of the embedded model, or of none
+            yield name, "", ""
     for size in given.size:
         for dtype in given.dtype if size in ("1b", "small") else ["float32"]:
             for name in only:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import asked, glance_peer, peers
+from benchmarks import asked, glance_peer, peers, runs
 from benchmarks.model import SIZES, load, picture, words
 from benchmarks.qwen3_vl import SIDES
 from vlmprobe.engines.local.row_stats import row_stats
@@ -272,6 +272,10 @@ CASES: dict[str, Case] = {
     "batches_64": Case("64 different pictures, embedded model", lambda bench: batches(), 11, sizes=OWN),
     "batches_64_files": Case(
         "files of 64 different pictures, embedded model", lambda bench: batches(files=True), 11, sizes=OWN
+    ),
+    "run_256": Case("a run over 256 rows, embedded model", lambda bench: runs.over_many(), 7, sizes=OWN),
+    "run_candidates_256": Case(
+        "a run over 256 rows with candidates, embedded model", lambda bench: runs.with_candidates(), 7, sizes=OWN
     ),
 }
 

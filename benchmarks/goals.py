@@ -57,7 +57,7 @@ def common(held: Mapping[str, Any]) -> list[Row]:
     found = held["measured"]
     begun = _startup(found["startup"]) if "startup" in found else ()
     columns = found.get("memory_columns/tiny/float32")
-    return [*begun, *([_columns(columns["peak"])] if columns else []), *_batches(found)]
+    return [*begun, *([_columns(columns["peak"])] if columns else []), *_batches(found), *_runs(found)]
 
 
 def _batches(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -69,6 +69,44 @@ def _batches(found: Mapping[str, Any]) -> Iterator[Row]:
                 "<= 1.3", told, value <= 1.3,
                 "1: the processor and the model; a digest of each image, and the numbers of each token, come on top",
             )  # fmt: skip
+
+
+def _runs(found: Mapping[str, Any]) -> Iterator[Row]:
+    if (measured := found.get("run_256/tiny/float32")) is not None:
+        yield _over(
+            measured, "run", "generate_many", 1.05,
+            "a run over 256 rows about files of pictures, the embedded model, time over `generate_many`",
+            "1: the same call; keys, records and their file come on top",
+        )  # fmt: skip
+    if (measured := found.get("run_candidates_256/tiny/float32")) is not None:
+        yield _over(
+            measured, "run with candidates", "run", 1.3,
+            "the same run with two candidates in each row, time over that without",
+            "1: the prefill is that of the answer; the candidates' own tokens come on top",
+        )  # fmt: skip
+    if (measured := found.get("run_bytes")) is not None:
+        taken = measured["bytes"]
+        yield Row(
+            "bytes of a run's folder for a row of five tokens with ten alternatives", "<= 600", f"{taken:.0f}",
+            taken <= 600, "44 ids and 55 numbers, of which a model's own are hard to compress",
+        )  # fmt: skip
+    if (measured := found.get("run_memory")) is not None:
+        peaks = {int(count): value / MEGABYTE for count, value in measured["peak"]["run"].items()}
+        fewer, most = min(peaks), max(peaks)
+        yield Row(
+            f"peak memory of a run over {most:,} rows, above that over {fewer:,}", "<= 200 MB",
+            f"{peaks[most] - peaks[fewer]:.0f} MB", peaks[most] - peaks[fewer] <= 200,
+            "a key for each row; records are written and let go of",
+        )  # fmt: skip
+    if (measured := found.get("run_start")) is not None:
+        from statistics import median
+
+        told = {each: median(seconds) for each, seconds in measured["seconds"]["start"].items()}
+        yield Row(
+            f"start of a run over {measured['rows']:,} finished rows about {measured['pictures']:,} files of pictures",
+            "< 10 s of CPU", f"{told['cpu']:.1f} s CPU, {told['wall']:.1f} s wall", told["cpu"] < 10,
+            "a look at each file, a hash of each row's text, and a look-up of its key",
+        )  # fmt: skip
 
 
 def _columns(peak: Mapping[str, Mapping[str, int]]) -> Row:
@@ -233,10 +271,15 @@ def _many(at: Mapping[str, Any]) -> Iterator[Row]:
         )  # fmt: skip
     for name, what in (("yes_no_64", "each on its picture"), ("yes_no_16", "4 on each of 16 pictures")):
         if name in at:
-            value, told = ratios(at[name], "one at a time", "yes_no_many")
+            value, told = ratios(at[name], "one at a time in a session", "yes_no_many")
             yield Row(
-                f"64 yes/no questions, {what}, `yes_no_many`, times as fast as one at a time",
+                f"64 yes/no questions, {what}, `yes_no_many`, times as fast as one at a time in a session",
                 ">= 6", told, value >= 6, "what a batch of 16 saves the model, and one call for all saves Python",
+            )  # fmt: skip
+            told = ratios(at[name], "one at a time", "yes_no_many")[1]
+            yield Row(
+                "the same, times as fast as one at a time", "", told, True,
+                "without a session, which compares the model between two calls",
             )  # fmt: skip
 
 

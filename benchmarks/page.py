@@ -39,6 +39,8 @@ TABLES = {  # case: its title, and the baseline variant
     "yes_no_16": ("64 yes/no questions, 4 on each of 16 pictures", "one at a time"),
     "batches_64": ("64 different pictures, the embedded model", "batches of transformers"),
     "batches_64_files": ("files of 64 different pictures, the embedded model", "batches of transformers"),
+    "run_256": ("256 rows about files of pictures, the embedded model, 8 new tokens", "generate_many"),
+    "run_candidates_256": ("the same rows, with two candidates each", "run"),
 }
 INTRODUCTION = """\
 # Performance

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks import asked, cases
+from benchmarks import asked, cases, runs
 from benchmarks.growth import sweep
 from benchmarks.memory import peak
 from benchmarks.timing import alternate, load
@@ -64,6 +64,8 @@ def main(wanted: Mapping[str, Any]) -> dict[str, Any]:
         found = time_case(bench, wanted["name"], wanted.get("rounds"), wanted.get("skip", ()))
     elif wanted["kind"] == "memory":
         found = memory_of(bench, wanted["name"], wanted["variant"], tuple(wanted["sizes"]))
+    elif wanted["kind"] == "runs":
+        found = runs.MEASURED[wanted["name"]]()
     elif wanted["kind"] == "sweep":
         found = sweep(bench, wanted["name"])
     else:

@@ -21,6 +21,7 @@ __all__ = ["is_server", "open_model", "open_probe", "open_server", "served"]
 
 
 ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, without its scheme
+SEVERAL = re.compile(r",\s*(?=https?://)", re.IGNORECASE)  # between servers
 
 
 def is_server(model: str) -> bool:
@@ -57,7 +58,10 @@ def open_model(
     if is_server(model):
         if given := _given(loading):
             raise typer.BadParameter("MODEL is a server, which has loaded its model", param_hint=given)
-        return open_server(model, engine=engine or "auto", model=served_model, processor=processor, **prompt)
+        urls = SEVERAL.split(model)
+        return open_server(
+            urls if len(urls) > 1 else model, engine=engine or "auto", model=served_model, processor=processor, **prompt
+        )
     if ADDRESS.fullmatch(model) and not os.path.exists(model):
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
     if given := _given(serving):
@@ -81,11 +85,14 @@ def open_probe(model: str, **load: Any) -> Probe:
         return load_probe(model, **load)
 
 
-def open_server(url: str, **options: Any) -> Probe:
-    """Connect to a server, with a status line in a terminal. The API key is read from ``VLMPROBE_API_KEY``."""
+def open_server(url: str | list[str], **options: Any) -> Probe:
+    """Connect to a server or several, with a status line in a terminal.
+
+    The API key is read from ``VLMPROBE_API_KEY``.
+    """
     from vlmprobe import connect
 
-    with working(f"Connecting to {url}"), served():
+    with working(f"Connecting to {url if isinstance(url, str) else ', '.join(url)}"), served():
         return connect(url, **options)
 
 

@@ -23,7 +23,15 @@ def _option(*names: str, what: str, help: str, panel: str, **more: Any) -> Any:
 
 
 def run(
-    model: options.ModelOrServer,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A local folder, a hub id, demo for the small bundled model, or the URL of a server; of several "
+            "servers of one model with commas between them: http://a:8000,http://b:8000.",
+            show_default=False,
+        ),
+    ],
     data: Annotated[
         Path,
         typer.Argument(

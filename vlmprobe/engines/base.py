@@ -99,13 +99,14 @@ class AnswersConcurrently(Protocol):
 
     def answers(
         self,
-        conversations: Iterable[Conversation | Exception],
+        conversations: Iterable[Conversation | tuple[Conversation, int] | Exception],
         options: Options,
         *,
         keep_errors: bool = False,
         together: int | None = None,
     ) -> Generator[Any, None, None]:
-        """Results in the order of the conversations; closing the generator cancels the remaining work."""
+        """Results in the order of the conversations, some of them with seeds of their own; closing the generator
+        cancels the remaining work."""
 
 
 @runtime_checkable

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 from vlmprobe.errors import (
     CapabilityError,
+    EngineError,
     GenerationOptionError,
     UnknownModelError,
     VlmprobeWarning,
@@ -22,7 +23,7 @@ __all__ = ["connect", "opened"]
 
 
 def connect(
-    url: str,
+    url: str | Sequence[str],
     *,
     engine: str = "auto",
     processor: Any = None,
@@ -45,7 +46,8 @@ def connect(
         result = probe.generate("What is in the picture?", image="scene.png")
 
     Args:
-        url: of the server, such as ``"http://localhost:8000"``.
+        url: of the server, such as ``"http://localhost:8000"``; or a list of servers of one model, which share the
+            requests: those of a server that goes away are sent to the others.
         engine: type of the server; ``"auto"`` detects it. A name holds also where the server does not say what it is,
             as behind a proxy; not where it says that it is another.
         processor: the source of the model's tokenizer: its folder or hub id, its processor, or a local probe of the
@@ -67,11 +69,13 @@ def connect(
         EngineError: if the server is not a known engine, or another than ``engine``.
         CapabilityError: if it is one that sends no log-probabilities (``transformers serve``).
         UnknownModelError: if the server has no model of that name.
+        EngineError: if several servers have other models, or are of other kinds.
     """
     from vlmprobe._version import __version__
-    from vlmprobe.engines.serving import Client, Facts, Limits, Meaning, Tokens
+    from vlmprobe.engines.serving import Client, Facts, Limits, Meaning, ServedEngine, Tokens
     from vlmprobe.engines.serving.http import background_loop as background
     from vlmprobe.engines.serving.registry import detect, engines
+    from vlmprobe.engines.serving.several import SeveralServers
     from vlmprobe.engines.serving.value_kind import KINDS
 
     format = AS_BY_DEFAULT.updated(prompt)
@@ -87,27 +91,46 @@ def connect(
         raise GenerationOptionError(f"timeout must be a number of seconds above 0, not {timeout!r}")
     if value_kind is not None and value_kind not in KINDS:
         raise GenerationOptionError(f"value_kind must be one of {', '.join(KINDS)}, not {value_kind!r}")
-    client = Client(url, api_key=api_key, headers=headers, limits=Limits(in_flight=max_concurrency, request_s=timeout))
-    found, server = background.run(detect(Facts(client), engines().values(), engine))
-    if model is None and not server.models:
-        raise UnknownModelError(f"{client.url} lists no model: pass model=.")
-    if model is not None and server.models and model not in server.models:
-        lists = f"{client.url} has no model {model!r}.{near(model, server.models)} It has: "
-        lists += f"{', '.join(server.models[:20])}."
+    tokens = Tokens.of(processor, image_ids)
+    limits = Limits(in_flight=max_concurrency, request_s=timeout)
+    meaning = None if value_kind is None else Meaning(value_kind)
+    urls = [url] if isinstance(url, str) else list(dict.fromkeys(url))
+    if not urls:
+        raise GenerationOptionError("connect needs the URL of a server, or a list of some")
+    served: list[ServedEngine] = []
+    for each in urls:
+        client = Client(each, api_key=api_key, headers=headers, limits=limits)
+        found, server = background.run(detect(Facts(client), engines().values(), engine))
+        served.append(found(client, server, _model_of(client.url, server.models, model, engine), tokens, meaning))
+    first, *others = served
+    for other in others:
+        if (other.name, other.model) != (first.name, first.model):
+            raise EngineError(
+                f"the servers do not serve the same: {first.client.url} has {first.model!r} ({first.title}), and "
+                f"{other.client.url} {other.model!r} ({other.title}). Name a model that all of them have with model=, "
+                "or ask them apart."
+            )
+    meta = {
+        "model": first.model,
+        "engine": first.name,
+        "engine_version": ", ".join(dict.fromkeys(each.server.version for each in served if each.server.version))
+        or None,
+        "url": ", ".join(each.client.url for each in served),
+        "versions": {"vlmprobe": __version__},
+    }
+    return Probe(SeveralServers(served) if others else first, meta, format=format)
+
+
+def _model_of(url: str, models: Sequence[str], wanted: str | None, engine: str) -> str:
+    """The name of the model that a server is asked for; one that is not listed only where ``engine`` is named too."""
+    if wanted is None and not models:
+        raise UnknownModelError(f"{url} lists no model: pass model=.")
+    if wanted is not None and models and wanted not in models:
+        lists = f"{url} has no model {wanted!r}.{near(wanted, models)} It has: {', '.join(models[:20])}."
         if engine == "auto":
             raise UnknownModelError(f"{lists} engine= and model= together ask for one that is not listed.")
         warnings.warn(f"{lists} It is asked for all the same.", VlmprobeWarning, stacklevel=outside())
-    name = server.models[0] if model is None else model
-    tokens = Tokens.of(processor, image_ids)
-    served = found(client, server, name, tokens, None if value_kind is None else Meaning(value_kind))
-    meta = {
-        "model": name,
-        "engine": found.name,
-        "engine_version": server.version,
-        "url": client.url,
-        "versions": {"vlmprobe": __version__},
-    }
-    return Probe(served, meta, format=format)
+    return models[0] if wanted is None else wanted
 
 
 def opened(

@@ -310,6 +310,8 @@ def carrying(result: Any, request: Request) -> Any:
         MessageError: for a column whose name ``meta`` has already; an adapter of one's own may record further names.
     """
     told = request.told
+    if "candidates" in result.meta:  # how a server scored them: the scores hold the candidates themselves
+        told.pop("candidates", None)
     for name in told:
         if name in result.meta:
             raise MessageError(f"column {name!r} has a name that vlmprobe records in meta itself: rename the column")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vlmprobe.engines.base import AnswersAndScores, Engine, Options
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.probe.generate_many import answered
+from vlmprobe.probe.generate_many import Answers, answered
 from vlmprobe.probe.request import Numbered, Request, options_of
 from vlmprobe.probe.sample import PURE
 from vlmprobe.results.failure import Failure
@@ -37,7 +37,9 @@ class Question:
     @property
     def numbered(self) -> Numbered:
         """The request, whose errors name the row."""
-        return Numbered(self.row.number, self.request)
+        drawn = self.sample is not None
+        request = Seeded(self.request, seed_of(self.row.key, self.sample or 0)) if drawn else self.request
+        return Numbered(self.row.number, request)
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,16 @@ def answers(
         batch_size: likewise.
         samples: whether the questions are samples, each of which has a seed of its own.
     """
-    found = _sampled(probe, questions, options) if samples else _answered(probe, questions, options, batch_size)
+    found = _answered(probe, questions, options, batch_size, samples)
     waiting: list[tuple[Question, Result | Failure]] = []
+    known: dict[str, Any] = {}  # scores of the last row, for its other samples
     try:
         for question, outcome in found:
             waiting.append((question, outcome))
             if len(waiting) >= TOGETHER or not any(_lacks_scores(*each) for each in waiting):
-                yield from _with_scores(probe, waiting, batch_size)
+                yield from _with_scores(probe, waiting, batch_size, known)
                 waiting = []
-        yield from _with_scores(probe, waiting, batch_size)
+        yield from _with_scores(probe, waiting, batch_size, known)
     finally:
         found.close()
 
@@ -102,6 +105,31 @@ class AnswersWithScores:
         return len(outcome.output)
 
 
+class Draws(Answers):
+    """A sampled answer to each request, with the seed that the request brings."""
+
+    def item(self, request: Request, conversation: Conversation) -> Any:
+        """The conversation and its seed."""
+        assert isinstance(request, Seeded)
+        return conversation, request.seed
+
+    def batch(self, engine: Any, items: Sequence[Any], options: Options) -> Sequence[Any]:
+        """One by one: draws of a batch would share a seed."""
+        return [engine.generate([each], replace(options, seed=seed))[0] for each, seed in items]
+
+
+@dataclass(frozen=True, init=False)
+class Seeded(Request):
+    """A request with the seed of its sample."""
+
+    seed: int
+
+    def __init__(self, request: Request, seed: int) -> None:
+        for each in fields(request):
+            object.__setattr__(self, each.name, getattr(request, each.name))
+        object.__setattr__(self, "seed", seed)
+
+
 @dataclass(frozen=True, eq=False)
 class _Scored(Result):
     """An answer with the scores of its candidates, if it has any."""
@@ -109,7 +137,9 @@ class _Scored(Result):
     scores: Scores | None = None
 
 
-def _answered(probe: Any, questions: Iterable[Question], options: Mapping[str, Any], batch_size: Any) -> Any:
+def _answered(
+    probe: Any, questions: Iterable[Question], options: Mapping[str, Any], batch_size: Any, samples: bool
+) -> Any:
     asked: deque[Question] = deque()
 
     def requests() -> Iterator[Numbered]:
@@ -117,23 +147,20 @@ def _answered(probe: Any, questions: Iterable[Question], options: Mapping[str, A
             asked.append(question)
             yield question.numbered
 
-    outcomes: Any
-    if isinstance(probe.engine, AnswersAndScores):
-        given = dict(options)
-        prompt, alternatives, seed = (given.pop(name, None) for name in ("prompt", "alternatives", "seed"))
-        outcomes = answered(
-            probe.engine,
-            probe.meta,
-            probe.conversation,
-            requests(),
-            batch_size,
-            options_of("stats", prompt, alternatives, seed, given),
-            False,
-            "keep",
-            work=AnswersWithScores(),
-        )
-    else:
-        outcomes = probe.generate_many(requests(), batch_size=batch_size, progress=False, on_error="keep", **options)
+    given = {**PURE, **options, "do_sample": True, "seed": 0} if samples else dict(options)  # each sample has its own
+    work = Draws() if samples else AnswersWithScores() if isinstance(probe.engine, AnswersAndScores) else None
+    prompt, alternatives, seed = (given.pop(name, None) for name in ("prompt", "alternatives", "seed"))
+    outcomes: Any = answered(
+        probe.engine,
+        probe.meta,
+        probe.conversation,
+        requests(),
+        batch_size,
+        options_of("stats", prompt, alternatives, seed, given),
+        False,
+        "keep",
+        work=work,
+    )
     try:
         for outcome in outcomes:
             yield asked.popleft(), outcome
@@ -141,29 +168,42 @@ def _answered(probe: Any, questions: Iterable[Question], options: Mapping[str, A
         outcomes.close()
 
 
-def _sampled(probe: Any, questions: Iterable[Question], options: Mapping[str, Any]) -> Any:
-    """One by one, since each has its own seed."""
-    for question in questions:
-        request, sample = question.request, question.sample or 0
-        drawn = {**PURE, **options, "do_sample": True, "seed": seed_of(question.row.key, sample)}
-        try:
-            outcome = probe.generate(request.question, request.image, **request.prompt_options, **drawn)
-        except Exception as error:  # noqa: BLE001 - it takes the place of the answer
-            outcome = Failure(error)
-        yield question, outcome
+def _with_scores(
+    probe: Any, several: list[tuple[Question, Result | Failure]], batch_size: Any, known: dict[str, Any]
+) -> Iterator[Asked]:
+    """Answers with the scores of the candidates, of those that have some and are not scored yet.
 
-
-def _with_scores(probe: Any, several: list[tuple[Question, Result | Failure]], batch_size: Any) -> Iterator[Asked]:
-    """Answers with the scores of the candidates, of those that have some and are not scored yet."""
-    wanted = [question.numbered for question, outcome in several if _lacks_scores(question, outcome)]
-    found: Iterator[Any] = iter(_scores(probe, wanted, batch_size) if wanted else ())
+    Args:
+        probe: that is asked.
+        several: questions and what became of them.
+        batch_size: of :meth:`Probe.score_many`.
+        known: scores by key of the row, one row of which is kept for the next call: samples follow one another.
+    """
+    lacking = {question.row.key: question for question, outcome in several if _lacks_scores(question, outcome)}
+    wanted = [question for key, question in lacking.items() if key not in known]
+    found = _scores(probe, [each.numbered for each in wanted], batch_size) if wanted else iter(())
+    new = set()
     for question, outcome in several:
         if isinstance(outcome, Failure):
             yield Asked(question, None, None, outcome.error)
             continue
-        scores = next(found) if _lacks_scores(question, outcome) else getattr(outcome, "scores", None)
+        scores = getattr(outcome, "scores", None)
+        if _lacks_scores(question, outcome):
+            key = question.row.key
+            if key not in known:
+                known[key] = next(found)
+                new.add(key)
+            scores = known[key] if key in new else _without_time(known[key])
+            new.discard(key)
         error = scores.error if isinstance(scores, Failure) else None
         yield Asked(question, outcome, None if error else scores, error)
+    for key in list(known)[:-1]:
+        del known[key]
+
+
+def _without_time(scores: Any) -> Any:
+    """Scores that another sample of the row has cost."""
+    return scores if isinstance(scores, Failure) else replace(scores, meta={**scores.meta, "timings": {}})
 
 
 def _lacks_scores(question: Question, outcome: Result | Failure) -> bool:

@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from vlmprobe.errors import ImageError
 from vlmprobe.inputs.images import DEFAULT_LIMITS, SCHEME, digest, is_encoded, is_file, load_image
@@ -29,12 +29,9 @@ class Seen(NamedTuple):
     hash: str  # of its file's bytes; with a prefix, of something else: an address, pixels, or what cannot be read
 
 
-class Known(NamedTuple):
-    """What a file was when its hash was taken."""
-
-    size: int
-    time: int  # of the last change, ns
-    hash: str
+# What a file was when its hash was taken: size, time of the last change in ns, and the hash. A plain tuple, of which a
+# start makes a million in half the time that a named one takes.
+Known: TypeAlias = tuple[int, int, str]
 
 
 class Images:
@@ -102,7 +99,7 @@ class Images:
             if folder is not None and plain and text not in recent:
                 held = known.get(path := folder + name)
                 if held is not None and _is_still(path, held):
-                    found[text] = held.hash
+                    found[text] = held[2]
                     continue
             found[text] = self.seen(text).hash
         return found
@@ -152,11 +149,11 @@ class Images:
             known = self.known.get(path)
             if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
                 with open(path, "rb") as file:
-                    known = Known(state.st_size, state.st_mtime_ns, _hash(file.read()))
+                    known = (state.st_size, state.st_mtime_ns, _hash(file.read()))
                 self.hashed += 1
                 if time.time() - state.st_mtime > FRESH:
                     self.known[path] = known
-            return Seen(text, known.size, known.hash)
+            return Seen(text, known[0], known[2])
         except (ImageError, OSError, ValueError, IndexError):
             return _unread(text)
 
@@ -171,8 +168,7 @@ def _is_still(path: str, known: Known) -> bool:
         state = os.lstat(path)
     except (OSError, ValueError):
         return False
-    regular = stat.S_ISREG(state.st_mode)
-    return regular and state.st_size == known.size and state.st_mtime_ns == known.time
+    return stat.S_ISREG(state.st_mode) and (state.st_size, state.st_mtime_ns) == known[:2]
 
 
 def _unread(text: str) -> Seen:

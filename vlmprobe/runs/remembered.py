@@ -24,7 +24,7 @@ def read_known(folder: Path) -> dict[str, Known]:
         try:
             columns = parquet.read_table(path).to_pydict()
             states = zip(columns["size"], columns["time"], columns["hash"], strict=True)
-            found.update(zip(columns["path"], map(Known._make, states), strict=True))
+            found.update(zip(columns["path"], states, strict=True))
         except (OSError, LookupError, pa.ArrowException):
             continue
     return found

@@ -245,7 +245,8 @@ class _Run:
                 continue
             self.listing.extend(read.numbers, read.keys, read.ids, read.carried)
             self.summary.rows += len(read.keys)
-            left = [place for place, key in enumerate(read.keys) if self._is_left(key)]
+            answered = self.known.get if self.samples is None else {}.get  # a look that spares most rows the closer one
+            left = [place for place, key in enumerate(read.keys) if not answered(key) and self._is_left(key)]
             self.bar.skipped(len(read.keys) - len(left))
             yield from map(read.row, left)
 

@@ -16,10 +16,12 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.option_checks import check_value
 from vlmprobe.engines.serving import Alternative, Decoding, Meaning, Row
 from vlmprobe.engines.serving.answer_tables import answer_table
+from vlmprobe.engines.serving.generation_options import BASIC, NEUTRAL
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.engines.serving.rows import columns, entropy_at_least
 from vlmprobe.engines.serving.value_kind import judge
 from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, ResultError
+from vlmprobe.probe.sample import PURE
 from vlmprobe.results.files import load_result
 
 RNG = np.random.default_rng(0)
@@ -189,6 +191,17 @@ def test_options_are_those_of_transformers():
         check_value("max_new_tokens", 0)
 
 
+def test_options_that_change_nothing_are_left_out():
+    """Pure sampling names them, and every served engine refused it."""
+    assert Decoding.read({**PURE, "do_sample": True, "max_new_tokens": 4}, BASIC, "X") == Decoding(4, True)
+    assert Decoding.read(NEUTRAL, BASIC, "X") == Decoding()
+    for name, value in {"typical_p": 0.5, "no_repeat_ngram_size": 2, "min_length": 3, "use_cache": False}.items():
+        with pytest.raises(GenerationOptionError, match=f"have no generation option '{name}'"):
+            Decoding.read({name: value}, BASIC, "X")
+    with pytest.raises(GenerationOptionError, match="use_cache must be True or False"):
+        Decoding.read({"use_cache": 1}, BASIC, "X")
+
+
 # -- a server without ids --------------------------------------------------------------------------
 
 
@@ -230,6 +243,17 @@ def test_without_ids_there_are_none(plain, tmp_path):
     assert "id" not in result.output.to_pandas().columns
     assert "red" in result.to_html()
     result.show()
+
+
+def test_a_server_samples_from_its_own_distribution(plain):
+    samples = vlmprobe.connect(plain.url, value_kind="raw").sample("What colour?", n=2, seed=5, max_new_tokens=1)
+    assert samples.texts == [" red!"] * 2
+    assert samples.logprobs.tolist() == pytest.approx([-0.2] * 2)
+    assert samples.pure
+    sent = [request.json for request in plain.of("/v1/chat/completions")]
+    assert [each["seed"] for each in sent] == [5, 6]
+    assert {(each["temperature"], each["top_p"]) for each in sent} == {(1.0, 1.0)}
+    assert not any(set(each) & {"typical_p", "no_repeat_ngram_size"} for each in sent)
 
 
 def test_what_the_protocol_lacks_is_said_first(plain):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from vlmprobe.engines.base import Engine, Options
@@ -114,6 +115,11 @@ class ServedEngine:
 
     # -- the protocol of engines -------------------------------------------------------------------
 
+    @property
+    def in_flight(self) -> int:
+        """The maximum number of concurrent requests."""
+        return self.client.limits.in_flight
+
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Validate a request before anything is sent."""
         refuse(self.title, self.abilities, conversations, options)
@@ -124,7 +130,7 @@ class ServedEngine:
 
     def batch_size(self, wanted: int, options: Options) -> int:
         """As many as may be in flight: requests do not affect each other."""
-        return self.client.limits.in_flight
+        return self.in_flight
 
     def generate(self, conversations: Sequence[Conversation], options: Options) -> list[Result]:
         """Answer the conversations, as many at once as may be in flight."""
@@ -132,7 +138,7 @@ class ServedEngine:
 
     def answers(
         self,
-        conversations: Iterable[Conversation | Exception],
+        conversations: Iterable[Conversation | tuple[Conversation, int] | Exception],
         options: Options,
         *,
         keep_errors: bool = False,
@@ -143,20 +149,21 @@ class ServedEngine:
         Closing the iterator cancels the remaining work.
 
         Args:
-            conversations: an item that is already an error is returned in its place.
+            conversations: each alone, or with a seed of its own; an item that is already an error is returned in its
+                place.
             options: of all of them.
             keep_errors: whether to return an error in place of its result, or raise it there.
             together: the maximum number started before the first result is returned.
         """
-        work = (each if isinstance(each, Exception) else self.result(each, options) for each in conversations)
-        ahead = together or AHEAD * self.client.limits.in_flight
+        work = (each if isinstance(each, Exception) else self.result(*_seeded(each, options)) for each in conversations)
+        ahead = together or AHEAD * self.in_flight
         return background_loop.in_order(work, ahead=ahead, keep_errors=keep_errors)
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
         if self.abilities.no_score:
             raise CapabilityError(f"{self.title} cannot score candidates: {self.abilities.no_score}.")
-        return background_loop.run(self._scores(conversation, candidates, options))
+        return background_loop.run(self.scored(conversation, candidates, options))
 
     def scores(
         self,
@@ -169,8 +176,8 @@ class ServedEngine:
         """Scores in the order of the requests, many of which are in flight at once; as :meth:`answers`."""
         if self.abilities.no_score:
             raise CapabilityError(f"{self.title} cannot score candidates: {self.abilities.no_score}.")
-        work = (each if isinstance(each, Exception) else self._scores(*each, options) for each in requests)
-        ahead = together or AHEAD * self.client.limits.in_flight
+        work = (each if isinstance(each, Exception) else self.scored(*each, options) for each in requests)
+        ahead = together or AHEAD * self.in_flight
         return background_loop.in_order(work, ahead=ahead, keep_errors=keep_errors)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -225,7 +232,8 @@ class ServedEngine:
             large=entries > LARGE or pixels > LARGE_IMAGE or "logits" in options.keep,
         )
 
-    async def _scores(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
+    async def scored(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
+        """Ask for the scores of one conversation and build their tables."""
         await self.known()
         started = time.perf_counter()
         scored, told = await self.candidates(conversation, candidates, options)
@@ -294,6 +302,11 @@ class StreamedEngine(ServedEngine):
         if "prompt" in options.demanded and options.prompt:
             raise CapabilityError(f"{self.title} streams no prompt side: leave out prompt=True, or use generate.")
         return Stream(lambda listen: background_loop.run(streamed(self, conversation, options, listen)))
+
+
+def _seeded(item: Conversation | tuple[Conversation, int], options: Options) -> tuple[Conversation, Options]:
+    """A conversation and its options, with its own seed if it comes with one."""
+    return (item[0], replace(options, seed=item[1])) if isinstance(item, tuple) else (item, options)
 
 
 def _stands(finding: asyncio.Task[None]) -> bool:

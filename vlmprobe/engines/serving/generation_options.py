@@ -15,7 +15,24 @@ __all__ = ["BASIC", "SAMPLING", "Decoding"]
 
 BASIC = frozenset({"max_new_tokens", "do_sample", "temperature", "top_p"})
 SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p"})
-NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}  # what a server does anyway
+# Options of transformers that no server is sent, at the value that changes nothing: they are left out.
+NEUTRAL: dict[str, float | bool] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "diversity_penalty": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "min_length": 0,
+    "use_cache": True,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+}
 DEFAULT_NEW_TOKENS = 128
 
 
@@ -45,9 +62,11 @@ class Decoding:
         names = [field.name for field in fields(cls)]
         taken: dict[str, Any] = {}
         for name, value in with_temperature(options).items():
-            if value is None or (name in NEUTRAL and value == NEUTRAL[name]):
+            if value is None:
                 continue
             check_value(name, value)
+            if name in NEUTRAL and value == NEUTRAL[name]:
+                continue
             if name not in names:
                 raise _unknown(name, names, engine)
             if name not in takes and value != getattr(cls, name, None):
