@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 
+import httpx
 import llamacpp_server
 import numpy as np
 import pytest
 from PIL import Image
+from wire_server import WireServer
 
 import vlmprobe
 from vlmprobe.engines.base import Options
@@ -16,7 +18,6 @@ from vlmprobe.engines.serving.health import examine
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.errors import CapabilityError, EngineError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.probe.sample import Samples
 
 TEXT, IMAGE, TWO_IMAGES, LIKELIEST = 2e-4, 5e-3, 1e-2, 2e-2  # nats: llama.cpp's vision tower is its own, in part half
 QUESTION = "What is in the picture?"
@@ -87,8 +88,7 @@ def test_the_text_is_the_servers(probe, started):
 
 
 def test_lost_rows_reach_what_is_made_of_samples(probe):
-    asked = {"do_sample": True, "max_new_tokens": 8}
-    drawn = Samples(tuple(probe.generate(QUESTION, seed=seed, **asked) for seed in range(3)))
+    drawn = probe.sample(QUESTION, n=3, seed=0, max_new_tokens=8)
     lost = [len(each.output) > each.output.scored.sum() for each in drawn]
     assert any(lost)
     assert np.isnan(drawn.logprobs).tolist() == lost
@@ -212,6 +212,30 @@ def test_twelve_at_once(probe):
         alone = probe.generate(request.question, request.image, **SPANS)
         assert found.text == alone.text
         np.testing.assert_allclose(found.output.logprobs, alone.output.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_behind_a_proxy_that_has_only_the_chat_route(started, top):
+    """Its models are owned by someone else; the bytes say where a token was lost."""
+
+    def passed_on(request):
+        return httpx.post(started.url + request.path, content=request.body, timeout=60).json()
+
+    models = {"data": [{"id": "m", "owned_by": "openai"}]}
+    whole = vlmprobe.connect(started.url).generate(QUESTION, alternatives=2, **SPANS)
+    for engine in ("llamacpp", "openai"):
+        with WireServer({"/v1/models": models, "/v1/chat/completions": passed_on}) as proxy:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", VlmprobeWarning)
+                probe = vlmprobe.connect(proxy.url, engine=engine, value_kind="raw")
+            found = probe.generate(QUESTION, alternatives=top, **SPANS)
+        assert found.text == whole.text
+        assert np.isnan(found.confidence)
+        told = found.output.scored
+        assert (~told).sum() + found.output.lost == 1
+        np.testing.assert_allclose(found.output.logprobs[told], whole.output.logprobs[whole.output.scored], atol=1e-5)
+        assert told.tolist() == whole.output.scored.tolist()
+        assert found.output.tokens == whole.output.tokens
 
 
 def test_what_does_not_fit_is_said(probe):

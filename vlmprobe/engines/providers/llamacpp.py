@@ -262,10 +262,15 @@ class LlamaCpp(StreamedEngine):
         choice = openai_chat.only_choice(reply)
         entries = choice["logprobs"]["content"]
         listed = entries.items(most=decoding.max_new_tokens)
+        rows: list[Row] = []
+        read = self._read(listed, top, entries.where, openai_chat.texts_decoder(), whole=True)
+        for entry, row in zip(listed, read, strict=True):
+            rows += [lost_row()] if openai_chat.begun_before(bytes(entry["bytes"]), row.value, row.top) else []
+            rows.append(row)
         return Answer(
             openai_chat.text_of(choice),
             openai_chat.finish_reason(choice),
-            self._read(listed, top, entries.where, openai_chat.texts_decoder(), whole=True),
+            rows,
             usage=openai_chat.usage_of(reply),
             reasoning=openai_chat.reasoning_of(choice),
         )
