@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmprobe.cli import options, output
-from vlmprobe.cli.open_model import is_server, open_probe
+from vlmprobe.cli.open_model import is_server, open_probe, open_server
 from vlmprobe.cli.targets import lines_target
 from vlmprobe.cli.terminal import FAILED, console, guarded, note, working, writing, wrong_usage
 
@@ -48,7 +48,18 @@ def check(
         typer.Option(
             "--against",
             metavar="FOLDER",
-            help="Compare with a reference of the model's original code instead: ids, pixels, logits, answers.",
+            help="Compare with a reference of the model's original code instead: ids, pixels, logits, answers; or a "
+            "server with the checkpoint (folder or hub id) that it serves.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            metavar="NATS",
+            min=0.0,
+            help="Of a server: how far log-probabilities may be off; 2e-5 by default.",
             show_default=False,
         ),
     ] = None,
@@ -73,12 +84,26 @@ def check(
     """Check an adapter on MODEL: every number against the model's own forward, and side effects of calls.
 
     --against FOLDER checks that the model is its authors': the folder holds what their code computed, recorded once.
+
+    Of a server (MODEL is its URL), --against MODEL names its checkpoint, and both are asked the same.
     """
     if is_server(model):
-        raise typer.BadParameter(
-            f"{model} is a server, and check compares with the model's own forward: for a server use vlmprobe doctor",
-            param_hint="'MODEL'",
-        )
+        if against is None:
+            raise typer.BadParameter(
+                f"{model} is a server, and check compares with the model's own forward: --against MODEL names its "
+                "checkpoint; vlmprobe doctor says what the server provides",
+                param_hint="'MODEL'",
+            )
+        if only or expect:
+            raise typer.BadParameter("--only and --expect are for the checks that run without --against")
+        with guarded(debug):
+            report = _served(model, str(against), tolerance, device, dtype, adapter, revision)
+            _deliver(report, as_json, matrix)
+        if not report.passed:
+            raise typer.Exit(FAILED)
+        return
+    if tolerance is not None:
+        raise typer.BadParameter("--tolerance is for a server that is compared --against a checkpoint")
     if against is not None and (only or expect):
         raise typer.BadParameter("--only and --expect are for the checks that run without --against")
     with guarded(debug):
@@ -118,6 +143,25 @@ def _against(folder: Path, model: str, device: str, dtype: str, adapter: str | N
     probe = open_probe(model, device=device, dtype=kind, adapter=adapter, revision=revision, check=False)
     with _few_threads(probe), _progress(4) as told:
         return check_against(probe, folder, **told)
+
+
+def _served(
+    url: str,
+    checkpoint: str,
+    tolerance: float | None,
+    device: str,
+    dtype: str,
+    adapter: str | None,
+    revision: str | None,
+) -> Report:
+    """Compare a server with its checkpoint, opened here in float32 unless another type is asked for."""
+    from vlmprobe.testing.server_suite import TOLERANCE, check_server
+
+    kind = "float32" if dtype == "auto" else dtype
+    local = open_probe(checkpoint, device=device, dtype=kind, adapter=adapter, revision=revision, check=False)
+    served = open_server(url, processor=local)
+    with working(f"Comparing {url} with {checkpoint}"):
+        return check_server(served, local, tolerance=TOLERANCE if tolerance is None else tolerance)
 
 
 def _expected(given: list[str] | None) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 ``check_adapter(probe)`` verifies that every number a probe gives is the model's own, against computations that share
 no code with the probe: C1 to C24. ``parametrize_with_checks`` makes each a pytest test.
-``check_against(probe, folder)`` compares with what the model's original code gave. Tiny checkpoints of real
+``check_against(probe, folder)`` compares with what the model's original code gave, ``check_server(served, probe)`` a
+server with the same model, opened here. Tiny checkpoints of real
 architectures to run them on come from :mod:`vlmprobe.testing.tiny`.
 """
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vlmprobe.testing.conformance import Check
     from vlmprobe.testing.parametrize import parametrize_with_checks
     from vlmprobe.testing.report import CheckResult, ConformanceError, Report
+    from vlmprobe.testing.server_suite import check_server
     from vlmprobe.testing.suite import check_adapter, check_against, checks
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Report",
     "check_adapter",
     "check_against",
+    "check_server",
     "checks",
     "parametrize_with_checks",
 ]
@@ -34,6 +37,7 @@ _HOMES = {
     "Report": "report",
     "check_adapter": "suite",
     "check_against": "suite",
+    "check_server": "server_suite",
     "checks": "suite",
     "parametrize_with_checks": "parametrize",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 
 import httpx
@@ -9,15 +11,19 @@ import llamacpp_server
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 from wire_server import WireServer
 
 import vlmprobe
+from vlmprobe.cli import app
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving import Decoding, Usage
 from vlmprobe.engines.serving.health import examine
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.errors import CapabilityError, EngineError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
+from vlmprobe.testing.server_suite import check_server
 
 TEXT, IMAGE, TWO_IMAGES, LIKELIEST = 2e-4, 5e-3, 1e-2, 2e-2  # nats: llama.cpp's vision tower is its own, in part half
 QUESTION = "What is in the picture?"
@@ -271,3 +277,34 @@ def test_usage_is_what_the_processor_gives(probe, local):
     asked = Conversation.build(QUESTION, picture(3))
     answer = background_loop.run(probe.engine.answer(asked, Decoding(max_new_tokens=3), Options(prompt=False)))
     assert answer.usage == Usage(len(here.input_ids), 3)
+
+
+def test_the_conformance_suite_of_engines(probe, local):
+    report = check_server(probe, local, tolerance=TEXT, image_tolerance=LIKELIEST).raise_for_failures()
+    statuses = {each.id: each.status for each in report.results}
+    absent = {"E1", "E6"}  # tokens without a row, and prompts
+    assert {name for name, status in statuses.items() if status == "skipped"} == absent
+    assert len(statuses) == 12
+    assert "have no row" in report["E1"].reason
+    assert "prompts" in report["E6"].reason
+
+
+def test_the_suite_finds_another_model(probe, started, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(started.folder, other, ignore=shutil.ignore_patterns("*.gguf"))
+    weights = load_file(other / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 1.01
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    report = check_server(probe, vlmprobe.load(str(other), dtype="float32", device="cpu"), tolerance=TEXT)
+    assert {"E5", "E7", "E8"} <= {each.id for each in report.failures}
+
+
+def test_check_of_a_server_on_the_command_line(started):
+    asked = ["check", started.url, "--against", str(started.folder), "--tolerance", str(LIKELIEST), "--json"]
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert report["engine"] == "llamacpp"
+    assert report["checks"]["E5"]["status"] == "passed"
+    assert CliRunner().invoke(app, [*asked[:4], "--tolerance", "1e-9"]).exit_code == 1
+    assert "--against MODEL" in CliRunner().invoke(app, asked[:2]).output
