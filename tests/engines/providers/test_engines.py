@@ -11,7 +11,15 @@ import wire_engines as wire
 from wire_server import WireServer
 
 import vlmprobe
-from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, MessageError
+from vlmprobe.engines.providers.vllm.server import decoding_fields
+from vlmprobe.engines.serving import Decoding
+from vlmprobe.errors import (
+    CapabilityError,
+    EngineResponseError,
+    GenerationOptionError,
+    MessageError,
+    VlmprobeWarning,
+)
 
 PICTURES = sorted((Path(vlmprobe.__file__).parent / "demo" / "pictures").glob("*.png"))
 QUESTION = "Describe the picture."
@@ -332,3 +340,29 @@ def test_engines_that_take_text_score_after_a_thought(local, model, engine, imag
     assert "retokenised" not in there.meta["thought"]
     np.testing.assert_allclose(there.spellings.logprobs, here.spellings.logprobs, atol=1e-4)
     assert there.probabilities == pytest.approx(here.probabilities, abs=1e-4)
+
+
+def test_sglang_counts_only_the_answer_in_its_penalty(local, model):
+    with WireServer(routes("sglang", model)) as server:
+        probe = vlmprobe.connect(server.url, processor=local)
+        with pytest.warns(VlmprobeWarning, match="counts the tokens of the answer only"):
+            probe.generate(QUESTION, PICTURES[0], repetition_penalty=1.5, **GREEDY)
+        with pytest.raises(CapabilityError, match="at most 2"):
+            probe.generate(QUESTION, PICTURES[0], repetition_penalty=2.5, **GREEDY)
+
+
+def test_ollama_counts_the_whole_prompt_in_its_penalty(local, model):
+    with WireServer(routes("ollama", model)) as server:
+        probe = vlmprobe.connect(server.url, processor=local)
+        probe.generate(QUESTION, PICTURES[0], repetition_penalty=1.5, **GREEDY)
+        assert server.of("/api/chat")[-1].json["options"]["repeat_last_n"] == -1
+        probe.generate(QUESTION, PICTURES[0], **GREEDY)
+        assert "repeat_last_n" not in server.of("/api/chat")[-1].json["options"]
+
+
+def test_a_stop_string_is_asked_to_stay_in_the_answer(local, model):
+    with WireServer(routes("sglang", model)) as server:
+        vlmprobe.connect(server.url, processor=local).generate(QUESTION, PICTURES[0], stop_strings=["."], **GREEDY)
+        assert server.requests[-1].json["sampling_params"]["no_stop_trim"] is True
+    assert decoding_fields(Decoding(stop_strings=(".",)))["include_stop_str_in_output"] is True
+    assert "include_stop_str_in_output" not in decoding_fields(Decoding())

@@ -20,6 +20,7 @@ from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
 __all__ = [
     "PATH",
     "Said",
+    "begun_before",
     "body",
     "content_part",
     "finish_reason",
@@ -209,7 +210,7 @@ def rows_of(said: Iterable[Said], decoder: codecs.IncrementalDecoder, *, final: 
         pairs = zip(each.top, each.top_raw or [None] * len(each.top), strict=True)
         top = [Alternative(value, text=token, raw=raw) for (token, value), raw in pairs if value > FLOOR]
         top.sort(key=lambda one: -one.value)
-        if each.raw is not None and _begun_before(each.raw, each.value, top):
+        if each.raw is not None and begun_before(each.raw, each.value, top):
             rows.append(lost_row())
         text = decoder.decode(each.raw) if each.raw else each.token
         rows.append(Row(each.value, text=text, top=tuple(top)))
@@ -218,7 +219,7 @@ def rows_of(said: Iterable[Said], decoder: codecs.IncrementalDecoder, *, final: 
     return rows
 
 
-def _begun_before(raw: bytes, value: float, top: Iterable[Alternative]) -> bool:
+def begun_before(raw: bytes, value: float | None, top: Iterable[Alternative]) -> bool:
     """Whether a token's bytes are more than its own: llama.cpp has no row for one that ends inside a character."""
     own = next((each.raw for each in top if each.value == value and each.raw is not None), None)
     return own is not None and len(own) < len(raw) and raw.endswith(own)

@@ -1,13 +1,15 @@
 """SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, and candidates.
 
-Written from the source of 0.5.23 and not run. At image positions SGLang reports id 0 and the log-probability of the
-last token of the vocabulary: those positions are found here by encoding the prompt with the model's own processor, and
-masked. Id 0 elsewhere may stand for another id too: such a row has no number.
+Written from the source of 0.5.23, and compared with it on a CPU, without its GPU kernels. At image positions SGLang
+reports id 0 and the log-probability of the last token of the vocabulary: those positions are found here by encoding the
+prompt with the model's own processor, and masked. Id 0 elsewhere may stand for another id too: such a row then has no
+number.
 """
 
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +24,14 @@ from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import data_url
 from vlmprobe.engines.serving.value_kind import FLOOR
-from vlmprobe.errors import EngineResponseError
+from vlmprobe.errors import CapabilityError, EngineResponseError, VlmprobeWarning, outside
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Scores
 
 __all__ = ["SGLang"]
 
 PATH = "/generate"
+MOST_PENALTY = 2.0  # of repetition
 ALL = -1  # SGLang's value for no top-k
 
 
@@ -66,6 +69,16 @@ class SGLang(ServedEngine):
         """Validate a request before it is sent."""
         self.tokens.need("A prompt for SGLang's /generate")
         super().check(conversations, options)
+        penalty = self.decoding(options).repetition_penalty
+        if penalty != 1 and not 0 < penalty <= MOST_PENALTY:
+            raise CapabilityError(f"SGLang takes a repetition_penalty of at most {MOST_PENALTY}, not {penalty}.")
+        if penalty != 1:
+            warnings.warn(
+                "SGLang's repetition_penalty counts the tokens of the answer only, and that of transformers those of "
+                "the prompt too: other tokens may be drawn than by a model opened with vlmprobe.load.",
+                VlmprobeWarning,
+                stacklevel=outside(),
+            )
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
@@ -149,7 +162,7 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
         "min_new_tokens": decoding.min_new_tokens,
     }
     if decoding.stop_strings:
-        found["stop"] = list(decoding.stop_strings)
+        found |= {"stop": list(decoding.stop_strings), "no_stop_trim": True}  # it belongs to the answer
     if decoding.eos_token_id:
         found["stop_token_ids"] = list(decoding.eos_token_id)
     if seed is not None:
