@@ -54,7 +54,7 @@ def test_run_and_show(data):
     assert shown.exit_code == 0, shown.output
     for part in (
         "7, of them 1 failed",
-        "of all",
+        "spent on",
         "accuracy",
         "1.000",
         "ECE",
