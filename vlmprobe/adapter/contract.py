@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from vlmprobe.adapter.begun import unbegun, with_begun
 from vlmprobe.adapter.encoding import Capabilities, Continuation, EncodedPrompt, Encoding, is_along
 from vlmprobe.adapter.loading import load_native, remember_loader
-from vlmprobe.adapter.prompts import Prompts, common_prefix
+from vlmprobe.adapter.prompts import Prompts
 from vlmprobe.adapter.rope import rope_switch
 from vlmprobe.adapter.template_order import drops_system, moves_images, text_before_image
-from vlmprobe.adapter.text_ends import TextEnds
+from vlmprobe.adapter.text_ends import TextEnds, continued, held_at_end
 from vlmprobe.errors import AdapterError, CapabilityError, MessageError, VlmprobeError
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs, require_images, require_no_placeholder
 from vlmprobe.inputs.messages import Conversation, ImagePart, Message
@@ -38,7 +39,9 @@ __all__ = [
     "ImageSpan",
 ]
 
-_End: TypeAlias = tuple[str, Sequence[int], Callable[[str], Sequence[int]]]  # a text, its ids, and what tokenises it
+# How many ids at the end of a prompt are those of a text, and what continues that text: how many of these ids a
+# further text merges with, and the ids from there on.
+_End: TypeAlias = tuple[int, Callable[[str], tuple[int, tuple[int, ...]]]]
 
 
 class Adapter(Prompts):
@@ -248,11 +251,9 @@ class Adapter(Prompts):
             AdapterError: if neither reproduces the ids at the end of the prompt.
             MessageError: for a text that contains an image placeholder of the model.
         """
-        for source, alone, tokenize in self._ends(prompt):
-            whole = tokenize(source + text)
-            merged = len(alone) - common_prefix(alone, whole)
-            if merged < common_prefix(alone[::-1], prompt.ids[: -len(alone) - 1 : -1].tolist()):
-                ids = tuple(whole[len(alone) - merged :])
+        for held, with_text in self._ends(prompt):
+            merged, ids = with_text(text)
+            if merged < held:
                 self.require_answer(ids)
                 return Continuation(len(prompt.ids) - merged, ids)
         raise AdapterError(f"{self.name}: {text!r} cannot be tokenised together with the end of the prompt.")
@@ -275,15 +276,20 @@ class Adapter(Prompts):
         start = None if ends is None else ends.start(prompt.text, prompt.ids.tolist())
         if ends is None or start is None:
             return None
-        return prompt.text[start:], ends.ids(prompt.text[start:]), ends.ids
+        end = prompt.text[start:]
+        return held_at_end(prompt.ids, ends.ids(end)), partial(ends.continued, end)
 
     def _whole_text(self, prompt: EncodedPrompt) -> _End:
-        return prompt.text, self.tokenize(prompt.text), self.tokenize
+        return self._end_of(prompt, prompt.text)
 
     def _decoded_end(self, prompt: EncodedPrompt) -> _End:
         after_images = prompt.ids[prompt.spans[-1].stop if prompt.spans else 0 :].tolist()
         text = self.tokenizer.decode(after_images, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text), self.tokenize(str(text)), self.tokenize
+        return self._end_of(prompt, str(text))
+
+    def _end_of(self, prompt: EncodedPrompt, text: str) -> _End:
+        alone = self.tokenize(text)
+        return held_at_end(prompt.ids, alone), lambda more: continued(alone, self.tokenize(text + more))
 
     @property
     def text_ends(self) -> TextEnds | None:

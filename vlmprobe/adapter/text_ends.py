@@ -7,10 +7,14 @@ it, and the ids of one end are those of the same end of every other prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["TextEnds"]
+import numpy as np
+
+from vlmprobe.adapter.prompts import common_prefix
+
+__all__ = ["TextEnds", "continued", "held_at_end"]
 
 MOST = 4096  # ends whose ids are kept
 
@@ -35,6 +39,7 @@ class TextEnds:
             if each.special and not each.normalized and not each.single_word and each.content[0] not in inside
         }
         self._ids: dict[str, tuple[int, ...]] = {}
+        self._continued: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = {}
 
     def fits(self, tokenizer: Any) -> bool:
         """Whether it is of this tokenizer, to which no token has been added since."""
@@ -43,6 +48,7 @@ class TextEnds:
     def forget(self) -> None:
         """Tokenise anew: the tokenizer may write the same text otherwise now, by another normaliser."""
         self._ids.clear()
+        self._continued.clear()
 
     def start(self, text: str, ids: Iterable[int], stop: int | None = None) -> int | None:
         """Where the last added token that cuts a text begins; None if there is none.
@@ -63,3 +69,28 @@ class TextEnds:
                 self._ids.clear()
             found = self._ids[end] = tuple(self._tokenizer(end, add_special_tokens=False)["input_ids"])
         return found
+
+    def continued(self, end: str, text: str) -> tuple[int, tuple[int, ...]]:
+        """What :func:`continued` says of the ids of such an end, and of those of the end with a text after it."""
+        found = self._continued.get((end, text))
+        if found is None:
+            if len(self._continued) >= MOST:
+                self._continued.clear()
+            found = self._continued[end, text] = continued(self.ids(end), self.ids(end + text))
+        return found
+
+
+def continued(alone: Sequence[int], whole: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """How many ids at the end of a text merge with what comes after it, and the ids from there on.
+
+    Args:
+        alone: ids of the text.
+        whole: ids of the text with another one after it.
+    """
+    kept = common_prefix(alone, whole)
+    return len(alone) - kept, tuple(whole[kept:])
+
+
+def held_at_end(ids: np.ndarray, end: Sequence[int]) -> int:
+    """How many ids at the end of a prompt [S] are those at the end of another sequence."""
+    return common_prefix(end[::-1], ids[: -len(end) - 1 : -1].tolist())

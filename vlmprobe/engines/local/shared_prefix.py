@@ -29,7 +29,7 @@ Path = tuple[int, ...]  # ids after the prefix
 CACHE_BYTES = 512 * 2**20  # of repeated prefix cache in one batch
 # On a CPU more rows than these cost more, for what they read and write exceeds the processor's own caches.
 NEAR_BYTES, NEAR_ROWS = 48 * 2**20, 16
-PADDING = 0.25  # of the positions of a batch, at most
+PADDING = 0.3  # of the positions of a batch, at most
 
 
 @dataclass(frozen=True)
@@ -231,12 +231,11 @@ class SharedPrefix:
         size = max(1, CACHE_BYTES // each)
         if self.hidden.device.type == "cpu":
             size = min(size, max(NEAR_ROWS, NEAR_BYTES // each))
-        batch: list[tuple[int, Path]] = []
-        for run in sorted(runs, key=lambda each: len(each[1])):
-            length = len(run[1])
-            filled = length + sum(len(path) for _, path in batch)
+        batch: list[tuple[int, Path]] = []  # longest first, so that the first one says how long it is
+        for run in sorted(runs, key=lambda each: -len(each[1])):
+            filled = len(run[1]) + sum(len(path) for _, path in batch)
             most = PADDING if padded else 0
-            if batch and (len(batch) == size or filled < (1 - most) * (len(batch) + 1) * length):
+            if batch and (len(batch) == size or filled < (1 - most) * (len(batch) + 1) * len(batch[0][1])):
                 yield batch
                 batch = []
             batch.append(run)
