@@ -54,7 +54,7 @@ def _print(about: Any, found: RunOverview) -> None:
     lines.append(("answers", f"{found.answers:,} to distinct questions, {found.tokens:,} tokens"))
     lines.append(("time", f"{found.seconds:,.1f} s of the model"))
     if where := told(found.spent):
-        lines.append(("of all", where))
+        lines.append(("spent on", where))
     lines += [("machine", _machine(each)) for each in found.machines]
     if found.judged:
         lines.append(("judged", f"{found.judged:,} rows by their right answer; in brackets 95% intervals"))
