@@ -76,7 +76,7 @@ def result_of(
     meta = {**meta, **answer.meta}
     absent |= meta.pop("absent", {})
     if answer.reasoning or found.reasoning:
-        meta["reasoning"] = {
+        meta["server_reasoning"] = {
             "text": answer.reasoning,
             "tokens": len(found.reasoning),
             "logprobs": [row.value for row in found.reasoning],
