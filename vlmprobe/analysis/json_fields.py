@@ -13,8 +13,6 @@ closing quote, which is counted so.
 
 from __future__ import annotations
 
-import json
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,25 +21,43 @@ from typing import Any
 
 import numpy as np
 
+from vlmprobe.analysis.json_paths import parsed_path, path_matches, path_text
 from vlmprobe.analysis.json_reader import Leaf, Path, read_json
 from vlmprobe.analysis.json_schema import apply_schema, schema_of
 from vlmprobe.analysis.token_spans import NOTHING, Measured, SpanReader, text_and_spans
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.view import DASH, counted, percent
-from vlmprobe.errors import ResultError, VlmprobeWarning
+from vlmprobe.errors import VlmprobeWarning
 from vlmprobe.results.choices import StaysReadOnly
 from vlmprobe.results.document import finite
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.result import Result
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["Fields", "fields", "path_text"]
+__all__ = ["COLUMNS", "Fields", "fields", "objects"]
 
-PLAIN_KEY = re.compile(r'[^\s.\[\]"]+')
-PART = re.compile(r'\[(?P<index>\d*)\]|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]|(?P<dot>\.?)(?P<key>[^\s.\[\]"]+)')
-ANY = -1  # index of a selection that is any index
 LONG = 60  # characters of a value in a table
+COLUMNS = {  # of a table: attribute of Fields
+    "path": "paths",
+    "value": "values",
+    "kind": "kinds",
+    "probability": "probability",
+    "at_least": "at_least",
+    "at_most": "at_most",
+    "least_sure": "least_sure",
+    "least_sure_probability": "least_sure_probability",
+    "entropy": "entropy",
+    "start": "starts",
+    "stop": "stops",
+    "key_probability": "key_probability",
+    "key_at_least": "key_at_least",
+    "key_at_most": "key_at_most",
+    "straddles": "straddles",
+    "complete": "complete",
+    "expected": "expected",
+    "notes": "notes",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +98,19 @@ class Fields(Viewed, StaysReadOnly):
         Raises:
             ResultError: for what is no path.
         """
-        wanted = _parsed(path)
-        rows = [row for row, parts in enumerate(self.parts) if _matches(parts, wanted)]
+        wanted = parsed_path(path)
+        rows = [row for row, parts in enumerate(self.parts) if path_matches(parts, wanted)]
         return self._rows(rows)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [F]: the first column of ``spans``."""
+        return self.spans[:, 0]
+
+    @property
+    def stops(self) -> np.ndarray:
+        """int64 [F]: the second column of ``spans``."""
+        return self.spans[:, 1]
 
     def lowest_first(self) -> Fields:
         """The same fields, those of least probability (``at_least``) first, and those without one before them."""
@@ -93,30 +119,11 @@ class Fields(Viewed, StaysReadOnly):
 
     def columns(self) -> dict[str, Any]:
         """The columns, named as in :meth:`to_pandas`."""
-        return {
-            "path": self.paths,
-            "value": self.values,
-            "kind": self.kinds,
-            "probability": self.probability,
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-            "least_sure": self.least_sure,
-            "least_sure_probability": self.least_sure_probability,
-            "entropy": self.entropy,
-            "start": self.spans[:, 0],
-            "stop": self.spans[:, 1],
-            "key_probability": self.key_probability,
-            "key_at_least": self.key_at_least,
-            "key_at_most": self.key_at_most,
-            "straddles": self.straddles,
-            "complete": self.complete,
-            "expected": self.expected,
-            "notes": self.notes,
-        }
+        return {name: getattr(self, attribute) for name, attribute in COLUMNS.items()}
 
     def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per field."""
-        return data_frame({**self.columns(), "value": _objects(self.values)})
+        return data_frame({**self.columns(), "value": objects(self.values)})
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values: ``fields``, a list with one mapping each, and ``problems``.
@@ -207,13 +214,13 @@ def fields(source: Source, path: str | None = None, schema: Any = None) -> Field
             stacklevel=2,
         )
     text = source.text if isinstance(source, Result) else text_and_spans(table.tokens, table.kinds)[0]
-    wanted = None if path is None else _parsed(path)
+    wanted = None if path is None else parsed_path(path)
     document = read_json(text)
     leaves = document.leaves
     expected, missing = ([""] * len(leaves), []) if schema is None else apply_schema(leaves, schema_of(schema))
     leaves, expected = [*leaves, *missing], [*expected, *[""] * len(missing)]
     if wanted is not None:
-        rows = [row for row, leaf in enumerate(leaves) if _matches(leaf.path, wanted)]
+        rows = [row for row, leaf in enumerate(leaves) if path_matches(leaf.path, wanted)]
         leaves, expected = [leaves[row] for row in rows], [expected[row] for row in rows]
         if not leaves:
             leaves, expected = [missing_leaf(wanted)], [""]
@@ -270,51 +277,7 @@ def _measured(leaf: Leaf, reader: SpanReader | None) -> Measured:
     return reader.measure(*leaf.span, spaced=leaf.kind != "string")
 
 
-def path_text(path: Path) -> str:
-    """A path as text: ``items[2].price``; keys with dots, brackets, quotes or white space as ``["a.b"]``."""
-    said = ""
-    for part in path:
-        if isinstance(part, int):
-            said += "[]" if part == ANY else f"[{part}]"
-        elif PLAIN_KEY.fullmatch(part):
-            said += f".{part}" if said else part
-        else:
-            said += f"[{json.dumps(part, ensure_ascii=False)}]"
-    return said
-
-
-def _parsed(path: str) -> Path:
-    """The parts of a path's text; :data:`ANY` where it has empty brackets."""
-    parts: list[str | int] = []
-    at = 0
-    while at < len(path):
-        found = PART.match(path, at)
-        if found is None or (found["key"] is not None and bool(found["dot"]) != bool(parts)):
-            raise ResultError(
-                f"{path!r} is no path of a field, at character {at}: write it as in items[2].price, items[].price for "
-                'all items, or ["a.b"].total for a key with a dot in it.'
-            )
-        if found["key"] is not None:
-            parts.append(found["key"])
-        elif found["quoted"] is not None:
-            try:
-                parts.append(str(json.loads(found["quoted"])))
-            except ValueError as error:
-                raise ResultError(f"{path!r} is no path of a field: {found['quoted']} is no JSON string.") from error
-        else:
-            parts.append(int(found["index"]) if found["index"] else ANY)
-        at = found.end()
-    return tuple(parts)
-
-
-def _matches(path: Path, wanted: Path) -> bool:
-    """Whether a path begins with a selection."""
-    return len(path) >= len(wanted) and all(
-        isinstance(part, int) if each == ANY else part == each for part, each in zip(path, wanted, strict=False)
-    )
-
-
-def _objects(values: list[Any]) -> np.ndarray:
+def objects(values: list[Any]) -> np.ndarray:
     """Values of several types as one column of objects, lest pandas makes numbers of all of them."""
     column = np.empty(len(values), dtype=object)
     column[:] = values
