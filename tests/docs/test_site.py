@@ -1,4 +1,4 @@
-"""The site of ``make docs``: every page is on it, every link and anchor leads somewhere, and it builds without a warning."""
+"""The site of ``make docs``: every page is on it, every link leads somewhere, and it builds without a warning."""
 
 from __future__ import annotations
 
@@ -110,15 +110,17 @@ def test_the_reference_has_every_analysis_with_public_names(site):
 def test_what_the_site_changes_of_a_page(site):
     known = {"docs/use/a.md", "README.md", "notebooks/n.ipynb"}
     text = (
-        '[a](../../README.md#x) <a href="a.md#y"> [n](../../notebooks/n.ipynb) [s](../../setup.py) [h](https://b.c) [k](#k)\n'
+        '[a](../../README.md#x) <a href="a.md#y"> [n](../../notebooks/n.ipynb)\n'
+        "[s](../../setup.py) [h](https://b.c) [k](#k)\n"
         "```python\n[s](../../setup.py)\n```\n"
         '<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="../img/d.png">\n'
         '  <img src="../img/l.png" alt="what">\n</picture>\n'
     )
     assert site.for_the_site(text, "docs/use/a.md", known, "R") == (
-        '[a](../../README.md#x) <a href="a.html#y"> [n](../../notebooks/n.ipynb) [s](R/blob/main/setup.py) [h](https://b.c) '
-        "[k](#k)\n```python\n[s](../../setup.py)\n```\n"
-        '<img class="only-light" src="../img/l.png" alt="what">\n<img class="only-dark" src="../img/d.png" alt="what">\n'
+        '[a](../../README.md#x) <a href="a.html#y"> [n](../../notebooks/n.ipynb)\n'
+        "[s](R/blob/main/setup.py) [h](https://b.c) [k](#k)\n```python\n[s](../../setup.py)\n```\n"
+        '<img class="only-light" src="../img/l.png" alt="what">\n'
+        '<img class="only-dark" src="../img/d.png" alt="what">\n'
     )
 
 

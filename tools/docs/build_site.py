@@ -32,6 +32,13 @@ PUBLIC = (
     "vlmprobe.demo",
 )
 
+# The start page is docs/index.html, since links between pages are those of the repository.
+START = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>vlmprobe</title>
+<meta http-equiv="refresh" content="0; url=docs/index.html"></head>
+<body><a href="docs/index.html">vlmprobe</a></body></html>
+"""
+
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\(|\bhref=\")(?![a-z][a-z+.-]*:|#)([^)\s\"#]+)(#[^)\s\"]*)?")
 PICTURE = re.compile(
@@ -113,10 +120,7 @@ def lay_out() -> None:
     shutil.copy(SITE / "site.css", SOURCE / "_static")
     for place in (SOURCE, SOURCE / "_extra"):  # for images of Markdown, and for those of HTML
         shutil.copytree(ROOT / "docs" / "img", place / "docs" / "img")
-    to_start = '<meta charset="utf-8"><meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">vlmprobe</a>'
-    (SOURCE / "_extra" / "index.html").write_text(
-        f"<!doctype html><title>vlmprobe</title>{to_start}\n", encoding="utf-8"
-    )
+    (SOURCE / "_extra" / "index.html").write_text(START, encoding="utf-8")
 
     repository = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     known = set(pages())
