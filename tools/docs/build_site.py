@@ -15,7 +15,9 @@ import re
 import shutil
 import sys
 import tomllib
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, OUT = ROOT / "build" / "site-source", ROOT / "build" / "site"
@@ -146,13 +148,59 @@ def lay_out() -> None:
         (SOURCE / "api" / f"{module}.rst").write_text(body, encoding="utf-8")
 
 
+class Seen(HTMLParser):
+    """Names that can be linked to, links, and what a page loads when it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Called by the parser."""
+        given = {name: value or "" for name, value in attrs}
+        self.names |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        elif tag == "link" and given.get("rel") in ("stylesheet", "icon", "preload"):
+            self.loads.append(given.get("href", ""))
+        elif given.get("src"):
+            self.loads.append(given["src"])
+
+
+def objections(out: Path) -> list[str]:
+    """What is wrong with built pages: files that they load from elsewhere, links to nothing."""
+    seen = {}
+    for path in sorted(out.rglob("*.html")):
+        seen[path] = Seen()
+        seen[path].feed(path.read_text(encoding="utf-8"))
+    found = []
+    for path, page in seen.items():
+        name = path.relative_to(out).as_posix()
+        found += [f"{name} loads {each}" for each in page.loads if urlsplit(each).netloc]
+        for link in (*page.links, *page.loads):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            there = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            anchor = unquote(parts.fragment)
+            if not there.is_file() or (anchor and there in seen and anchor not in seen[there].names):
+                found.append(f"{name} leads to {link}, which is not there")
+    return found
+
+
 def main() -> int:
-    """Build the site; a warning is an error. Returns Sphinx's exit status."""
+    """Build the site; a warning of Sphinx is an error, and so is a link to nothing. Returns the exit status."""
     from sphinx.cmd.build import build_main
 
     lay_out()
     shutil.rmtree(OUT, ignore_errors=True)
-    return build_main(["-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(OUT), *sys.argv[1:]])
+    status = build_main(["-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(OUT), *sys.argv[1:]])
+    found = objections(OUT)
+    for each in found:
+        print(each, file=sys.stderr)  # noqa: T201
+    return status or bool(found)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Sphinx settings of the site; ``tools/docs/build_site.py`` lays out the sources and calls Sphinx with them."""
 
+from typing import Any
+
+from sphinx.application import Sphinx
+
 from vlmprobe._version import __version__
 
 project = "vlmprobe"
@@ -31,6 +35,8 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 
 html_theme = "furo"
+pygments_style = "a11y-high-contrast-light"  # of accessible-pygments, which the theme brings
+pygments_dark_style = "a11y-high-contrast-dark"
 html_title = f"vlmprobe {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -38,3 +44,14 @@ html_extra_path = ["_extra"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
+
+
+def language_of_page(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: object) -> None:
+    """Chinese pages say that they are, for fonts and for readers of the screen."""
+    if page.startswith("docs/zh/") or page.endswith(".zh"):
+        context["language"] = "zh-CN"
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("html-page-context", language_of_page)
