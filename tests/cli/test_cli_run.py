@@ -1,9 +1,10 @@
-"""``vlmprobe run`` and ``vlmprobe show`` as they are typed."""
+"""``vlmprobe run``, ``vlmprobe show`` and ``vlmprobe report`` as they are typed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -184,3 +185,30 @@ def test_sigterm_keeps_what_is_finished(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode in (-signal.SIGTERM, 143), errors
     assert len(vlmprobe.open_run(tmp_path / "out").table()) > 0
+
+
+def test_the_commands_of_the_page_on_data_sets(tmp_path, monkeypatch):
+    """From a folder of images to a report, as docs/use/datasets.md says it."""
+    page = (Path(__file__).parents[2] / "docs" / "use" / "datasets.md").read_text(encoding="utf-8")
+    commands = page.partition("## A report")[2].partition("```console\n")[2].partition("```")[0].splitlines()
+    assert len(commands) == 5
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for path in sample_images():
+        Path("pictures", path.name).write_bytes(path.read_bytes())
+    labels = [f"{path.name},{'yes' if 'two' in path.name else 'no'}" for path in sample_images()]
+    Path("labels.csv").write_text("id,answer\n" + "\n".join(labels), encoding="utf-8")
+    for command in commands:
+        prompt, program, *arguments = shlex.split(command)
+        assert (prompt, program) == ("$", "vlmprobe")
+        done = typed(*arguments)
+        assert done.exit_code == 0, done.output
+    assert "Wrote" in done.output
+    for report in ("report", "compared"):
+        told = Path(report, "index.html").read_text(encoding="utf-8")
+        assert "<dt>rows</dt><dd>6</dd>" in told
+        assert "<dt>right</dt><dd>6</dd>" in told
+        assert ("<b>0</b> answers differ" in told) == (report == "compared")
+    done = typed("report", "answers", "--out", "pictures")
+    assert done.exit_code == 1
+    assert "no report made" in done.stderr

@@ -129,6 +129,7 @@ WRONG = [  # command line, what is told
     (("run", "demo", "gone.jsonl", "--out", "answers"), "gone.jsonl"),
     (("run", "demo", "lines.jsonl"), "--out"),
     (("show",), "DIR"),
+    (("report", "answers"), "--out"),
     (("doctor", "http://localhost:1", "--engine", "vlm"), "vllm"),
     (("new-adapter", "Bad Name"), "Bad Name"),
     (("new-adapter", "mllama"), "mllama"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -727,3 +730,12 @@ def test_an_overview(tmp_path):
     assert found.reasons[0]["count"] == 1
     assert found.reasons[0]["id"] == "bad"
     assert found.machines[0]["device"] == "cpu"
+
+
+def test_a_new_process_reads_a_run_that_has_no_listing(tmp_path):
+    """``pyarrow.compute`` is there only once it is imported, which reading a listing does by the way."""
+    asked(questions(3), tmp_path)
+    shutil.rmtree(tmp_path / "rows")
+    code = f"import vlmprobe; assert len(vlmprobe.open_run({str(tmp_path)!r}).table()) == 3"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -45,7 +45,7 @@ from vlmprobe.results.frame import DataFrame, data_frame
 if TYPE_CHECKING:
     from vlmprobe.display.shown import ShownPaired
 
-__all__ = ["McNemar", "Metric", "PairedComparison", "paired"]
+__all__ = ["McNemar", "Metric", "PairedComparison", "paired", "paired_metrics"]
 
 AT_ONCE = 2**22  # drawn rows in memory at once: 32 MB of indices
 COLUMNS = ("difference", "low", "high", "p")
@@ -204,8 +204,7 @@ def paired(
             right = _given(correct, side, len(rows[side]), at)
         sides.append((answers, *checked(confidences(answers, by), right, least=2)))
     (answers_a, sure_a, right_a), (answers_b, sure_b, right_b) = sides
-    test = _mcnemar(int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()))
-    found = _metrics((sure_a, sure_b), (right_a, right_b), resamples, level, seed)
+    found, test = paired_metrics((sure_a, sure_b), (right_a, right_b), resamples=resamples, level=level, seed=seed)
     examples = tuple(
         Example(
             id=answers_a[place].meta.get("id"),
@@ -220,12 +219,37 @@ def paired(
         examples=examples,
         skipped=len(places) - len(kept),
         names=_names(names, answers_a[0].meta, answers_b[0].meta),
-        accuracy=Metric(*found[0], p=test.p),
-        confidence=Metric(*found[1]),
-        ece=Metric(*found[2]),
-        brier=Metric(*found[3]),
+        accuracy=found["accuracy"],
+        confidence=found["confidence"],
+        ece=found["ECE"],
+        brier=found["Brier"],
         mcnemar=test,
     )
+
+
+def paired_metrics(
+    sure: tuple[np.ndarray, np.ndarray],
+    right: tuple[np.ndarray, np.ndarray],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[dict[str, Metric], McNemar]:
+    """Accuracy, mean confidence, ECE and Brier score of A and of B, by the names of
+    :attr:`PairedComparison.metrics`, and McNemar's test.
+
+    Args:
+        sure: float64 [N] of each, from 0 to 1.
+        right: bool [N] of each.
+        resamples, level, seed: as for :func:`paired`.
+
+    Raises:
+        MissingExtraError: without SciPy.
+    """
+    test = _mcnemar(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
+    accuracy, confidence, ece, brier = _metrics(sure, right, resamples, level, seed)
+    metrics = {"accuracy": Metric(*accuracy, p=test.p), "confidence": Metric(*confidence)}
+    return metrics | {"ECE": Metric(*ece), "Brier": Metric(*brier)}, test
 
 
 def _matched(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, int]]:

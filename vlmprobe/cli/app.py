@@ -15,6 +15,7 @@ from vlmprobe.cli.doctor import doctor
 from vlmprobe.cli.models import models
 from vlmprobe.cli.new_adapter import new_adapter
 from vlmprobe.cli.probe import probe
+from vlmprobe.cli.report import report
 from vlmprobe.cli.run import run
 from vlmprobe.cli.score import score
 from vlmprobe.cli.show import show
@@ -43,6 +44,7 @@ RUN_EXAMPLE = (
     "interrupted, 143 terminated. The same command again goes on."
 )
 SHOW_EXAMPLE = "Example: vlmprobe show answers"
+REPORT_EXAMPLE = "Example: vlmprobe report answers --out report"
 
 ASK_EXAMPLE = (
     'Example: vlmprobe ask demo scene.png "Is there a two?" --threshold 0.9 --exit-code\n\n'
@@ -154,6 +156,7 @@ app.command(cls=AskCommand, epilog=ASK_EXAMPLE)(ask)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)
 app.command(cls=Command, epilog=RUN_EXAMPLE)(run)
 app.command(cls=Command, epilog=SHOW_EXAMPLE)(show)
+app.command(cls=Command, epilog=REPORT_EXAMPLE)(report)
 app.command(cls=Command)(models)
 app.command(cls=Command, epilog=CHECK_EXAMPLE)(check)
 app.command(cls=Command, epilog=COMPARE_EXAMPLE)(compare)

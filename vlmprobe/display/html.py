@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
-__all__ = ["document", "environment", "fragment", "image_parts", "page", "table_html", "wrapped"]
+__all__ = [
+    "document",
+    "environment",
+    "fragment",
+    "image_parts",
+    "page",
+    "read_template",
+    "styles",
+    "table_html",
+    "wrapped",
+]
 
 IMAGE_SIDE = 480  # pixels: twice the width of the column, for high-density screens
 THUMB_SIDE = 40
@@ -233,13 +243,13 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("vlmprobe.display"), autoescape=True, trim_blocks=True, keep_trailing_newline=False
     )
-    scope, style = _style()
+    scope, _ = _style()
     made.filters |= {"percent": view.percent, "nats": view.nats, "digest": _digest}
     made.globals |= {
         "bounds": view.LEVELS,
         "scope": scope,
-        "style": Markup(style + _read("page.css")),
-        "script": Markup(_read("keys.js")),
+        "style": Markup(styles()),
+        "script": Markup(read_template("keys.js")),
     }
     return made
 
@@ -248,7 +258,7 @@ def environment() -> Environment:
 def _style() -> tuple[str, str]:
     """The scoping class, and the style sheet with the widths of bars filled in."""
     widths = "".join(f".w{width}{{--w:{width / 100:g}}}" for width in range(1, 101))
-    sheet = _read("style.css") + f".vlmprobe {{{widths}}}"
+    sheet = read_template("style.css") + f".vlmprobe {{{widths}}}"
     scope = f"vlmprobe-{hashlib.sha256(sheet.encode()).hexdigest()[:8]}"
     return scope, sheet.replace(".vlmprobe ", f".{scope} ")
 
@@ -257,5 +267,11 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _read(name: str) -> str:
+def styles() -> str:
+    """The style sheet of a page."""
+    return _style()[1] + read_template("page.css")
+
+
+def read_template(name: str) -> str:
+    """The text of a template, a style sheet or a script."""
     return files("vlmprobe.display").joinpath("templates", name).read_text(encoding="utf-8")

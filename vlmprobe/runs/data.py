@@ -48,6 +48,7 @@ def require_arrow() -> Any:
     try:
         import filelock  # noqa: F401
         import pyarrow
+        import pyarrow.compute  # an attribute of pyarrow only once it is imported
     except ImportError as error:
         raise MissingExtraError("pyarrow", "data") from error
     return pyarrow

@@ -90,7 +90,7 @@ class OpenedRun:
         Raises:
             ResultError: if there is no such row, several of that id have other answers, or it failed.
         """
-        table = self._table(None, without={*TOKENS, *PROMPT})
+        table = self.overview_table()
         keys, ids = table["key"].to_pylist(), table["id"].to_pylist()
         found = [place for place, key in enumerate(keys) if key == which]
         found = found or [place for place, id in enumerate(ids) if id == which and id is not None]
@@ -105,8 +105,49 @@ class OpenedRun:
         row = table.slice(found[0], 1).to_pylist()[0]
         if row["status"] != "ok":
             raise ResultError(f"row {row['row']} failed: {row['error_type']}: {row['error']}")
-        record = read_key(self.folder / RESULTS, row["key"]).to_pylist()[0]
-        return _result({**record, **row}, self.about)
+        return self.results_of([row])[0]
+
+    def overview_table(self) -> Any:
+        """:meth:`table` without the columns of tokens."""
+        return self._table(None, without={*TOKENS, *PROMPT})
+
+    def results_of(self, rows: Sequence[Mapping[str, Any]]) -> list[Result]:
+        """The answers to those of the rows, of :meth:`overview_table`, that did not fail."""
+        rows = [row for row in rows if row["status"] == "ok"]
+        if not rows:
+            return []
+        found = read_key(self.folder / RESULTS, *(row["key"] for row in rows)).to_pylist()
+        records = {record["key"]: record for record in found}
+        return [_result({**records[row["key"]], **row}, self.about) for row in rows]
+
+    def report(
+        self,
+        out: str | Path,
+        *,
+        answers: Any = None,
+        against: str | Path | OpenedRun | None = None,
+        root: str | Path | None = None,
+    ) -> Path:
+        """Write a folder with a page of figures, a table of all rows to filter, and a page of each telling row.
+
+        Args:
+            out: the folder. If it holds anything, it must be of an earlier report, whose files are replaced.
+            answers: right answers by id, instead of those of the data set: a data set with the columns ``id`` and
+                ``answer``, as :func:`vlmprobe.run` takes it, or a mapping. Rows that it does not name keep theirs.
+            against: another run, whose answers to the same questions are compared.
+            root: where paths of images start, if they have been moved since the run.
+
+        Returns:
+            The path of ``index.html``.
+
+        Raises:
+            ResultError: for a folder with other files, answers without ids, or a run without any row.
+            RunError: if there is no run in ``against``.
+        """
+        from vlmprobe.runs.report import write_report
+
+        other = open_run(against) if isinstance(against, (str, Path)) else against
+        return write_report(self, Path(out), answers, other, None if root is None else Path(root))
 
     def shards(self) -> list[dict[str, Any]]:
         """What each shard says of the process that wrote it: host, device, versions; of several, once merged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,10 +12,9 @@ import numpy as np
 from vlmprobe.analysis import calibration
 from vlmprobe.analysis.confidences import CalibrationError, normal_text
 from vlmprobe.errors import MissingExtraError
-from vlmprobe.runs.opened import OpenedRun
 from vlmprobe.runs.shards import added
 
-__all__ = ["ANSWERS", "RunOverview", "judged_rows", "overview"]
+__all__ = ["ANSWERS", "RunOverview", "judged_each", "judged_rows", "overview"]
 
 ANSWERS = ("answer", "answers", "gold")  # columns that hold the right answers, the first one that is there
 FIGURES = {"accuracy": "accuracy", "mean confidence": "confidence", "ECE": "ece", "AURC": "aurc", "AUROC": "auroc"}
@@ -46,9 +46,9 @@ class RunOverview:
         return asdict(self)
 
 
-def overview(run: OpenedRun) -> RunOverview:
-    """The figures of a run."""
-    table = run.table()
+def overview(run: Any, table: Any = None) -> RunOverview:
+    """The figures of a run, an ``OpenedRun``; of its rows in ``table``, if they have other labels there."""
+    table = run.overview_table() if table is None else table
     known = [name for name in (*COLUMNS, *ANSWERS) if name in table.column_names]
     columns = {name: table[name].to_pylist() for name in known}
     ok = [status == "ok" for status in columns["status"]]
@@ -77,6 +77,16 @@ def overview(run: OpenedRun) -> RunOverview:
 def judged_rows(columns: dict[str, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Confidence float64 [N] and correctness bool [N] of the rows that were answered and have a right answer.
 
+    Args:
+        columns: of a run's table, as lists.
+    """
+    known = [(sure, right) for _, sure, right in judged_each(columns) if sure is not None and right is not None]
+    return np.array([sure for sure, _ in known], dtype=np.float64), np.array([right for _, right in known], dtype=bool)
+
+
+def judged_each(columns: dict[str, list[Any]]) -> Iterator[tuple[str | None, float | None, bool | None]]:
+    """Of each row its answer, confidence, and whether it is right; None for what is not known.
+
     The answer of a row with candidates is the best of them, and its confidence its probability among them; else the
     text, and the probability of exactly it.
 
@@ -84,17 +94,14 @@ def judged_rows(columns: dict[str, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
         columns: of a run's table, as lists.
     """
     gold = next((columns[name] for name in ANSWERS if name in columns), None)
-    if gold is None:
-        return np.empty(0), np.empty(0, dtype=bool)
-    sure, right = [], []
-    for place, expected in enumerate(gold):
+    for place in range(len(columns["status"])):
         answer, confidence = _answer(columns, place)
-        if expected is None or answer is None or confidence is None:
-            continue
-        several = expected if isinstance(expected, list) else [expected]
-        right.append(normal_text(answer) in {normal_text(str(each)) for each in several})
-        sure.append(confidence)
-    return np.array(sure, dtype=np.float64), np.array(right, dtype=bool)
+        expected = None if gold is None else gold[place]
+        right = None
+        if expected is not None and answer is not None:
+            several = expected if isinstance(expected, list) else [expected]
+            right = normal_text(answer) in {normal_text(str(each)) for each in several}
+        yield answer, confidence, right
 
 
 def _answer(columns: dict[str, list[Any]], place: int) -> tuple[str | None, float | None]:
@@ -149,14 +156,14 @@ def _shown(columns: dict[str, list[Any]], place: int) -> dict[str, Any]:
     return {name: columns[name][place] for name in ("row", "id", "question")}
 
 
-def _spent(run: OpenedRun) -> dict[str, float]:
+def _spent(run: Any) -> dict[str, float]:
     found: dict[str, float] = {}
     for each in run.shards():
         found = added(found, each.get("seconds", {}))
     return found
 
 
-def _machines(run: OpenedRun) -> list[dict[str, Any]]:
+def _machines(run: Any) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for each in run.shards():
         told = {name: each.get(name) for name in ("host", "device", "versions") if each.get(name) is not None}

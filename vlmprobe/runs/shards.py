@@ -154,14 +154,15 @@ def read_records(folder: Path, columns: Sequence[str] | None = None, without: Co
     return valid(together(found))
 
 
-def read_key(folder: Path, key: str) -> Any:
-    """The record of a key that counts, a ``pyarrow.Table`` of one row or none; other shards than its own are not read
-    but for their keys."""
+def read_key(folder: Path, *keys: str) -> Any:
+    """The records of keys that count, a ``pyarrow.Table`` or None; other shards than their own are not read but for
+    their keys."""
     pa = require_arrow()
+    wanted = pa.array(keys, pa.string())
 
     def holding(paths: Sequence[Path]) -> list[Any]:
-        held = [path for path in paths if pa.compute.any(pa.compute.equal(_keys(path), key)).as_py()]
-        return [table.filter(pa.compute.equal(table["key"], key)) for table in _read(held, None)]
+        held = [path for path in paths if pa.compute.any(pa.compute.is_in(_keys(path), wanted)).as_py()]
+        return [table.filter(pa.compute.is_in(table["key"], wanted)) for table in _read(held, None)]
 
     found = _listed(folder, holding)
     return valid(together(found)) if found else None

@@ -11,7 +11,7 @@ from vlmprobe.display.plots.style import COLOURS, LINES, MARKERS, axes, drawable
 from vlmprobe.display.shown import ShownReliability, ShownRiskCoverage, ShownThreshold
 from vlmprobe.errors import ResultError
 
-__all__ = ["draw_groups", "draw_map", "draw_reliability", "draw_risk_coverage", "draw_sets"]
+__all__ = ["draw_groups", "draw_map", "draw_reliability", "draw_risk_coverage", "draw_sets", "wilson"]
 
 GUIDE: dict[str, Any] = {"alpha": 0.5, "linewidth": 1, "linestyle": (0, (4, 3))}
 
@@ -31,7 +31,7 @@ def draw_reliability(several: Mapping[str, ShownReliability], ax: Any = None) ->
     for place, (name, each) in enumerate(several.items()):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         line = LINES[place % len(LINES)]
-        ax.vlines(each.confidence, *_wilson(each), color=colour, linewidth=1.2, alpha=0.8, zorder=2)
+        ax.vlines(each.confidence, *wilson(each), color=colour, linewidth=1.2, alpha=0.8, zorder=2)
         ax.plot(each.confidence, each.accuracy, color=colour, linestyle=line, linewidth=1.2, zorder=3)
         sizes = 18 + 110 * each.count / each.count.max()
         ax.scatter(
@@ -181,7 +181,7 @@ def draw_groups(groups: Mapping[str, Sequence[float] | np.ndarray], ax: Any = No
     return ax
 
 
-def _wilson(reliability: ShownReliability, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+def wilson(reliability: ShownReliability, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper ends [B] of the intervals of the bins' accuracies."""
     count, accuracy = reliability.count, reliability.accuracy
     centre = (accuracy + z**2 / (2 * count)) / (1 + z**2 / count)
