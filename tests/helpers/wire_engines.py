@@ -359,22 +359,72 @@ def _prompt_entry(row: np.ndarray, own: int, k: int) -> dict[str, Any]:
     }
 
 
+def _openai_content(model: Model, ids: list[int], rows: np.ndarray, k: int) -> list[dict[str, Any]]:
+    decode = model.probe.engine.detokenizer.decode
+
+    def entry(row: np.ndarray, each: int) -> dict[str, Any]:
+        piece = decode([each])
+        return {"token": piece, "logprob": float(logprobs(row)[each]), "bytes": list(piece.encode())}
+
+    return [
+        {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, k)]}
+        for each, row in zip(ids, rows, strict=True)
+    ]
+
+
 def openai(model: Model) -> Callable[[Request], Any]:
     def chat(request: Request) -> Any:
         body = request.json
         question, images = asked_openai(model, body)
         text, ids, rows, reason = model.answer(question, images, limit=body["max_tokens"])
-        decode = model.probe.engine.detokenizer.decode
-
-        def entry(row: np.ndarray, each: int) -> dict[str, Any]:
-            piece = decode([each])
-            return {"token": piece, "logprob": float(logprobs(row)[each]), "bytes": list(piece.encode())}
-
-        content = [
-            {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, body["top_logprobs"])]}
-            for each, row in zip(ids, rows, strict=True)
-        ]
+        content = _openai_content(model, ids, rows, body["top_logprobs"])
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
         return {"choices": [{**choice, "logprobs": {"content": content}}]}
 
     return chat
+
+
+def openai_responses(model: Model) -> Callable[[Request], Any]:
+    """As OpenAI documents it; a limit below 16 is refused, and so is a parameter that the API does not have."""
+    known = {
+        "model",
+        "input",
+        "max_output_tokens",
+        "temperature",
+        "top_p",
+        "include",
+        "top_logprobs",
+        "store",
+        "stream",
+    }
+
+    def responses(request: Request) -> Any:
+        body = request.json
+        if further := set(body) - known:
+            return refusal(400, f"Unknown parameter: {min(further)!r}.")
+        limit = body["max_output_tokens"]
+        if limit < 16:
+            return refusal(400, f"Invalid 'max_output_tokens': expected a value >= 16, but got {limit} instead.")
+        parts = body["input"][-1]["content"]
+        question = next(part["text"] for part in parts if part["type"] == "input_text")
+        assert question in (model.question, TEXT)
+        images = [model.picture(decoded(part["image_url"])) for part in parts if part["type"] == "input_image"]
+        text, ids, rows, reason = model.answer(question, images, limit=limit)
+        told = body.get("include") == ["message.output_text.logprobs"]
+        content = _openai_content(model, ids, rows, body["top_logprobs"]) if told else []
+        part = {"type": "output_text", "annotations": [], "text": text, "logprobs": content}
+        ended = reason == "stop"
+        return {
+            "object": "response",
+            "status": "completed" if ended else "incomplete",
+            "error": None,
+            "incomplete_details": None if ended else {"reason": "max_output_tokens"},
+            "output": [{"type": "message", "role": "assistant", "status": "completed", "content": [part]}],
+            "usage": {
+                "input_tokens": len(model.prompt(question, images)[0]),
+                "output_tokens": len(ids),
+                "output_tokens_details": {"reasoning_tokens": 0},
+            },
+        }
+
+    return responses
