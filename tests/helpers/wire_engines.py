@@ -102,7 +102,7 @@ def decoded(url: str) -> bytes:
 # -- SGLang 0.5.23 -----------------------------------------------------------------------------------
 
 
-def sglang(model: Model) -> Callable[[Request], Any]:
+def sglang(model: Model, *, chosen: bool = True) -> Callable[[Request], Any]:
     def generate(request: Request) -> Any:
         body = request.json
         images = [model.picture(decoded(each)) for each in body.get("image_data", [])]
@@ -121,6 +121,9 @@ def sglang(model: Model) -> Callable[[Request], Any]:
             "output_token_logprobs": [entry(row / heat, each) for row, each in zip(rows, ids, strict=True)],
             "output_top_logprobs": [[entry(row / heat, each) for each in best(row, k)] for row in rows],
         }
+        if chosen and "token_ids_logprob" in body:  # ignored by servers that do not know it
+            asked = body["token_ids_logprob"]
+            meta["output_token_ids_logprobs"] = [[entry(row / heat, each) for each in asked] for row in rows]
         if body.get("logprob_start_len") == 0:
             before, drawn = model.prompt(question, images, more)
             pictures = set(model.probe.engine.adapter.image_ids)
