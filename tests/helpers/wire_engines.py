@@ -256,28 +256,66 @@ def _lmdeploy_entry(piece: str, value: float) -> dict[str, Any]:
     return {"token": piece, "bytes": list(piece.encode()), "logprob": float(value)}
 
 
+def _llamacpp_content(model: Model, ids: list[int], rows: np.ndarray, k: int) -> list[dict[str, Any]]:
+    decode = model.probe.engine.detokenizer.decode
+
+    def entry(row: np.ndarray, each: int) -> dict[str, Any]:
+        piece = decode([each])
+        told = {"id": each, "token": piece, "bytes": list(piece.encode()), "logprob": float(logprobs(row)[each])}
+        return told if np.isfinite(told["logprob"]) else {**told, "logprob": LOWEST}
+
+    return [
+        {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, k)]}
+        for each, row in zip(ids, rows, strict=True)
+    ]
+
+
 def llamacpp(model: Model) -> Callable[[Request], Any]:
+    """Behind a proxy that has OpenAI's route alone."""
+
     def chat(request: Request) -> Any:
         body = request.json
         question, images = asked_openai(model, body)
         text, ids, rows, reason = model.answer(question, images, limit=body["max_tokens"])
-        decode = model.probe.engine.detokenizer.decode
         for forced, _ in body.get("logit_bias", []):  # draws a token; the numbers stay those of the raw row
             text, ids = forced, model.probe.engine.adapter.tokenizer(forced, add_special_tokens=False)["input_ids"][:1]
-
-        def entry(row: np.ndarray, each: int) -> dict[str, Any]:
-            piece = decode([each])
-            told = {"id": each, "token": piece, "bytes": list(piece.encode()), "logprob": float(logprobs(row)[each])}
-            return told if np.isfinite(told["logprob"]) else {**told, "logprob": LOWEST}
-
-        content = [
-            {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, body["top_logprobs"])]}
-            for each, row in zip(ids, rows, strict=True)
-        ]
+        content = _llamacpp_content(model, ids, rows, body["top_logprobs"])
         choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
         return {"choices": [{**choice, "logprobs": {"content": content}}], "object": "chat.completion"}
 
     return chat
+
+
+def llamacpp_template(request: Request) -> Any:
+    """The answer of ``/apply-template``."""
+    parts = request.json["messages"][-1]["content"]
+    written = [part["text"] if part["type"] == "text" else "<__media__>" for part in parts]
+    return {"prompt": "".join(written)}
+
+
+def llamacpp_native(model: Model) -> Callable[[Request], Any]:
+    """The answer of ``/completion`` to a prompt of :func:`llamacpp_template`."""
+
+    def completion(request: Request) -> Any:
+        body = request.json
+        prompt = body["prompt"]
+        written, files = (prompt, []) if isinstance(prompt, str) else prompt.values()
+        images = [model.picture(base64.b64decode(each)) for each in files]
+        question = written.removeprefix("<__media__>" * len(images))
+        assert question in (model.question, TEXT)
+        text, ids, rows, reason = model.answer(question, images, limit=body["n_predict"])
+        return {
+            "content": text,
+            "tokens": ids,
+            "stop": True,
+            "stop_type": "eos" if reason == "stop" else "limit",
+            "stopping_word": "",
+            "tokens_predicted": len(ids),
+            "tokens_evaluated": len(model.prompt(question, images)[0]),
+            "completion_probabilities": _llamacpp_content(model, ids, rows, body["n_probs"]),
+        }
+
+    return completion
 
 
 # -- Ollama ------------------------------------------------------------------------------------------
