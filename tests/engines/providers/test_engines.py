@@ -197,6 +197,41 @@ def test_candidates(local, engine):
     assert served.best == here.best
 
 
+def test_sglang_scores_all_candidates_of_one_token_by_one_request(local):
+    question, answers = "Is there a two?", ["yes", "no", "a two on the left"]
+    model, scores, sent = wire.Model(local, question), {}, {}
+    for chosen in (True, False):  # one that knows token_ids_logprob, and one that ignores it
+        with WireServer(routes("sglang", model, chosen=chosen)) as server:
+            probe = vlmprobe.connect(server.url, processor=local, value_kind="raw")
+            scores[chosen] = probe.score(question, answers, PICTURES[0], alternatives=3)
+            sent[chosen] = [each.json["text"] for each in server.of("/generate")]
+    single = [len(table) == 1 for table in scores[True].tables]
+    assert single == [True, True, False]
+    assert [len(sent[True]), len(sent[False])] == [2, 4]
+    assert scores[True].meta["candidates"] == "chosen ids"
+    here = local.score(question, answers, PICTURES[0], alternatives=3)
+    for one, other, own in zip(scores[True].tables, scores[False].tables, here.tables, strict=True):
+        np.testing.assert_array_equal(one.ids, own.ids)
+        np.testing.assert_array_equal(one.positions, own.positions)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-6)
+        np.testing.assert_allclose(one.logprobs, own.logprobs, atol=1e-4)
+        np.testing.assert_allclose(one.top_logprobs, own.top_logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("found", [[], [[]], [[[-1.0, 5_000_000, None]] * 2], [[None, None]], "x", [[[None, 1, None]]]])
+def test_sglang_candidates_in_a_broken_reply(local, found):
+    def broken(request):
+        reply = wire.sglang(wire.Model(local, "Is there a two?"))(request)
+        if "token_ids_logprob" in request.json:
+            reply["meta_info"]["output_token_ids_logprobs"] = found
+        return reply
+
+    with WireServer({**wire.facts("sglang"), "/generate": broken}) as server:
+        probe = vlmprobe.connect(server.url, processor=local, value_kind="raw")
+        with pytest.raises(EngineResponseError):
+            probe.score("Is there a two?", ["yes", "no"], PICTURES[0])
+
+
 # -- what the numbers mean -----------------------------------------------------------------------------
 
 

@@ -123,8 +123,9 @@ class LlamaCpp(StreamedEngine):
         top = options.alternatives
         decoder = openai_chat.texts_decoder()
         rows = self._rows(reply, top, decoding.max_new_tokens, decoder, whole=True)
-        ids = reply["tokens"].ids(self.server.more.get("vocabulary"))
-        return _answer(reply, aligned(ids.tolist(), rows))
+        tokens = reply["tokens"]
+        tokens.items(most=decoding.max_new_tokens)
+        return _answer(reply, aligned(tokens.ids(self.server.more.get("vocabulary")).tolist(), rows))
 
     async def pieces(
         self, conversation: Conversation, decoding: Decoding, options: Options
@@ -172,6 +173,10 @@ class LlamaCpp(StreamedEngine):
 
     async def _forced(self, prompt: Any, token: int, most: int) -> tuple[Row, Usage]:
         usage, rows = await self._force(prompt, token, most)
+        if rows and rows[0].id != token:
+            raise EngineResponseError(
+                f"{self.title} drew the token {rows[0].id} where {token} was forced: logit_bias does not reach it."
+            )
         if rows:
             return rows[0], usage
         # A piece of a character has no row: another token is drawn, beside which the whole vocabulary is listed.

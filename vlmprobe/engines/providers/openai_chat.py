@@ -23,6 +23,7 @@ __all__ = [
     "begun_before",
     "body",
     "content_part",
+    "entries_of",
     "finish_reason",
     "listed",
     "messages",
@@ -246,6 +247,11 @@ def listed(choice: Node, *, tokens: int, top: int | None) -> list[Said]:
         raise EngineResponseError(
             f"{choice.where} has no logprobs.content: this server or model sends no log-probabilities."
         )
+    return entries_of(content, tokens=tokens, top=top)
+
+
+def entries_of(content: Node, *, tokens: int, top: int | None) -> list[Said]:
+    """The entries of a list of tokens; ``tokens`` and ``top`` as for :func:`listed`."""
     entries = content.items()
     if len(entries) > tokens:
         raise EngineResponseError(
