@@ -46,8 +46,11 @@ class RunOverview:
         return asdict(self)
 
 
-def overview(run: Any, table: Any = None) -> RunOverview:
-    """The figures of a run, an ``OpenedRun``; of its rows in ``table``, if they have other labels there."""
+def overview(run: Any, table: Any = None, *, judged: bool = True) -> RunOverview:
+    """The figures of a run, an ``OpenedRun``; of its rows in ``table``, if they have other labels there.
+
+    Those of right answers take some seconds for 100,000 rows, and are left out if not ``judged``.
+    """
     table = run.overview_table() if table is None else table
     known = [name for name in (*COLUMNS, *ANSWERS) if name in table.column_names]
     columns = {name: table[name].to_pylist() for name in known}
@@ -57,7 +60,7 @@ def overview(run: Any, table: Any = None) -> RunOverview:
     seconds = [columns["seconds"][place] or 0.0 for place in distinct]
     slow = sorted(zip(seconds, distinct, strict=True), reverse=True)[:SLOWEST]
     sure, right = judged_rows(columns)
-    figures, intervals = _figures(sure, right)
+    figures, intervals = _figures(sure, right) if judged else ({}, {})
     return RunOverview(
         rows=len(ok),
         answers=len(distinct),
