@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 NEWEST := .venv-newest
 ENGINE := .venv-engine
 HARNESS := .venv-harness
+DOCS := .venv-docs
 # Additional arguments: make test ARGS=tests/engines/local/test_scoring.py
 ARGS :=
 PYTEST := -m pytest --numprocesses auto --dist worksteal
@@ -16,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 TESTED_PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 TESTED = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: help demo test test-all test-newest engine-test harness-test matrix versions lock bench lint types clean
+.PHONY: help demo test test-all test-newest engine-test harness-test matrix versions lock bench docs lint types clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -47,6 +48,9 @@ matrix: $(VENV)/.installed-dev  ## run the conformance suite on every architectu
 bench: $(VENV)/.installed-bench  ## benchmark against common alternatives; writes docs/reference/performance.md
 	$(BIN)/python -m benchmarks --page
 
+docs: $(DOCS)/.installed  ## build the documentation as a site, in a separate environment; writes build/site/index.html
+	$(DOCS)/bin/python tools/docs/build_site.py
+
 versions: $(VENV)/.installed  ## run the suite with the oldest, the tested and the newest libraries; writes docs/reference/versions.md
 	$(BIN)/python tools/docs/write_versions.py $(ARGS)
 
@@ -65,9 +69,9 @@ types: $(VENV)/.installed-dev  ## mypy on the packages
 	$(BIN)/mypy
 
 clean:  ## remove environments, build output and tool caches
-	rm -rf $(VENV) $(NEWEST) $(ENGINE) $(HARNESS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) $(ENGINE) $(HARNESS) $(DOCS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(VENV)/bin/python $(NEWEST)/bin/python $(HARNESS)/bin/python: %/bin/python:
+$(VENV)/bin/python $(NEWEST)/bin/python $(HARNESS)/bin/python $(DOCS)/bin/python: %/bin/python:
 	$(PYTHON) -m venv $*
 
 # A distribution called vlmprobe is our 0.1 or an unrelated project: its files and entry points would conflict with ours.
@@ -111,4 +115,12 @@ $(HARNESS)/.installed: pyproject.toml | $(HARNESS)/bin/python
 	@echo "Installing vlmprobe, lm-eval and lmms-eval into $(HARNESS)."
 	$(HARNESS)/bin/python -m pip install --quiet --upgrade pip
 	$(HARNESS)/bin/python -m pip install --quiet --no-compile --editable '.[lm-eval,lmms-eval]' --group dev
+	@touch $@
+
+# Sphinx imports the package for its docstrings. The tested set again, so that a site is built the same on any day.
+$(DOCS)/.installed: pyproject.toml constraints.txt | $(DOCS)/bin/python
+	@echo "Installing vlmprobe, PyTorch and Sphinx into $(DOCS); this takes a few minutes the first time."
+	$(call forget,$(DOCS))
+	$(subst $(BIN),$(DOCS)/bin,$(TESTED_PIP))
+	$(subst $(BIN),$(DOCS)/bin,$(TESTED)) --editable '.[all]' --group docs
 	@touch $@

@@ -162,6 +162,28 @@ def test_bootstrap_draws_again_where_a_metric_is_not_defined():
         calibration.bootstrap(calibration.auroc, sure, right, level=95)
 
 
+@pytest.mark.parametrize("decimals", [1, 2, 17])
+def test_the_intervals_of_a_report_are_those_of_a_plain_bootstrap(decimals):
+    sure, right = outcomes(5, 130)
+    sure = np.round(sure, decimals)
+    plain = {
+        "accuracy": lambda sure, right: float(right.mean()),
+        "confidence": lambda sure, right: float(sure.mean()),
+        "auroc": calibration.auroc,
+        "ece": calibration.ece,
+        "adaptive_ece": calibration.adaptive_ece,
+        "brier": calibration.brier,
+        "aurc": lambda sure, right: calibration.risk_coverage(sure, right).area,
+    }
+    found = calibration.report(sure, right, resamples=40, seed=2)
+    assert list(found) == list(plain)
+    for name, metric in plain.items():
+        due = calibration.bootstrap(metric, sure, right, resamples=40, seed=2)
+        assert [found[name].value, found[name].low, found[name].high] == pytest.approx(
+            [due.value, due.low, due.high], abs=1e-12
+        ), name
+
+
 def test_report_has_every_figure_with_its_interval():
     found = calibration.report(*outcomes(4, 120), resamples=20)
     assert set(found) == {"accuracy", "confidence", "auroc", "ece", "adaptive_ece", "brier", "aurc"}
@@ -270,7 +292,9 @@ def test_a_report_of_one_class_has_what_can_be_had(all_of_them):
     found = calibration.report(sure, right, resamples=20)
     assert found["accuracy"] == calibration.Interval(float(all_of_them), float(all_of_them), float(all_of_them), 0.95)
     for name, metric in {"ece": calibration.ece, "brier": calibration.brier}.items():
-        assert found[name] == calibration.bootstrap(metric, sure, right, resamples=20)
+        due = calibration.bootstrap(metric, sure, right, resamples=20)
+        got = [found[name].value, found[name].low, found[name].high]
+        assert got == pytest.approx([due.value, due.low, due.high], abs=1e-12)  # sums in another order
     assert np.isnan([found["auroc"].value, found["auroc"].low, found["auroc"].high]).all()
     assert found.to_pandas().loc["auroc"].isna().all()
     assert re.search(r"^auroc +– –$", str(found), re.MULTILINE)

@@ -237,3 +237,88 @@ def test_the_rows_of_a_text():
             room.rows_of_text(table, unknown)
     with pytest.raises(ResultError, match="Did you mean nine"):
         room.rows_of_text(table, " nin")
+
+
+# -- by character, by line, without markup ----------------------------------------------------------------
+
+
+def read(*tokens, **options):
+    table = random_table(4, len(tokens) + 1, tokens=[*tokens, "<end>"], kinds=["text"] * len(tokens) + ["special"])
+    return table, room.words(table, **options)
+
+
+def sums(table, *rows):
+    return [float(table.logprobs[list(each)].sum(dtype=np.float64)) for each in rows]
+
+
+def test_writing_without_spaces_goes_by_character_and_numbers_are_whole():
+    table, found = read(
+        "合",
+        "",
+        "",
+        "计",
+        "：",
+        "1",
+        ",",
+        "234",
+        ".",
+        "50",
+        "元",
+        " 日期",
+        " ",
+        "2026",
+        "-11",
+        "-",
+        "28",
+        by="character",
+    )
+    assert found.texts == ["合", "计", "：", "1,234.50", "元", "日期", "2026-11-28"]
+    rows = [[0], [1, 2, 3], [4], [5, 6, 7, 8, 9], [10], [11], [13, 14, 15, 16]]
+    np.testing.assert_allclose(found.summed, sums(table, *rows), rtol=1e-6)
+    assert found.rows.tolist() == [[each[0], each[-1] + 1] for each in rows]
+    text = "".join(table.tokens[:-1])
+    assert [text[start:stop] for start, stop in found.spans] == found.texts
+    assert found.logprobs is None
+
+
+def test_characters_that_share_a_token_are_one_entry():
+    _, found = read("ab", "c", "12", "!?", by="character")
+    assert found.texts == ["ab", "c", "12", "!?"]
+
+
+def test_lines():
+    table, found = read("one", " two\n", "\n", "  three", "\n", by="line")
+    assert found.texts == ["one two", "three"]
+    np.testing.assert_allclose(found.summed, sums(table, [0, 1], [3]), rtol=1e-6)
+
+
+def test_markup_is_left_aside_where_told():
+    table, found = read("<b", ">", "12", ".5", "</b>", " EUR", markup="html")
+    assert found.texts == ["12.5", "EUR"]
+    np.testing.assert_allclose(found.summed, sums(table, [2, 3], [5]), rtol=1e-6)
+    assert read("<b", ">", "12", ".5", "</b>", " EUR")[1].texts == ["<b>12.5</b>", "EUR", "<end>"]
+    assert read("## ", "Total\n", "| a |", " **9** |\n", "|---|---|", markup="markdown")[1].texts == ["Total", "a", "9"]
+    assert read("[x]", " y", markup=r"\[|\]")[1].texts == ["x", "y"]
+    assert read("<b>", "one\ntwo", "</b>", by="line", markup="html")[1].texts == ["one\ntwo"]  # one token
+
+
+def test_lowest_first_and_spans_in_the_table():
+    table, found = read(" one", " two", " three")
+    lowest = found.lowest_first()
+    assert lowest.summed.tolist() == sorted(found.summed)
+    frame = found.to_pandas()
+    text = "".join(table.tokens[:-1])
+    assert [text[start:stop] for start, stop in zip(frame["start"], frame["stop"], strict=True)] == [
+        "one",
+        "two",
+        "three",
+        "",
+    ]
+
+
+def test_what_cannot_be_asked_of_words():
+    table = answer(["A", "<end>"], [20, END])
+    with pytest.raises(ResultError, match="by must be word, character, line"):
+        room.words(table, by="letter")
+    with pytest.raises(ResultError, match="leave out starts"):
+        room.words(table, STARTS, by="line")

@@ -55,7 +55,6 @@ def test_run_and_show(data):
     assert shown.exit_code == 0, shown.output
     for part in (
         "7, of them 1 failed",
-        "of all",
         "accuracy",
         "1.000",
         "ECE",
@@ -67,6 +66,8 @@ def test_run_and_show(data):
     held = json.loads(typed("show", "answers", "--json").stdout)
     assert held["rows"] == 7
     assert held["judged"] == 6
+    assert held["spent"]["decode"] > 0
+    assert held["spent"]["write"] >= 0
     assert held["figures"]["accuracy"] == 1
     assert held["run"]["model"] == "demo"
     assert held["reasons"][0]["count"] == 1

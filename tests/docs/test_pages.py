@@ -12,7 +12,7 @@ from common import DOCS
 import vlmprobe
 from vlmprobe.demo import checkpoint, sample_images
 
-PAGES = sorted(path.stem for path in (DOCS / "use").glob("*.md"))
+PAGES = ["../index", *sorted(path.stem for path in (DOCS / "use").glob("*.md"))]
 DRAWN = ("ask", "candidates", "rank", "heads", "decoding")
 
 
@@ -29,7 +29,7 @@ def test_python_of_the_page_runs_as_pasted(page, tmp_path, monkeypatch):
     assert blocks
     known = {}
     for place, block in enumerate(blocks):
-        script = tmp_path / f"{page}_{place}.py"
+        script = tmp_path / f"{place}.py"
         script.write_text(block, encoding="utf-8")
         known = runpy.run_path(str(script), known)
 

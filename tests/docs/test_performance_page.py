@@ -44,7 +44,43 @@ def test_every_goal_of_the_large_model_has_a_row(held):
         assert any(part in row.what for row in rows), part
     for part in ("1,000 candidates", "8 questions", "32 requests"):
         assert any(part in row.what for row in rows), part
-    assert len(common(held)) == 5
+    assert len(common(held)) == 10
+
+
+def test_every_goal_of_runs_has_a_row(held):
+    from benchmarks.goals import common
+
+    rows = [row.what for row in common(held)]
+    for part in (
+        "run over 1,000 rows",
+        "with two candidates",
+        "bytes of a run's folder",
+        "100,000 rows",
+        "1,000,000 fin",
+    ):
+        assert sum(part in row for row in rows) == 1, part
+
+
+@pytest.mark.parametrize(
+    ("name", "measured", "met"),
+    [
+        ("run_bytes", {"bytes": 599.6}, True),
+        ("run_bytes", {"bytes": 601.0}, False),
+        ("run_memory", {"peak": {"run": {"1000": 20e6, "100000": 219e6}}}, True),
+        ("run_memory", {"peak": {"run": {"1000": 20e6, "100000": 221e6}}}, False),
+        (
+            "run_start",
+            {"rows": 9, "pictures": 3, "seconds": {"start": {"wall": [9, 99, 99], "cpu": [9, 9.9, 11]}}},
+            True,
+        ),
+        ("run_start", {"rows": 9, "pictures": 3, "seconds": {"start": {"wall": [9, 9, 9], "cpu": [9, 11, 11]}}}, False),
+    ],
+)
+def test_goals_of_runs_are_judged(name, measured, met):
+    from benchmarks.goals import common
+
+    (row,) = common({"measured": {name: {**measured, "load": [1, 1], "threads": 2}}})
+    assert row.met is met
 
 
 def test_every_goal_of_questions_has_a_row(held):

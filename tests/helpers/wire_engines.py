@@ -102,7 +102,7 @@ def decoded(url: str) -> bytes:
 # -- SGLang 0.5.23 -----------------------------------------------------------------------------------
 
 
-def sglang(model: Model) -> Callable[[Request], Any]:
+def sglang(model: Model, *, chosen: bool = True) -> Callable[[Request], Any]:
     def generate(request: Request) -> Any:
         body = request.json
         images = [model.picture(decoded(each)) for each in body.get("image_data", [])]
@@ -121,6 +121,9 @@ def sglang(model: Model) -> Callable[[Request], Any]:
             "output_token_logprobs": [entry(row / heat, each) for row, each in zip(rows, ids, strict=True)],
             "output_top_logprobs": [[entry(row / heat, each) for each in best(row, k)] for row in rows],
         }
+        if chosen and "token_ids_logprob" in body:  # ignored by servers that do not know it
+            asked = body["token_ids_logprob"]
+            meta["output_token_ids_logprobs"] = [[entry(row / heat, each) for each in asked] for row in rows]
         if body.get("logprob_start_len") == 0:
             before, drawn = model.prompt(question, images, more)
             pictures = set(model.probe.engine.adapter.image_ids)
@@ -253,28 +256,66 @@ def _lmdeploy_entry(piece: str, value: float) -> dict[str, Any]:
     return {"token": piece, "bytes": list(piece.encode()), "logprob": float(value)}
 
 
+def _llamacpp_content(model: Model, ids: list[int], rows: np.ndarray, k: int) -> list[dict[str, Any]]:
+    decode = model.probe.engine.detokenizer.decode
+
+    def entry(row: np.ndarray, each: int) -> dict[str, Any]:
+        piece = decode([each])
+        told = {"id": each, "token": piece, "bytes": list(piece.encode()), "logprob": float(logprobs(row)[each])}
+        return told if np.isfinite(told["logprob"]) else {**told, "logprob": LOWEST}
+
+    return [
+        {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, k)]}
+        for each, row in zip(ids, rows, strict=True)
+    ]
+
+
 def llamacpp(model: Model) -> Callable[[Request], Any]:
+    """Behind a proxy that has OpenAI's route alone."""
+
     def chat(request: Request) -> Any:
         body = request.json
         question, images = asked_openai(model, body)
         text, ids, rows, reason = model.answer(question, images, limit=body["max_tokens"])
-        decode = model.probe.engine.detokenizer.decode
         for forced, _ in body.get("logit_bias", []):  # draws a token; the numbers stay those of the raw row
             text, ids = forced, model.probe.engine.adapter.tokenizer(forced, add_special_tokens=False)["input_ids"][:1]
-
-        def entry(row: np.ndarray, each: int) -> dict[str, Any]:
-            piece = decode([each])
-            told = {"id": each, "token": piece, "bytes": list(piece.encode()), "logprob": float(logprobs(row)[each])}
-            return told if np.isfinite(told["logprob"]) else {**told, "logprob": LOWEST}
-
-        content = [
-            {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, body["top_logprobs"])]}
-            for each, row in zip(ids, rows, strict=True)
-        ]
+        content = _llamacpp_content(model, ids, rows, body["top_logprobs"])
         choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
         return {"choices": [{**choice, "logprobs": {"content": content}}], "object": "chat.completion"}
 
     return chat
+
+
+def llamacpp_template(request: Request) -> Any:
+    """The answer of ``/apply-template``."""
+    parts = request.json["messages"][-1]["content"]
+    written = [part["text"] if part["type"] == "text" else "<__media__>" for part in parts]
+    return {"prompt": "".join(written)}
+
+
+def llamacpp_native(model: Model) -> Callable[[Request], Any]:
+    """The answer of ``/completion`` to a prompt of :func:`llamacpp_template`."""
+
+    def completion(request: Request) -> Any:
+        body = request.json
+        prompt = body["prompt"]
+        written, files = (prompt, []) if isinstance(prompt, str) else prompt.values()
+        images = [model.picture(base64.b64decode(each)) for each in files]
+        question = written.removeprefix("<__media__>" * len(images))
+        assert question in (model.question, TEXT)
+        text, ids, rows, reason = model.answer(question, images, limit=body["n_predict"])
+        return {
+            "content": text,
+            "tokens": ids,
+            "stop": True,
+            "stop_type": "eos" if reason == "stop" else "limit",
+            "stopping_word": "",
+            "tokens_predicted": len(ids),
+            "tokens_evaluated": len(model.prompt(question, images)[0]),
+            "completion_probabilities": _llamacpp_content(model, ids, rows, body["n_probs"]),
+        }
+
+    return completion
 
 
 # -- Ollama ------------------------------------------------------------------------------------------
@@ -359,22 +400,72 @@ def _prompt_entry(row: np.ndarray, own: int, k: int) -> dict[str, Any]:
     }
 
 
+def _openai_content(model: Model, ids: list[int], rows: np.ndarray, k: int) -> list[dict[str, Any]]:
+    decode = model.probe.engine.detokenizer.decode
+
+    def entry(row: np.ndarray, each: int) -> dict[str, Any]:
+        piece = decode([each])
+        return {"token": piece, "logprob": float(logprobs(row)[each]), "bytes": list(piece.encode())}
+
+    return [
+        {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, k)]}
+        for each, row in zip(ids, rows, strict=True)
+    ]
+
+
 def openai(model: Model) -> Callable[[Request], Any]:
     def chat(request: Request) -> Any:
         body = request.json
         question, images = asked_openai(model, body)
         text, ids, rows, reason = model.answer(question, images, limit=body["max_tokens"])
-        decode = model.probe.engine.detokenizer.decode
-
-        def entry(row: np.ndarray, each: int) -> dict[str, Any]:
-            piece = decode([each])
-            return {"token": piece, "logprob": float(logprobs(row)[each]), "bytes": list(piece.encode())}
-
-        content = [
-            {**entry(row, each), "top_logprobs": [entry(row, one) for one in best(row, body["top_logprobs"])]}
-            for each, row in zip(ids, rows, strict=True)
-        ]
+        content = _openai_content(model, ids, rows, body["top_logprobs"])
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
         return {"choices": [{**choice, "logprobs": {"content": content}}]}
 
     return chat
+
+
+def openai_responses(model: Model) -> Callable[[Request], Any]:
+    """As OpenAI documents it; a limit below 16 is refused, and so is a parameter that the API does not have."""
+    known = {
+        "model",
+        "input",
+        "max_output_tokens",
+        "temperature",
+        "top_p",
+        "include",
+        "top_logprobs",
+        "store",
+        "stream",
+    }
+
+    def responses(request: Request) -> Any:
+        body = request.json
+        if further := set(body) - known:
+            return refusal(400, f"Unknown parameter: {min(further)!r}.")
+        limit = body["max_output_tokens"]
+        if limit < 16:
+            return refusal(400, f"Invalid 'max_output_tokens': expected a value >= 16, but got {limit} instead.")
+        parts = body["input"][-1]["content"]
+        question = next(part["text"] for part in parts if part["type"] == "input_text")
+        assert question in (model.question, TEXT)
+        images = [model.picture(decoded(part["image_url"])) for part in parts if part["type"] == "input_image"]
+        text, ids, rows, reason = model.answer(question, images, limit=limit)
+        told = body.get("include") == ["message.output_text.logprobs"]
+        content = _openai_content(model, ids, rows, body["top_logprobs"]) if told else []
+        part = {"type": "output_text", "annotations": [], "text": text, "logprobs": content}
+        ended = reason == "stop"
+        return {
+            "object": "response",
+            "status": "completed" if ended else "incomplete",
+            "error": None,
+            "incomplete_details": None if ended else {"reason": "max_output_tokens"},
+            "output": [{"type": "message", "role": "assistant", "status": "completed", "content": [part]}],
+            "usage": {
+                "input_tokens": len(model.prompt(question, images)[0]),
+                "output_tokens": len(ids),
+                "output_tokens_details": {"reasoning_tokens": 0},
+            },
+        }
+
+    return responses

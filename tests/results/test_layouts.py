@@ -40,13 +40,13 @@ def described():
     return lambda value: _of_then(module.described(value))
 
 
-LATER = ("thought",)  # fields that classes have got since
+LATER = ("thought", "lost")  # fields that classes have got since
 
 
 def _of_then(described):
     """Without fields that 0.1 did not have, which nothing that it saved may fill."""
     if isinstance(described, dict):
-        assert all(described.get(name) is None for name in LATER)
+        assert not any(described.get(name) for name in LATER)
         return {name: _of_then(each) for name, each in described.items() if name not in LATER}
     return [_of_then(each) for each in described] if isinstance(described, list) else described
 

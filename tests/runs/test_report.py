@@ -65,12 +65,6 @@ def written(answered, other):
     return answered.report(answered.folder.parent / "report", against=other).parent
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Reports without intervals, which take seconds."""
-    monkeypatch.setattr(report_module.calibration, "report", lambda sure, right: {})
-
-
 def read(folder, name="index.html"):
     return (folder / name).read_text(encoding="utf-8")
 
@@ -179,7 +173,6 @@ def test_hostile_texts_are_only_texts(written):
     assert rows_of(written)[3][1] == "../x"
 
 
-@pytest.mark.usefixtures("quick")
 def test_labels_by_id(answered, tmp_path):
     table = answered.to_pandas()
     flip = {"yes": "no", "no": "yes"}
@@ -204,7 +197,6 @@ def test_labels_by_id(answered, tmp_path):
     assert not (tmp_path / "wrong").exists()
 
 
-@pytest.mark.usefixtures("quick")
 def test_only_folders_that_a_report_made_are_replaced(answered, tmp_path):
     kept = tmp_path / "mine"
     kept.mkdir()
@@ -252,7 +244,7 @@ def test_the_table_comes_in_pieces(tmp_path, monkeypatch):
     assert config == {"pieces": 3, "rows": 20, "judged": False, "against": False}
 
 
-def test_images_that_are_gone_or_changed_are_said_in_words(probe, tmp_path, quick):
+def test_images_that_are_gone_or_changed_are_said_in_words(probe, tmp_path):
     rows = []
     for place, image in enumerate(IMAGES[:3]):
         (tmp_path / f"{place}.png").write_bytes(image.read_bytes())

@@ -42,7 +42,6 @@ def report(tmp_path_factory):
     run = vlmprobe.open_run(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_module, "PIECE", 100)
-        patch.setattr(report_module.calibration, "report", lambda sure, right: {})
         run.report(folder / "report")
     return folder / "report", run.to_pandas()
 

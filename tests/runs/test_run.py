@@ -570,6 +570,13 @@ def test_where_the_time_went(tmp_path):
     assert str(summary).startswith("64 rows: 64 asked, 0 of them failed (")
 
 
+def test_parts_that_took_next_to_nothing_are_left_out():
+    from vlmprobe.runs.spent import told
+
+    assert told({"load": 0.01, "decode": 1234.56, "write": 0.07}) == "decode 1,234.6 s, write 0.1 s"
+    assert told({}) == ""
+
+
 def test_where_the_time_of_a_model_went(tmp_path):
     from vlmprobe.demo import sample_images
     from vlmprobe.runs.overview import overview

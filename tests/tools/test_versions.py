@@ -377,7 +377,7 @@ def commands():
     return told
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "types", "matrix", "bench", "versions"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "types", "matrix", "bench", "docs", "versions"])
 def test_the_makefile_installs_the_tested_set(commands, target):
     lines = commands(target)
     installs = [line for line in lines if "pip install" in line]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmprobe.analysis.confidences import CalibrationError, checked, confidences, correctness
+from vlmprobe.analysis.resampled_metrics import ResampledMetrics
 from vlmprobe.display.overview import Overview, Viewed
 from vlmprobe.display.view import DASH
 from vlmprobe.errors import MissingExtraError
@@ -314,20 +315,20 @@ def report(confidence: Any, correct: Any, *, resamples: int = 1000, seed: int = 
         "aurc": lambda sure, right: risk_coverage(sure, right).area,
     }
     sure, right = checked(confidence, correct, least=2)
-    return Report((name, _known(metric, sure, right, resamples, seed)) for name, metric in metrics.items())
-
-
-def _known(metric: Any, sure: np.ndarray, right: np.ndarray, resamples: int, seed: int) -> Interval:
-    """:func:`bootstrap`, with NaN for what these answers do not define: all right, say, they have no AUROC."""
     check_resampling(resamples, LEVEL)
+    drawn = ResampledMetrics(sure, right, BINS, uniform_edges()).over(resamples, seed)
+    return Report((name, _interval(metric, sure, right, drawn[name], resamples)) for name, metric in metrics.items())
+
+
+def _interval(metric: Any, sure: np.ndarray, right: np.ndarray, drawn: np.ndarray, resamples: int) -> Interval:
+    """The metric and its interval; NaN for what these answers do not define: all right, say, they have no AUROC."""
     try:
-        return bootstrap(metric, sure, right, resamples=resamples, level=LEVEL, seed=seed)
+        value = metric(sure, right)
     except CalibrationError:
-        try:
-            value = metric(sure, right)
-        except CalibrationError:
-            value = float("nan")
-        return Interval(value, float("nan"), float("nan"), LEVEL)
+        value = float("nan")
+    known = len(drawn) == resamples
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if known else (float("nan"), float("nan"))
+    return Interval(value, float(low), float(high), LEVEL)
 
 
 def _sklearn() -> Any:

@@ -2,21 +2,21 @@
 
 Layout, version 1. One row per token, in order of results, sides and positions:
 
-===============  =============  =======================================================================================
-column           type           meaning
-===============  =============  =======================================================================================
-``result``       int32          index of the result in the file, from 0
-``id``           string         ``id`` of the request, null where it had none
-``side``         string         ``prompt`` or ``output``
-``position``     int32          position of the token in the model's own sequence
-``token_id``     int32          the token
-``token``        string         its text
-``kind``         string         ``text``, ``special`` or ``image``
-``logprob``      float32        log-probability of the token, nats, raw; null where it has none (image, first token)
-``logsumexp``    float32        raw logit = log-probability + logsumexp; null likewise
-``top_ids``      list<int32>    the K likeliest tokens, best first; null likewise
-``top_logprobs`` list<float32>  their log-probabilities, nats, raw
-===============  =============  =======================================================================================
+================  =============  =======================================================================================
+column            type           meaning
+================  =============  =======================================================================================
+``result``        int32          index of the result in the file, from 0
+``id``            string         ``id`` of the request, null where it had none
+``side``          string         ``prompt`` or ``output``
+``position``      int32          position of the token in the model's own sequence
+``token_id``      int32          the token
+``token``         string         its text
+``kind``          string         ``text``, ``special`` or ``image``
+``logprob``       float32        log-probability of the token, nats, raw; null where it has none (image, first token)
+``logsumexp``     float32        raw logit = log-probability + logsumexp; null likewise
+``top_ids``       list<int32>    the K likeliest tokens, best first; null likewise
+``top_logprobs``  list<float32>  their log-probabilities, nats, raw
+================  =============  =======================================================================================
 
 The mass of all other tokens is 1 minus that of the K. The schema's metadata holds, under ``vlmprobe``, a JSON object
 with ``format`` (the version), ``top`` (K), ``vocabulary`` (V, null where no full rows were kept), ``model``,

@@ -12,17 +12,21 @@ certainty, so nothing is corrected there; this holds for the first row of a tabl
 word of a text on beginning without a mark. An answer is free to begin with white space, so here it is not.) The
 corrected numbers of an answer that ends with its end token add up to the log-probability of the answer.
 
-Writing without spaces (Chinese, Japanese, Thai) has no words in this sense: a whole clause counts as one.
+Writing without spaces (Chinese, Japanese, Thai) has no words in this sense: a whole clause counts as one. For such, and
+for text read from an image, ``words(..., by="character")`` goes by character, with numbers whole, and ``by="line"`` by
+line; both give sums only.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
+from vlmprobe.analysis.token_spans import text_and_spans
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.errors import ResultError, near
 from vlmprobe.results.frame import DataFrame, data_frame
@@ -30,12 +34,23 @@ from vlmprobe.results.table import TokenTable
 
 __all__ = ["Words", "boundary_logprobs", "rows_of_text", "word_starts", "words"]
 
+UNITS = {
+    "word": re.compile(r"\S+"),
+    "character": re.compile(r"\d+(?:[.,:/'’\-]\d+)*|\S"),  # numbers, dates and times whole
+    "line": re.compile(r"[^\n]*\S[^\n]*"),
+}
+MARKUP = {
+    "html": re.compile(r"<[^<>]*>|&#?\w+;"),
+    "markdown": re.compile(r"^[ \t]*(?:#+|[-*+]|\d+\.)[ \t]|^[ \t|:-]+$|[*_`|]+", re.MULTILINE),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Words:
     """W words and special tokens in the order of the text; images are left out.
 
-    White space that no word follows is an entry of its own with an empty text.
+    White space that no word follows is an entry of its own with an empty text. By character or line, or without markup,
+    there are neither special tokens nor white space.
     """
 
     texts: list[str]  # [W], white space around stripped
@@ -43,6 +58,7 @@ class Words:
     rows: np.ndarray  # int64 [W, 2], first row of the table and one past the last
     summed: np.ndarray  # float64 [W], nats: sum over the tokens of the word
     logprobs: np.ndarray | None  # float64 [W], nats: corrected; NaN where what follows is unknown; None without starts
+    spans: np.ndarray  # int64 [W, 2], characters in the text of the tokens without special ones
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -73,10 +89,23 @@ class Words:
         label = "surprisal of the word (bits)" if corrected else "surprisal of its tokens (bits)"
         return draw_words(self.texts, logprobs, ax, label=label)
 
+    def lowest_first(self) -> Words:
+        """The same words, the least likely first (by ``logprobs``, else ``summed``), those without a number last."""
+        order = np.argsort(self.summed if self.logprobs is None else self.logprobs, kind="stable")
+        return replace(
+            self,
+            texts=[self.texts[place] for place in order],
+            kinds=[self.kinds[place] for place in order],
+            rows=self.rows[order],
+            summed=self.summed[order],
+            logprobs=None if self.logprobs is None else self.logprobs[order],
+            spans=self.spans[order],
+        )
+
     def to_pandas(self) -> DataFrame:
-        """A ``pandas.DataFrame``, one row per word."""
+        """A ``pandas.DataFrame``, one row per word: ``start`` and ``stop`` are its characters in the text."""
         columns = {"word": self.texts, "kind": self.kinds, "summed": self.summed, "logprob": self.logprobs}
-        return data_frame(columns)
+        return data_frame(columns | {"start": self.spans[:, 0], "stop": self.spans[:, 1]})
 
 
 def words(
@@ -84,6 +113,8 @@ def words(
     starts: np.ndarray | None = None,
     *,
     boundaries: np.ndarray | None = None,
+    by: Literal["word", "character", "line"] = "word",
+    markup: str | re.Pattern[str] | None = None,
 ) -> Words:
     """Group the tokens of a table into words, with the probability of each.
 
@@ -93,11 +124,22 @@ def words(
             of the tokens and only their sums are given.
         boundaries: float [T], nats, in place of the full rows: the log-probability that a new word, a special token or
             the end comes at each row, as :func:`boundary_logprobs` computes it.
+        by: ``"word"`` (between white space), ``"character"`` (Chinese, Japanese, Thai, ...; numbers such as 1,234.50
+            and 2026-11-28 are whole, and characters of one token are one entry), or ``"line"``.
+        markup: what is left aside, of the text and of the probabilities: ``"html"`` (tags and entities),
+            ``"markdown"``, or a regular expression. A token that holds more than markup is counted.
 
     Raises:
-        ResultError: if the correction needs full rows that the table lacks.
+        ResultError: if the correction needs full rows that the table lacks, or is wanted by character or line, or
+            without markup; for another ``by``.
     """
     table = table_of(source)
+    if by not in UNITS:
+        raise ResultError(f"by must be {', '.join(UNITS)}, not {by!r}.{near(str(by), UNITS)}")
+    if by != "word" or markup is not None:
+        if starts is not None or boundaries is not None:
+            raise ResultError("Only words with their markup can be corrected: leave out starts and boundaries.")
+        return _units(table, UNITS[by], markup)
     marked = _marked(table, starts)
     groups = _groups(table, marked)
     # A word with a token that has no log-probability has none: NaN propagates through the sum.
@@ -115,6 +157,7 @@ def words(
         rows=np.array(groups, dtype=np.int64).reshape(len(groups), 2),
         summed=summed,
         logprobs=logprobs,
+        spans=_spans(table, groups),
     )
 
 
@@ -235,6 +278,47 @@ def _groups(table: TokenTable, marked: np.ndarray) -> list[tuple[int, int]]:
             groups.append((row, row + 1))
         text = text + token if goes_on else token
     return groups
+
+
+def _spans(table: TokenTable, groups: Sequence[tuple[int, int]]) -> np.ndarray:
+    """int64 [W, 2]: the characters of groups of rows in the text, white space around them left out."""
+    text, spans = text_and_spans(table.tokens, table.kinds)
+    found = np.zeros((len(groups), 2), dtype=np.int64)
+    for place, (first, last) in enumerate(groups):
+        start, stop = int(spans[first, 0]), int(spans[last - 1, 1])
+        said = text[start:stop]
+        start += len(said) - len(said.lstrip())
+        found[place] = start, start + len(said.strip())
+    return found
+
+
+def _units(table: TokenTable, unit: re.Pattern[str], markup: str | re.Pattern[str] | None) -> Words:
+    """The words, characters or lines of a text, and the tokens of each; those that share a token are one entry."""
+    text, spans = text_and_spans(table.tokens, table.kinds)
+    read = text
+    if markup is not None:
+        pattern = MARKUP.get(markup, markup) if isinstance(markup, str) else markup
+        read = re.sub(pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+    found: list[list[int]] = []  # start and stop in the text, first row and one past the last
+    for match in unit.finditer(read):
+        stripped = match[0].strip()
+        start = match.start() + match[0].index(stripped)
+        stop = start + len(stripped)
+        first = int(np.searchsorted(spans[:, 1], start, side="right"))
+        last = int(np.searchsorted(spans[:, 0], stop, side="left"))
+        if found and first < found[-1][3]:
+            found[-1][1], found[-1][3] = stop, last
+        else:
+            found.append([start, stop, first, last])
+    places = np.array(found, dtype=np.int64).reshape(-1, 4)
+    return Words(
+        texts=[text[start:stop] for start, stop, _, _ in found],
+        kinds=["text"] * len(found),
+        rows=places[:, 2:],
+        summed=np.array([table.logprobs[first:last].sum(dtype=np.float64) for _, _, first, last in found]),
+        logprobs=None,
+        spans=places[:, :2],
+    )
 
 
 def _closed(text: str) -> bool:

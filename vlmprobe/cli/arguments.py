@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["asked", "candidate_list", "decoded", "prompt_options", "require_generation"]
+__all__ = ["asked", "candidate_list", "decoded", "prompt_options", "require_generation", "schema_of"]
 
 STDIN, NO_IMAGE = "-", "none"
 
@@ -100,6 +100,18 @@ def _json(source: str | Path, option: str) -> Any:
         return json.loads(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"is not JSON: {error}", param_hint=f"'{option}'") from error
+
+
+def schema_of(file: Path) -> dict[str, Any]:
+    """The JSON Schema in a file.
+
+    Raises:
+        typer.BadParameter: for a file that is not JSON, or no object.
+    """
+    made = _json(file, "--schema")
+    if not isinstance(made, dict):
+        raise typer.BadParameter(f"{file} holds no JSON Schema, which is an object", param_hint="'--schema'")
+    return made
 
 
 def _decoded(argument: str) -> str:

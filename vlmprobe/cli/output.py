@@ -60,10 +60,11 @@ def deliver(
         write_html(result.to_html(), html)
     if as_json:
         if isinstance(result, Answer):
-            print_json({**(further or {}), **result.to_dict()})
+            document = result.to_dict()
         else:
             described = result_document if isinstance(result, Result) else scores_document
-            print_json(described(result, logits=True))
+            document = described(result, logits=True)
+        print_json({**(further or {}), **document})
     else:
         screen = console()
         if streamed and screen.is_terminal:

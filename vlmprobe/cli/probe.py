@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from vlmprobe.cli import arguments, options, output
 from vlmprobe.cli.open_model import open_model
 from vlmprobe.cli.streaming import follow
 from vlmprobe.cli.terminal import guarded, working
+from vlmprobe.errors import ResultError
 
 __all__ = ["probe"]
 
@@ -35,6 +37,28 @@ def probe(
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
+    fields: Annotated[
+        bool,
+        typer.Option(
+            "--fields",
+            help="Also read the JSON in the answer and show how sure each of its fields is.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="JSON Schema by which --fields tells types, missing and surplus fields. The answer is generated "
+            "without it.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.Json = False,
     html: options.Html = None,
     save: options.Save = None,
@@ -111,8 +135,11 @@ def probe(
         raise typer.BadParameter(
             "--json prints one document at the end: leave out one of the two", param_hint="'--stream'"
         )
-    interrupted = False
+    if schema is not None and not fields:
+        raise typer.BadParameter("says what the fields should be: add --fields", param_hint="'--schema'")
+    interrupted, unreadable = False, None
     with guarded(debug):
+        wanted = None if schema is None else arguments.schema_of(schema)
         asked, images, question_meta = arguments.asked("probe", model, image, more_images, question, system, assistant)
         prompted = arguments.prompt_options(
             chat_template, raw_prompt, chat_template_kwargs, tools, assistant, continue_final_message
@@ -147,7 +174,20 @@ def probe(
             below += ["\nPrompt:\n", result.prompt]
         if logits:
             below += ["", output.raw_logits(result.output)]
+        further: dict[str, Any] = {}
+        if fields:
+            from vlmprobe.analysis.json_fields import fields as read_fields
+
+            try:
+                found = read_fields(result, schema=wanted)
+            except ResultError as error:  # the answer is shown and saved all the same
+                unreadable = error
+            else:
+                below += ["\nFields:\n", found]
+                further = found.to_dict()
         told = output.told(result, question_meta)
-        output.deliver(told, as_json=as_json, html=html, save=save, below=below, streamed=stream)
+        output.deliver(told, as_json=as_json, html=html, save=save, below=below, streamed=stream, further=further)
+        if unreadable is not None:
+            raise unreadable
         if interrupted:
             raise KeyboardInterrupt

@@ -54,11 +54,11 @@ def _print(about: Any, found: RunOverview) -> None:
     lines.append(("answers", f"{found.answers:,} to distinct questions, {found.tokens:,} tokens"))
     lines.append(("time", f"{found.seconds:,.1f} s of the model"))
     if where := told(found.spent):
-        lines.append(("of all", where))
+        lines.append(("spent on", where))
     lines += [("machine", _machine(each)) for each in found.machines]
     if found.judged:
-        lines.append(("judged", f"{found.judged:,} rows by their right answer"))
-        lines += [(name, f"{value:.3f}") for name, value in found.figures.items()]
+        lines.append(("judged", f"{found.judged:,} rows by their right answer; in brackets 95% intervals"))
+        lines += [(name, f"{value:.3f}{_interval(found, name)}") for name, value in found.figures.items()]
     for name, value in lines:
         grid.add_row(Text(name, style="dim"), Text(one_line(value)))
     screen.print(grid)
@@ -68,6 +68,12 @@ def _print(about: Any, found: RunOverview) -> None:
         "Failed rows:",
         [(f"{each['count']:,}", each | {"question": f"{each['error']}: {each['message']}"}) for each in found.reasons],
     )
+
+
+def _interval(found: RunOverview, name: str) -> str:
+    """The 95% interval of a figure, or nothing."""
+    low, high = found.intervals.get(name, (None, None))
+    return "" if low is None else f"  ({low:.3f} to {high:.3f})"
 
 
 def _rows(screen: Any, title: str, rows: list[tuple[str, dict[str, Any]]]) -> None:

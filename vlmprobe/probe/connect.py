@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
-from vlmprobe.errors import CapabilityError, EngineError, GenerationOptionError, UnknownModelError, near, renamed
+from vlmprobe.errors import (
+    CapabilityError,
+    EngineError,
+    GenerationOptionError,
+    UnknownModelError,
+    VlmprobeWarning,
+    near,
+    outside,
+    renamed,
+)
 from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT, PromptFormat, PromptOptions
 from vlmprobe.probe import Probe
 
@@ -38,10 +48,12 @@ def connect(
     Args:
         url: of the server, such as ``"http://localhost:8000"``; or a list of servers of one model, which share the
             requests: those of a server that goes away are sent to the others.
-        engine: type of the server; ``"auto"`` detects it.
+        engine: type of the server; ``"auto"`` detects it. A name holds also where the server does not say what it is,
+            as behind a proxy; not where it says that it is another.
         processor: the source of the model's tokenizer: its folder or hub id, its processor, or a local probe of the
             same model. Needed for the prompt side with images, and to score candidates by their exact tokens.
-        model: the name under which the server lists the model; its first one if None.
+        model: the name under which the server lists the model; its first one if None. Together with ``engine``, one
+            that is not listed.
         api_key: sent as a bearer token; read from ``VLMPROBE_API_KEY`` if None. It is never logged or saved.
         headers: extra headers of every request; like the key, their values never appear in messages.
         max_concurrency: maximum number of concurrent requests.
@@ -54,7 +66,8 @@ def connect(
 
     Raises:
         EngineConnectionError: if nothing answers.
-        EngineError: if the server is not a known engine.
+        EngineError: if the server is not a known engine, or another than ``engine``.
+        CapabilityError: if it is one that sends no log-probabilities (``transformers serve``).
         UnknownModelError: if the server has no model of that name.
         EngineError: if several servers have other models, or are of other kinds.
     """
@@ -88,7 +101,7 @@ def connect(
     for each in urls:
         client = Client(each, api_key=api_key, headers=headers, limits=limits)
         found, server = background.run(detect(Facts(client), engines().values(), engine))
-        served.append(found(client, server, _model_of(client.url, server.models, model), tokens, meaning))
+        served.append(found(client, server, _model_of(client.url, server.models, model, engine), tokens, meaning))
     first, *others = served
     for other in others:
         if (other.name, other.model) != (first.name, first.model):
@@ -108,14 +121,15 @@ def connect(
     return Probe(SeveralServers(served) if others else first, meta, format=format)
 
 
-def _model_of(url: str, models: Sequence[str], wanted: str | None) -> str:
-    """The name of the model that a server is asked for."""
+def _model_of(url: str, models: Sequence[str], wanted: str | None, engine: str) -> str:
+    """The name of the model that a server is asked for; one that is not listed only where ``engine`` is named too."""
     if wanted is None and not models:
         raise UnknownModelError(f"{url} lists no model: pass model=.")
     if wanted is not None and models and wanted not in models:
-        raise UnknownModelError(
-            f"{url} has no model {wanted!r}.{near(wanted, models)} It has: {', '.join(models[:20])}."
-        )
+        lists = f"{url} has no model {wanted!r}.{near(wanted, models)} It has: {', '.join(models[:20])}."
+        if engine == "auto":
+            raise UnknownModelError(f"{lists} engine= and model= together ask for one that is not listed.")
+        warnings.warn(f"{lists} It is asked for all the same.", VlmprobeWarning, stacklevel=outside())
     return models[0] if wanted is None else wanted
 
 

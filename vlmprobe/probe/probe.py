@@ -108,7 +108,7 @@ class Probe(DerivedMethods):
             print(tokens.result.text)  # the text so far
 
         Args:
-            question, image, keep, prompt, alternatives, seed, logits_processor, **generation: as in :meth:`generate`;
+            question, image, keep, prompt, alternatives, seed, logits_processor, generation: as in :meth:`generate`;
                 beams cannot be streamed. Until the answer ends, a ``seed`` occupies torch's global generator.
 
         Returns:
@@ -163,7 +163,7 @@ class Probe(DerivedMethods):
             progress: whether to show a progress bar; None shows one in a terminal and in Jupyter.
             on_error: ``"raise"`` raises a request's error, which names the request, after the results before it;
                 ``"keep"`` yields a :class:`vlmprobe.Failure` in its place and continues, whatever it was.
-            keep, prompt, alternatives, seed, **generation: as in :meth:`generate`.
+            keep, prompt, alternatives, seed, generation: as in :meth:`generate`.
             logits_processor: as in :meth:`generate`; requests then run one by one.
         """
         from vlmprobe.probe.generate_many import answered
@@ -327,7 +327,7 @@ class Probe(DerivedMethods):
             token: an id, the text of one of the likeliest tokens there, or other text or ids to continue with.
             question, image: the original ones. They may be omitted if the result holds them: one question, and images
                 of at most 512 pixels.
-            keep, prompt, alternatives, seed, logits_processor, **generation: as in :meth:`generate`, not taken from
+            keep, prompt, alternatives, seed, logits_processor, generation: as in :meth:`generate`, not taken from
                 ``result``; ``max_new_tokens`` counts tokens after the substituted one.
 
         Returns:

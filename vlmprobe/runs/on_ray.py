@@ -35,7 +35,9 @@ class OnRay:
 
     ::
 
-        probe = vlmprobe.runs.OnRay(functools.partial(vlmprobe.load, "./model"), actors=4)
+        from vlmprobe.runs import OnRay
+
+        probe = OnRay(functools.partial(vlmprobe.load, "./model"), actors=4)
         vlmprobe.run(probe, "questions.jsonl", out="answers")
 
     With ``RAY_ADDRESS`` set the actors run on that cluster, where the folders of the data set and of the answers must

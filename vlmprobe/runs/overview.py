@@ -18,6 +18,7 @@ from vlmprobe.runs.shards import added
 __all__ = ["ANSWERS", "RunOverview", "judged_each", "judged_rows", "overview"]
 
 ANSWERS = ("answer", "answers", "gold")  # columns that hold the right answers, the first one that is there
+FIGURES = {"accuracy": "accuracy", "mean confidence": "confidence", "ECE": "ece", "AURC": "aurc", "AUROC": "auroc"}
 SLOWEST = 5
 REASONS = 10
 COLUMNS = ["row", "key", "id", "status", "question", "text", "best", "candidates", "candidate_logprobs"]
@@ -35,6 +36,7 @@ class RunOverview:
     seconds: float  # of the model, for all distinct answers
     judged: int = 0  # rows with a right answer to compare with
     figures: dict[str, float] = field(default_factory=dict)  # accuracy, mean confidence, calibration
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95% bootstrap intervals of these
     slowest: list[dict[str, Any]] = field(default_factory=list)  # row, id, question, seconds
     reasons: list[dict[str, Any]] = field(default_factory=list)  # error, count, and the first row that has it
     spent: dict[str, float] = field(default_factory=dict)  # where the time of all processes went, as far as written
@@ -45,8 +47,11 @@ class RunOverview:
         return asdict(self)
 
 
-def overview(run: Any, table: Any = None) -> RunOverview:
-    """The figures of a run, an ``OpenedRun``; of its rows in ``table``, if they have other labels there."""
+def overview(run: Any, table: Any = None, *, judged: bool = True) -> RunOverview:
+    """The figures of a run, an ``OpenedRun``; of its rows in ``table``, if they have other labels there.
+
+    Those of right answers take some seconds for 100,000 rows, and are left out if not ``judged``.
+    """
     table = run.overview_table() if table is None else table
     known = [name for name in (*COLUMNS, *ANSWERS) if name in table.column_names]
     columns = {name: table[name].to_pylist() for name in known}
@@ -56,6 +61,7 @@ def overview(run: Any, table: Any = None) -> RunOverview:
     seconds = [columns["seconds"][place] or 0.0 for place in distinct]
     slow = sorted(zip(seconds, distinct, strict=True), reverse=True)[:SLOWEST]
     sure, right = judged_rows(columns)
+    figures, intervals = _figures(sure, right) if judged else ({}, {})
     return RunOverview(
         rows=len(ok),
         answers=len(distinct),
@@ -63,7 +69,8 @@ def overview(run: Any, table: Any = None) -> RunOverview:
         tokens=sum(columns["n_tokens"][place] or 0 for place in distinct),
         seconds=float(sum(seconds)),
         judged=len(right),
-        figures=_figures(sure, right),
+        figures=figures,
+        intervals=intervals,
         slowest=[_shown(columns, place) | {"seconds": taken} for taken, place in slow],
         reasons=_reasons(columns, [place for place, fine in enumerate(ok) if not fine]),
         spent=_spent(run),
@@ -114,20 +121,24 @@ def _answer(columns: dict[str, list[Any]], place: int) -> tuple[str | None, floa
     return columns["best"][place], 1 / sum(math.exp(each - top) for each in known)
 
 
-def _figures(sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
+def _figures(sure: np.ndarray, right: np.ndarray) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Each figure that these answers define, and its interval."""
     if not len(right):
-        return {}
-    found = {
-        "accuracy": float(right.mean()),
-        "mean confidence": float(sure.mean()),
-        "ECE": calibration.ece(sure, right),
-        "AURC": calibration.risk_coverage(sure, right).area,
-    }
+        return {}, {}
     try:
-        found["AUROC"] = calibration.auroc(sure, right)
-    except (CalibrationError, MissingExtraError):  # all right or all wrong, or scikit-learn is not installed
-        return found
-    return found
+        known = calibration.report(sure, right)
+    except (CalibrationError, MissingExtraError):  # a single answer, or scikit-learn is not installed
+        return {
+            "accuracy": float(right.mean()),
+            "mean confidence": float(sure.mean()),
+            "ECE": calibration.ece(sure, right),
+            "AURC": calibration.risk_coverage(sure, right).area,
+        }, {}
+    named = {name: known[key] for name, key in FIGURES.items()}
+    return (
+        {name: each.value for name, each in named.items() if not np.isnan(each.value)},
+        {name: (each.low, each.high) for name, each in named.items() if not np.isnan(each.low)},
+    )
 
 
 def _reasons(columns: dict[str, list[Any]], places: list[int]) -> list[dict[str, Any]]:

@@ -293,7 +293,7 @@ def _figures(run: Any, table: Any, judged: Judged, relabelled: int) -> dict[str,
     view: dict[str, Any] = {
         "about": run.about,
         "folder": run.folder.name,
-        "overview": overview(run, table),
+        "overview": overview(run, table, judged=False),
         "judged": int(known.sum()),
         "right": int(right.sum()),
         "relabelled": relabelled,

@@ -62,7 +62,7 @@ def _each(subject: Served, compare: Callable[[str], float | None]) -> list[str]:
 )
 def rows(subject: Served) -> list[str]:
     """An answer that ends by its length has that many rows; one that stops has as many as the same text here."""
-    notes = []
+    notes, without = [], []
     for name in subject.names:
         result = subject.answer(name)
         came, due = len(result.output) + result.output.lost, NEW
@@ -77,7 +77,10 @@ def rows(subject: Served) -> list[str]:
             raise CheckFailure(f"{due} rows", f"{came} rows, and no word about the others", f"question {name!r}")
         if (result.output.lost or not result.output.scored.all()) and not np.isnan(result.confidence):
             raise CheckFailure("a confidence of NaN, since rows are missing", f"{result.confidence:.3g}", name)
-        notes += [f"{name}: {each}" for each in told]
+        notes += [f"{name}: {absent[key]}" for key in ("end", "reasoning") if key in absent]
+        without += [f"{name}: {absent['rows'].partition(', so')[0]}"] if "rows" in absent else []
+    if without:
+        raise SkipCheck("; ".join(without))
     return notes
 
 
@@ -223,13 +226,15 @@ def candidates(subject: Served) -> list[str]:
                 kinds, why = ("of one token", error) if texts is single else (SEVERAL, abilities.one_token or error)
                 left_out.append(f"{kinds}: {why}")
                 continue
-            here = subject.local.score(candidates=texts, **subject.asked(name)).logprobs
-            given = ~np.isnan(there.logprobs)
+            scores = subject.local.score(candidates=texts, **subject.asked(name))
+            here, given = scores.logprobs, ~np.isnan(there.logprobs)
+            # Each is a sum over its tokens, which are unlikely ones.
+            allowed = subject.tolerance(name) * FACTORS["likeliest tokens"] * max(map(len, scores.tables))
             require_numbers(
-                there.logprobs[given], here[given], subject.tolerance(name),
+                there.logprobs[given], here[given], allowed,
                 of="candidates", path="their scores here", names=[f"{name}, {text!r}" for text in texts],
             )  # fmt: skip
-            if (here > there.logprob_bounds[:, 1] + subject.tolerance(name)).any():
+            if (here > there.logprob_bounds[:, 1] + allowed).any():
                 raise CheckFailure(f"bounds above {here}", f"{there.logprob_bounds[:, 1]}", f"question {name!r}")
             worst += [float(np.abs(there.logprobs[given] - here[given]).max(initial=0))]
         if not worst:
@@ -383,7 +388,7 @@ def errors(subject: Served) -> list[str]:
 def _elsewhere(subject: Served) -> Result:
     from vlmprobe import connect
 
-    other = connect(subject.engine.client.url, engine=subject.engine.name, model="no-such-model", value_kind="raw")
+    other = connect(subject.engine.client.url, model="no-such-model", value_kind="raw")
     return other.generate(**subject.asked("question"), max_new_tokens=1)
 
 

@@ -11,7 +11,15 @@ import wire_engines as wire
 from wire_server import WireServer
 
 import vlmprobe
-from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, MessageError
+from vlmprobe.engines.providers.vllm.server import decoding_fields
+from vlmprobe.engines.serving import Decoding
+from vlmprobe.errors import (
+    CapabilityError,
+    EngineResponseError,
+    GenerationOptionError,
+    MessageError,
+    VlmprobeWarning,
+)
 
 PICTURES = sorted((Path(vlmprobe.__file__).parent / "demo" / "pictures").glob("*.png"))
 QUESTION = "Describe the picture."
@@ -189,6 +197,41 @@ def test_candidates(local, engine):
     assert served.best == here.best
 
 
+def test_sglang_scores_all_candidates_of_one_token_by_one_request(local):
+    question, answers = "Is there a two?", ["yes", "no", "a two on the left"]
+    model, scores, sent = wire.Model(local, question), {}, {}
+    for chosen in (True, False):  # one that knows token_ids_logprob, and one that ignores it
+        with WireServer(routes("sglang", model, chosen=chosen)) as server:
+            probe = vlmprobe.connect(server.url, processor=local, value_kind="raw")
+            scores[chosen] = probe.score(question, answers, PICTURES[0], alternatives=3)
+            sent[chosen] = [each.json["text"] for each in server.of("/generate")]
+    single = [len(table) == 1 for table in scores[True].tables]
+    assert single == [True, True, False]
+    assert [len(sent[True]), len(sent[False])] == [2, 4]
+    assert scores[True].meta["candidates"] == "chosen ids"
+    here = local.score(question, answers, PICTURES[0], alternatives=3)
+    for one, other, own in zip(scores[True].tables, scores[False].tables, here.tables, strict=True):
+        np.testing.assert_array_equal(one.ids, own.ids)
+        np.testing.assert_array_equal(one.positions, own.positions)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-6)
+        np.testing.assert_allclose(one.logprobs, own.logprobs, atol=1e-4)
+        np.testing.assert_allclose(one.top_logprobs, own.top_logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("found", [[], [[]], [[[-1.0, 5_000_000, None]] * 2], [[None, None]], "x", [[[None, 1, None]]]])
+def test_sglang_candidates_in_a_broken_reply(local, found):
+    def broken(request):
+        reply = wire.sglang(wire.Model(local, "Is there a two?"))(request)
+        if "token_ids_logprob" in request.json:
+            reply["meta_info"]["output_token_ids_logprobs"] = found
+        return reply
+
+    with WireServer({**wire.facts("sglang"), "/generate": broken}) as server:
+        probe = vlmprobe.connect(server.url, processor=local, value_kind="raw")
+        with pytest.raises(EngineResponseError):
+            probe.score("Is there a two?", ["yes", "no"], PICTURES[0])
+
+
 # -- what the numbers mean -----------------------------------------------------------------------------
 
 
@@ -332,3 +375,29 @@ def test_engines_that_take_text_score_after_a_thought(local, model, engine, imag
     assert "retokenised" not in there.meta["thought"]
     np.testing.assert_allclose(there.spellings.logprobs, here.spellings.logprobs, atol=1e-4)
     assert there.probabilities == pytest.approx(here.probabilities, abs=1e-4)
+
+
+def test_sglang_counts_only_the_answer_in_its_penalty(local, model):
+    with WireServer(routes("sglang", model)) as server:
+        probe = vlmprobe.connect(server.url, processor=local)
+        with pytest.warns(VlmprobeWarning, match="counts the tokens of the answer only"):
+            probe.generate(QUESTION, PICTURES[0], repetition_penalty=1.5, **GREEDY)
+        with pytest.raises(CapabilityError, match="at most 2"):
+            probe.generate(QUESTION, PICTURES[0], repetition_penalty=2.5, **GREEDY)
+
+
+def test_ollama_counts_the_whole_prompt_in_its_penalty(local, model):
+    with WireServer(routes("ollama", model)) as server:
+        probe = vlmprobe.connect(server.url, processor=local)
+        probe.generate(QUESTION, PICTURES[0], repetition_penalty=1.5, **GREEDY)
+        assert server.of("/api/chat")[-1].json["options"]["repeat_last_n"] == -1
+        probe.generate(QUESTION, PICTURES[0], **GREEDY)
+        assert "repeat_last_n" not in server.of("/api/chat")[-1].json["options"]
+
+
+def test_a_stop_string_is_asked_to_stay_in_the_answer(local, model):
+    with WireServer(routes("sglang", model)) as server:
+        vlmprobe.connect(server.url, processor=local).generate(QUESTION, PICTURES[0], stop_strings=["."], **GREEDY)
+        assert server.requests[-1].json["sampling_params"]["no_stop_trim"] is True
+    assert decoding_fields(Decoding(stop_strings=(".",)))["include_stop_str_in_output"] is True
+    assert "include_stop_str_in_output" not in decoding_fields(Decoding())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
+import httpx
 import llamacpp_server
 import numpy as np
 import pytest
 from PIL import Image
+from wire_server import WireServer
 
 import vlmprobe
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.serving import Decoding, Usage
+from vlmprobe.engines.serving.health import examine
 from vlmprobe.engines.serving.http import background_loop
-from vlmprobe.errors import CapabilityError, EngineError
+from vlmprobe.errors import CapabilityError, EngineError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
-from vlmprobe.probe.sample import Samples
 
 TEXT, IMAGE, TWO_IMAGES, LIKELIEST = 2e-4, 5e-3, 1e-2, 2e-2  # nats: llama.cpp's vision tower is its own, in part half
 QUESTION = "What is in the picture?"
@@ -84,8 +88,7 @@ def test_the_text_is_the_servers(probe, started):
 
 
 def test_lost_rows_reach_what_is_made_of_samples(probe):
-    asked = {"do_sample": True, "max_new_tokens": 8}
-    drawn = Samples(tuple(probe.generate(QUESTION, seed=seed, **asked) for seed in range(3)))
+    drawn = probe.sample(QUESTION, n=3, seed=0, max_new_tokens=8)
     lost = [len(each.output) > each.output.scored.sum() for each in drawn]
     assert any(lost)
     assert np.isnan(drawn.logprobs).tolist() == lost
@@ -176,6 +179,32 @@ def test_candidates_of_one_token(probe, local):
     np.testing.assert_allclose(served.logprobs, here.logprobs, atol=TEXT)
 
 
+CANDIDATES = ["a cat", "blue", "no", "a", " two}", "迤"]
+
+
+@pytest.mark.parametrize("size", [None, (112, 84)], ids=["text", "image"])
+def test_candidates_of_any_text(probe, local, started, size):
+    image = None if size is None else picture(6, *size)
+    texts = CANDIDATES if image is None else CANDIDATES[:-1]
+    served, here = (each.score(QUESTION, texts, image, alternatives=3) for each in (probe, local))
+    assert [table.ids.tolist() for table in served.tables] == [table.ids.tolist() for table in here.tables]
+    assert max(map(len, served.tables)) > 1
+    for found, due in zip(served.tables, here.tables, strict=True):
+        np.testing.assert_allclose(found.logprobs, due.logprobs, atol=TEXT if image is None else IMAGE)
+        assert found.positions.tolist() == due.positions.tolist()
+        assert found.tokens == due.tokens
+    for each in texts[:2]:  # each alone is forced, several are looked for among those that are listed
+        alone = probe.score(QUESTION, [each], image)
+        assert alone.logprobs[0] == pytest.approx(served.logprobs[texts.index(each)], abs=1e-4)
+    bare = vlmprobe.connect(started.url).score(QUESTION, texts, image)
+    np.testing.assert_allclose(bare.logprobs, served.logprobs, atol=1e-4)
+
+
+def test_a_piece_of_a_character_after_an_image_is_refused(probe):
+    with pytest.raises(CapabilityError, match="as text only"):
+        probe.score(QUESTION, ["迤"], picture(6))
+
+
 def test_twelve_at_once(probe):
     requests = [vlmprobe.Request(f"Number {place}?", picture(place % 3)) for place in range(12)]
     together = list(probe.generate_many(requests, **SPANS))
@@ -185,11 +214,56 @@ def test_twelve_at_once(probe):
         np.testing.assert_allclose(found.output.logprobs, alone.output.logprobs, atol=1e-4)
 
 
+@pytest.mark.parametrize("top", [1, 2])
+def test_behind_a_proxy_that_has_only_the_chat_route(started, top):
+    """Its models are owned by someone else; the bytes say where a token was lost."""
+
+    def passed_on(request):
+        return httpx.post(started.url + request.path, content=request.body, timeout=60).json()
+
+    models = {"data": [{"id": "m", "owned_by": "openai"}]}
+    whole = vlmprobe.connect(started.url).generate(QUESTION, alternatives=2, **SPANS)
+    for engine in ("llamacpp", "openai"):
+        with WireServer({"/v1/models": models, "/v1/chat/completions": passed_on}) as proxy:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", VlmprobeWarning)
+                probe = vlmprobe.connect(proxy.url, engine=engine, value_kind="raw")
+            found = probe.generate(QUESTION, alternatives=top, **SPANS)
+        assert found.text == whole.text
+        assert np.isnan(found.confidence)
+        told = found.output.scored
+        assert (~told).sum() + found.output.lost == 1
+        np.testing.assert_allclose(found.output.logprobs[told], whole.output.logprobs[whole.output.scored], atol=1e-5)
+        assert told.tolist() == whole.output.scored.tolist()
+        assert found.output.tokens == whole.output.tokens
+
+
 def test_what_does_not_fit_is_said(probe):
     with pytest.raises(EngineError, match="context"):
         probe.generate("word " * 3000, max_new_tokens=2)
     with pytest.raises(CapabilityError, match="no prompt side"):
         probe.generate(QUESTION, prompt=True)
+
+
+def test_an_image_that_the_server_sizes_otherwise_is_noticed(started, local):
+    probe = vlmprobe.connect(started.url, processor=local)
+    with pytest.warns(VlmprobeWarning, match=r"128 x 128 pixels.*sizes the images otherwise"):
+        served = probe.generate(QUESTION, picture(3, 128, 128), max_new_tokens=2)
+    positions = served.meta["prompt_positions"]
+    here = local.generate(QUESTION, picture(3, 128, 128), max_new_tokens=1)
+    assert positions["processor"] == len(here.input_ids) != positions["server"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert probe.generate("And?", picture(4, 128, 128), max_new_tokens=2).meta["prompt_positions"]
+        assert "prompt_positions" not in probe.generate(QUESTION, picture(3), max_new_tokens=2).meta
+
+
+def test_doctor_sees_that_images_arrive(probe):
+    health = background_loop.run(examine(probe.engine))
+    found = {each.name: each for each in health.findings}
+    assert found["images"].state == "yes"
+    assert "positions" in found["images"].detail
+    assert found["candidates"].detail == "of any text"
 
 
 def test_usage_is_what_the_processor_gives(probe, local):

@@ -11,7 +11,7 @@ from openai_stream import entry, events, plain
 from wire_server import Reply, WireServer, event_stream
 
 import vlmprobe
-from vlmprobe.analysis.uncertainty import min_logprob, normalised_logprob, sequence_logprob, summary
+from vlmprobe.analysis.uncertainty import frame, min_logprob, normalised_logprob, sequence_logprob, summary
 from vlmprobe.probe.sample import Samples
 from vlmprobe.results.files import load_result
 
@@ -137,7 +137,7 @@ def test_reasoning_and_answer_are_told_apart(name):
     assert result.text == "Yes!"
     assert result.output.tokens == ["Yes", "!"]
     assert result.confidence == pytest.approx(np.exp(-0.6))
-    assert result.meta["reasoning"] == {"text": "Hm", "tokens": 2, "logprobs": [-1.0, -0.2]}
+    assert result.meta["server_reasoning"] == {"text": "Hm", "tokens": 2, "logprobs": [-1.0, -0.2]}
 
 
 def test_reasoning_before_an_end_token():
@@ -166,7 +166,7 @@ def test_a_stream_with_reasoning():
         rows = list(stream)
     assert [row.tokens[0] for row in rows] == stream.result.output.tokens == ["Yes", "!"]
     assert stream.result.text == "Yes!"
-    assert stream.result.meta["reasoning"]["tokens"] == 2
+    assert stream.result.meta["server_reasoning"]["tokens"] == 2
 
 
 # -- streams -------------------------------------------------------------------------------------------
@@ -223,3 +223,9 @@ def test_llamacpp_names_every_token():
     assert sent["return_tokens"] is True
     assert sent["prompt"] == "?"
     assert "repeat_last_n" not in sent
+
+
+def test_what_is_told_of_an_answer_is_no_column_of_its_request():
+    result = asked([entry("Hm"), entry("Yes")], "Yes", 2, reasoning_content="Hm")
+    pytest.importorskip("pandas")
+    assert not {"server_reasoning", "text_of_ids", "prompt_positions"} & set(frame([result]).columns)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
+from vlmprobe.engines.providers.llamacpp_candidates import stepwise
 from vlmprobe.engines.serving import (
     BASIC,
     Abilities,
@@ -32,6 +33,7 @@ from vlmprobe.engines.serving import (
     Server,
     Usage,
 )
+from vlmprobe.engines.serving.answer import Scored
 from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real, token_id
@@ -47,7 +49,9 @@ __all__ = ["LlamaCpp"]
 PATH = "/completion"
 MARKER = "<__media__>"  # where an image stands in a prompt, unless the server names another
 CONTEXT = 2**16  # tokens that a penalty counts, where the context is not known
+MANY = 1000  # tokens that are listed where several are looked for
 PLAIN, FORCE = "a", 1000.0  # a text of one token, and what is added to its logit to draw it
+NO_PROMPT = "this llama-server has no /apply-template, and cannot score given text without"
 WOULD = "vLLM does, or open the checkpoint with vlmprobe.load"
 
 
@@ -57,7 +61,6 @@ class LlamaCpp(StreamedEngine):
     title = "llama.cpp"
     abilities = Abilities(
         no_prompt=f"llama-server has no log-probabilities of prompts; {WOULD}",
-        one_token=f"llama-server cannot score given text; {WOULD}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "stop_strings"},
         prompt=frozenset({"chat_template_kwargs"}),
     )
@@ -120,8 +123,9 @@ class LlamaCpp(StreamedEngine):
         top = options.alternatives
         decoder = openai_chat.texts_decoder()
         rows = self._rows(reply, top, decoding.max_new_tokens, decoder, whole=True)
-        ids = reply["tokens"].ids(self.server.more.get("vocabulary"))
-        return _answer(reply, aligned(ids.tolist(), rows))
+        tokens = reply["tokens"]
+        tokens.items(most=decoding.max_new_tokens)
+        return _answer(reply, aligned(tokens.ids(self.server.more.get("vocabulary")).tolist(), rows))
 
     async def pieces(
         self, conversation: Conversation, decoding: Decoding, options: Options
@@ -146,23 +150,70 @@ class LlamaCpp(StreamedEngine):
                 if event.get("stop") is True:  # the route has no other mark of the end
                     return
 
+    async def candidates(
+        self, conversation: Conversation, candidates: Sequence[str], options: Options
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """Token by token where the server takes its own prompt, else of one token, among those that it lists."""
+        prompt = await self._prompt(conversation) if self._native else None
+        if prompt is None:
+            return await super().candidates(conversation, candidates, options)
+        return await stepwise(self, prompt, self.server.more.get("marker") or MARKER, candidates, options)
+
+    async def after(self, prompt: Any, tokens: Sequence[int], options: Options) -> tuple[list[Row], Usage]:
+        """The rows of tokens, each directly after a prompt, and the counts of the request."""
+        most = options.alternatives
+        if len(tokens) == 1:
+            row, usage = await self._forced(prompt, tokens[0], most)
+            return [row], usage
+        # One request lists the likeliest, of which most candidates are; the others are forced.
+        usage, rows = await self._force(prompt, PLAIN, max(MANY, most))
+        found = [_listed(rows[0], each, most) if rows else None for each in tokens]
+        pairs = zip(tokens, found, strict=True)
+        return [row or (await self._forced(prompt, each, most))[0] for each, row in pairs], usage
+
+    async def _forced(self, prompt: Any, token: int, most: int) -> tuple[Row, Usage]:
+        usage, rows = await self._force(prompt, token, most)
+        if rows and rows[0].id != token:
+            raise EngineResponseError(
+                f"{self.title} drew the token {rows[0].id} where {token} was forced: logit_bias does not reach it."
+            )
+        if rows:
+            return rows[0], usage
+        # A piece of a character has no row: another token is drawn, beside which the whole vocabulary is listed.
+        vocabulary = self.server.more.get("vocabulary")
+        if vocabulary is None:
+            raise CapabilityError(f"{self.title} does not say how large its vocabulary is: candidates need that.")
+        usage, rows = await self._force(prompt, PLAIN, vocabulary)
+        row = _listed(rows[0], token, most) if rows else None
+        if row is None:
+            raise EngineResponseError(f"{self.title} does not list the token {token} among its whole vocabulary.")
+        return row, usage
+
+    async def _force(self, prompt: Any, token: int | str, top: int) -> tuple[Usage, list[Row]]:
+        request = self._body(prompt, Decoding(max_new_tokens=1), top) | {"logit_bias": [[token, FORCE]]}
+        reply = Node(await self.client.post(PATH, request), self.title)
+        rows = self._rows(reply, top, 1, openai_chat.texts_decoder(), whole=True)
+        return _answer(reply, rows).usage, rows
+
     async def _request(self, conversation: Conversation, decoding: Decoding, options: Options) -> dict[str, Any] | None:
         """The request for the route that names every token; None where the server has no such route."""
         prompt = await self._prompt(conversation) if self._native else None
         if prompt is None:
             return None
+        request = self._body(prompt, decoding, options.alternatives)
+        return request if options.seed is None else request | {"seed": options.seed}
+
+    def _body(self, prompt: Any, decoding: Decoding, top: int) -> dict[str, Any]:
         request: dict[str, Any] = self._sampling(decoding) | {
             "model": self.model,
             "prompt": prompt,
             "n_predict": decoding.max_new_tokens,
             "temperature": decoding.temperature if decoding.do_sample else 0.0,
             "top_p": decoding.top_p if decoding.do_sample else 1.0,
-            "n_probs": max(options.alternatives, 1),  # 0 would send no numbers at all
+            "n_probs": max(top, 1),  # 0 would send no numbers at all
             "return_tokens": True,
             "stream": False,
         }
-        if options.seed is not None:
-            request["seed"] = options.seed
         return request | ({"stop": list(decoding.stop_strings)} if decoding.stop_strings else {})
 
     async def _prompt(self, conversation: Conversation) -> Any:
@@ -180,6 +231,7 @@ class LlamaCpp(StreamedEngine):
         written = reply.get("prompt") if isinstance(reply, dict) else None
         if not isinstance(written, str):
             self._native = False
+            self.abilities = replace(self.abilities, one_token=f"{NO_PROMPT}; {WOULD}")
             return None
         if not conversation.images:
             return written
@@ -215,10 +267,15 @@ class LlamaCpp(StreamedEngine):
         choice = openai_chat.only_choice(reply)
         entries = choice["logprobs"]["content"]
         listed = entries.items(most=decoding.max_new_tokens)
+        rows: list[Row] = []
+        read = self._read(listed, top, entries.where, openai_chat.texts_decoder(), whole=True)
+        for entry, row in zip(listed, read, strict=True):
+            rows += [lost_row()] if openai_chat.begun_before(bytes(entry["bytes"]), row.value, row.top) else []
+            rows.append(row)
         return Answer(
             openai_chat.text_of(choice),
             openai_chat.finish_reason(choice),
-            self._read(listed, top, entries.where, openai_chat.texts_decoder(), whole=True),
+            rows,
             usage=openai_chat.usage_of(reply),
             reasoning=openai_chat.reasoning_of(choice),
         )
@@ -280,6 +337,15 @@ def aligned(ids: Sequence[int], rows: Sequence[Row]) -> list[Row]:
             f"llama.cpp sent a row of token {left[-1].id}, which is not among its tokens in order."
         )
     return found[::-1]
+
+
+def _listed(drawn: Row, token: int, most: int) -> Row | None:
+    """The row of a token among those that are listed beside the one that was drawn; None if it is not."""
+    place = next((place for place, each in enumerate(drawn.top) if each.id == token), None)
+    if place is None:
+        return None
+    own = drawn.top[place]
+    return Row(own.value, token, own.text, place, drawn.top[:most], drawn.full)
 
 
 def _answer(reply: Node, rows: Sequence[Row]) -> Answer:

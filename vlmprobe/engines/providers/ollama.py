@@ -96,6 +96,8 @@ def _options(decoding: Decoding, seed: int | None) -> dict[str, Any]:
         "top_k": decoding.top_k if sampled else 0,
         "min_p": decoding.min_p if sampled else 0.0,
         "repeat_penalty": decoding.repetition_penalty,
+        # As in transformers, the penalty counts the whole prompt and answer; the default is the last 64 tokens.
+        **({"repeat_last_n": -1} if decoding.repetition_penalty != 1 else {}),
     }
     if decoding.stop_strings:
         found["stop"] = list(decoding.stop_strings)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.base import StreamedEngine
+from vlmprobe.errors import EngineError
 from vlmprobe.inputs.messages import Conversation
 
 __all__ = ["OpenAI"]
 
+LIMIT, LATER_LIMIT = "max_tokens", "max_completion_tokens"  # OpenAI's later models take the second alone
 MOST = 20  # alternatives, by OpenAI's protocol
 WOULD = "vLLM does: start one for the model"
 
@@ -25,6 +28,7 @@ class OpenAI(StreamedEngine):
 
     title = "OpenAI-compatible chat"
     generic = True
+    limit = LIMIT  # how the server calls it
     abilities = Abilities(
         alternatives=MOST,
         no_alternatives="the protocol allows no more; vLLM with --max-logprobs does",
@@ -50,8 +54,13 @@ class OpenAI(StreamedEngine):
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request."""
         top = min(options.alternatives, MOST)
-        request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
-        reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
+        request = await self._body(conversation, decoding, options.seed, top)
+        try:
+            reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
+        except EngineError as error:
+            if not self._renames_limit(error, request):
+                raise
+            return await self.answer(conversation, decoding, options)
         choice = openai_chat.only_choice(reply)
         said = openai_chat.listed(choice, tokens=decoding.max_new_tokens, top=top)
         return _answer(reply, choice, openai_chat.rows_of(said, openai_chat.texts_decoder(), final=True))
@@ -61,14 +70,36 @@ class OpenAI(StreamedEngine):
     ) -> AsyncGenerator[Answer, None]:
         """The same, streamed."""
         top = min(options.alternatives, MOST)
-        request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
-        async with aclosing(
-            openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=top)
-        ) as pieces:
-            decoder = openai_chat.texts_decoder()
-            async for reply, choice, said in pieces:
-                final = choice is not None and bool(openai_chat.finish_reason(choice))
-                yield _answer(reply, choice, openai_chat.rows_of(said, decoder, final=final))
+        request = await self._body(conversation, decoding, options.seed, top)
+        try:
+            async with aclosing(
+                openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=top)
+            ) as pieces:
+                decoder = openai_chat.texts_decoder()
+                async for reply, choice, said in pieces:
+                    final = choice is not None and bool(openai_chat.finish_reason(choice))
+                    yield _answer(reply, choice, openai_chat.rows_of(said, decoder, final=final))
+        except EngineError as error:
+            if not self._renames_limit(error, request):
+                raise
+        else:
+            return
+        async with aclosing(self.pieces(conversation, decoding, options)) as again:
+            async for piece in again:
+                yield piece
+
+    async def _body(self, conversation: Conversation, decoding: Decoding, seed: int | None, top: int) -> dict[str, Any]:
+        request = await openai_chat.body(self.model, conversation, decoding, seed=seed, top=top)
+        if self.limit != LIMIT:
+            request[self.limit] = request.pop(LIMIT)
+        return request
+
+    def _renames_limit(self, error: EngineError, request: dict[str, Any]) -> bool:
+        """Whether the server refused a request for the name of its limit, which is another one from now on."""
+        if error.status != 400 or LATER_LIMIT not in str(error) or LIMIT not in request:
+            return False
+        self.limit = LATER_LIMIT
+        return True
 
 
 def _answer(reply: Node, choice: Node | None, rows: Sequence[Row]) -> Answer:

@@ -20,8 +20,10 @@ from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
 __all__ = [
     "PATH",
     "Said",
+    "begun_before",
     "body",
     "content_part",
+    "entries_of",
     "finish_reason",
     "listed",
     "messages",
@@ -209,7 +211,7 @@ def rows_of(said: Iterable[Said], decoder: codecs.IncrementalDecoder, *, final: 
         pairs = zip(each.top, each.top_raw or [None] * len(each.top), strict=True)
         top = [Alternative(value, text=token, raw=raw) for (token, value), raw in pairs if value > FLOOR]
         top.sort(key=lambda one: -one.value)
-        if each.raw is not None and _begun_before(each.raw, each.value, top):
+        if each.raw is not None and begun_before(each.raw, each.value, top):
             rows.append(lost_row())
         text = decoder.decode(each.raw) if each.raw else each.token
         rows.append(Row(each.value, text=text, top=tuple(top)))
@@ -218,7 +220,7 @@ def rows_of(said: Iterable[Said], decoder: codecs.IncrementalDecoder, *, final: 
     return rows
 
 
-def _begun_before(raw: bytes, value: float, top: Iterable[Alternative]) -> bool:
+def begun_before(raw: bytes, value: float | None, top: Iterable[Alternative]) -> bool:
     """Whether a token's bytes are more than its own: llama.cpp has no row for one that ends inside a character."""
     own = next((each.raw for each in top if each.value == value and each.raw is not None), None)
     return own is not None and len(own) < len(raw) and raw.endswith(own)
@@ -245,6 +247,11 @@ def listed(choice: Node, *, tokens: int, top: int | None) -> list[Said]:
         raise EngineResponseError(
             f"{choice.where} has no logprobs.content: this server or model sends no log-probabilities."
         )
+    return entries_of(content, tokens=tokens, top=top)
+
+
+def entries_of(content: Node, *, tokens: int, top: int | None) -> list[Said]:
+    """The entries of a list of tokens; ``tokens`` and ``top`` as for :func:`listed`."""
     entries = content.items()
     if len(entries) > tokens:
         raise EngineResponseError(

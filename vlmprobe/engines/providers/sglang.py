@@ -1,19 +1,21 @@
 """SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, and candidates.
 
-Written from the source of 0.5.23 and not run. At image positions SGLang reports id 0 and the log-probability of the
-last token of the vocabulary: those positions are found here by encoding the prompt with the model's own processor, and
-masked. Id 0 elsewhere may stand for another id too: such a row has no number.
+Written from the source of 0.5.23, and compared with it on a CPU, without its GPU kernels. At image positions SGLang
+reports id 0 and the log-probability of the last token of the vocabulary: those positions are found here by encoding the
+prompt with the model's own processor, and masked. Id 0 elsewhere may stand for another id too: such a row then has no
+number.
 """
 
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from vlmprobe.adapter import EncodedPrompt
+from vlmprobe.adapter import Continuation, EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
@@ -22,13 +24,15 @@ from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import data_url
 from vlmprobe.engines.serving.value_kind import FLOOR
-from vlmprobe.errors import EngineResponseError
+from vlmprobe.errors import CapabilityError, EngineResponseError, VlmprobeWarning, outside
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Scores
 
 __all__ = ["SGLang"]
 
 PATH = "/generate"
+MOST_PENALTY = 2.0  # of repetition
+BY_CHOICE = "chosen ids"  # how candidates of one token were scored, in meta
 ALL = -1  # SGLang's value for no top-k
 
 
@@ -66,6 +70,16 @@ class SGLang(ServedEngine):
         """Validate a request before it is sent."""
         self.tokens.need("A prompt for SGLang's /generate")
         super().check(conversations, options)
+        penalty = self.decoding(options).repetition_penalty
+        if penalty != 1 and not 0 < penalty <= MOST_PENALTY:
+            raise CapabilityError(f"SGLang takes a repetition_penalty of at most {MOST_PENALTY}, not {penalty}.")
+        if penalty != 1:
+            warnings.warn(
+                "SGLang's repetition_penalty counts the tokens of the answer only, and that of transformers those of "
+                "the prompt too: other tokens may be drawn than by a model opened with vlmprobe.load.",
+                VlmprobeWarning,
+                stacklevel=outside(),
+            )
 
     def score(self, conversation: Conversation, candidates: Sequence[str], options: Options) -> Scores:
         """Score each candidate as the answer to the conversation."""
@@ -105,26 +119,50 @@ class SGLang(ServedEngine):
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
     ) -> tuple[list[Scored], dict[str, Any]]:
-        """Score each candidate as the end of a prompt, after which nothing is generated."""
+        """Candidates of one token in one request; each longer one as the end of a prompt of its own."""
         adapter = self.tokens.need("A prompt for SGLang's /generate")
         prompt = await encoded_prompt(adapter, conversation)
         text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
-        sampling = {"max_new_tokens": 0, "temperature": 0.0}
+        after = [adapter.continuation(prompt, each) for each in candidates]
+        first = [int(each.ids[0]) for each in after if len(each.ids) == 1 and each.shared == len(prompt.ids)]
+        chosen = await self._chosen(conversation, text, prompt, first, options.alternatives) if len(first) > 1 else {}
 
-        async def one(candidate: str) -> Scored:
-            found = adapter.continuation(prompt, candidate)
+        async def one(candidate: str, found: Continuation) -> Scored:
             whole = np.concatenate([prompt.ids[: found.shared], found.ids])
-            request = await self._request(conversation, sampling, options.alternatives)
+            before = tuple(map(int, whole[: found.shared]))
+            if chosen and len(found.ids) == 1 and found.shared == len(prompt.ids):
+                return Scored([chosen[int(found.ids[0])]], found.shared, None, before)
+            request = await self._request(conversation, {"max_new_tokens": 0, "temperature": 0.0}, options.alternatives)
             request |= {"text": text + candidate, "logprob_start_len": 0}
             reply = Node(await self.client.post(PATH, request), self.title)
             joint = EncodedPrompt(whole, prompt.spans, "")
             rows = _prompt_rows(reply["meta_info"], joint, options.alternatives)
             lost = len(prompt.ids) - found.shared
             told = f"the last {lost} prompt token(s) merge with the candidate: scored from position {found.shared}"
-            boundary = told if lost else None
-            return Scored(rows[found.shared :], found.shared, boundary, tuple(map(int, whole[: found.shared])))
+            return Scored(rows[found.shared :], found.shared, told if lost else None, before)
 
-        return list(await asyncio.gather(*(one(each) for each in candidates))), {"prefix": "recomputed"}
+        scored = await asyncio.gather(*(one(*each) for each in zip(candidates, after, strict=True)))
+        return list(scored), {"prefix": "recomputed", **({"candidates": BY_CHOICE} if chosen else {})}
+
+    async def _chosen(
+        self, conversation: Conversation, text: str, prompt: EncodedPrompt, ids: list[int], top: int
+    ) -> dict[int, Row]:
+        """The rows of tokens directly after a prompt; none from a server that does not know ``token_ids_logprob``."""
+        sampling = _sampling(Decoding(max_new_tokens=1), None)
+        request = await self._request(conversation, sampling, top)
+        request |= {"text": text, "logprob_start_len": 0, "token_ids_logprob": list(dict.fromkeys(ids))}
+        meta = Node(await self.client.post(PATH, request), self.title)["meta_info"]
+        _prompt_rows(meta, prompt, top)  # raises if the server's prompt is another
+        found = meta.get("output_token_ids_logprobs")
+        if found is None:
+            return {}
+        listed = found[0]
+        pairs = [_pair(each, listed.where) for each in listed.items(most=len(ids))]
+        values = {token: value for value, token in pairs}
+        tops = meta["output_top_logprobs"][0].items() if top else None
+        if lost := [each for each in ids if values.get(each) is None]:
+            raise EngineResponseError(f"{listed.where} does not hold the log-probabilities of the ids {lost[:8]}.")
+        return {each: _row([values[each], each], tops, each, top, listed.where) for each in ids}
 
     async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
         images = [await data_url(each) for each in conversation.image_parts]
@@ -149,7 +187,7 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
         "min_new_tokens": decoding.min_new_tokens,
     }
     if decoding.stop_strings:
-        found["stop"] = list(decoding.stop_strings)
+        found |= {"stop": list(decoding.stop_strings), "no_stop_trim": True}  # it belongs to the answer
     if decoding.eos_token_id:
         found["stop_token_ids"] = list(decoding.eos_token_id)
     if seed is not None:

@@ -50,7 +50,7 @@ class Usage:
 class Answer:
     """One answer: T rows of output and, if the engine returns them, S rows of the prompt as the model receives it."""
 
-    text: str  # as the engine wrote it
+    text: str | None  # as the engine wrote it; None if it writes none, and the tokenizer does
     finish_reason: str  # "stop" or "length"
     output: Sequence[Row]  # [T]
     prompt_ids: np.ndarray | None = None  # int64 [S], image placeholders included

@@ -31,6 +31,7 @@ from vlmprobe.engines.serving.first_token import first_token_candidates
 from vlmprobe.engines.serving.generation_options import BASIC, Decoding
 from vlmprobe.engines.serving.http import background_loop
 from vlmprobe.engines.serving.http.client import Client
+from vlmprobe.engines.serving.prompt_length import PromptLengths
 from vlmprobe.engines.serving.refusals import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.engines.serving.streaming import streamed
@@ -67,6 +68,7 @@ class ServedEngine:
         self.tokens = tokens
         self.meaning = meaning  # None until determined
         self._finding: asyncio.Task[None] | None = None
+        self._lengths = PromptLengths(self.title, tokens)
 
     # -- what a subclass defines -------------------------------------------------------------------
 
@@ -212,6 +214,8 @@ class ServedEngine:
         self, answer: Answer, conversation: Conversation, decoding: Decoding, options: Options, started: float
     ) -> Result:
         """The result of an answer to a request that was ``started`` at that ``time.perf_counter``."""
+        seconds = time.perf_counter() - started
+        told = await self._lengths.told(conversation, answer)
         entries = sum(1 + len(row.top) for row in (*answer.output, *(answer.prompt or ())))
         pixels = sum(image.width * image.height for image in conversation.images)
         return await background_loop.reading(
@@ -224,7 +228,7 @@ class ServedEngine:
             abilities=self.abilities,
             meaning=self.meaning or Meaning(),
             tokens=self.tokens,
-            meta={"timings": {"request_s": time.perf_counter() - started}},
+            meta={"timings": {"request_s": seconds}, **told},
             large=entries > LARGE or pixels > LARGE_IMAGE or "logits" in options.keep,
         )
 

@@ -46,7 +46,7 @@ def compared(answer: Answer, stops: Sequence[str], detokenizer: Detokenizer | No
         detokenizer: of the model's tokenizer, if it is known.
     """
     texts = _texts(answer.output, detokenizer)
-    first = _first_of_answer(texts, answer.text) if answer.reasoning else 0
+    first = _first_of_answer(texts, answer.text or "") if answer.reasoning else 0
     rows, reasoning = answer.output[first:], answer.output[:first]
     told = sum(row.value is None for row in answer.output)
     generated = answer.usage.completion
@@ -97,7 +97,7 @@ def _is_the_end(answer: Answer, texts: Sequence[str], missing: int, stops: Seque
     """Whether the missing tokens are those that end the answer, rather than pieces of its characters."""
     if answer.finish_reason != "stop" or (missing > 1 and not stops):
         return False
-    if "".join(texts).strip() != answer.text.strip():
+    if answer.text is not None and "".join(texts).strip() != answer.text.strip():
         return False
     # A lost piece of a character leaves its text to the row that completes it, whose own alternative is shorter.
     rows = answer.output[len(answer.output) - len(texts) :]

@@ -11,6 +11,8 @@ from vlmprobe.errors import EngineConnectionError, EngineError, EngineTimeoutErr
 
 __all__ = ["Facts", "Server"]
 
+MODELS = "/v1/models"
+
 
 @dataclass(frozen=True)
 class Server:
@@ -29,6 +31,7 @@ class Facts:
     def __init__(self, client: Client) -> None:
         self.client = client
         self._asked: dict[str, asyncio.Task[Any]] = {}
+        self.failed: dict[str, EngineError] = {}  # what was not answered, by path
 
     async def get(self, path: str) -> Any:
         """JSON of a path, or None if the server has no such path or returns something else.
@@ -44,9 +47,19 @@ class Facts:
 
     async def models(self) -> list[dict[str, Any]]:
         """The entries of ``/v1/models``, in OpenAI's format; empty if there are none."""
-        found = await self.get("/v1/models")
+        found = await self.get(MODELS)
         listed = found.get("data") if isinstance(found, dict) else None
         return [each for each in listed[:1000] if isinstance(each, dict)] if isinstance(listed, list) else []
+
+    async def seen(self) -> str:
+        """What the server says of its models, for an error."""
+        entries = await self.models()
+        if MODELS in self.failed:
+            return str(self.failed[MODELS])
+        if not entries:
+            return f"{MODELS} lists no model"
+        owners = sorted({str(each.get("owned_by")) for each in entries})
+        return f"{MODELS} lists {len(entries)} model(s), owned by {', '.join(map(repr, owners[:5]))}"
 
     async def _get(self, path: str) -> Any:
         try:
@@ -54,6 +67,5 @@ class Facts:
         except (EngineConnectionError, EngineTimeoutError):
             raise
         except EngineError as error:
-            if error.status in (401, 403):
-                raise
+            self.failed[path] = error
             return None

@@ -117,13 +117,18 @@ def _images(plain: Answer | VlmprobeError, shown: Answer | VlmprobeError) -> Fin
     name = "images"
     if isinstance(shown, VlmprobeError):
         return Finding(name, "no", str(shown))
-    ids = shown.prompt_ids
-    if ids is None or isinstance(plain, VlmprobeError) or plain.prompt_ids is None:
+    counted = None if isinstance(plain, VlmprobeError) else (_positions(plain), _positions(shown))
+    if counted is None or None in counted:
         return Finding(name, "unknown", "accepted without an error; the reply does not show whether the model saw them")
-    added = len(ids) - len(plain.prompt_ids)
+    added = (counted[1] or 0) - (counted[0] or 0)
     if added <= 0:
         return Finding(name, "no", "the prompt is not longer with an image: the server ignores it")
     return Finding(name, "yes", f"an image of {SIDE} x {SIDE} pixels takes {added} positions")
+
+
+def _positions(answer: Answer) -> int | None:
+    """How many positions the prompt has, by its ids or as the server counts them."""
+    return answer.usage.prompt if answer.prompt_ids is None else len(answer.prompt_ids)
 
 
 def _candidates(able: Abilities) -> Finding:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import entry_points
 
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.facts import Facts, Server
-from vlmprobe.errors import EngineError, MessageError, near
+from vlmprobe.errors import CapabilityError, EngineError, MessageError, VlmprobeWarning, near, outside
 from vlmprobe.plugins import load
 
 __all__ = ["clear", "detect", "engines"]
@@ -30,25 +31,61 @@ def clear() -> None:
 async def detect(
     facts: Facts, engines: Iterable[type[ServedEngine]], wanted: str = "auto"
 ) -> tuple[type[ServedEngine], Server]:
-    """The engine that recognises a server; generic ones are tried last.
+    """The engine that recognises a server, generic ones last; or the wanted one, unless the server is another.
+
+    A wanted engine is taken at its name where nothing can be recognised: a proxy before it may hide what it is.
 
     Raises:
-        EngineError: if none does, or not the wanted one.
+        EngineError: if none does, or the server is another than the wanted one.
+        CapabilityError: if the server is one that sends no log-probabilities.
     """
     listed = sorted(engines, key=lambda engine: engine.generic)
-    if wanted != "auto":
-        known = {engine.name: engine for engine in listed}
-        if wanted not in known:
-            raise MessageError(
-                f"No serving engine is named {wanted!r}.{near(str(wanted), known)} There are: {', '.join(known)}."
-            )
-        listed = [known[wanted]]
-    for engine in listed:
+    known = {engine.name: engine for engine in listed}
+    if wanted != "auto" and wanted not in known:
+        raise MessageError(
+            f"No serving engine is named {wanted!r}.{near(str(wanted), known)} There are: {', '.join(known)}."
+        )
+    first = [] if wanted == "auto" else [known[wanted]]
+    for engine in [*first, *(each for each in listed if each not in first and not (first and each.generic))]:
+        if engine.generic:
+            await _refuse_transformers(facts)
         server = await engine.recognise(facts)
-        if server is not None:
-            return engine, server
-    names = ", ".join(engine.title for engine in listed)
+        if server is None:
+            continue
+        if first and engine not in first:
+            raise EngineError(
+                f"The server at {facts.client.url} is not recognised as {first[0].title}: it is {engine.title} "
+                f"({await facts.seen()})."
+            )
+        return engine, server
+    seen = await facts.seen()
+    if first:
+        names = tuple(str(each["id"]) for each in await facts.models() if "id" in each)
+        warnings.warn(
+            f"The server at {facts.client.url} does not say that it is {first[0].title}, and is taken for it as "
+            f"engine={wanted!r} says: {seen}.",
+            VlmprobeWarning,
+            stacklevel=outside(),
+        )
+        return first[0], Server(models=names)
+    refused = next((each for each in facts.failed.values() if each.status in (401, 403)), None)
+    if refused is not None:
+        raise refused
     raise EngineError(
-        f"The server at {facts.client.url} is not recognised as {names}. Check the address (without a path such as "
-        "/v1/chat/completions), and that the server has finished starting; engine= selects one."
+        f"The server at {facts.client.url} is not recognised as {', '.join(engine.title for engine in listed)}: "
+        f"{seen}. Check the address (without a path such as /v1/chat/completions), and that the server has finished "
+        "starting; engine= and model= together connect to one that does not say what it is."
+    )
+
+
+async def _refuse_transformers(facts: Facts) -> None:
+    """Raise :class:`CapabilityError` for ``transformers serve``, which ignores ``logprobs`` without a word."""
+    described = await facts.get("/openapi.json")
+    paths = described.get("paths") if isinstance(described, dict) else None
+    if not isinstance(paths, dict) or not {"/load_model", "/v1/chat/completions"} <= set(paths):
+        return
+    model = next((str(each["id"]) for each in await facts.models() if "id" in each), "FOLDER")
+    raise CapabilityError(
+        f"The server at {facts.client.url} is transformers serve, which sends no log-probabilities: load the same "
+        f"folder here, vlmprobe.load({model!r}), which gives every number."
     )

@@ -76,15 +76,16 @@ def result_of(
     meta = {**meta, **answer.meta}
     absent |= meta.pop("absent", {})
     if answer.reasoning or found.reasoning:
-        meta["reasoning"] = {
+        meta["server_reasoning"] = {
             "text": answer.reasoning,
             "tokens": len(found.reasoning),
             "logprobs": [row.value for row in found.reasoning],
         }
-    if tokens.detokenizer is not None and output.ids is not None:
-        read = tokens.detokenizer.join(output.ids.tolist(), output.tokens)
-        if read != answer.text:
-            meta["text_of_ids"] = read
+    known = tokens.detokenizer is not None and output.ids is not None
+    read = tokens.detokenizer.join(output.ids.tolist(), output.tokens) if known and tokens.detokenizer else None
+    text = answer.text if answer.text is not None else read or ""
+    if read is not None and read != text:
+        meta["text_of_ids"] = read
     told = {
         "value_kind": meaning.of(decoding.processing),
         "generation_config": decoding.told(),
@@ -92,7 +93,7 @@ def result_of(
         "finish_reason": answer.finish_reason,
         **({"absent": absent} if absent else {}),
     }
-    return Result(answer.text, before, output, ids, {**told, **meta}, _shown(conversation))
+    return Result(text, before, output, ids, {**told, **meta}, _shown(conversation))
 
 
 def scores_of(

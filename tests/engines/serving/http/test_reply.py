@@ -30,11 +30,28 @@ from vlmprobe.errors import (
 
 QUESTION = "Describe the picture."
 PICTURE = Image.fromarray(np.full((32, 32, 3), 90, np.uint8))
-ENGINES = ("vllm", "openai", "sglang", "lightllm", "lmdeploy", "llamacpp", "ollama")
-PATHS = {"sglang": "/generate", "lightllm": "/generate", "ollama": "/api/chat"}
+ENGINES = (
+    "vllm",
+    "openai",
+    "openai-responses",
+    "sglang",
+    "lightllm",
+    "lmdeploy",
+    "llamacpp",
+    "llamacpp-native",
+    "ollama",
+)
+PATHS = {
+    "sglang": "/generate",
+    "lightllm": "/generate",
+    "ollama": "/api/chat",
+    "openai-responses": "/v1/responses",
+    "llamacpp-native": "/completion",
+}
 MODELS = {
     "vllm": {"data": [{"id": "demo", "owned_by": "vllm", "max_model_len": 512}]},
     "openai": {"data": [{"id": "demo", "owned_by": "somebody"}]},
+    "openai-responses": {"data": [{"id": "demo", "owned_by": "somebody"}]},
 }
 KEY = "sk-never-to-be-seen-1234567890"
 
@@ -49,7 +66,7 @@ def simulated(local):
     """Engine -> its replies, each computed once."""
 
     def of(engine: str) -> Callable[[Any], Any]:
-        answer = getattr(wire, engine)(wire.Model(local, QUESTION))
+        answer = getattr(wire, engine.replace("-", "_"))(wire.Model(local, QUESTION))
 
         @lru_cache
         def known(body: bytes) -> str:
@@ -71,7 +88,9 @@ class Spoilt:
     def __init__(self, engine: str, answer: Callable[[Any], Any]):
         self.answer = answer
         self.change: Callable[[Any], Any] | None = None
-        facts = {"/v1/models": MODELS[engine]} if engine in MODELS else wire.facts(engine)
+        facts = {"/v1/models": MODELS[engine]} if engine in MODELS else wire.facts(engine.removesuffix("-native"))
+        if engine == "llamacpp-native":
+            facts["/apply-template"] = wire.llamacpp_template
         self.path = PATHS.get(engine, "/v1/chat/completions")
         self.server = WireServer({**facts, self.path: self.reply})
 
@@ -92,6 +111,8 @@ def spoilt(simulated, local):
         spoiler = Spoilt(engine, simulated[engine])
         spoiler.server.__enter__()
         entered.append(spoiler.server)
+        if engine == "openai-responses":
+            options["engine"] = engine  # nothing that the server says of itself names it
         probe = vlmprobe.connect(spoiler.server.url, processor=local, **{"value_kind": "raw", **options})
         ask(probe)
         return probe, spoiler
@@ -118,6 +139,10 @@ def token_lists(engine: str, reply: Any) -> dict[str, list[Any]]:
         return {"tokens": reply["tokens"]}
     if engine == "ollama":
         return {"tokens": reply["logprobs"]}
+    if engine == "llamacpp-native":
+        return {"tokens": reply["completion_probabilities"], "ids": reply["tokens"]}
+    if engine == "openai-responses":
+        return {"tokens": reply["output"][0]["content"][0]["logprobs"]}
     choice = reply["choices"][0]
     found = {"tokens": choice["logprobs"]["content"]}
     for name in ("token_ids", "output_ids"):
@@ -158,7 +183,7 @@ def test_a_log_probability_that_is_none(spoilt, engine):
             ask(probe)
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang", "lightllm", "lmdeploy", "llamacpp"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "lightllm", "lmdeploy", "llamacpp", "llamacpp-native"])
 def test_an_id_that_is_none(spoilt, engine):
     probe, server = spoilt(engine)
     for value in (-1, 2**31, 10**30, 1.5, "7", True, 5_000_000):  # the last is beyond the vocabulary
@@ -203,7 +228,10 @@ def test_more_tokens_than_were_asked_for(spoilt, engine):
 
 @pytest.mark.parametrize(
     ("engine", "count"),
-    [("sglang", 10**6), *((each, 10**4) for each in ("vllm", "openai", "lmdeploy", "llamacpp", "ollama"))],
+    [
+        ("sglang", 10**6),
+        *((each, 10**4) for each in ("vllm", "openai", "openai-responses", "lmdeploy", "llamacpp", "ollama")),
+    ],
 )
 def test_a_million_alternatives(spoilt, engine, count):
     probe, server = spoilt(engine)
@@ -222,6 +250,95 @@ def test_a_million_alternatives(spoilt, engine, count):
     with pytest.raises(EngineResponseError, match="alternatives"):
         ask(probe)
     assert time.monotonic() - started < 30
+
+
+TOKENS = (None, "7", {}, 7, [None], [[1]], [True], [-1], [4096], ["1"], [1.0], [], [1], [1] * 17, [1] * 10**6)
+
+
+@pytest.mark.parametrize("value", TOKENS, ids=lambda value: repr(value)[:20])
+def test_tokens_of_llamacpp_that_are_none_or_not_those_of_its_rows(spoilt, value):
+    probe, server = spoilt("llamacpp-native")
+    server.change = lambda reply: {**reply, "tokens": value}
+    with pytest.raises(EngineResponseError):
+        ask(probe)
+    server.change = lambda reply: {key: each for key, each in reply.items() if key != "tokens"}
+    with pytest.raises(EngineResponseError, match="has no 'tokens'"):
+        ask(probe)
+
+
+def test_more_tokens_of_llamacpp_than_were_asked_for_are_no_lost_rows(spoilt):
+    probe, server = spoilt("llamacpp-native")
+    server.change = lambda reply: {**reply, "tokens": [1] * 17 + reply["tokens"]}
+    with pytest.raises(EngineResponseError, match="at most 16"):
+        ask(probe)
+
+
+def test_a_token_of_llamacpp_that_has_no_row_is_not_forgotten(spoilt):
+    probe, server = spoilt("llamacpp-native")
+
+    def change(reply: Any) -> Any:
+        del reply["completion_probabilities"][0]
+        return reply
+
+    server.change = change
+    result = ask(probe)
+    assert np.isnan(result.output.logprobs[0])
+    assert np.isnan(result.confidence)
+
+
+@pytest.mark.parametrize("key", ["id", "bytes", "logprob", "top_logprobs"])
+def test_a_row_of_llamacpp_in_which_something_is_missing(spoilt, key):
+    probe, server = spoilt("llamacpp-native")
+
+    def change(reply: Any) -> Any:
+        del reply["completion_probabilities"][-1][key]
+        return reply
+
+    server.change = change
+    with pytest.raises(EngineResponseError):
+        ask(probe)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 1, {}, {"prompt": None}, {"prompt": 1}, {"prompt": ["<__media__>"]}])
+def test_a_template_of_llamacpp_that_writes_no_prompt(spoilt, value):
+    """The chat route is asked instead, which this server does not have."""
+    probe, server = spoilt("llamacpp-native")
+    server.server.routes["/apply-template"] = json_reply(value)
+    with pytest.raises(EngineError, match="404"):
+        ask(probe)
+
+
+@pytest.mark.parametrize("written", ["", QUESTION, f"<__media__><__media__>{QUESTION}"])
+def test_a_template_of_llamacpp_that_does_not_write_the_picture_once(spoilt, written):
+    probe, server = spoilt("llamacpp-native")
+    server.server.routes["/apply-template"] = {"prompt": written}
+    sent = len(server.server.of(server.path))
+    with pytest.raises(EngineResponseError, match="images for 1"):
+        ask(probe)
+    assert len(server.server.of(server.path)) == sent
+
+
+@pytest.mark.parametrize("value", [None, {}, {"tokens": None}, {"tokens": "x"}, {"tokens": [-1]}, {"tokens": [[1]]}])
+def test_a_tokenizer_of_llamacpp_that_answers_no_tokens(spoilt, value):
+    probe, server = spoilt("llamacpp-native")
+    server.server.routes["/tokenize"] = json_reply(value)
+    with pytest.raises(EngineResponseError):
+        probe.score(QUESTION, ["yes", "no"], PICTURE)
+
+
+def test_a_token_that_llamacpp_was_forced_to_draw_and_did_not(spoilt):
+    """Where ``logit_bias`` gets lost on the way, the drawn token's number is not the candidate's."""
+    probe, server = spoilt("llamacpp-native")
+    ids = {"": [], "yes": [4090], "no": [4091]}
+    server.server.routes["/tokenize"] = lambda request: {"tokens": ids[request.json["content"].removeprefix(QUESTION)]}
+
+    def change(reply: Any) -> Any:
+        entry = reply["completion_probabilities"][0]
+        return {**reply, "tokens": [entry["id"]], "completion_probabilities": [{**entry, "top_logprobs": []}]}
+
+    server.change = change
+    with pytest.raises(EngineResponseError, match=r"where 409[01] was forced"):
+        probe.score(QUESTION, ["yes", "no"], PICTURE)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "lightllm", "sglang"])

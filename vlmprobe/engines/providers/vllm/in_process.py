@@ -199,7 +199,7 @@ class VLLMEngine:
         ids = np.array(output.prompt_token_ids, dtype=np.int64)
         rows = self._rows(made.logprobs, made.token_ids)
         prompt = self._rows(output.prompt_logprobs, output.prompt_token_ids) if options.prompt else None
-        return Answer(made.text or "", str(made.finish_reason or "length"), rows, ids, prompt)
+        return Answer(None, str(made.finish_reason or "length"), rows, ids, prompt)
 
     def _rows(self, flat: Any, ids: Sequence[int]) -> list[Row]:
         """Rows of tokens from vLLM's flat container: at each position the token itself, then the most likely ones."""

@@ -266,6 +266,8 @@ def decoding_fields(decoding: Decoding) -> dict[str, Any]:
         "frequency_penalty": 0.0,
         "min_tokens": decoding.min_new_tokens,
         "stop_token_ids": list(decoding.eos_token_id),
+        # A stop string belongs to the answer, as in transformers.
+        **({"include_stop_str_in_output": True} if decoding.stop_strings else {}),
     }
 
 
