@@ -72,7 +72,7 @@ def test_kills_at_random_moments(tmp_path, whole, often):
     held: set[str] = set()
     kills = 0
     for _ in range(60):
-        child = started(lambda: run(tmp_path, seconds=0.004, batch_size=8))
+        child = started(lambda: run(tmp_path, seconds=0.006, batch_size=8))
         time.sleep(draw.uniform(0.02, 0.25))
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -127,7 +127,7 @@ def test_a_kill_at_a_bad_moment(owner, name, when, nth, tmp_path, whole, often):
     def work():
         dies = Dies(getattr(owner, name), when, nth)
         setattr(owner, name, (lambda *args, **more: dies(*args, **more)))
-        run(tmp_path, seconds=0.004, batch_size=8)
+        run(tmp_path, seconds=0.006, batch_size=8)
 
     assert forked(work) == KILLED
     run(tmp_path)
@@ -145,7 +145,7 @@ def test_a_kill_in_the_middle_of_a_file(tmp_path, whole, often):
                 os._exit(KILLED)
 
         shards.Shards._write = half
-        run(tmp_path, seconds=0.004, batch_size=8)
+        run(tmp_path, seconds=0.006, batch_size=8)
 
     assert forked(work) == KILLED
     assert list(tmp_path.rglob("*.part"))
