@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from vlmprobe.cli.option_groups import Template, Turns
+
 __all__ = ["asked", "candidate_list", "decoded", "prompt_options", "require_generation", "schema_of"]
 
 STDIN, NO_IMAGE = "-", "none"
@@ -63,29 +65,24 @@ def asked(
     return messages, images, told | {role: text for role, text in further.items() if text is not None}
 
 
-def prompt_options(
-    chat_template: Path | None,
-    raw_prompt: bool,
-    variables: str | None,
-    tools: Path | None,
-    assistant: str | None,
-    continues: bool | None,
-) -> dict[str, Any]:
+def prompt_options(template: Template, turns: Turns | None = None) -> dict[str, Any]:
     """The options of the prompt, those of :class:`vlmprobe.PromptOptions`.
 
     Raises:
-        typer.BadParameter: for text that is not JSON, or ``continues`` without an assistant message.
+        typer.BadParameter: for text that is not JSON, or a continued message without an assistant's.
         GenerationOptionError: for an invalid value.
     """
     from vlmprobe.inputs.prompt_format import AS_BY_DEFAULT
 
-    if continues is not None and assistant is None:
+    continues = None if turns is None else turns.continue_final_message
+    if turns is not None and continues is not None and turns.assistant is None:
         raise typer.BadParameter(
             "there is no message of an assistant: give one with --assistant", param_hint="'--continue-final-message'"
         )
+    variables, tools = template.chat_template_kwargs, template.tools
     given: dict[str, Any] = {
-        "chat_template": chat_template,
-        "raw_prompt": raw_prompt or None,
+        "chat_template": template.chat_template,
+        "raw_prompt": template.raw_prompt or None,
         "chat_template_kwargs": None if variables is None else _json(variables, "--chat-template-kwargs"),
         "tools": None if tools is None else _json(tools, "--tools"),
         "continue_final_message": continues,

@@ -8,6 +8,7 @@ import typer
 
 from vlmprobe.cli import arguments, options, output
 from vlmprobe.cli.open_model import open_model
+from vlmprobe.cli.option_groups import Opening, Template, Turns, grouped
 from vlmprobe.cli.terminal import guarded, working
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ NO, UNSURE = 10, 11  # exit codes with --exit-code
 EVEN = 0.5  # threshold of --exit-code
 
 
+@grouped
 def ask(
     model: options.ModelOrServer,
     image: options.Image,
@@ -96,25 +98,14 @@ def ask(
         ),
     ] = False,
     more_images: options.MoreImages = None,
-    system: options.System = None,
-    assistant: options.Assistant = None,
-    continue_final_message: options.ContinueFinalMessage = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    tools: options.Tools = None,
-    chat_template: options.ChatTemplate = None,
-    raw_prompt: options.RawPrompt = False,
+    *,
+    turns: Turns,
+    template: Template,
     as_json: options.Json = False,
     html: options.Html = None,
     save: options.Save = None,
     overwrite: options.Overwrite = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    ignore_weights: options.IgnoreWeights = None,
-    engine: options.EngineName = None,
-    served_model: options.ServedModel = None,
-    processor: options.Processor = None,
+    opening: Opening,
     debug: options.Debug = False,
 ) -> None:
     """Ask MODEL about IMAGE: yes or no, one of several options, or a level, and how likely each is."""
@@ -125,22 +116,11 @@ def ask(
         raise typer.BadParameter(f"give a number of tokens, {why}", param_hint="'--think'")
     with guarded(debug):
         kind = _kind(candidate, level, letters, rotate, none_of_these)
-        asked, images, question_meta = arguments.asked("ask", model, image, more_images, question, system, assistant)
-        prompted = arguments.prompt_options(
-            chat_template, raw_prompt, chat_template_kwargs, tools, assistant, continue_final_message
+        asked, images, question_meta = arguments.asked(
+            "ask", model, image, more_images, question, turns.system, turns.assistant
         )
-        opened = open_model(
-            model,
-            device=device,
-            dtype=dtype,
-            adapter=adapter,
-            revision=revision,
-            ignore_weights=ignore_weights,
-            engine=engine,
-            served_model=served_model,
-            processor=processor,
-            prompt=prompted,
-        )
+        prompted = arguments.prompt_options(template, turns)
+        opened = open_model(model, prompt=prompted, **vars(opening))
         kind |= {"think": False if no_think else think, "think_end": _text(think_end)}
         with working("Asking"):
             answer: Answer = opened.ask(asked, images or None, **kind)

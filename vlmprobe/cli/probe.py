@@ -9,6 +9,7 @@ import typer
 
 from vlmprobe.cli import arguments, options, output
 from vlmprobe.cli.open_model import open_model
+from vlmprobe.cli.option_groups import Opening, Template, Turns, grouped
 from vlmprobe.cli.streaming import follow
 from vlmprobe.cli.terminal import guarded, working
 from vlmprobe.errors import ResultError
@@ -16,18 +17,15 @@ from vlmprobe.errors import ResultError
 __all__ = ["probe"]
 
 
+@grouped
 def probe(
     model: options.ModelOrServer,
     image: options.Image,
     question: options.Question = None,
     more_images: options.MoreImages = None,
-    system: options.System = None,
-    assistant: options.Assistant = None,
-    continue_final_message: options.ContinueFinalMessage = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    tools: options.Tools = None,
-    chat_template: options.ChatTemplate = None,
-    raw_prompt: options.RawPrompt = False,
+    *,
+    turns: Turns,
+    template: Template,
     stream: Annotated[
         bool,
         typer.Option(
@@ -119,14 +117,7 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    ignore_weights: options.IgnoreWeights = None,
-    engine: options.EngineName = None,
-    served_model: options.ServedModel = None,
-    processor: options.Processor = None,
+    opening: Opening,
     debug: options.Debug = False,
 ) -> None:
     """Ask MODEL about IMAGE and show how sure it was of every token of its answer."""
@@ -140,23 +131,12 @@ def probe(
     interrupted, unreadable = False, None
     with guarded(debug):
         wanted = None if schema is None else arguments.schema_of(schema)
-        asked, images, question_meta = arguments.asked("probe", model, image, more_images, question, system, assistant)
-        prompted = arguments.prompt_options(
-            chat_template, raw_prompt, chat_template_kwargs, tools, assistant, continue_final_message
+        asked, images, question_meta = arguments.asked(
+            "probe", model, image, more_images, question, turns.system, turns.assistant
         )
+        prompted = arguments.prompt_options(template, turns)
         arguments.require_generation(generation)
-        opened = open_model(
-            model,
-            device=device,
-            dtype=dtype,
-            adapter=adapter,
-            revision=revision,
-            ignore_weights=ignore_weights,
-            engine=engine,
-            served_model=served_model,
-            processor=processor,
-            prompt=prompted,
-        )
+        opened = open_model(model, prompt=prompted, **vars(opening))
         ask: dict[str, Any] = {
             "image": images or None,
             "keep": "logits" if logits else "stats",

@@ -13,6 +13,7 @@ import typer
 
 from vlmprobe.cli import arguments, options
 from vlmprobe.cli.open_model import is_server, open_model
+from vlmprobe.cli.option_groups import Opening, Template, grouped
 from vlmprobe.cli.terminal import FAILED, console, guarded, note, one_line, wrong_usage
 
 __all__ = ["run"]
@@ -24,6 +25,7 @@ def _option(*names: str, what: str, help: str, panel: str, **more: Any) -> Any:
     return typer.Option(*names, metavar=what, help=help, rich_help_panel=panel, show_default=False, **more)
 
 
+@grouped
 def run(
     model: Annotated[
         str,
@@ -210,18 +212,9 @@ def run(
             min=1,
         ),
     ] = None,
-    chat_template: options.ChatTemplate = None,
-    raw_prompt: options.RawPrompt = False,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    tools: options.Tools = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    ignore_weights: options.IgnoreWeights = None,
-    engine: options.EngineName = None,
-    served_model: options.ServedModel = None,
-    processor: options.Processor = None,
+    *,
+    template: Template,
+    opening: Opening,
     debug: options.Debug = False,
 ) -> None:
     """Ask MODEL about every row of DATA, and keep the answers in DIR; what is answered is never asked again."""
@@ -236,16 +229,13 @@ def run(
             lines = _first_row(data, root, question_template, question, image, candidates, answer, id, carry, part)
         for line in lines:
             note_line(line)
-        prompted = arguments.prompt_options(chat_template, raw_prompt, chat_template_kwargs, tools, None, None)
+        prompted = arguments.prompt_options(template)
         arguments.require_generation(generation)
-        loading: dict[str, Any] = {"device": device, "dtype": dtype, "adapter": adapter, "revision": revision}
-        loading |= {"ignore_weights": ignore_weights, "prompt": prompted}
-        serving: dict[str, Any] = {"engine": engine, "served_model": served_model, "processor": processor}
         opened: Any
         if ray is None:
-            opened = open_model(model, **loading, **serving)
+            opened = open_model(model, prompt=prompted, **vars(opening))
         else:
-            opened = _on_ray(ray, model, **loading, served=any(each is not None for each in serving.values()))
+            opened = _on_ray(ray, model, opening, prompted)
         from vlmprobe.errors import RunError
         from vlmprobe.runs import run as over
 
@@ -287,22 +277,16 @@ def run(
             raise KeyboardInterrupt
 
 
-def _on_ray(
-    actors: int,
-    model: str,
-    *,
-    ignore_weights: list[str] | None,
-    prompt: Mapping[str, Any],
-    served: bool,
-    **loading: Any,
-) -> Any:
+def _on_ray(actors: int, model: str, opening: Opening, prompt: Mapping[str, Any]) -> Any:
     """The model for actors, which open it themselves."""
     from vlmprobe import load
     from vlmprobe.runs import OnRay
 
-    if is_server(model) or served:
+    if is_server(model) or any((opening.engine, opening.served_model, opening.processor)):
         raise typer.BadParameter("a server needs no actors: it is asked many rows at a time", param_hint="'--ray'")
-    found = OnRay(partial(load, model, ignore_weights=ignore_weights or (), **loading, **prompt), actors)
+    here = {name: getattr(opening, name) for name in ("device", "dtype", "adapter", "revision")}
+    opens = partial(load, model, ignore_weights=opening.ignore_weights or (), **here, **prompt)
+    found = OnRay(opens, actors)
     with wrong_usage():
         found.require_cores()
     return found

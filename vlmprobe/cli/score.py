@@ -9,11 +9,13 @@ import typer
 
 from vlmprobe.cli import arguments, options, output
 from vlmprobe.cli.open_model import open_model
+from vlmprobe.cli.option_groups import Opening, Template, Turns, grouped
 from vlmprobe.cli.terminal import guarded, working
 
 __all__ = ["score"]
 
 
+@grouped
 def score(
     model: options.ModelOrServer,
     image: options.Image,
@@ -41,48 +43,26 @@ def score(
         ),
     ] = None,
     more_images: options.MoreImages = None,
-    system: options.System = None,
-    assistant: options.Assistant = None,
-    continue_final_message: options.ContinueFinalMessage = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    tools: options.Tools = None,
-    chat_template: options.ChatTemplate = None,
-    raw_prompt: options.RawPrompt = False,
+    *,
+    turns: Turns,
+    template: Template,
     as_json: options.Json = False,
     html: options.Html = None,
     save: options.Save = None,
     overwrite: options.Overwrite = False,
     logits: options.Logits = False,
     alternatives: options.Alternatives = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    ignore_weights: options.IgnoreWeights = None,
-    engine: options.EngineName = None,
-    served_model: options.ServedModel = None,
-    processor: options.Processor = None,
+    opening: Opening,
     debug: options.Debug = False,
 ) -> None:
     """Score given answers: the log-probability that MODEL gives to each."""
     with guarded(debug):
         candidates = arguments.candidate_list(candidate, candidates_file)
-        asked, images, question_meta = arguments.asked("score", model, image, more_images, question, system, assistant)
-        prompted = arguments.prompt_options(
-            chat_template, raw_prompt, chat_template_kwargs, tools, assistant, continue_final_message
+        asked, images, question_meta = arguments.asked(
+            "score", model, image, more_images, question, turns.system, turns.assistant
         )
-        opened = open_model(
-            model,
-            device=device,
-            dtype=dtype,
-            adapter=adapter,
-            revision=revision,
-            ignore_weights=ignore_weights,
-            engine=engine,
-            served_model=served_model,
-            processor=processor,
-            prompt=prompted,
-        )
+        prompted = arguments.prompt_options(template, turns)
+        opened = open_model(model, prompt=prompted, **vars(opening))
         with working(f"Scoring {len(candidates)} candidates"):
             scores = opened.score(
                 asked,
