@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -140,6 +141,35 @@ def test_against_another_run(answered, other, written):
     assert f"Here {test.only_b}, there {test.only_a} of these; McNemar's exact test: p {test.p:.3f}" in told
     accuracy = metrics["accuracy"]
     assert f"accuracy {accuracy.a:.3f} {accuracy.b:.3f} {accuracy.difference.value:+.3f}" in told
+
+
+def test_without_scikit_learn_there_are_figures_without_intervals(answered, written, tmp_path, monkeypatch):
+    """It ended with an error after the folder was half written."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    told = text_of(read(answered.report(tmp_path / "report").parent))
+    tiles = re.search(r"accuracy (\S+) mean confidence (\S+) ECE (\S+) AURC (\S+) Intervals need scikit-learn", told)
+    with_intervals = text_of(read(written))
+    for name, value in zip(("accuracy", "mean confidence", "ECE", "AURC"), tiles.groups(), strict=True):
+        assert f"{name} {value} " in with_intervals
+    assert "95% interval, from resampled rows" not in told
+
+
+def test_an_error_in_the_figures_leaves_an_earlier_report(answered, tmp_path, monkeypatch):
+    out = answered.report(tmp_path / "report").parent
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(calibration, "reliability", lambda *_: 1 / 0)
+    for folder in (out, tmp_path / "new"):
+        with pytest.raises(ZeroDivisionError):
+            answered.report(folder)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_single_labelled_row_has_figures(tmp_path):
+    vlmprobe.run(oracle()[0], [{"question": "Which?", "answer": "red"}], out=tmp_path / "run", progress=False)
+    told = text_of(read(vlmprobe.open_run(tmp_path / "run").report(tmp_path / "report").parent))
+    assert re.search(r"with a right answer 1 right [01] accuracy [01]\.000 mean confidence", told)
+    assert "Intervals need scikit-learn, and two rows with a right answer." in told
 
 
 def test_pages_of_rows(answered, written):

@@ -15,7 +15,7 @@ from vlmprobe.analysis.confidences import CalibrationError, normal_text
 from vlmprobe.errors import MissingExtraError
 from vlmprobe.runs.shards import added
 
-__all__ = ["ANSWERS", "RunOverview", "judged_each", "judged_rows", "overview"]
+__all__ = ["ANSWERS", "RunOverview", "judged_each", "judged_rows", "metrics_of", "overview"]
 
 ANSWERS = ("answer", "answers", "gold")  # columns that hold the right answers, the first one that is there
 FIGURES = {"accuracy": "accuracy", "mean confidence": "confidence", "ECE": "ece", "AURC": "aurc", "AUROC": "auroc"}
@@ -121,20 +121,34 @@ def _answer(columns: dict[str, list[Any]], place: int) -> tuple[str | None, floa
     return columns["best"][place], 1 / sum(math.exp(each - top) for each in known)
 
 
+def metrics_of(sure: np.ndarray, right: np.ndarray) -> dict[str, calibration.Interval]:
+    """The metrics of a calibration report; of a single answer, or without scikit-learn, those that need neither, with
+    NaN as their intervals; of no answer none.
+
+    Args:
+        sure: confidence, float64 [N].
+        right: bool [N].
+    """
+    if not len(right):
+        return {}
+    try:
+        return dict(calibration.report(sure, right))
+    except (CalibrationError, MissingExtraError):
+        values = {
+            "accuracy": float(right.mean()),
+            "confidence": float(sure.mean()),
+            "ece": calibration.ece(sure, right),
+            "aurc": calibration.risk_coverage(sure, right).area,
+        }
+        return {
+            name: calibration.Interval(value, math.nan, math.nan, calibration.LEVEL) for name, value in values.items()
+        }
+
+
 def _figures(sure: np.ndarray, right: np.ndarray) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Each figure that these answers define, and its interval."""
-    if not len(right):
-        return {}, {}
-    try:
-        known = calibration.report(sure, right)
-    except (CalibrationError, MissingExtraError):  # a single answer, or scikit-learn is not installed
-        return {
-            "accuracy": float(right.mean()),
-            "mean confidence": float(sure.mean()),
-            "ECE": calibration.ece(sure, right),
-            "AURC": calibration.risk_coverage(sure, right).area,
-        }, {}
-    named = {name: known[key] for name, key in FIGURES.items()}
+    known = metrics_of(sure, right)
+    named = {name: known[key] for name, key in FIGURES.items() if key in known}
     return (
         {name: each.value for name, each in named.items() if not np.isnan(each.value)},
         {name: (each.low, each.high) for name, each in named.items() if not np.isnan(each.low)},

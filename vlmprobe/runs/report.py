@@ -19,7 +19,7 @@ from vlmprobe.errors import MissingExtraError, ResultError
 from vlmprobe.probe.tables import plain
 from vlmprobe.runs.data import data_of, require_arrow
 from vlmprobe.runs.fields import RESERVED
-from vlmprobe.runs.overview import ANSWERS, judged_each, overview
+from vlmprobe.runs.overview import ANSWERS, judged_each, metrics_of, overview
 from vlmprobe.runs.records import column
 from vlmprobe.runs.report_images import Found
 
@@ -61,10 +61,6 @@ def write_report(run: Any, folder: Path, answers: Any, against: Any, root: Path 
     judged = _judged(table)
     other = None if against is None else _other(table, judged, against)
     places = _telling(table, judged)
-    prepared = _prepared(folder)
-    _assets(prepared)
-    _rows(prepared, table, judged, other, places)
-    _row_pages(prepared, run, table, judged, other, places, root)
     view = _figures(run, table, judged, relabelled)
     telling: dict[str, list[dict[str, Any]]] = {}
     for row in _listed(table, judged, places):
@@ -72,6 +68,10 @@ def write_report(run: Any, folder: Path, answers: Any, against: Any, root: Path 
     view |= {"carried": _by_column(table, judged), "telling": telling}
     view |= {"pieces": -(-len(table) // PIECE), "against": _comparison(table, judged, other, places)}
     page = pages.index_page(view)
+    prepared = _prepared(folder)  # after all figures: what they raise leaves an earlier report as it is
+    _assets(prepared)
+    _rows(prepared, table, judged, other, places)
+    _row_pages(prepared, run, table, judged, other, places, root)
     return _new(prepared / "index.html", page)
 
 
@@ -297,15 +297,13 @@ def _figures(run: Any, table: Any, judged: Judged, relabelled: int) -> dict[str,
         "judged": int(known.sum()),
         "right": int(right.sum()),
         "relabelled": relabelled,
-        "metrics": {},
+        "metrics": metrics_of(sure, right),
         "reliability": None,
         "risk": None,
     }
     if len(right):
         view["reliability"] = calibration.reliability(sure, right)
         view["risk"] = calibration.risk_coverage(sure, right)
-    if len(right) > 1:
-        view["metrics"] = dict(calibration.report(sure, right))
     return view
 
 
