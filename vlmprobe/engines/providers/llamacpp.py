@@ -272,13 +272,7 @@ class LlamaCpp(StreamedEngine):
         for entry, row in zip(listed, read, strict=True):
             rows += [lost_row()] if openai_chat.begun_before(bytes(entry["bytes"]), row.value, row.top) else []
             rows.append(row)
-        return Answer(
-            openai_chat.text_of(choice),
-            openai_chat.finish_reason(choice),
-            rows,
-            usage=openai_chat.usage_of(reply),
-            reasoning=openai_chat.reasoning_of(choice),
-        )
+        return openai_chat.answer_of(reply, choice, rows)
 
     def _rows(self, reply: Node, top: int, most: int, decoder: codecs.IncrementalDecoder, *, whole: bool) -> list[Row]:
         entries = reply.get("completion_probabilities")

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlmprobe.engines.serving import Alternative, Client, Decoding, Node, Row, Usage
+from vlmprobe.engines.serving import Alternative, Answer, Client, Decoding, Node, Row, Usage
 from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real
 from vlmprobe.engines.serving.image_encoding import data_url
@@ -20,6 +20,7 @@ from vlmprobe.inputs.messages import Conversation, ImagePart, TextPart
 __all__ = [
     "PATH",
     "Said",
+    "answer_of",
     "begun_before",
     "body",
     "content_part",
@@ -178,6 +179,13 @@ def reasoning_of(choice: Node) -> str:
     message = choice.get("delta") or choice["message"]
     found = message.get("reasoning_content") or message.get("reasoning")
     return found.string() if found is not None else ""
+
+
+def answer_of(reply: Node, choice: Node, rows: list[Row], **more: Any) -> Answer:
+    """The answer of a reply with these rows; ``more`` are further fields of it, those of a prompt."""
+    return Answer(
+        text_of(choice), finish_reason(choice), rows, usage=usage_of(reply), reasoning=reasoning_of(choice), **more
+    )
 
 
 def usage_of(reply: Node) -> Usage:

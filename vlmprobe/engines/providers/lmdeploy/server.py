@@ -120,13 +120,7 @@ class LMDeploy(ServedEngine):
         if len(ids) != len(said):
             raise EngineResponseError(f"{choice.where} has {len(ids)} output_ids and {len(said)} log-probabilities.")
         rows = [self._row(each, int(one), top) for each, one in zip(said, ids, strict=True)]
-        return Answer(
-            openai_chat.text_of(choice),
-            openai_chat.finish_reason(choice),
-            rows,
-            usage=openai_chat.usage_of(reply),
-            reasoning=openai_chat.reasoning_of(choice),
-        )
+        return openai_chat.answer_of(reply, choice, rows)
 
     def _row(self, said: openai_chat.Said, own: int, top: int) -> Row:
         """Insert the chosen token among the alternatives, if none more likely can be missing."""

@@ -110,16 +110,7 @@ class VLLM(StreamedEngine):
         if options.prompt:
             texts = not request["return_tokens_as_token_ids"]
             prompt = vllm_prompt(reply, prompt_ids, self.tokens.image_ids, None if every else top, texts=texts)
-        return Answer(
-            openai_chat.text_of(choice),
-            openai_chat.finish_reason(choice),
-            output,
-            prompt_ids,
-            prompt,
-            meta=self.told(),
-            usage=openai_chat.usage_of(reply),
-            reasoning=openai_chat.reasoning_of(choice),
-        )
+        return openai_chat.answer_of(reply, choice, output, prompt_ids=prompt_ids, prompt=prompt, meta=self.told())
 
     async def pieces(
         self, conversation: Conversation, decoding: Decoding, options: Options
