@@ -2,11 +2,12 @@
 // build step, for a page, a notebook and a report. A document is what Result.to_dict() or Scores.to_dict() gives; `images`
 // beside it may hold data: URLs. Whatever a model wrote is put in as text, never as HTML.
 //
-//   showAnswer(element, document, {onSelect, onAlternative, lang})
+//   showAnswer(element, document, {onSelect, onAlternative, lang, legend = true})
 //   showScores(element, document, {onSelect, lang})
 //
 // Both return {append(rows), update(document), select(index, part), selected, destroy()}; the element gets the style of
-// style.css and answer.css. `selected` is {part, index, row} or null: part is "output" or "prompt", and of candidates
+// style.css and answer.css. append() is for an answer that is being generated: nothing stands below the text until
+// update() gets the whole. update() keeps what is selected, and the elements of tokens that stay. `selected` is {part, index, row} or null: part is "output" or "prompt", and of candidates
 // "candidates"; index counts from 0; row is the document's own. onSelect(index, row, part) follows a click or the keys,
 // not select(), and gets (null, null, part) where nothing is selected any more. onAlternative(tokenIndex, alternative)
 // follows a click or Enter on another token than the one that was said; without it alternatives are only shown.
@@ -24,7 +25,8 @@ const WORDS = {
   en: {
     answer: "answer, token by token",
     alternatives: "What else it could have said",
-    hint: "Point at a token, or move with the arrow keys.",
+    hint: "Point at a token, tap it, or move with the arrow keys, for what else it could have said.",
+    hintBranch: "An alternative can be chosen: the answer continues from there.",
     branch: "continue from here with",
     rank: "rank", entropy: "entropy", logprob: "logprob", sampled: "sampled at", nats: "nats",
     first: "no distribution before this token", unknown: "its probability is not known", piece: "no text of its own",
@@ -36,7 +38,7 @@ const WORDS = {
     leastSure: "least sure", leastSureMeans: "tokens of least probability",
     tokens: "tokens", tokensMean: "generated, the end token included",
     finish: "finish", finishMeans: "stop: an end; length: cut at the limit",
-    legend: "probability of a token", prompt: "Prompt", image: "image", positions: "positions", runs: "runs",
+    legend: "probability of a token", details: "Details", prompt: "Prompt", image: "image", positions: "positions", runs: "runs",
     token: "token", probability: "probability", place: "place", likelier: "likeliest others",
     candidate: "candidate", among: "probability among these", mean: "per token", perByte: "per byte",
     together: "Together the candidates hold", of: "of what the model would say.", inNats: "Log-probabilities in nats.",
@@ -47,7 +49,8 @@ const WORDS = {
   zh: {
     answer: "回答（逐个 token）",
     alternatives: "此处其他可能的 token",
-    hint: "将鼠标移到某个 token 上，或用方向键移动。",
+    hint: "将鼠标移到某个 token 上、点按它或用方向键移动，即可查看此处其他可能的 token。",
+    hintBranch: "选择其中一个，回答就会从那里继续生成。",
     branch: "从这里改用并继续生成：",
     rank: "排名", entropy: "熵", logprob: "logprob", sampled: "采样时", nats: "nats",
     first: "该 token 之前没有分布", unknown: "概率未知", piece: "自身没有文本",
@@ -59,7 +62,7 @@ const WORDS = {
     leastSure: "最不确定", leastSureMeans: "概率最低的 token",
     tokens: "token 数", tokensMean: "生成的 token 数，含结束 token",
     finish: "结束方式", finishMeans: "stop：正常结束；length：达到长度上限",
-    legend: "token 的概率", prompt: "提示词", image: "图像", positions: "个位置", runs: "段",
+    legend: "token 的概率", details: "详细信息", prompt: "提示词", image: "图像", positions: "个位置", runs: "段",
     token: "token", probability: "概率", place: "位置", likelier: "其他最可能的 token",
     candidate: "候选", among: "在候选中的概率", mean: "每 token", perByte: "每字节",
     together: "这些候选合计占模型输出概率的", of: "。", inNats: "对数概率单位为 nats。",
@@ -204,7 +207,7 @@ function panel(make, words, id, onAlternative, back) {
     shown = row ? { row, index } : null;
     root.classList.toggle("empty", !row);
     if (!row) {
-      root.replaceChildren(make("p", "note", words.hint));
+      root.replaceChildren(make("p", "note", onAlternative ? `${words.hint} ${words.hintBranch}` : words.hint));
       return;
     }
     const head = make("p", "head");
@@ -254,8 +257,10 @@ function panel(make, words, id, onAlternative, back) {
   return { root, show, enter: () => { const first = root.querySelector("button"); first?.focus(); return Boolean(first); } };
 }
 
+const looksAlike = (a, b) => a.token === b.token && a.kind === b.kind && logprobOf(a) === logprobOf(b) && bounded(a) === bounded(b);
+
 // Tokens as running text with one tab stop. Nothing is put between them: the text keeps its own white space.
-function tokenText(make, words, name, { look, choose, enter }) {
+function tokenText(make, words, name, describedBy, { look, choose, enter }) {
   const root = make("div", "tokens", "", { role: "listbox", "aria-label": name, "aria-orientation": "horizontal", dir: "auto" });
   let rows = [], spans = [], selected = null, waiting;
 
@@ -269,6 +274,7 @@ function tokenText(make, words, name, { look, choose, enter }) {
         role: "option",
         tabindex: rows.length ? "-1" : "0",
         "aria-selected": "false",
+        "aria-describedby": describedBy,
         "aria-label": `${cut(label(row.token)).replaceAll("␣", " ").trim() || label(row.token)} ${shareOf(row)}`,
       });
       span.dataset.index = rows.length;
@@ -329,6 +335,13 @@ function tokenText(make, words, name, { look, choose, enter }) {
     focus: () => spans[selected ?? 0]?.focus(),
     replace(next) {
       clearTimeout(waiting);
+      const stays = next.length >= rows.length && rows.every((row, place) => looksAlike(row, next[place]));
+      if (stays) { // such as the whole answer after its streamed tokens: who reads them keeps their place
+        const more = next.slice(rows.length);
+        rows = next.slice(0, rows.length);
+        append(more);
+        return;
+      }
       [rows, spans, selected] = [[], [], null];
       root.replaceChildren();
       append(next);
@@ -339,14 +352,16 @@ function tokenText(make, words, name, { look, choose, enter }) {
 
 // The rows of a prompt in a box of their own: only those in sight exist, however many there are.
 function promptRows(make, words, id, images, { look, choose }) {
-  const root = make("div", "prompt-rows", "", { role: "grid", tabindex: "0", "aria-label": words.prompt });
+  const whole = make("div", "prompt", "", { role: "grid", tabindex: "0", "aria-label": words.prompt });
+  const root = make("div", "prompt-rows", "", { role: "presentation" });
   const head = make("div", "prompt-head", "", { role: "row", "aria-rowindex": "1" });
   for (const name of ["#", words.token, words.probability, words.logprob, words.rank, words.likelier]) {
     head.append(make("span", "", name, { role: "columnheader" }));
   }
   const space = make("div", "prompt-space", "", { role: "rowgroup" }), window_ = make("div", "prompt-window", "", { role: "presentation" });
   space.append(window_);
-  root.append(head, space);
+  root.append(space);
+  whole.append(head, root);
   let rows = [], spans = [], first = -1, selected = null, asked = 0;
 
   function line(row, index) {
@@ -398,12 +413,12 @@ function promptRows(make, words, id, images, { look, choose }) {
 
   function select(index, scroll = true) {
     selected = index;
-    if (index === null) root.removeAttribute("aria-activedescendant");
+    if (index === null) whole.removeAttribute("aria-activedescendant");
     else {
-      const seen = (root.clientHeight || ROW * ROWS_SEEN) - head.offsetHeight;
+      const seen = root.clientHeight || ROW * ROWS_SEEN;
       if (scroll && index * ROW < root.scrollTop) root.scrollTop = index * ROW;
       else if (scroll && (index + 1) * ROW > root.scrollTop + seen) root.scrollTop = (index + 1) * ROW - seen;
-      root.setAttribute("aria-activedescendant", `${id}-${index}`);
+      whole.setAttribute("aria-activedescendant", `${id}-${index}`);
     }
     draw(true);
   }
@@ -416,7 +431,7 @@ function promptRows(make, words, id, images, { look, choose }) {
     if (index !== null && event.pointerType !== "touch") look(rows[index], index);
   });
   root.addEventListener("pointerleave", () => { if (selected !== null) look(rows[selected], selected); });
-  root.addEventListener("keydown", (event) => {
+  whole.addEventListener("keydown", (event) => {
     const last = rows.length - 1, at = selected ?? -1;
     const moved = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + ROWS_SEEN, PageUp: at - ROWS_SEEN, Home: 0, End: last }[event.key];
     if (moved !== undefined) choose(Math.min(last, Math.max(0, moved)));
@@ -425,14 +440,14 @@ function promptRows(make, words, id, images, { look, choose }) {
     event.preventDefault();
   });
   return {
-    root,
+    root: whole,
     select,
     draw: () => draw(true),
-    focus: () => root.focus(),
+    focus: () => whole.focus(),
     replace(next, imageSpans) {
       [rows, spans, selected] = [next, imageSpans || [], null];
       root.scrollTop = 0;
-      root.setAttribute("aria-rowcount", rows.length + 1);
+      whole.setAttribute("aria-rowcount", rows.length + 1);
       space.style.height = `${rows.length * ROW}px`;
       draw(true);
     },
@@ -440,7 +455,7 @@ function promptRows(make, words, id, images, { look, choose }) {
   };
 }
 
-export function legend(make, words) {
+function legendOf(make, words) {
   const made = make("p", "legend");
   made.append(make("span", "faint", words.legend));
   LEVELS.forEach((bound, place) => made.append(" ", make("span", `l${place}`, `${place ? "" : "≥ "}${bound}`)));
@@ -476,6 +491,20 @@ function figuresOf(document, words) {
   return found;
 }
 
+// Where the numbers come from: name and value of everything in `meta`, and the model with its precision in one line.
+function details(make, words, meta) {
+  const written = (value) => plain(typeof value === "string" ? value : typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : JSON.stringify(value));
+  const made = make("details"), summary = make("summary", "", words.details), list = make("dl", "meta");
+  const where = ["model", "adapter", "dtype", "device"].map((name) => meta[name]).filter(Boolean).map((each) => label(String(each)));
+  summary.append(" ", make("span", "faint", where.join(" · ")));
+  for (const [name, value] of Object.entries(meta)) {
+    if (name !== "question") list.append(make("dt", "", label(name)), make("dd", "", written(value), { dir: "auto" }));
+  }
+  made.append(summary, list);
+  made.hidden = !list.childElementCount;
+  return made;
+}
+
 // The places of a view: pictures, the text with what stands below it, and the panel.
 function frame(element, document, words) {
   const make = maker(element.ownerDocument);
@@ -494,15 +523,12 @@ function frame(element, document, words) {
       figure = urls.length ? pictures(make, words, urls) : null;
       if (figure) article.prepend(figure);
     },
-    question(text) {
-      return make("p", "question", text ? plain(String(text)) : "", { dir: "auto" });
-    },
   };
 }
 
-export function showAnswer(element, document, { onSelect, onAlternative, lang } = {}) {
+export function showAnswer(element, document, { onSelect, onAlternative, lang, legend = true } = {}) {
   const words = wordsOf(lang), id = `vlmprobe-view-${++views}`;
-  const { make, root, body, main, images, question } = frame(element, document, words);
+  const { make, root, body, main, images } = frame(element, document, words);
   let shown, rows = { output: [], prompt: [] }, selected = null;
 
   const side = panel(make, words, `${id}-panel`, onAlternative, () => places[selected?.part || "output"].focus());
@@ -511,7 +537,7 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang } 
     choose: (index, focus) => { pick(index, part, focus); onSelect?.(index, index === null ? null : rows[part][index], part); },
     enter: () => side.enter(),
   });
-  const text = tokenText(make, words, words.answer, act("output"));
+  const text = tokenText(make, words, words.answer, `${id}-panel`, act("output"));
   const asked = make("p", "question", "", { dir: "auto" }), figures = make("dl", "figures"), answer = make("div", "answer");
   const unfold = make("details"), summary = make("summary", "", words.prompt), told = make("span", "faint");
   let prompt = null;
@@ -519,8 +545,11 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang } 
   summary.append(" ", told);
   unfold.append(summary);
   unfold.addEventListener("toggle", () => { if (unfold.open) openPrompt(); });
+  const below = make("div"), shades = legend ? [legendOf(make, words)] : [];
+  let meta = details(make, words, {});
+  below.append(figures, ...shades, unfold, meta);
   answer.append(text.root);
-  main.append(asked, answer, figures, unfold);
+  main.append(asked, answer, below);
   body.append(main, side.root);
 
   function pick(index, part, focus = false) {
@@ -544,13 +573,18 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang } 
     prompt.draw();
   }
 
-  function settle() { // what stands below the text, when the answer is whole: while it grows nothing is pushed down
+  function settle() { // what stands below the text
+    below.hidden = false;
+    const next = details(make, words, shown.meta || {});
+    next.open = meta.open;
+    meta.replaceWith(next);
+    meta = next;
     figures.replaceChildren(...figuresOf({ ...shown, output: rows.output }, words).map(([name, value, meaning]) => {
       const made = make("div", "", "", { title: meaning });
       made.append(make("dt", "", name), make("dd", "", value, { dir: "auto" }));
       return made;
     }));
-    figures.hidden = !rows.output.length;
+    for (const each of [figures, ...shades]) each.hidden = !rows.output.length;
     const count = rows.prompt.filter(({ kind }) => kind === "image").length;
     unfold.hidden = !rows.prompt.length;
     told.textContent = [words.countTokens(rows.prompt.length - count), count ? words.countImages(count) : ""].filter(Boolean).join(" · ");
@@ -577,7 +611,7 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang } 
     append(more) {
       text.append(more);
       rows.output.push(...more);
-      figures.hidden = true;
+      below.hidden = true; // while the text grows it would be pushed down
     },
     update,
     select: (index, part = "output") => pick(index ?? null, part),
@@ -598,13 +632,14 @@ export function showScores(element, document, { onSelect, lang } = {}) {
   const side = panel(make, words, `${id}-panel`, null, () => text.focus());
   const look = (row, index) => side.show(row, index, "candidates");
   let shown, selected = null, buttons = [];
-  const text = tokenText(make, words, words.candidates, {
+  const text = tokenText(make, words, words.candidates, `${id}-panel`, {
     look,
     choose: (index, focus) => { text.select(index, focus); look(index === null ? null : shown.candidates[selected.index].tokens[index], index); },
     enter: () => false,
   });
   said.append(name, text.root);
-  main.append(asked, tables, mass, said);
+  let meta = details(make, words, {});
+  main.append(asked, tables, mass, said, meta);
   body.append(main, side.root);
 
   const most = (each) => !known(each.logprob) && known(each.logprob_at_most);
@@ -669,6 +704,10 @@ export function showScores(element, document, { onSelect, lang } = {}) {
     }
     const bound = next.candidates.some(most) ? `${words.atLeast} ` : "";
     mass.replaceChildren(`${words.together} `, make("b", "", `${bound}${percent(next.mass)}`), words === WORDS.zh ? words.of : ` ${words.of}`, " ", make("span", "faint", words.inNats));
+    const told = details(make, words, next.meta || {});
+    told.open = meta.open;
+    meta.replaceWith(told);
+    meta = told;
     pick(before && next.candidates[before.index]?.text === before.row.text ? before.index : null);
   }
 
