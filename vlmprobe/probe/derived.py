@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from vlmprobe.inputs.messages import Prompt
 from vlmprobe.inputs.prompt_format import PromptFormat, PromptOptions
@@ -14,8 +14,10 @@ from vlmprobe.probe.request import Keep, Requests, options_of
 if TYPE_CHECKING:
     from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.generate_many import OnError
+    from vlmprobe.probe.probe import Probe
     from vlmprobe.probe.question_kinds import By, Rotate
     from vlmprobe.probe.sample import Samples
+    from vlmprobe.probe.widget import AskWidget
     from vlmprobe.results.asked import Answer, Answers, Choice, Rating
     from vlmprobe.results.grouped import YesNo
     from vlmprobe.results.result import Scores
@@ -183,6 +185,23 @@ class DerivedMethods(LocalParts):
         from vlmprobe.probe.sample import sample
 
         return sample(self.generate, question, image, n=n, seed=seed, **options)
+
+    def widget(self, image: Any = None, question: str = "", *, lang: str | None = None, **options: Any) -> AskWidget:
+        """Ask in a notebook, watch the answer come, and continue from another token with a click.
+
+        Args:
+            image: as in :meth:`generate`; it is part of every question.
+            question: what the box holds at first.
+            lang: "en" or "zh"; by default the browser's language.
+            **options: as in :meth:`stream`, and in :meth:`branch`.
+
+        Raises:
+            MissingExtraError: if anywidget is not installed.
+            ImageError: for an image that cannot be read.
+        """
+        from vlmprobe.probe.widget import AskWidget
+
+        return AskWidget(cast("Probe", self), image, question, lang=lang, **options)
 
     @overload
     def score_many(

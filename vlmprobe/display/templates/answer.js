@@ -39,6 +39,7 @@ const WORDS = {
     tokens: "tokens", tokensMean: "generated, the end token included",
     finish: "finish", finishMeans: "stop: an end; length: cut at the limit",
     legend: "probability of a token", details: "Details", prompt: "Prompt", image: "image", positions: "positions", runs: "runs",
+    question: "Question", ask: "Ask", stop: "Stop", back: "Back",
     token: "token", probability: "probability", place: "place", likelier: "likeliest others",
     candidate: "candidate", among: "probability among these", mean: "per token", perByte: "per byte",
     together: "Together the candidates hold", of: "of what the model would say.", inNats: "Log-probabilities in nats.",
@@ -63,6 +64,7 @@ const WORDS = {
     tokens: "token 数", tokensMean: "生成的 token 数，含结束 token",
     finish: "结束方式", finishMeans: "stop：正常结束；length：达到长度上限",
     legend: "token 的概率", details: "详细信息", prompt: "提示词", image: "图像", positions: "个位置", runs: "段",
+    question: "问题", ask: "提问", stop: "停止", back: "返回",
     token: "token", probability: "概率", place: "位置", likelier: "其他最可能的 token",
     candidate: "候选", among: "在候选中的概率", mean: "每 token", perByte: "每字节",
     together: "这些候选合计占模型输出概率的", of: "。", inNats: "对数概率单位为 nats。",
@@ -639,7 +641,8 @@ export function showScores(element, document, { onSelect, lang } = {}) {
   });
   said.append(name, text.root);
   let meta = details(make, words, {});
-  main.append(asked, tables, mass, said, meta);
+  const typed = make("p", "said", "", { dir: "auto" }), note = make("p", "note", "", { dir: "auto" });
+  main.append(asked, typed, tables, mass, note, said, meta);
   body.append(main, side.root);
 
   const most = (each) => !known(each.logprob) && known(each.logprob_at_most);
@@ -693,6 +696,10 @@ export function showScores(element, document, { onSelect, lang } = {}) {
     images(next.images || []);
     asked.textContent = next.question ? plain(String(next.question)) : "";
     asked.hidden = !next.question;
+    for (const [place, text] of [[typed, next.answer], [note, next.note]]) { // of a typed answer
+      place.textContent = text ? plain(String(text)) : "";
+      place.hidden = !text;
+    }
     const value = ({ logprob }) => known(logprob) ? logprob : -Infinity;
     const order = next.candidates.map((_, place) => place).sort((a, b) => value(next.candidates[b]) - value(next.candidates[a]) || a - b);
     tables.replaceChildren(table(order.slice(0, FIRST_CANDIDATES), 0));
