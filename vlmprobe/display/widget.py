@@ -63,8 +63,8 @@ class AnswerWidget(anywidget.AnyWidget):
     document = traitlets.Dict().tag(sync=True)
     lang = traitlets.Unicode().tag(sync=True)
     asks = traitlets.Bool(False).tag(sync=True)  # whether there is a box to ask a question in
-    _selection = traitlets.Dict(None, allow_none=True).tag(sync=True)  # part and index
-    selected = traitlets.Dict(None, allow_none=True, read_only=True)
+    _selection = traitlets.Dict(default_value=None, allow_none=True).tag(sync=True)  # part and index
+    selected = traitlets.Dict(default_value=None, allow_none=True, read_only=True)
 
     def __init__(self, shown: HasDocument | None = None, *, lang: str | None = None, **traits: Any) -> None:
         """Show something.
