@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from vlmprobe.inputs.messages import Prompt
 from vlmprobe.inputs.prompt_format import PromptFormat, PromptOptions
@@ -14,7 +14,6 @@ from vlmprobe.probe.request import Keep, Requests, options_of
 if TYPE_CHECKING:
     from vlmprobe.probe.failure import Failure
     from vlmprobe.probe.generate_many import OnError
-    from vlmprobe.probe.probe import Probe
     from vlmprobe.probe.question_kinds import By, Rotate
     from vlmprobe.probe.sample import Samples
     from vlmprobe.probe.widget import AskWidget
@@ -201,7 +200,8 @@ class DerivedMethods(LocalParts):
         """
         from vlmprobe.probe.widget import AskWidget
 
-        return AskWidget(cast("Probe", self), image, question, lang=lang, **options)
+        probe: Any = self
+        return AskWidget(probe, image, question, lang=lang, **options)
 
     @overload
     def score_many(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import traitlets
 
@@ -12,9 +12,6 @@ from vlmprobe.display.widget import AnswerWidget, document_of, pictures
 from vlmprobe.errors import ResultError
 from vlmprobe.results.document import token_rows
 from vlmprobe.results.result import Result
-
-if TYPE_CHECKING:
-    from vlmprobe.probe.probe import Probe
 
 __all__ = ["AskWidget"]
 
@@ -33,12 +30,12 @@ class AskWidget(AnswerWidget):
     error = traitlets.Unicode().tag(sync=True)
 
     def __init__(
-        self, probe: Probe, image: Any = None, question: str = "", *, lang: str | None = None, **options: Any
+        self, probe: Any, image: Any = None, question: str = "", *, lang: str | None = None, **options: Any
     ) -> None:
         """Make the box.
 
         Args:
-            probe: what answers.
+            probe: the :class:`Probe` that answers.
             image: as in :meth:`Probe.generate`; it is part of every question.
             question: what the box holds at first.
             lang: "en" or "zh"; by default the browser's language.
