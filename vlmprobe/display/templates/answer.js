@@ -484,13 +484,13 @@ function figuresOf(document, words) {
     [words.perplexity, whole ? short(Math.exp(-logprob / given.length)) : DASH, words.perplexityMeans],
     [words.meanEntropy, mean === null ? DASH : `${nats(mean)} ${words.nats}`, words.meanEntropyMeans],
   ];
+  found.push([words.tokens, rows.length.toLocaleString("en"), words.tokensMean]);
+  if (document.finish_reason) found.push([words.finish, label(String(document.finish_reason)), words.finishMeans]);
   if (worst.length) {
     const shown = worst.map(({ row, logprob: value }) =>
       `${cut(label(row.token.trim() || row.token))} ${bounded(row) ? "≤ " : ""}${tiny(value)}`);
     found.push([words.leastSure, shown.join(" · "), words.leastSureMeans]);
   }
-  found.push([words.tokens, rows.length.toLocaleString("en"), words.tokensMean]);
-  if (document.finish_reason) found.push([words.finish, label(String(document.finish_reason)), words.finishMeans]);
   return found;
 }
 
