@@ -375,7 +375,8 @@ function promptRows(make, words, id, images, { look, choose }) {
   space.append(window_);
   root.append(space);
   whole.append(head, root);
-  let rows = [], spans = [], first = -1, selected = null, asked = 0;
+  const drawn = new Map(); // index: element
+  let rows = [], spans = [], selected = null, asked = 0;
 
   function line(row, index) {
     const made = make("div", "prompt-row", "", {
@@ -414,17 +415,28 @@ function promptRows(make, words, id, images, { look, choose }) {
     return made;
   }
 
-  function draw(anew = false) {
+  function draw() {
     asked = 0;
-    const top = Math.max(0, Math.floor(root.scrollTop / ROW) - SPARE);
-    if (top === first && !anew) return;
-    first = top;
-    const some = rows.slice(top, top + ROWS_SEEN + 2 * SPARE);
-    window_.style.transform = `translateY(${top * ROW}px)`;
-    window_.replaceChildren(...some.map((row, place) => line(row, top + place)));
+    const first = Math.max(0, Math.floor(root.scrollTop / ROW) - SPARE);
+    const end = Math.min(rows.length, first + ROWS_SEEN + 2 * SPARE);
+    for (const [index, element] of drawn) {
+      if (index >= first && index < end) continue;
+      element.remove();
+      drawn.delete(index);
+    }
+    let next = null;
+    for (let index = end - 1; index >= first; index--) {
+      if (!drawn.has(index)) {
+        drawn.set(index, line(rows[index], index));
+        window_.insertBefore(drawn.get(index), next);
+      }
+      next = drawn.get(index);
+    }
+    window_.style.transform = `translateY(${first * ROW}px)`;
   }
 
   function select(index, scroll = true) {
+    drawn.get(selected)?.setAttribute("aria-selected", "false");
     selected = index;
     if (index === null) whole.removeAttribute("aria-activedescendant");
     else {
@@ -433,10 +445,11 @@ function promptRows(make, words, id, images, { look, choose }) {
       else if (scroll && (index + 1) * ROW > root.scrollTop + seen) root.scrollTop = (index + 1) * ROW - seen;
       whole.setAttribute("aria-activedescendant", `${id}-${index}`);
     }
-    draw(true);
+    draw();
+    drawn.get(selected)?.setAttribute("aria-selected", "true");
   }
 
-  root.addEventListener("scroll", () => { asked ||= requestAnimationFrame(() => draw()); }, { passive: true });
+  root.addEventListener("scroll", () => { asked ||= requestAnimationFrame(draw); }, { passive: true });
   const indexOf = (event) => { const found = event.target.closest?.(".prompt-row"); return found ? Number(found.dataset.index) : null; };
   root.addEventListener("click", (event) => { const index = indexOf(event); if (index !== null) choose(index); });
   root.addEventListener("pointerover", (event) => {
@@ -455,14 +468,16 @@ function promptRows(make, words, id, images, { look, choose }) {
   return {
     root: whole,
     select,
-    draw: () => draw(true),
+    draw,
     focus: () => whole.focus(),
     replace(next, imageSpans) {
       [rows, spans, selected] = [next, imageSpans || [], null];
+      drawn.clear();
+      window_.replaceChildren();
       root.scrollTop = 0;
       whole.setAttribute("aria-rowcount", rows.length + 1);
       space.style.height = `${rows.length * ROW}px`;
-      draw(true);
+      draw();
     },
     stop: () => { if (asked) cancelAnimationFrame(asked); },
   };
