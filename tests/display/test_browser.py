@@ -251,7 +251,7 @@ def test_the_report_is_in_chinese_where_the_browser_is(show, browser):
         told = " ".join(card_of(token(browser, "seven")).text.split())
         assert told.startswith("␣seven 46.7% 排名 0 · 熵 1.203 nats · logprob −0.761 ␣seven 46.7%")
         assert told.endswith("其余全部 1.1%")
-        assert "这些候选合计占模型输出概率的 90.0% 。" in browser.find_elements(By.CLASS_NAME, "mass")[0].text
+        assert "这些候选合计占模型输出概率的 90.0%。" in browser.find_elements(By.CLASS_NAME, "mass")[0].text
         left = browser.execute_script(
             "return [...document.querySelectorAll('.figures dt, thead th, footer span, .card .other')]"
             ".map(each => each.firstChild.data).filter(each => /^[ -~]+$/.test(each) && each !== 'logprob')"

@@ -27,7 +27,7 @@ if (navigator.language.toLowerCase().startsWith("zh")) {
   for (const element of document.querySelectorAll(PLACES)) {
     for (const node of element.childNodes) {
       if (node.nodeType !== Node.TEXT_NODE) continue;
-      node.data = node.data.replace(/\S(.*\S)?/s, (text) => text.split(" · ").map(inChinese).join(" · "));
+      node.data = node.data.replace(/\S(.*\S)?/s, (text) => text.split(" · ").map(inChinese).join(" · ")).replace(/^\s+。/, "。");
     }
   }
   const subtitle = document.querySelector("header > p")?.firstChild; // the count; what follows are names
