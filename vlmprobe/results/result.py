@@ -173,6 +173,16 @@ class Result(Saved, StaysReadOnly):
         """
         return 1 / self.output.perplexity
 
+    @property
+    def mass_allowed(self) -> float:
+        """Of a constrained answer: probability that the model, unconstrained, draws nothing but allowed tokens on its way.
+
+        The product of the column ``mass_allowed`` of ``output``; the tokens before each step are those of this answer.
+        NaN for an answer without a constraint, or from an engine that does not give it.
+        """
+        mass = self.output.mass_allowed
+        return float("nan") if mass is None else float(np.exp(np.log(mass[~np.isnan(mass)].astype(np.float64)).sum()))
+
     def top(self, k: int = 5) -> Choices:
         """The top alternatives at each step of the answer; see :meth:`TokenTable.top`."""
         return self.output.top(k)

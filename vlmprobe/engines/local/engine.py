@@ -18,12 +18,13 @@ from transformers import GenerationConfig
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import require_one_side
 from vlmprobe.engines.base import MadeForOneConversation, Options
-from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
+from vlmprobe.engines.local.answer_tables import Answers, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.candidate_states import states_after_answers
 from vlmprobe.engines.local.capture import Head, Steps
 from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
 from vlmprobe.engines.local.feature_cache import ImageMemory, Reuse, images_key, remembered
-from vlmprobe.engines.local.generation_config import generation_config
+from vlmprobe.engines.local.generation_config import end_ids, generation_config
+from vlmprobe.engines.local.grammar import Grammars
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
 from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
@@ -67,6 +68,7 @@ class LocalEngine:
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.detokenizer = Detokenizer(adapter.tokenizer)
+        self.grammars = Grammars(adapter, self.detokenizer)
         self.memory = None
         self.prefixes = None
         self._checked: ref[Options] | None = None  # the options that were validated last
@@ -111,7 +113,7 @@ class LocalEngine:
                     processor.require_conversation(conversation)
         if conversations and self._checked is not None and self._checked() is options:  # by another of the same call
             return
-        self._config(options)
+        self.grammars.require(options, self._config(options))
         known = self.adapter.outer.get_input_embeddings().weight.shape[0] if options.begin else 0
         if any(not 0 <= each < known for each in options.begin):
             raise MessageError(
@@ -139,6 +141,7 @@ class LocalEngine:
             getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
         )
         counts = counts or bool(options.processors) or puts_virtual_tokens(self.adapter)
+        counts = counts or (options.constraint is not None and options.constraint.by_row)
         return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
 
     def generate(
@@ -173,7 +176,7 @@ class LocalEngine:
             clock.append(time.perf_counter())
             inputs = begun(self.adapter, encoding.inputs, options.begin)
             # The rows of forced first tokens come from the prefill, like those of the prompt.
-            kept = replace(options, prompt=True) if options.begin else options
+            kept = replace(self.grammars.constrained(options, config), prompt=options.prompt or bool(options.begin))
             prompts = encoding.prompts
             with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
                 rows = StepRows(files, len(options.begin)) if files else None
@@ -198,17 +201,13 @@ class LocalEngine:
         meta: dict[str, Any] = {
             "value_kind": "raw",
             "generation_config": _plain(config.to_diff_dict()),
-            "seed": options.seed,
+            **options.told,
             "batch_size": len(conversations),
             "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
             "phases": phases(device_of(model), clock[2] - clock[1], ran.decoding, images, features),
         }
         if features is not None:
             meta["image_features"] = str(features)
-        if options.processors:
-            meta["logits_processor"] = [type(each).__name__ for each in options.processors]
-        if options.begin:
-            meta["begin"] = list(options.begin)
         if common:
             meta["prefix_in_common"] = common
         return [
