@@ -56,8 +56,9 @@ class TokenTable(StaysReadOnly):
     logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"; memory-mapped if on disk
     hidden: np.ndarray | None = None  # float32 [T, H], what entered the LM head, with keep="hidden"
     scores: np.ndarray | None = None  # float32 [T], logprob after processors, where it differs from logprobs
-    # float32 [T]: where the answer was constrained (``schema=``, ``grammar=``), the raw probability of what was allowed.
-    mass_allowed: np.ndarray | None = None
+    mass_allowed: np.ndarray | None = (
+        None  # float32 [T], raw probability of all that ``schema=`` or ``grammar=`` allowed
+    )
     # Bounds from an engine that gives incomplete numbers; NaN where the number itself is known, or nothing is.
     logprobs_at_most: np.ndarray | None = None  # float32 [T], nats
     entropy_at_least: np.ndarray | None = None  # float32 [T], nats
