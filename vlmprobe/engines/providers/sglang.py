@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
-from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import data_url
 from vlmprobe.engines.serving.value_kind import FLOOR
@@ -34,9 +35,10 @@ PATH = "/generate"
 MOST_PENALTY = 2.0  # of repetition
 BY_CHOICE = "chosen ids"  # how candidates of one token were scored, in meta
 ALL = -1  # SGLang's value for no top-k
+EVENTS = 256  # of a stream, about: each repeats the answer so far, so that one for each token would grow by the square
 
 
-class SGLang(ServedEngine):
+class SGLang(StreamedEngine):
     """An SGLang server. Its numbers include temperature and penalties, but not top-k and top-p.
 
     With ``SGLANG_RETURN_ORIGINAL_LOGPROB=1`` they are raw; no reply says so, so short requests determine it.
@@ -64,6 +66,7 @@ class SGLang(ServedEngine):
             models=names,
             context=context if isinstance(context, int) else None,
             root=info["model_path"],
+            more={"incremental": isinstance(told, dict) and told.get("incremental_streaming_output") is True},
         )
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
@@ -88,33 +91,47 @@ class SGLang(ServedEngine):
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request."""
-        top = options.alternatives
-        adapter = self.tokens.need("A prompt for SGLang's /generate")
-        text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
-        request = await self._request(conversation, _sampling(decoding, options.seed), top) | {"text": text}
-        prompt = await encoded_prompt(adapter, conversation) if options.prompt else None
-        if prompt is not None:
+        request = await self._generation(conversation, decoding, options)
+        prompt = None
+        if options.prompt:
+            prompt = await encoded_prompt(self.tokens.need("A prompt for SGLang's /generate"), conversation)
             request["logprob_start_len"] = 0
         reply = Node(await self.client.post(PATH, request), self.title)
         meta = reply["meta_info"]
-        ids = reply["output_ids"].ids()
-        if len(ids) > decoding.max_new_tokens:
-            most = decoding.max_new_tokens
-            raise EngineResponseError(f"{reply.where} has {len(ids)} output_ids where at most {most} were requested.")
-        rows = _rows(meta, "output", ids, top)
-        reason = meta["finish_reason"]["type"].string()
-        if reason == "abort":
-            raise EngineResponseError(f"{self.title} aborted the request: {meta['finish_reason'].value.get('message')}")
-        before = None if prompt is None else _prompt_rows(meta, prompt, top)
+        ids = _ids(reply, decoding)
+        before = None if prompt is None else _prompt_rows(meta, prompt, options.alternatives)
         return Answer(
             reply["text"].string(),
-            reason,
-            rows,
+            _finish_reason(meta, self.title),
+            _rows(meta, "output", ids, options.alternatives),
             None if prompt is None else prompt.ids,
             before,
             None if prompt is None else prompt.spans,
-            usage=Usage(meta.count("prompt_tokens"), meta.count("completion_tokens")),
+            usage=_usage(meta),
         )
+
+    async def pieces(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> AsyncGenerator[Answer, None]:
+        """The same, streamed, without the prompt side."""
+        request = await self._generation(conversation, decoding, options) | {"stream": True}
+        if not self.server.more.get("incremental"):
+            request["sampling_params"]["stream_interval"] = 1 + decoding.max_new_tokens // EVENTS
+        count, said = 0, ""
+        async with aclosing(self.client.events(PATH, request)) as events:
+            async for event in events:
+                reply = Node(event, self.title)
+                meta, ids, text = reply["meta_info"], _ids(reply, decoding), reply["text"].string()
+                # An event holds the answer so far, or what is new where the server streams incrementally.
+                if meta["completion_tokens"].integer() == len(ids):
+                    if not text.startswith(said) or len(ids) < count:
+                        raise EngineResponseError(f"{self.title}: an event takes back what those before it said.")
+                    rows, text, said = _rows(meta, "output", ids, options.alternatives, count), text[len(said) :], text
+                else:
+                    rows, said = _rows(meta, "output", ids, options.alternatives), said + text
+                count += len(rows)
+                reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
+                yield Answer(text, reason, rows, usage=_usage(meta))
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
@@ -164,6 +181,13 @@ class SGLang(ServedEngine):
             raise EngineResponseError(f"{listed.where} does not hold the log-probabilities of the ids {lost[:8]}.")
         return {each: _row([values[each], each], tops, each, top, listed.where) for each in ids}
 
+    async def _generation(self, conversation: Conversation, decoding: Decoding, options: Options) -> dict[str, Any]:
+        """The request for an answer."""
+        adapter = self.tokens.need("A prompt for SGLang's /generate")
+        text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
+        sampling = _sampling(decoding, options.seed)
+        return await self._request(conversation, sampling, options.alternatives) | {"text": text}
+
     async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
         images = [await data_url(each) for each in conversation.image_parts]
         return {
@@ -195,8 +219,27 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
     return found
 
 
-def _rows(meta: Node, side: str, ids: np.ndarray, top: int) -> list[Row]:
-    """Rows of ``output`` or ``input`` tokens, whose own ids are ``ids`` [T]."""
+def _ids(reply: Node, decoding: Decoding) -> np.ndarray:
+    """int64 [T]: ids of an answer, or of a part of it."""
+    ids = reply["output_ids"].ids()
+    if len(ids) > (most := decoding.max_new_tokens):
+        raise EngineResponseError(f"{reply.where} has {len(ids)} output_ids where at most {most} were requested.")
+    return ids
+
+
+def _finish_reason(meta: Node, title: str) -> str:
+    reason = meta["finish_reason"]["type"].string()
+    if reason == "abort":
+        raise EngineResponseError(f"{title} aborted the request: {meta['finish_reason'].value.get('message')}")
+    return reason
+
+
+def _usage(meta: Node) -> Usage:
+    return Usage(meta.count("prompt_tokens"), meta.count("completion_tokens"))
+
+
+def _rows(meta: Node, side: str, ids: np.ndarray, top: int, after: int = 0) -> list[Row]:
+    """Rows of ``output`` or ``input`` tokens, whose own ids are ``ids`` [T], from row ``after`` on."""
     entries = meta[f"{side}_token_logprobs"]
     listed = entries.items()
     tops = meta[f"{side}_top_logprobs"].items() if top else [None] * len(ids)
@@ -205,8 +248,8 @@ def _rows(meta: Node, side: str, ids: np.ndarray, top: int) -> list[Row]:
             f"{entries.where} has {len(listed)} rows and {len(tops)} of alternatives for {len(ids)} tokens."
         )
     return [
-        _row(entry, other, int(each), top, f"{entries.where}[{place}]")
-        for place, (entry, other, each) in enumerate(zip(listed, tops, ids, strict=True))
+        _row(listed[place], tops[place], int(ids[place]), top, f"{entries.where}[{place}]")
+        for place in range(after, len(ids))
     ]
 
 

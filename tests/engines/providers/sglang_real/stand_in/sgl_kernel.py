@@ -1,6 +1,6 @@
 """Stands in for SGLang's kernels, whose only wheel is for CUDA: every name is there, and a call of any is an error.
 
-SGLang imports them at its start whatever the device. With attention and sampling by PyTorch, in float32, none is called.
+SGLang imports them at its start whatever the device. In float32, with attention and sampling by PyTorch, it calls none.
 """
 
 from __future__ import annotations
