@@ -52,5 +52,7 @@ def environment(**more: str) -> dict[str, str]:
 def serving(model: Path, *flags: str, log: Path, **more: str) -> Iterator[str]:
     """The address of a server of ``model``, which ends with the block."""
     command = [python(), "-m", "sglang.launch_server", "--model-path", model, *FLAGS, *flags]
+    # By a file: the socket by which its processes find each other would listen on every address.
+    more["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = log.with_suffix(".rendezvous").absolute().as_uri()
     with running(command, log=log, environment=environment(**more)) as url:
         yield url

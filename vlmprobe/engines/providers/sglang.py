@@ -35,6 +35,13 @@ PATH = "/generate"
 MOST_PENALTY = 2.0  # of repetition
 BY_CHOICE = "chosen ids"  # how candidates of one token were scored, in meta
 ALL = -1  # SGLang's value for no top-k
+INCREMENTAL, SEEDED = (
+    "incremental_streaming_output",
+    "enable_deterministic_inference",
+)  # flags, as the server names them
+NO_SEED = (
+    "SGLang draws by the seed of a request only with --enable-deterministic-inference: the answer cannot be repeated"
+)
 EVENTS = 256  # of a stream, about: each repeats the answer so far, so that one for each token would grow by the square
 
 
@@ -66,7 +73,7 @@ class SGLang(StreamedEngine):
             models=names,
             context=context if isinstance(context, int) else None,
             root=info["model_path"],
-            more={"incremental": isinstance(told, dict) and told.get("incremental_streaming_output") is True},
+            more={flag: isinstance(told, dict) and told.get(flag) is True for flag in (INCREMENTAL, SEEDED)},
         )
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
@@ -107,6 +114,7 @@ class SGLang(StreamedEngine):
             None if prompt is None else prompt.ids,
             before,
             None if prompt is None else prompt.spans,
+            meta=self._told(decoding, options),
             usage=_usage(meta),
         )
 
@@ -115,7 +123,7 @@ class SGLang(StreamedEngine):
     ) -> AsyncGenerator[Answer, None]:
         """The same, streamed, without the prompt side."""
         request = await self._generation(conversation, decoding, options) | {"stream": True}
-        if not self.server.more.get("incremental"):
+        if not self.server.more.get(INCREMENTAL):
             request["sampling_params"]["stream_interval"] = 1 + decoding.max_new_tokens // EVENTS
         count, said = 0, ""
         async with aclosing(self.client.events(PATH, request)) as events:
@@ -131,7 +139,7 @@ class SGLang(StreamedEngine):
                     rows, said = _rows(meta, "output", ids, options.alternatives), said + text
                 count += len(rows)
                 reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
-                yield Answer(text, reason, rows, usage=_usage(meta))
+                yield Answer(text, reason, rows, meta=self._told(decoding, options), usage=_usage(meta))
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
@@ -180,6 +188,10 @@ class SGLang(StreamedEngine):
         if lost := [each for each in ids if values.get(each) is None]:
             raise EngineResponseError(f"{listed.where} does not hold the log-probabilities of the ids {lost[:8]}.")
         return {each: _row([values[each], each], tops, each, top, listed.where) for each in ids}
+
+    def _told(self, decoding: Decoding, options: Options) -> dict[str, Any]:
+        unseeded = options.seed is not None and decoding.do_sample and not self.server.more.get(SEEDED)
+        return {"absent": {"seed": NO_SEED}} if unseeded else {}
 
     async def _generation(self, conversation: Conversation, decoding: Decoding, options: Options) -> dict[str, Any]:
         """The request for an answer."""
