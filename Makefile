@@ -9,7 +9,8 @@ HARNESS := .venv-harness
 DOCS := .venv-docs
 # Additional arguments: make test ARGS=tests/engines/local/test_scoring.py
 ARGS :=
-REAL := $(addprefix tests/engines/providers/,vllm_real sglang_real test_llamacpp_real.py)
+REAL := $(addprefix tests/engines/providers/,vllm_real sglang_real test_llamacpp_real.py) \
+  tests/testing/test_engine_checks.py::test_a_real_server_passes_and_what_it_lacks_is_skipped
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 # The tested set. pip is upgraded first, since the bundled one supports neither dependency groups nor build constraints;
 # then one call installs everything, since each call spends a while resolving. Python compiles modules on import;

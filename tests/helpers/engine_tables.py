@@ -11,6 +11,7 @@ from pathlib import Path
 from vlmprobe.testing import Report
 
 ROW = re.compile(r"^\| (.+?) \| (.+?) \| (\d\S*) \|$", re.MULTILINE)
+REASON = re.compile(r"- (.+), E(\d+): ")
 ABSENT = "absent"
 
 
@@ -60,13 +61,17 @@ def write_checks(engine: str, report: Report) -> None:
     held = _held(page, "checks")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in held.splitlines() if line[:1] == "|"]
     columns = dict(zip(table[0], zip(*table[2:], strict=True), strict=True)) if len(table) > 2 else {}
-    reasons = {line for line in held.splitlines() if line.startswith("- ")}
-    told = [each for each in report.results if each.status == "skipped"]
-    reasons = {line for line in reasons if not line.startswith(f"- {engine}, ")}
-    reasons |= {f"- {engine}, {each.id}: {each.reason.replace('|', '/')}" for each in told}
+    reasons = {line for line in held.splitlines() if (told := REASON.match(line)) and told[1] != engine}
+    skipped = [each for each in report.results if each.status == "skipped"]
+    reasons |= {f"- {engine}, {each.id}: {each.reason}" for each in skipped}
     names = [f"{each.id}: {each.statement}" for each in report.results]
     columns = {"check": tuple(names)} | {name: cells for name, cells in columns.items() if name != "check"}
     columns[engine] = tuple(ABSENT if each.status == "skipped" else each.status for each in report.results)
     lines = ["| " + " | ".join(row) + " |" for row in (tuple(columns), *zip(*columns.values(), strict=True))]
     lines.insert(1, "|" + "---|" * len(columns))
-    _write(page, "checks", [*lines, "", *sorted(reasons)])
+    _write(page, "checks", [*lines, "", *sorted(reasons, key=_place)])
+
+
+def _place(reason: str) -> tuple[str, int]:
+    engine, check = REASON.match(reason).groups()  # type: ignore[union-attr]
+    return engine, int(check)

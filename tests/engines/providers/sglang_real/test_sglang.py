@@ -136,9 +136,9 @@ def test_sixteen_at_once(served, figures):
 
 
 def test_the_suite(local, served):
-    report = check_engine(served, local, tolerance=TOLERANCE, image_tolerance=TOLERANCE).raise_for_failures()
-    assert report.counts() == {"passed": 12}
+    report = check_engine(served, local, tolerance=TOLERANCE, image_tolerance=TOLERANCE)
     write_checks("SGLang", report)
+    assert report.raise_for_failures().counts() == {"passed": 12}
 
 
 # -- options -------------------------------------------------------------------------------------------
