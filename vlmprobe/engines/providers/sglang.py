@@ -24,6 +24,7 @@ from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
 from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import data_url
+from vlmprobe.engines.serving.rows import whole_row
 from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.errors import CapabilityError, EngineResponseError, VlmprobeWarning, outside
 from vlmprobe.inputs.messages import Conversation
@@ -35,10 +36,8 @@ PATH = "/generate"
 MOST_PENALTY = 2.0  # of repetition
 BY_CHOICE = "chosen ids"  # how candidates of one token were scored, in meta
 ALL = -1  # SGLang's value for no top-k
-INCREMENTAL, SEEDED = (
-    "incremental_streaming_output",
-    "enable_deterministic_inference",
-)  # flags, as the server names them
+INCREMENTAL = "incremental_streaming_output"  # a flag, as the server names it
+SEEDED = "enable_deterministic_inference"
 NO_SEED = (
     "SGLang draws by the seed of a request only with --enable-deterministic-inference: the answer cannot be repeated"
 )
@@ -106,11 +105,11 @@ class SGLang(StreamedEngine):
         reply = Node(await self.client.post(PATH, request), self.title)
         meta = reply["meta_info"]
         ids = _ids(reply, decoding)
-        before = None if prompt is None else _prompt_rows(meta, prompt, options.alternatives)
+        before = None if prompt is None else self._prompt_rows(meta, prompt, options.alternatives)
         return Answer(
             reply["text"].string(),
             _finish_reason(meta, self.title),
-            _rows(meta, "output", ids, options.alternatives),
+            self._rows(meta, "output", ids, options.alternatives),
             None if prompt is None else prompt.ids,
             before,
             None if prompt is None else prompt.spans,
@@ -134,9 +133,10 @@ class SGLang(StreamedEngine):
                 if meta["completion_tokens"].integer() == len(ids):
                     if not text.startswith(said) or len(ids) < count:
                         raise EngineResponseError(f"{self.title}: an event takes back what those before it said.")
-                    rows, text, said = _rows(meta, "output", ids, options.alternatives, count), text[len(said) :], text
+                    rows = self._rows(meta, "output", ids, options.alternatives, count)
+                    text, said = text[len(said) :], text
                 else:
-                    rows, said = _rows(meta, "output", ids, options.alternatives), said + text
+                    rows, said = self._rows(meta, "output", ids, options.alternatives), said + text
                 count += len(rows)
                 reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
                 yield Answer(text, reason, rows, meta=self._told(decoding, options), usage=_usage(meta))
@@ -161,7 +161,7 @@ class SGLang(StreamedEngine):
             request |= {"text": text + candidate, "logprob_start_len": 0}
             reply = Node(await self.client.post(PATH, request), self.title)
             joint = EncodedPrompt(whole, prompt.spans, "")
-            rows = _prompt_rows(reply["meta_info"], joint, options.alternatives)
+            rows = self._prompt_rows(reply["meta_info"], joint, options.alternatives)
             lost = len(prompt.ids) - found.shared
             told = f"the last {lost} prompt token(s) merge with the candidate: scored from position {found.shared}"
             return Scored(rows[found.shared :], found.shared, told if lost else None, before)
@@ -177,7 +177,7 @@ class SGLang(StreamedEngine):
         request = await self._request(conversation, sampling, top)
         request |= {"text": text, "logprob_start_len": 0, "token_ids_logprob": list(dict.fromkeys(ids))}
         meta = Node(await self.client.post(PATH, request), self.title)["meta_info"]
-        _prompt_rows(meta, prompt, top)  # raises if the server's prompt is another
+        self._prompt_rows(meta, prompt, top)  # raises if the server's prompt is another
         found = meta.get("output_token_ids_logprobs")
         if found is None:
             return {}
@@ -187,7 +187,7 @@ class SGLang(StreamedEngine):
         tops = meta["output_top_logprobs"][0].items() if top else None
         if lost := [each for each in ids if values.get(each) is None]:
             raise EngineResponseError(f"{listed.where} does not hold the log-probabilities of the ids {lost[:8]}.")
-        return {each: _row([values[each], each], tops, each, top, listed.where) for each in ids}
+        return {each: self._row([values[each], each], tops, each, top, listed.where) for each in ids}
 
     def _told(self, decoding: Decoding, options: Options) -> dict[str, Any]:
         unseeded = options.seed is not None and decoding.do_sample and not self.server.more.get(SEEDED)
@@ -209,6 +209,48 @@ class SGLang(StreamedEngine):
             "stream": False,
             **({"image_data": images} if images else {}),
         }
+
+    def _rows(self, meta: Node, side: str, ids: np.ndarray, top: int, after: int = 0) -> list[Row]:
+        """Rows of ``output`` or ``input`` tokens, whose own ids are ``ids`` [T], from row ``after`` on."""
+        entries = meta[f"{side}_token_logprobs"]
+        listed = entries.items()
+        tops = meta[f"{side}_top_logprobs"].items() if top else [None] * len(ids)
+        if not len(listed) == len(tops) == len(ids):
+            raise EngineResponseError(
+                f"{entries.where} has {len(listed)} rows and {len(tops)} of alternatives for {len(ids)} tokens."
+            )
+        return [
+            self._row(listed[place], tops[place], int(ids[place]), top, f"{entries.where}[{place}]")
+            for place in range(after, len(ids))
+        ]
+
+    def _prompt_rows(self, meta: Node, prompt: EncodedPrompt, top: int) -> list[Row]:
+        """Rows of a prompt; image positions hold nothing."""
+        rows = self._rows(meta, "input", prompt.ids, top)
+        masked = {place for span in prompt.spans for place in range(span.start, span.stop)}
+        named = [entry[1] if isinstance(entry, list) else None for entry in meta["input_token_logprobs"].items()]
+        for place, (found, due) in enumerate(zip(named, prompt.ids.tolist(), strict=True)):
+            if place not in masked and found not in (due, 0):
+                raise EngineResponseError(
+                    f"{meta.where}: position {place} of the prompt is token {found}, but {due} in the prompt that "
+                    "processor= makes. Is it the processor of the served model, with the same limits for images?"
+                )
+        return [
+            row if place and place not in masked and found == row.id else Row(id=row.id)
+            for place, (row, found) in enumerate(zip(rows, named, strict=True))
+        ]
+
+    def _row(self, entry: Any, others: Any, due: int, top: int, where: str) -> Row:
+        value, _ = _pair(entry, where)
+        listed = []
+        for each in others or []:
+            number, found = _pair(each, where)
+            if number is not None and found is not None:
+                listed.append(Alternative(number, found))
+        if len(listed) > top:
+            raise EngineResponseError(f"{where} has {len(listed)} alternatives where {top} were requested.")
+        known = sorted((each for each in listed if each.value > FLOOR), key=lambda each: -each.value)
+        return Row(value, due, top=tuple(known), full=whole_row(listed, self.tokens.vocabulary))
 
 
 def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
@@ -248,50 +290,6 @@ def _finish_reason(meta: Node, title: str) -> str:
 
 def _usage(meta: Node) -> Usage:
     return Usage(meta.count("prompt_tokens"), meta.count("completion_tokens"))
-
-
-def _rows(meta: Node, side: str, ids: np.ndarray, top: int, after: int = 0) -> list[Row]:
-    """Rows of ``output`` or ``input`` tokens, whose own ids are ``ids`` [T], from row ``after`` on."""
-    entries = meta[f"{side}_token_logprobs"]
-    listed = entries.items()
-    tops = meta[f"{side}_top_logprobs"].items() if top else [None] * len(ids)
-    if not len(listed) == len(tops) == len(ids):
-        raise EngineResponseError(
-            f"{entries.where} has {len(listed)} rows and {len(tops)} of alternatives for {len(ids)} tokens."
-        )
-    return [
-        _row(listed[place], tops[place], int(ids[place]), top, f"{entries.where}[{place}]")
-        for place in range(after, len(ids))
-    ]
-
-
-def _prompt_rows(meta: Node, prompt: EncodedPrompt, top: int) -> list[Row]:
-    """Rows of a prompt; image positions hold nothing."""
-    rows = _rows(meta, "input", prompt.ids, top)
-    masked = {place for span in prompt.spans for place in range(span.start, span.stop)}
-    named = [entry[1] if isinstance(entry, list) else None for entry in meta["input_token_logprobs"].items()]
-    for place, (found, due) in enumerate(zip(named, prompt.ids.tolist(), strict=True)):
-        if place not in masked and found not in (due, 0):
-            raise EngineResponseError(
-                f"{meta.where}: position {place} of the prompt is token {found}, but {due} in the prompt that "
-                "processor= makes. Is it the processor of the served model, with the same limits for images?"
-            )
-    return [
-        row if place and place not in masked and found == row.id else Row(id=row.id)
-        for place, (row, found) in enumerate(zip(rows, named, strict=True))
-    ]
-
-
-def _row(entry: Any, others: Any, due: int, top: int, where: str) -> Row:
-    value, _ = _pair(entry, where)
-    listed = []
-    for each in others or []:
-        number, found = _pair(each, where)
-        if number is not None and found is not None and number > FLOOR:
-            listed.append(Alternative(number, found))
-    if len(listed) > top:
-        raise EngineResponseError(f"{where} has {len(listed)} alternatives where {top} were requested.")
-    return Row(value, due, top=tuple(sorted(listed, key=lambda each: -each.value)))
 
 
 def _pair(entry: Any, where: str) -> tuple[float | None, int | None]:
