@@ -1,4 +1,4 @@
-"""SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, and candidates.
+"""SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, candidates and streams.
 
 Written from the source of 0.5.23, and compared with it on a CPU, without its GPU kernels. At image positions SGLang
 reports id 0 and the log-probability of the last token of the vocabulary: those positions are found here by encoding the
