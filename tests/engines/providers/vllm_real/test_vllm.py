@@ -137,7 +137,7 @@ def test_qwen2_vl(model, start, figures):
     compare_scores(local, served, figures, label, "continue_final_message", picture())
     asked = [vlmprobe.Request(f"Question {n}?", picture(), id=n) for n in range(16)]
     together = list(served.generate_many(asked, max_new_tokens=8))
-    alone = [served.generate(each.prompt, each.image, max_new_tokens=8) for each in asked]
+    alone = [served.generate(each.question, each.image, max_new_tokens=8) for each in asked]
     assert [each.meta["id"] for each in together] == list(range(16))
     figures[label, "16 at once, one by one"] = max(
         difference(one.output, other.output, "logprobs") for one, other in zip(together, alone, strict=True)
