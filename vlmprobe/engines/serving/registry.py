@@ -61,6 +61,7 @@ async def detect(
         return engine, server, ""
     seen = await facts.seen()
     if first:
+        await _refuse_transformers(facts)
         names = tuple(str(each["id"]) for each in await facts.models() if "id" in each)
         unsure = (
             f"The server at {facts.client.url} does not say that it is {first[0].title}, and is taken for it as "
@@ -83,8 +84,10 @@ async def _refuse_transformers(facts: Facts) -> None:
     paths = described.get("paths") if isinstance(described, dict) else None
     if not isinstance(paths, dict) or not {"/load_model", "/v1/chat/completions"} <= set(paths):
         return
-    model = next((str(each["id"]) for each in await facts.models() if "id" in each), "FOLDER")
+    names = {str(each["id"]): each.get("status") for each in await facts.models() if "id" in each}
+    loaded = [name for name, status in names.items() if status == {"value": "loaded"}] or list(names)
+    how = f", vlmprobe.load({loaded[0]!r})," if len(loaded) == 1 else " with vlmprobe.load,"
     raise CapabilityError(
         f"The server at {facts.client.url} is transformers serve, which sends no log-probabilities: load the same "
-        f"folder here, vlmprobe.load({model!r}), which gives every number."
+        f"folder here{how} which gives every number."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from engine_models import engine_model
 from engine_record import CANDIDATES, QUESTION, SINGLE, picture
+from engine_tables import parity
 from reranker_template import RERANKER
 from vllm_server import environment, missing, python, serving
 
@@ -25,24 +25,12 @@ SHOWN = {"max_new_tokens": 8}
 TOLERANCE = 1e-4
 # vLLM writes the parts of a query or document as one string before the template sees them.
 PARTS = re.compile(r"\{%- for part in message\.content -%\}.*?\n\{%- endfor -%\}", re.DOTALL)
-ROW = re.compile(r"^\| (.+?) \| (.+?) \| (\d\S*) \|$", re.MULTILINE)
-BLOCK = re.compile(r"(<!-- parity, written by make engine-test -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @pytest.fixture(scope="session")
 def figures():
-    """Rows of the table of parity; written into the page that PARITY names."""
-    rows: dict[tuple[str, str], float] = {}
-    yield rows
-    page = os.environ.get("PARITY")
-    if page and rows:
-        text = Path(page).read_text(encoding="utf-8")
-        held = {row[:2]: row[2] for row in ROW.findall(BLOCK.search(text)[0])}  # a run of some tests keeps the others
-        held |= {key: f"{value:.1e}" for key, value in rows.items()}
-        lines = ["| model, server | what | largest difference |", "|---|---|---|"]
-        lines += [f"| {model} | {what} | {value} |" for (model, what), value in held.items()]
-        table = "\n".join(lines)
-        Path(page).write_text(BLOCK.sub(lambda block: f"{block[1]}\n{table}\n\n{block[2]}", text), encoding="utf-8")
+    with parity("vLLM") as rows:
+        yield rows
 
 
 @pytest.fixture(scope="session")

@@ -188,8 +188,10 @@ class VLLM(StreamedEngine):
     async def further_findings(self) -> list[Finding]:
         """Whether ids are accepted, and which flags would enable more."""
         takes = await takes_ids(self)
-        remedy = "" if takes else "--enable-scale-out"
-        found = [Finding("candidates by ids", "yes" if takes else "no", "exact across any boundary", remedy)]
+        what, remedy = "exact across any boundary", "" if takes else "--enable-scale-out"
+        if not takes and self.server.version is None:
+            what, remedy = f"{what}; the proxy before vLLM has no route for them: connect to vLLM itself", ""
+        found = [Finding("candidates by ids", "yes" if takes else "no", what, remedy)]
         meaning = self.meaning or Meaning()
         if meaning.kind in ("tempered", "filtered"):
             found.append(Finding("raw numbers", "no", f"the mode is {meaning.mode}", "--logprobs-mode raw_logprobs"))
