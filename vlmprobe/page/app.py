@@ -27,7 +27,7 @@ from vlmprobe.results.document import dumps
 __all__ = ["application"]
 
 JSON_BYTES = 4 * 1024**2  # of a request that holds no image
-SHARED = ("answer.js", "answer.css", "style.css", "page.css")  # of the display, which reports and widgets use too
+SHARED = ("answer.js", "answer.css", "style.css")  # of the display, which reports and widgets use too
 STATUS: dict[type[VlmprobeError], int] = {GoneError: 410, Busy: 503}
 
 
@@ -51,13 +51,15 @@ class Page:
 
     async def add_image(self, request: Request) -> Response:
         """Take one image file."""
+        from vlmprobe.display.html import image_parts
         from vlmprobe.inputs.images import DEFAULT_LIMITS, load_image
 
         async with self.receiving:
             body = await _body(request, DEFAULT_LIMITS.max_bytes, ImageError)
             image = await asyncio.to_thread(load_image, body)
             key = await asyncio.to_thread(self.images.add, image)
-        return _json({"key": key, "width": image.width, "height": image.height})
+        parts = await asyncio.to_thread(image_parts, image)
+        return _json({"key": key, "width": image.width, "height": image.height, "shown": parts["uri"]})
 
     async def samples(self, request: Request) -> Response:
         """The names of the bundled images."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.display.html import image_parts
 from vlmprobe.engines.base import GivesPromptIds, Streams, require
 from vlmprobe.errors import CapabilityError
 from vlmprobe.page.asked import Asked
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from vlmprobe.page.model_queue import Job, Work
     from vlmprobe.probe import Probe
 
-__all__ = ["abilities", "document", "work_of"]
+__all__ = ["abilities", "work_of"]
 
 
 def work_of(asked: Asked, images: Images, results: Results) -> Work:
@@ -36,7 +35,7 @@ def work_of(asked: Asked, images: Images, results: Results) -> Work:
             job.tell("panel", run_panel(probe, asked, messages, job))
             return
         result = _typed(probe, asked, messages) if asked.kind else _answer(probe, asked, messages, job)
-        job.tell("result", {"key": results.add(result), "document": document(result)})
+        job.tell("result", {"key": results.add(result), "document": result.to_dict()})
 
     return work
 
@@ -63,12 +62,6 @@ def _typed(probe: Probe, asked: Asked, messages: Any) -> Any:
     if asked.kind == "candidates":
         return probe.score(messages, list(asked.texts))
     return probe.ask(messages, **asked.typed)
-
-
-def document(result: Any) -> dict[str, Any]:
-    """A result for the browser: as its ``to_dict``, with its images."""
-    shown: dict[str, Any] = result.to_dict()
-    return shown | {"images": [image_parts(each)["uri"] for each in result.images]}
 
 
 def abilities(probe: Probe) -> dict[str, str]:
