@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from types import SimpleNamespace
 
+import uvicorn
 from starlette.testclient import TestClient
 
 import vlmprobe
@@ -73,3 +75,28 @@ class Held:
         self.begun.release()
         assert self.go.wait(60)
         raise vlmprobe.errors.CapabilityError("held")
+
+
+class Server:
+    """A page that a browser can open, served in a thread."""
+
+    def __init__(self, probe, **guard):
+        self.queue = ModelQueue(probe if callable(probe) else lambda: probe)
+        self.app = application(self.queue, "demo", 'vlmprobe.load("demo")')
+        guarded = Guard(self.app, TOKEN, **guard)
+        self.server = uvicorn.Server(
+            uvicorn.Config(guarded, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+        )
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}/{TOKEN}/"
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+
+    def __enter__(self):
+        self.queue.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.queue.close()
+        self.thread.join(10)

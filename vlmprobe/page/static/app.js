@@ -89,7 +89,7 @@ async function answer(turn, from = null) {
     if (!Object.keys(lacks).length) await status();
     view.show(version);
     if (from) view.focus(from.index);
-    tell(`${words.answered}: ${textOf(found)}`);
+    tell(`${words.answered}: ${textOf(found).slice(0, 500)}`);
   } catch (error) {
     dropVersion(turn, version);
     if (turn.current) {

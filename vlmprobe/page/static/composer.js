@@ -34,6 +34,7 @@ export function composer(form, { onAsk, onStop }) {
     const input = h("input", { type: "radio", name: "kind", value: kind, checked: kind === "answer", onchange: () => choose(kind) });
     kinds.append(h("label", { class: "kind" }, input, h("span", {}, words[kind])));
   }
+  form.setAttribute("aria-label", words.question);
   form.append(strip, textsField, settings, wrong, h("div", { class: "line" }, text, ask), h("div", { class: "line tools" }, add, file, kinds, unfold));
 
   const kind = () => form.elements.kind.value;

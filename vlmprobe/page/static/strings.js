@@ -1,6 +1,6 @@
 // Every text of the page, in the languages it speaks.
 
-const WORDS = {
+export const WORDS = {
   en: {
     loading: "is being opened", ready: "ready", failed: "cannot be opened",
     newTalk: "New chat", share: "Save as HTML", sharing: "Saving",
