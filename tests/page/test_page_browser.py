@@ -366,15 +366,15 @@ class Slow(LocalEngine):
     def stream(self, conversation, options):
         def answer(listener):
             result = self.generate([conversation], options)[0]
-            for place in range(len(result.output)):
-                while not self.go.acquire(timeout=0.05):
-                    if listener(None):
-                        self.closed.set()
-                        return replace(result, output=result.output[:place])
-                self.told += 1
-                if listener(result.output[place : place + 1]):
+            told = 0
+            while told < len(result.output):
+                let = self.go.acquire(timeout=0.05)
+                told += let
+                self.told += let
+                if listener(result.output[told - 1 : told] if let else None):
                     self.closed.set()
-                    return replace(result, output=result.output[: place + 1])
+                    meta = {**result.meta, "finish_reason": "closed"}
+                    return replace(result, output=result.output[:told], meta=meta)
             return result
 
         return Stream(answer)
@@ -496,8 +496,8 @@ def test_what_a_model_says_is_text_and_never_runs(show, browser, tmp_path, demo)
         for element in screen.tokens():
             ActionChains(browser).move_to_element(element).click().perform()
         screen.one("summary", "Prompt").click()
-        screen.one("summary", "Details").click()
-        screen.press("Python")
+        for css, text in (("summary", "Details"), ("button", "Python")):
+            browser.execute_script("arguments[0].click()", screen.one(css, text))
         assert "onerror" in screen.one("pre").text
         assert browser.title == "demo · vlmprobe"
         assert not screen.all("svg, .turn script, .turn style, [onerror], [onmouseover], [onload]")

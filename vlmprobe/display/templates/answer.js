@@ -21,6 +21,7 @@ const HOVER = 80; // milliseconds that the pointer rests on a token before it is
 const ROW = 28, ROWS_SEEN = 12, SPARE = 10; // of the prompt: pixels of a row, rows in sight, rows drawn beyond them
 const UNSAFE = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]/gu;
 
+const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const WORDS = {
   en: {
     answer: "answer, token by token",
@@ -30,7 +31,7 @@ const WORDS = {
     branch: "continue from here with",
     rank: "rank", entropy: "entropy", logprob: "logprob", sampled: "sampled at", nats: "nats",
     first: "no distribution before this token", unknown: "its probability is not known", piece: "no text of its own",
-    others: "all others", atMost: "at most", atLeast: "at least",
+    others: "all others", atLeast: "at least",
     confidence: "confidence", confidenceMeans: "probability of the whole answer given the prompt",
     perToken: "per token", perTokenMeans: "mean probability of a token (geometric)",
     perplexity: "perplexity", perplexityMeans: "exp of the mean negative log-probability per token",
@@ -39,12 +40,12 @@ const WORDS = {
     tokens: "tokens", tokensMean: "generated, the end token included",
     finish: "finish", finishMeans: "stop: an end; length: cut at the limit",
     legend: "probability of a token", details: "Details", prompt: "Prompt", image: "image", positions: "positions", runs: "runs",
-    token: "token", probability: "probability", place: "place", likelier: "likeliest others",
+    question: "Question", ask: "Ask", stop: "Stop", back: "Back",
+    token: "token", probability: "probability", likelier: "likeliest others",
     candidate: "candidate", among: "probability among these", mean: "per token", perByte: "per byte",
     together: "Together the candidates hold", of: "of what the model would say.", inNats: "Log-probabilities in nats.",
     more: "more candidates", candidates: "candidates", tokensOf: "Tokens of",
-    count: (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`,
-    countTokens: (n) => WORDS.en.count(n, "token"), countImages: (n) => WORDS.en.count(n, "image"),
+    countTokens: (n) => counted(n, "token"), countImages: (n) => counted(n, "image"),
   },
   zh: {
     answer: "回答（逐个 token）",
@@ -54,7 +55,7 @@ const WORDS = {
     branch: "从这里改用并继续生成：",
     rank: "排名", entropy: "熵", logprob: "logprob", sampled: "采样时", nats: "nats",
     first: "该 token 之前没有分布", unknown: "概率未知", piece: "自身没有文本",
-    others: "其余全部", atMost: "至多", atLeast: "至少",
+    others: "其余全部", atLeast: "至少",
     confidence: "置信度", confidenceMeans: "给定提示词时整个回答的概率",
     perToken: "每个 token", perTokenMeans: "单个 token 的平均概率（几何平均）",
     perplexity: "困惑度", perplexityMeans: "每个 token 负对数概率均值的指数",
@@ -63,7 +64,8 @@ const WORDS = {
     tokens: "token 数", tokensMean: "生成的 token 数，含结束 token",
     finish: "结束方式", finishMeans: "stop：正常结束；length：达到长度上限",
     legend: "token 的概率", details: "详细信息", prompt: "提示词", image: "图像", positions: "个位置", runs: "段",
-    token: "token", probability: "概率", place: "位置", likelier: "其他最可能的 token",
+    question: "问题", ask: "提问", stop: "停止", back: "返回",
+    token: "token", probability: "概率", likelier: "其他最可能的 token",
     candidate: "候选", among: "在候选中的概率", mean: "每 token", perByte: "每字节",
     together: "这些候选合计占模型输出概率的", of: "。", inNats: "对数概率单位为 nats。",
     more: "个其余候选", candidates: "候选", tokensOf: "候选的 token：",
@@ -144,7 +146,8 @@ const cut = (text) => text.length > MOST_SHOWN ? `${text.slice(0, MOST_SHOWN)}�
 const bounded = (row) => !known(row.logprob) && known(row.logprob_at_most);
 const logprobOf = (row) => known(row.logprob) ? row.logprob : bounded(row) ? row.logprob_at_most : null;
 const probabilityOf = (row) => known(logprobOf(row)) ? Math.exp(logprobOf(row)) : null;
-const shareOf = (row) => bounded(row) ? `≤ ${percent(probabilityOf(row)).replace(/^[<>]/, "")}` : percent(probabilityOf(row));
+const atMost = (probability) => probability >= 0.9995 ? "≤ 100%" : `≤ ${percent(probability).replace("<", "")}`;
+const shareOf = (row) => bounded(row) ? atMost(probabilityOf(row)) : percent(probabilityOf(row));
 
 // The alternatives of a row, likeliest first, the token that was said among them; and what all others hold.
 function choicesOf(row) {
@@ -198,7 +201,7 @@ function pictures(make, words, urls) {
 
 // The panel beside a text: the numbers of one row and what else could have been said there.
 function panel(make, words, id, onAlternative, back) {
-  const root = make("section", "panel", "", { id, "aria-label": words.alternatives });
+  const root = make("div", "panel", "", { id, role: "group", "aria-label": words.alternatives });
   const list = make("ul", "choices");
   let shown = null;
 
@@ -214,7 +217,7 @@ function panel(make, words, id, onAlternative, back) {
     head.append(make("b", "", cut(label(row.token)), { dir: "auto" }), make("b", "", shareOf(row)));
     const facts = [];
     if (bounded(row)) facts.push(`${words.logprob} ≤ ${nats(row.logprob_at_most)}`);
-    else if (!known(row.logprob)) facts.push(index === 0 && part === "prompt" || row.kind !== "text" ? words.first : words.unknown);
+    else if (!known(row.logprob)) facts.push(row.position === 0 ? words.first : words.unknown);
     else {
       if (known(row.rank)) facts.push(`${words.rank} ${row.rank}`);
       if (known(row.entropy)) facts.push(`${words.entropy} ${nats(row.entropy)} ${words.nats}`);
@@ -639,7 +642,8 @@ export function showScores(element, document, { onSelect, lang } = {}) {
   });
   said.append(name, text.root);
   let meta = details(make, words, {});
-  main.append(asked, tables, mass, said, meta);
+  const typed = make("p", "said", "", { dir: "auto" }), note = make("p", "note", "", { dir: "auto" });
+  main.append(asked, typed, tables, mass, note, said, meta);
   body.append(main, side.root);
 
   const most = (each) => !known(each.logprob) && known(each.logprob_at_most);
@@ -652,7 +656,7 @@ export function showScores(element, document, { onSelect, lang } = {}) {
     if (each.boundary) head.append(make("span", "note", plain(each.boundary)));
     const share = make("td", "share");
     const upper = !known(each.probability) && each.probability_bounds ? each.probability_bounds[1] : null;
-    share.append(bar(make, "span", "bar", null, known(upper) ? `≤ ${percent(upper).replace(/^</, "")}` : percent(each.probability), each.probability));
+    share.append(bar(make, "span", "bar", null, known(upper) ? atMost(upper) : percent(each.probability), each.probability));
     made.append(head, share, make("td", "", most(each) ? `≤ ${nats(each.logprob_at_most)}` : nats(each.logprob)));
     if (rates()) made.append(make("td", "", nats(each.mean)), make("td", "", nats(each.per_byte)));
     return made;
@@ -660,7 +664,7 @@ export function showScores(element, document, { onSelect, lang } = {}) {
   const rates = () => shown.candidates.some(({ mean }) => known(mean));
 
   function table(order, offset) {
-    const scroll = make("div", "scroll", "", { role: "region", tabindex: "0", "aria-label": words.candidates });
+    const scroll = make("div", "scroll");
     const made = make("table"), head = make("thead"), row = make("tr"), lines = make("tbody");
     const names = [words.candidate, words.among, words.logprob, ...rates() ? [words.mean, words.perByte] : []];
     names.forEach((each, place) => row.append(make("th", place === 1 ? "others" : "", each, { scope: "col" })));
@@ -693,6 +697,10 @@ export function showScores(element, document, { onSelect, lang } = {}) {
     images(next.images || []);
     asked.textContent = next.question ? plain(String(next.question)) : "";
     asked.hidden = !next.question;
+    for (const [place, text] of [[typed, next.answer], [note, next.note]]) { // of a typed answer
+      place.textContent = text ? plain(String(text)) : "";
+      place.hidden = !text;
+    }
     const value = ({ logprob }) => known(logprob) ? logprob : -Infinity;
     const order = next.candidates.map((_, place) => place).sort((a, b) => value(next.candidates[b]) - value(next.candidates[a]) || a - b);
     tables.replaceChildren(table(order.slice(0, FIRST_CANDIDATES), 0));
