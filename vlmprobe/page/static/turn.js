@@ -16,9 +16,9 @@ export function turnView(turn, { lacks, legend, onBranch, onSwitch }) {
   const status = h("p", { class: "status" }, "");
   const said = h("p", { class: "said", dir: "auto", hidden: true });
   const note = h("p", { class: "note faint", dir: "auto", hidden: true });
-  const branches = h("nav", { class: "branches", "aria-label": words.branches, hidden: true });
+  const branches = h("div", { class: "branches", role: "group", "aria-label": words.branches, hidden: true });
   const images = [...new Set([...turn.before.flatMap((each) => each.turn.images), ...turn.images])].map((key) => known(key)?.shown || "");
-  const root = h("section", { class: `turn${turn.images.length ? "" : " same"}`, id, "aria-label": turn.text }, said, note, place, status, branches);
+  const root = h("section", { class: `turn${turn.images.length ? "" : " same"}`, id, "aria-label": `${turn.before.length + 1}. ${turn.text.slice(0, 200)}` }, said, note, place, status, branches);
   const panels = panelBar(root, { turn, lacks, id });
   let handle = null, kind = null, shown = null;
 
@@ -41,7 +41,7 @@ export function turnView(turn, { lacks, legend, onBranch, onSwitch }) {
   function drawBranches() {
     const listed = outline(turn);
     branches.hidden = listed.length < 2;
-    branches.replaceChildren(h("h3", {}, words.branches), h("ul", {}, ...listed.map(([version, depth]) => {
+    branches.replaceChildren(h("h2", {}, words.branches), h("ul", {}, ...listed.map(([version, depth]) => {
       const name = version.from
         ? [h("b", { dir: "auto" }, label(version.from.alternative.token)), ` ${words.insteadOf} `, h("span", { dir: "auto" }, label(version.instead))]
         : [words.firstAnswer];

@@ -25,7 +25,7 @@ export function panelBar(root, { turn, lacks, id }) {
   root.append(bar);
 
   const places = PANELS.map((panel) => {
-    const section = h("section", { class: `opened ${panel.name}`, id: `${id}-${panel.name}`, hidden: true, "aria-label": words[panel.name] });
+    const section = h("div", { class: `opened ${panel.name}`, id: `${id}-${panel.name}`, hidden: true, role: "group", "aria-label": words[panel.name] });
     const button = h("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-controls": section.id, onclick: () => toggle(panel) }, words[panel.name]);
     bar.append(button);
     root.append(section);

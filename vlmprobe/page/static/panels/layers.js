@@ -14,7 +14,7 @@ export default {
 
   show(root, { tokens, layers, probabilities, says, leads }) {
     let from = 0;
-    const place = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": words.layers });
+    const place = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": words.layers });
     const step = (by, name) => h("button", { type: "button", class: "quiet", onclick: () => draw(from + by * SEEN) }, name);
     const earlier = step(-1, words.earlier), later = step(1, words.later), which = h("span", { class: "faint" });
     root.append(h("p", { class: "faint about" }, words.layersAbout), place);

@@ -17,6 +17,6 @@ export default {
       copy.textContent = words.copied;
       tell(words.copied);
     } }, words.copy);
-    root.append(h("pre", { tabindex: "0", role: "region", "aria-label": words.python }, code), copy);
+    root.append(h("pre", { tabindex: "0", role: "group", "aria-label": words.python }, code), copy);
   },
 };
