@@ -318,7 +318,7 @@ class LocalEngine:
             raise GenerationOptionError("Beams are known only at the end: stream with num_beams=1, or call generate.")
 
         def answer(listener: Callable[[TokenTable], bool]) -> Result:
-            rows = Rows(self.detokenizer)
+            rows = Rows(self.detokenizer, options.begin)
             closed = False
 
             def listen(steps: Steps, ids: Tensor) -> bool:
@@ -330,7 +330,7 @@ class LocalEngine:
             ended = result.finish_reason == "length" or int(result.output.ids[-1]) in end_ids(config)
             return result if ended or not closed else replace(result, meta={**result.meta, "finish_reason": "closed"})
 
-        return Stream(answer)
+        return Stream(answer, given=len(options.begin))
 
     def score_ids(
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
