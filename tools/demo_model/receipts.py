@@ -124,6 +124,7 @@ def train(
     def whole_loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, 1, step])
         rows = rng.integers(0, recipe.receipts, recipe.whole.scenes)
+        model.model.vision_tower.requires_grad_(step >= recipe.frozen * recipe.whole.steps)
         return loss_of(model, _batch(rng, words, drawn, rows, recipe.blind), 1.0)
 
     def look(stage: str) -> Callable[[int], None]:
