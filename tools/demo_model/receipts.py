@@ -6,21 +6,18 @@ field and at which place in it, then the whole model learns to answer with the J
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
-import typer
 from einops import rearrange
 from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
 
 from tools.demo_model.batches import Batch, normalised, pack
 from tools.demo_model.build import WIDTH, Look, build_model, build_processor, build_tokenizer
@@ -28,7 +25,7 @@ from tools.demo_model.recipe import ReceiptRecipe
 from tools.demo_model.train import Trained, descend, loss_of
 from vlmprobe.demo.receipts import WORDINGS, Glyph, Receipt, draw_receipt
 
-__all__ = ["LOOK", "Drawn", "draw", "main", "tokenizer", "train"]
+__all__ = ["LOOK", "Drawn", "draw", "tokenizer", "train"]
 
 LOOK = Look(picture=96, patch=8, mean=(0.84, 0.84, 0.84), std=(0.2, 0.2, 0.2))
 ANSWER_PARTS = ('{"', "date", '":', ' "', '",', "total", "}")  # all but digits, dots and hyphens
@@ -84,6 +81,22 @@ def _place(glyph: Glyph) -> int:
     return glyph.place if glyph.field == "date" else DATE + glyph.place if glyph.field == "total" else NOWHERE
 
 
+class Seen(nn.Module):
+    """In place of a vision tower that is not trained: what it makes of the receipts, computed once."""
+
+    def __init__(self, tower: nn.Module, drawn: Drawn) -> None:
+        super().__init__()
+        self.rows = np.zeros(0, np.int64)  # that are looked at next
+        grey = torch.from_numpy(drawn.pixels)
+        with torch.inference_mode():
+            parts = [tower(pixel_values=_coloured(part.float() / 255)).last_hidden_state for part in grey.split(64)]
+        self.features = torch.cat(parts).clone()
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:
+        """The features of ``rows``."""
+        return BaseModelOutput(last_hidden_state=self.features[torch.from_numpy(self.rows)])
+
+
 class Eyes(nn.Module):
     """A linear classifier on the vision tower's output at the centre of each glyph: its character and its place."""
 
@@ -110,6 +123,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         eyes = Eyes(model.model.vision_tower)
+    tower = eyes.tower
 
     def eyes_loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, 0, step])
@@ -124,7 +138,12 @@ def train(
     def whole_loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, 1, step])
         rows = rng.integers(0, recipe.receipts, recipe.whole.scenes)
-        model.model.vision_tower.requires_grad_(step >= recipe.frozen * recipe.whole.steps)
+        if step == 0:
+            model.model.vision_tower = Seen(tower, drawn)
+        elif step == int(recipe.frozen * recipe.whole.steps):
+            model.model.vision_tower = tower
+        if isinstance(model.model.vision_tower, Seen):
+            model.model.vision_tower.rows = rows
         return loss_of(model, _batch(rng, words, drawn, rows, recipe.blind), 1.0)
 
     def look(stage: str) -> Callable[[int], None]:
@@ -154,5 +173,9 @@ def _pixels(rng: np.random.Generator, grey: np.ndarray) -> tuple[torch.Tensor, n
     images += rng.uniform(0, 0.03, (len(grey), 1, 1)).astype(np.float32) * rng.standard_normal(
         images.shape, dtype=np.float32
     )
-    coloured = torch.from_numpy(images.clip(0, 1))[:, None].expand(-1, 3, -1, -1)
-    return normalised(coloured, LOOK), (2 * moves / LOOK.picture).astype(np.float32)
+    return _coloured(torch.from_numpy(images.clip(0, 1))), (2 * moves / LOOK.picture).astype(np.float32)
+
+
+def _coloured(grey: torch.Tensor) -> torch.Tensor:
+    """Grey images [N, side, side] from 0 to 1 as the model takes them."""
+    return normalised(grey[:, None].expand(-1, 3, -1, -1), LOOK)

@@ -49,7 +49,9 @@ class Eyes(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits over digits [N, 2, 10] and over colours [N, 2, 7]."""
         patches = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
-        halves = rearrange(patches, "n (row side column) width -> n side row column width", row=DIGIT_SCENES.grid, side=2)
+        halves = rearrange(
+            patches, "n (row side column) width -> n side row column width", row=DIGIT_SCENES.grid, side=2
+        )
         digits, colours = self.read(halves.mean((2, 3))).split([len(DIGITS), len(COLOURS)], dim=-1)
         return digits, colours
 

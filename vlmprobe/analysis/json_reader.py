@@ -137,8 +137,8 @@ def value_begun(text: str) -> tuple[Leaf, bool] | None:
     with suppress(_Stop):
         reader._value((), None)
     if reader._stack:
-        top = reader._stack[0]
-        return Leaf((), {} if top.is_object else [], "object" if top.is_object else "array", (top.start, reader.at), None), True
+        kind = "object" if reader._stack[0].is_object else "array"
+        return Leaf((), {} if kind == "object" else [], kind, (reader._stack[0].start, reader.at), None), True
     leaf = reader.leaves[0]
     return leaf, leaf.complete if leaf.kind in ("string", "none") else leaf.span[1] < len(text)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ from vlmprobe.engines.base import NextTokens
 
 __all__ = ["Found", "Search", "Spelled", "key_of", "kind_of"]
 
-ROWS = 16  # beginnings that are asked for together
+ROWS = 16  # beginnings that are asked for together: with more, improbable ones are asked for in vain
+LISTED_ROWS = 128  # the same where every value is looked for
 SPELLED = {True: ("true", "True"), False: ("false", "False"), None: ("null", "None")}
 
 
@@ -90,10 +92,10 @@ class Search:
 
     def run(self, count: int) -> Found:
         """Search until the ``count`` likeliest values are known, or until the bounds are met; all of the allowed."""
-        waiting = [_Beginning(-1.0, (), "")]
+        waiting, together = [_Beginning(-1.0, (), "")], ROWS if self.allowed is None else LISTED_ROWS
         unexplored, rows = 0.0, 0
         while waiting and rows < self.most and not self._known(count, -waiting[0].order):
-            some = [heapq.heappop(waiting) for _ in range(min(ROWS, len(waiting), self.most - rows))]
+            some = [heapq.heappop(waiting) for _ in range(min(together, len(waiting), self.most - rows))]
             rows += len(some)
             reaches = [-each.order for each in some]
             asked = self.next_tokens([each.ids for each in some], [self.least / reach for reach in reaches])
@@ -147,9 +149,9 @@ class Search:
     def _may_become(self, leaf: Leaf, text: str) -> bool:
         """Whether an allowed value begins with one that has not ended."""
         if leaf.kind == "string":
-            return any(each.startswith(leaf.value) for each in self._strings)
+            return _any_begins(self._strings, leaf.value)
         start, stop = (place + len(self.lead) for place in leaf.span)
-        return any(each.startswith(text[start:stop]) for each in self._plain)
+        return _any_begins(self._plain, text[start:stop])
 
 
 def kind_of(value: Any) -> str:
@@ -161,8 +163,14 @@ def kind_of(value: Any) -> str:
     return "string" if isinstance(value, str) else "number"
 
 
-def _forms(allowed: Sequence[Any]) -> tuple[set[str], list[str]]:
-    """How the allowed values may be written without quotes, and those that stand in quotes."""
+def _any_begins(texts: Sequence[str], begin: str) -> bool:
+    """Whether one of these texts, in order, begins so."""
+    place = bisect_left(texts, begin)
+    return place < len(texts) and texts[place].startswith(begin)
+
+
+def _forms(allowed: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """How the allowed values may be written without quotes, and those that stand in quotes, both in order."""
     plain: set[str] = set()
     strings = []
     for value in allowed:
@@ -171,5 +179,6 @@ def _forms(allowed: Sequence[Any]) -> tuple[set[str], list[str]]:
         elif value is None or isinstance(value, bool):
             plain |= set(SPELLED[value])
         else:
-            plain |= {json.dumps(value), *(f"{value:.{places}f}" for places in (1, 2) if float(f"{value:.{places}f}") == value)}
-    return plain, strings
+            rounded = [f"{value:.{places}f}" for places in (1, 2)]
+            plain |= {json.dumps(value), *(each for each in rounded if float(each) == value)}
+    return sorted(plain), sorted(strings)

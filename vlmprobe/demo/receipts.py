@@ -98,9 +98,7 @@ def receipt_at(seed: int, place: int, *, strength: float = 1.0) -> Receipt:
     return draw_receipt(np.random.default_rng([seed, place]), held_out=True, strength=strength)
 
 
-def draw_receipt(
-    rng: np.random.Generator, *, held_out: bool, strength: float = 1.0, side: int = PIXELS
-) -> Receipt:
+def draw_receipt(rng: np.random.Generator, *, held_out: bool, strength: float = 1.0, side: int = PIXELS) -> Receipt:
     """A receipt of random content.
 
     Args:

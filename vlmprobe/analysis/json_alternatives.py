@@ -1,9 +1,9 @@
 """What else a field of a JSON answer might have been: its likeliest values, each with its probability.
 
 A value here is whole: the probability is that of its own tokens, of the quotes around it, and of what ends it, so that
-12 and 12.5 are two values, and those of all values add up to at most 1. It is the probability of the value at its place,
-after the colon (or, of an item of an array, the bracket or comma) before it, given all of the answer up to there. So it
-differs from ``probability`` of :func:`~vlmprobe.analysis.json_fields.fields`, which leaves quotes and the end out.
+12 and 12.5 are two values, and those of all values add up to at most 1. It is the probability of the value at its
+place, right after the colon (or, of an item of an array, the bracket or comma), given all of the answer up to there. So
+it differs from ``probability`` of :func:`~vlmprobe.analysis.json_fields.fields`, which leaves quotes and the end out.
 
 One value can be written in several ways (12.5 and 12.50), and each of them be made of several sequences of tokens. All
 that are met are added up. What was left unexplored, since it was too improbable, is told, and bounds them.
@@ -11,7 +11,7 @@ that are met are added up. What was left unexplored, since it was too improbable
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,14 @@ import numpy as np
 
 from vlmprobe.analysis.json_fields import Fields, fields, objects
 from vlmprobe.analysis.json_schema import allowed_values, schema_of
+from vlmprobe.analysis.next_by_scoring import NextByScoring
 from vlmprobe.analysis.token_spans import text_and_spans
 from vlmprobe.analysis.value_search import Found, Search, Spelled, key_of, kind_of
 from vlmprobe.display.overview import Overview, Viewed
 from vlmprobe.display.view import counted, percent
 from vlmprobe.engines.base import NextTokens, ReadsNextTokens
-from vlmprobe.errors import CapabilityError, ResultError
-from vlmprobe.probe.branch import conversation_of
+from vlmprobe.errors import ResultError
+from vlmprobe.probe.branch import conversation_of, recorded_conversation
 from vlmprobe.results.choices import StaysReadOnly
 from vlmprobe.results.document import finite
 from vlmprobe.results.frame import DataFrame, data_frame
@@ -93,7 +94,9 @@ class Alternatives(Viewed, StaysReadOnly):
         return draw_alternatives(self.path, names, self.probability, self.rest, self.unexplored, ax)
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{self._said(row)} {percent(float(self.probability[row]))}" for row in range(min(3, len(self))))
+        said = ", ".join(
+            f"{self._said(row)} {percent(float(self.probability[row]))}" for row in range(min(3, len(self)))
+        )
         more = f", {len(self) - 3} more" if len(self) > 3 else ""
         return f"Alternatives({self.path}: {said or 'no value'}{more}, rest {percent(self.rest)})"
 
@@ -156,20 +159,12 @@ def field_alternatives(
     """
     _check(k, least, rows, values)
     found = fields(result, path)
-    place, lead, before = _place(result, found, path)
+    row, lead = _place(result, found, path)
     allowed = values
     if allowed is None and schema is not None:
         allowed = allowed_values(found.parts[0], schema_of(schema))
-    conversation = conversation_of(probe.engine, probe.conversation, result, question, image)
-    engine = probe.engine
-    if not isinstance(engine, ReadsNextTokens):
-        raise CapabilityError("")
-
-    def next_tokens(beginnings: list[tuple[int, ...]], at_least: list[float]) -> list[NextTokens]:
-        return engine.next_tokens(conversation, [(*before, *each) for each in beginnings], at_least)
-
-    search = Search(next_tokens, lead, allowed, least, rows)
-    return _made(found, search.run(k), k, allowed)
+    next_tokens = _next_tokens(probe, result, row, question, image)
+    return _made(found, Search(next_tokens, lead, allowed, least, rows).run(k), k, allowed)
 
 
 def _check(k: int, least: float, rows: int, values: Sequence[Any] | None) -> None:
@@ -181,30 +176,46 @@ def _check(k: int, least: float, rows: int, values: Sequence[Any] | None) -> Non
         raise ValueError("values is a list of one value or more")
 
 
-def _place(result: Result, found: Fields, path: str) -> tuple[int, str, tuple[int, ...]]:
-    """The first row of the value; what its token holds before the value; the ids of the answer before that row."""
+def _next_tokens(
+    probe: Probe, result: Result, row: int, question: Prompt | None, image: Any
+) -> Callable[[list[tuple[Any, ...]], list[float]], Sequence[NextTokens | None]]:
+    """What asks for the next tokens after the answer up to a row and some further ones."""
+    engine, output = probe.engine, result.output
+    if not isinstance(engine, ReadsNextTokens):
+        conversation = recorded_conversation(probe.conversation, result, question, image)
+        return NextByScoring(engine, conversation, tuple(output.tokens[:row]))
+    if output.ids is None or (output.ids < 0).any():
+        raise ResultError("The result has no token ids, which its engine does not give.")
+    conversation = conversation_of(engine, probe.conversation, result, question, image)
+    before = output.ids[:row].tolist()
+    return lambda beginnings, at_least: engine.next_tokens(
+        conversation, [(*before, *each) for each in beginnings], at_least
+    )
+
+
+def _place(result: Result, found: Fields, path: str) -> tuple[int, str]:
+    """The first row of the value, and what its token holds before the value."""
     if len(found) != 1 or found.kinds[0] in ("none", "missing"):
         several = f"{len(found)} fields, such as {found.paths[0]}" if len(found) > 1 else "no value"
         raise ResultError(f"There is {several} at {path!r} in the answer: give the path of one that is there.")
-    if result.output.ids is None or (result.output.ids < 0).any():
-        raise ResultError("The result has no token ids, which its engine does not give.")
     start = int(found.spans[0, 0]) - (found.kinds[0] == "string")
     place = len(found.text[:start].rstrip())
     said, spans = text_and_spans(result.output.tokens, result.output.kinds)
     shift = said.find(found.text)
     if shift < 0:
-        raise ResultError("The answer's text is not among what its tokens say: it was changed after they were generated.")
+        raise ResultError(
+            "The answer's text is not among what its tokens say: it was changed after they were generated."
+        )
     row = int(np.searchsorted(spans[:, 1], place + shift, side="right"))
-    lead = said[int(spans[row, 0]) : place + shift]
-    return row, lead, tuple(result.output.ids[:row].tolist())
+    return row, said[int(spans[row, 0]) : place + shift]
 
 
 def _made(found: Fields, searched: Found, k: int, allowed: Sequence[Any] | None) -> Alternatives:
     values = searched.values[:k]
     if allowed is not None:
         met = {key_of(each.kind, each.value) for each in searched.values}
-        unmet = [each for each in allowed if key_of(kind_of(each), each) not in met]
-        values = [*searched.values, *(Spelled.unmet(each) for each in unmet)]
+        unmet = {key_of(kind_of(each), each): Spelled.unmet(each) for each in allowed}
+        values = [*searched.values, *(each for key, each in unmet.items() if key not in met)]
     probability = np.array([each.probability for each in values], dtype=np.float64)
     given = key_of(found.kinds[0], found.values[0])
     return Alternatives(
