@@ -6,12 +6,17 @@ field and at which place in it, then the whole model learns to answer with the J
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import transformers
+import typer
 from einops import rearrange
 from PIL import Image
 from rich.console import Console
@@ -21,11 +26,14 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from tools.demo_model.batches import Batch, normalised, pack
 from tools.demo_model.build import WIDTH, Look, build_model, build_processor, build_tokenizer
+from tools.demo_model.card import Run, receipts_card
+from tools.demo_model.evaluate import Evaluation, answer
 from tools.demo_model.recipe import ReceiptRecipe
 from tools.demo_model.train import Trained, descend, loss_of
-from vlmprobe.demo.receipts import WORDINGS, Glyph, Receipt, draw_receipt
+from vlmprobe.demo.receipts import WORDINGS, Glyph, Receipt, draw_receipt, held_out
+from vlmprobe.demo.scenes import QA
 
-__all__ = ["LOOK", "Drawn", "draw", "tokenizer", "train"]
+__all__ = ["LOOK", "Drawn", "draw", "main", "measure", "save", "tokenizer", "train"]
 
 LOOK = Look(picture=96, patch=8, mean=(0.84, 0.84, 0.84), std=(0.2, 0.2, 0.2))
 ANSWER_PARTS = ('{"', "date", '":', ' "', '",', "total", "}")  # all but digits, dots and hyphens
@@ -154,9 +162,62 @@ def train(
     return Trained(model.eval(), build_processor(words, LOOK), first, second)
 
 
-def _batch(rng: np.random.Generator, words: Any, drawn: Drawn, rows: np.ndarray, blind: float) -> Batch:
-    from vlmprobe.demo.scenes import QA
+def measure(
+    model: Any, processor: Any, receipts: int, *, seed: int = 0, strength: float = 1.0
+) -> tuple[Evaluation, dict[str, float]]:
+    """Answers about held-out receipts, and of each field the share that is right."""
+    drawn = list(held_out(receipts, seed=seed, strength=strength))
+    answered = answer(model, processor, drawn, kinds=["receipt"], batch=32)
+    read = [_read(each.answer) for each in answered]
+    shares = {
+        name: sum(each.get(name) == receipt.gold[name] for each, receipt in zip(read, drawn, strict=True)) / receipts
+        for name in ("date", "total")
+    }
+    return Evaluation(tuple(answered)), shares
 
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def save(out: Path, trained: Trained, recipe: ReceiptRecipe, minutes: float, cpu_minutes: float, receipts: int) -> None:
+    """Write the checkpoint with its model card, for which it is evaluated."""
+    trained.model.save_pretrained(out)
+    trained.processor.save_pretrained(out)
+    run = Run(
+        parameters=trained.model.num_parameters(),
+        bytes=(out / "model.safetensors").stat().st_size,
+        minutes=minutes,
+        cpu_minutes=cpu_minutes,
+        threads=torch.get_num_threads(),
+        versions=f"torch {torch.__version__.partition('+')[0]}, transformers {transformers.__version__}",
+    )
+    measured = {
+        strength: measure(trained.model, trained.processor, receipts, strength=strength) for strength in (0.0, 1.0, 2.0)
+    }
+    (out / "README.md").write_text(receipts_card(recipe, run, measured), encoding="utf-8")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to write the checkpoint into.")] = Path("receipts-checkpoint"),
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of all receipts.")] = ReceiptRecipe.seed,
+    receipts: Annotated[int, typer.Option(min=1, help="Number of held-out receipts for evaluation.")] = 500,
+) -> None:
+    """Train the model of receipts, evaluate it on held-out receipts, and save it with its model card."""
+    console, recipe = Console(stderr=True), ReceiptRecipe(seed=seed)
+    began, cpu_began = time.monotonic(), time.process_time()
+    trained = train(recipe, console)
+    minutes, cpu_minutes = (time.monotonic() - began) / 60, (time.process_time() - cpu_began) / 60
+    console.print(f"evaluating on {receipts} held-out receipts")
+    save(out, trained, recipe, minutes, cpu_minutes, receipts)
+    console.print(f"wrote {out}; the results are in its README.md")
+
+
+def _batch(rng: np.random.Generator, words: Any, drawn: Drawn, rows: np.ndarray, blind: float) -> Batch:
     wordings = rng.integers(len(WORDINGS), size=len(rows))
     asks = [
         [(QA("receipt", WORDINGS[0], drawn.receipts[row]), WORDINGS[wording])]
@@ -179,3 +240,7 @@ def _pixels(rng: np.random.Generator, grey: np.ndarray) -> tuple[torch.Tensor, n
 def _coloured(grey: torch.Tensor) -> torch.Tensor:
     """Grey images [N, side, side] from 0 to 1 as the model takes them."""
     return normalised(grey[:, None].expand(-1, 3, -1, -1), LOOK)
+
+
+if __name__ == "__main__":
+    typer.run(main)
