@@ -17,13 +17,13 @@ from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import require_one_side
-from vlmprobe.engines.base import MadeForOneConversation, Options
+from vlmprobe.engines.base import MadeForOneConversation, NextTokens, Options
 from vlmprobe.engines.local.answer_tables import Answers, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.candidate_states import states_after_answers
 from vlmprobe.engines.local.capture import Head, Steps
 from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
 from vlmprobe.engines.local.feature_cache import ImageMemory, Reuse, images_key, remembered
-from vlmprobe.engines.local.generation_config import end_ids, generation_config
+from vlmprobe.engines.local.generation_config import counts_padding, end_ids, generation_config
 from vlmprobe.engines.local.grammar import Grammars
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
@@ -32,7 +32,7 @@ from vlmprobe.engines.local.phases import phases
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.resumed import all_but_last, all_but_last_of, encode_together
 from vlmprobe.engines.local.run_generate import Run, drawing, run
-from vlmprobe.engines.local.scoring import score, scored
+from vlmprobe.engines.local.scoring import next_tokens, score, scored
 from vlmprobe.engines.local.second_prompt import SecondPrompt
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.engines.local.streamed_rows import Rows
@@ -48,14 +48,6 @@ from vlmprobe.results.row_files import StepRows, row_files
 from vlmprobe.results.table import TokenTable
 
 __all__ = ["LocalEngine"]
-
-COUNT_PADDING = {  # options that count padding as text, and their neutral values
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-}
 
 
 class LocalEngine:
@@ -137,10 +129,7 @@ class LocalEngine:
         config = self._config(options)
         ends = config.stop_strings or config.max_time
         drawn = options.seed is not None and config.do_sample
-        counts = config.max_new_tokens is None or any(
-            getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
-        )
-        counts = counts or bool(options.processors) or puts_virtual_tokens(self.adapter)
+        counts = counts_padding(config) or bool(options.processors) or puts_virtual_tokens(self.adapter)
         counts = counts or (options.constraint is not None and options.constraint.by_row)
         return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
 
@@ -341,6 +330,15 @@ class LocalEngine:
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
             require_one_side(self.adapter, [len(each.ids) for each in encoding.prompts], len(ids))
             return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
+
+    def next_tokens(
+        self, conversation: Conversation, beginnings: Sequence[Sequence[int]], at_least: Sequence[float]
+    ) -> list[NextTokens]:
+        """For each beginning, as token ids, the tokens of at least this probability that may follow it."""
+        memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
+        asked = conversation, beginnings, at_least
+        with alone(self.adapter), self._remembered(memory, [conversation]):
+            return next_tokens(self.adapter, self.head, self.detokenizer, *asked, self.prefixes)
 
     def layers(
         self, conversation: Conversation, options: Options, **what: Any
