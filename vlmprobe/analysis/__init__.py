@@ -4,7 +4,7 @@
 >>> uncertainty.mean_entropy(result)
 >>> contrast(probe, "Describe the picture.", image)
 
-``dir(vlmprobe.analysis)`` lists the modules, and the functions ``contrast``, ``fields`` and ``lens``, the entry points
+``dir(vlmprobe.analysis)`` lists the modules, and the functions ``boxes``, ``contrast``, ``fields`` and ``lens``, the entry points
 of theirs.
 """
 
@@ -13,11 +13,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors, which then show their signatures
+    from vlmprobe.analysis.box_confidence import boxes as boxes
     from vlmprobe.analysis.image_contrast import contrast as contrast
     from vlmprobe.analysis.json_fields import fields as fields
     from vlmprobe.analysis.logit_lens import lens as lens
 
-FUNCTIONS = {"contrast": "image_contrast", "fields": "json_fields", "lens": "logit_lens"}  # name: module
+FUNCTIONS = {
+    "boxes": "box_confidence",
+    "contrast": "image_contrast",
+    "fields": "json_fields",
+    "lens": "logit_lens",
+}  # name: module
 MOVED = {  # former module: where it is now; until 1.0
     "alignment": "vlmprobe.analysis.token_alignment",
     "branching": "vlmprobe.probe.branch",

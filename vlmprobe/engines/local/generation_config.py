@@ -13,7 +13,7 @@ from vlmprobe.engines.base import ONE_STEP
 from vlmprobe.engines.option_checks import check_value, with_temperature
 from vlmprobe.errors import GenerationOptionError, near
 
-__all__ = ["generation_config", "prefill_config"]
+__all__ = ["generation_config", "plain", "prefill_config"]
 
 DEFAULT_NEW_TOKENS = 128
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -128,6 +128,12 @@ def generation_config(
         raise GenerationOptionError(f"These options select {mode}; a probe supports {', '.join(MODES)}.")
     config.return_dict_in_generate = True  # beams: which beam each token came from
     return config
+
+
+def plain(config: GenerationConfig) -> dict[str, Any]:
+    """The JSON-ready part of a generation config that differs from the default."""
+    kinds = (str, int, float, bool, list, type(None))
+    return {key: value for key, value in config.to_diff_dict().items() if isinstance(value, kinds)}
 
 
 def prefill_config(base: GenerationConfig) -> GenerationConfig:
