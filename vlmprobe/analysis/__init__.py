@@ -4,8 +4,8 @@
 >>> uncertainty.mean_entropy(result)
 >>> contrast(probe, "Describe the picture.", image)
 
-``dir(vlmprobe.analysis)`` lists the modules, and the functions ``boxes``, ``contrast``, ``fields`` and ``lens``, the entry points
-of theirs.
+``dir(vlmprobe.analysis)`` lists the modules, and the functions ``boxes``, ``contrast``, ``fields`` and ``lens``, the
+entry points of theirs.
 """
 
 from __future__ import annotations

@@ -176,12 +176,16 @@ class _Maker:
         return NOTHING if self.reader is None else self.reader.measure(*span)
 
     def _box(self, found: Found, axes: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """Its place in pixels, [4]; what is beyond the image, or has its corners reversed, is put right and noted."""
+        """Its place in pixels, [4], NaN where a number is missing or may go on.
+
+        What is beyond the image, or has its corners reversed, is put right and noted.
+        """
         notation = self.notation
         assert notation is not None
         units = np.full(4, np.nan)
         for number, axis in zip(found.numbers, axes, strict=False):
-            units[list(axis)] = notation.values(np.array([number.value]))[0]
+            if number.ended:
+                units[list(axis)] = notation.values(np.array([number.value]))[0]
             if not 0 <= number.value <= notation.greatest(axis, self.scale) and "out of range" not in found.notes:
                 found.notes.append("out of range")
         with np.errstate(invalid="ignore"):
@@ -227,20 +231,22 @@ class _Maker:
             if found is None:
                 continue
             for column, (low, high) in zip(axis, self._pixels(found, axis), strict=True):
-                made[column] = Coordinate.of(SIDES[column], low, high, found)
+                side = float(self.size[column % 2])
+                made[column] = Coordinate(SIDES[column], low, high, found.mass, found.sure, found.outside, side)
         return made
 
     def _pixels(self, found: Outcomes, axis: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Low and high ends of outcomes along each axis, in pixels."""
         notation = self.notation
         assert notation is not None
-        ends = []
+        ends: list[tuple[np.ndarray, np.ndarray]] = []
         for side, (low, high) in enumerate(zip(*map(np.transpose, self._units(found)), strict=True)):
             column = axis[side]
             factor = self.size[column % 2] / self.scale[column]
             most = self.size[column % 2]
-            ends.append(tuple(np.clip((each + notation.offset) * factor, 0, most) for each in (low, high)))
-        return ends  # type: ignore[return-value]
+            low, high = (np.clip((each + notation.offset) * factor, 0, most) for each in (low, high))
+            ends.append((low, high))
+        return ends
 
     def _units(self, found: Outcomes) -> tuple[np.ndarray, np.ndarray]:
         """Low and high ends [N, k] in units; of a range of patches, every column of the grid may be meant."""
@@ -259,20 +265,25 @@ class _Maker:
         known = [(axis, found) for axis, found in zip(axes, outcomes, strict=True) if found is not None]
         if len(known) < len(axes):
             return None
-        low = high = weight = None
-        if self.follower is not None and self.draws:
-            random = np.random.default_rng(self.seed)
-            drawn = self.follower.draws([each for each in places if each is not None], self.draws, random)
-            drawn = None if drawn is None else drawn[~np.isnan(drawn).any(axis=1)]
-            if drawn is not None and len(drawn):
-                low = np.empty((len(drawn), 4))
-                for column, axis in enumerate(axes):
-                    low[:, list(axis)] = self.notation.values(drawn[:, column])
-                high, weight = low, np.full(len(low), 1 / len(low))
-        if low is None:
-            joint = joint_of([(axis, *self._units(found), found.mass) for axis, found in known])
-            low, high, weight = joint.low, joint.high, joint.weight
+        joint = self._drawn(places, axes)
+        if joint is None:
+            joint = joint_of([(axis, *self._units(found), found) for axis, found in known])
         size = np.array([*self.size, *self.size])
-        shares = [self.notation.shares(each, self.scale) * size for each in (low, high)]
-        assert weight is not None
-        return Joint(*shares, weight)
+        low, high = (self.notation.shares(each, self.scale) * size for each in (joint.low, joint.high))
+        return Joint(low, high, joint.weight, joint.sure)
+
+    def _drawn(self, places: Sequence[Place | None], axes: Sequence[tuple[int, ...]]) -> Joint | None:
+        """Boxes drawn from the model, in units; None without any."""
+        assert self.notation is not None
+        if self.follower is None or not self.draws:
+            return None
+        random = np.random.default_rng(self.seed)
+        drawn = self.follower.draws([each for each in places if each is not None], self.draws, random)
+        drawn = None if drawn is None else drawn[~np.isnan(drawn).any(axis=1)]
+        if drawn is None or not len(drawn):
+            return None
+        units = np.empty((len(drawn), 4))
+        for column, axis in enumerate(axes):
+            units[:, list(axis)] = self.notation.values(drawn[:, column])
+        weight = np.full(len(units), 1 / len(units))
+        return Joint(units, units, weight, weight)

@@ -71,7 +71,7 @@ NOTATIONS = {
         Notation("qwen3-vl", ("json", "box_start"), 1000),
         Notation("internvl", ("box_lists",), 1000),
         Notation("minicpm-v", ("box_numbers",), 1000),
-        Notation("paligemma", ("loc_yxyx",), 1024, 1023, order=(1, 0, 3, 2)),
+        Notation("paligemma", ("loc_yxyx",), 1023, order=(1, 0, 3, 2)),
         Notation("florence-2", ("loc_xyxy",), 1000, 999, offset=0.5),
         Notation("kosmos-2", ("patches",), GRID, GRID**2 - 1, offset=0.5, grid=True),
         Notation("molmo", ("point_tags",), 100, step=0.1),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Outcomes", "Range", "Tally", "after", "from_rows", "range_of"]
+__all__ = ["Outcomes", "Range", "Tally", "after", "from_rows", "mean_bounds", "range_of"]
 
 PIECE = "\N{REPLACEMENT CHARACTER}"
 BEGINNING = re.compile(r"-?(?:\d+(?:\.\d*)?)?")
@@ -75,30 +75,25 @@ def after(text: str, token: str, lead: str, greatest: float, step: float) -> Ran
 
 @dataclass(frozen=True)
 class Outcomes:
-    """N ranges of numbers with their probabilities, and that of what is no place in the image."""
+    """N ranges of numbers with their probabilities, which add up to 1: given that a place in the image is written."""
 
     low: np.ndarray  # float64 [N]
     high: np.ndarray  # float64 [N]
-    mass: np.ndarray  # float64 [N]; they add up to 1: given that a place in the image is written
-    outside: float  # probability of anything else: no number, or one beyond the image
-    known: bool = True  # False where the engine gave no numbers
+    mass: np.ndarray  # float64 [N]
+    sure: np.ndarray  # float64 [N], of which this is of numbers that have ended: the rest may still leave the image
+    outside: float  # probability of anything else, at least: no number, or one beyond the image; NaN if unknown
 
     @property
     def exact(self) -> np.ndarray:
         """bool [N]: the outcomes that are one number."""
         return self.low == self.high
 
-    @property
-    def unresolved(self) -> float:
-        """Probability of the ranges."""
-        return float(self.mass[~self.exact].sum())
-
 
 class Tally:
     """Adds up the probabilities of outcomes."""
 
     def __init__(self) -> None:
-        self.mass: dict[tuple[float, float], float] = {}
+        self.mass: dict[tuple[float, float], list[float]] = {}  # all, and what of it has ended
         self.outside = 0.0
 
     def add(self, found: Range | None, mass: float) -> None:
@@ -108,18 +103,40 @@ class Tally:
         if found is None:
             self.outside += mass
         else:
-            key = found.low, found.high
-            self.mass[key] = self.mass.get(key, 0.0) + mass
+            held = self.mass.setdefault((found.low, found.high), [0.0, 0.0])
+            held[0] += mass
+            held[1] += mass if found.ended else 0.0
 
-    def outcomes(self, greatest: float, *, known: bool = True) -> Outcomes:
+    def outcomes(self, greatest: float) -> Outcomes:
         """What was counted."""
-        total = sum(self.mass.values())
+        total = sum(mass for mass, _ in self.mass.values())
         if not total:  # no place in the image is possible: nothing is known of one
-            return Outcomes(np.zeros(1), np.full(1, greatest), np.ones(1), self.outside, False)
+            return Outcomes(np.zeros(1), np.full(1, greatest), np.ones(1), np.zeros(1), np.nan)
         keys = sorted(self.mass)
         low, high = np.array(keys).T
-        mass = np.array([self.mass[key] for key in keys]) / total
-        return Outcomes(low, high, mass, self.outside / (self.outside + total), known)
+        mass, sure = np.array([self.mass[key] for key in keys]).T / total
+        return Outcomes(low, high, mass, sure, self.outside / (self.outside + total))
+
+
+def mean_bounds(low: np.ndarray, high: np.ndarray, mass: np.ndarray, sure: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest mean that outcomes allow.
+
+    Args:
+        low, high: float64 [N], the least and greatest value of each.
+        mass: float64 [N], its probability.
+        sure: float64 [N], of which this counts in any case, and the rest or any part of it may not.
+    """
+    return _least_mean(low, mass, sure), 0.0 - _least_mean(-high, mass, sure)
+
+
+def _least_mean(values: np.ndarray, mass: np.ndarray, sure: np.ndarray) -> float:
+    order = np.argsort(values, kind="stable")
+    values, maybe = values[order], np.maximum(mass - sure, 0)[order]
+    counted = sure[order]
+    total = counted.sum() + np.concatenate([[0.0], np.cumsum(maybe)])  # the smallest ones count first
+    summed = (counted * values).sum() + np.concatenate([[0.0], np.cumsum(maybe * values)])
+    known = total > 0
+    return float((summed[known] / total[known]).min())
 
 
 def from_rows(
@@ -140,7 +157,7 @@ def from_rows(
         top_logprobs: float [T, K], nats.
         lead, greatest, step: as in :func:`range_of`.
     """
-    tally, text, reached, known = Tally(), "", 1.0, True
+    tally, text, reached = Tally(), "", 1.0
     for row, token in enumerate(tokens):
         here = range_of(text, lead, greatest, step)
         if here is None:
@@ -148,7 +165,7 @@ def from_rows(
         own = float(logprobs[row])
         if np.isnan(own):  # the engine gives nothing, or a bound
             tally.add(here, reached)
-            known, reached = False, 0.0
+            reached = 0.0
             break
         listed = 0.0
         for other, logprob in zip(top_tokens[row], top_logprobs[row], strict=True):
@@ -168,4 +185,4 @@ def from_rows(
             break
     if reached:
         tally.add(range_of(text, lead, greatest, step), reached)
-    return tally.outcomes(greatest, known=known)
+    return tally.outcomes(greatest)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlmprobe.analysis.box_numbers import Outcomes, mean_bounds
+
 __all__ = ["Joint", "joint_of", "overlap"]
 
 MOST_CASES = 4096  # boxes that are enumerated
@@ -37,6 +39,7 @@ class Joint:
     low: np.ndarray  # float64 [N, 4]
     high: np.ndarray  # float64 [N, 4]
     weight: np.ndarray  # float64 [N], adding up to 1
+    sure: np.ndarray  # float64 [N], of which this counts in any case: see mean_bounds
 
     def overlaps(self, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The least and greatest overlap of each with a box [4], float64 [N] both: equal where all are numbers.
@@ -70,35 +73,42 @@ class Joint:
 
     def expected(self, box: np.ndarray) -> tuple[float, float]:
         """Bounds on the expected overlap."""
-        return tuple(float(np.nansum(self.weight * each)) for each in self.overlaps(box))  # type: ignore[return-value]
+        return self._bounds(*self.overlaps(box))
 
     def beyond(self, box: np.ndarray, threshold: float) -> tuple[float, float]:
         """Bounds on the probability that the overlap is greater than a threshold."""
-        return tuple(float(self.weight[each > threshold].sum()) for each in self.overlaps(box))  # type: ignore[return-value]
+        least, greatest = self.overlaps(box)
+        return self._bounds((least > threshold).astype(np.float64), (greatest > threshold).astype(np.float64))
+
+    def _bounds(self, least: np.ndarray, greatest: np.ndarray) -> tuple[float, float]:
+        least, greatest = np.nan_to_num(least), np.nan_to_num(greatest)  # of boxes without an area
+        return mean_bounds(least, greatest, self.weight, self.sure)
 
 
-def joint_of(parts: Sequence[tuple[tuple[int, ...], np.ndarray, np.ndarray, np.ndarray]]) -> Joint:
+def joint_of(parts: Sequence[tuple[tuple[int, ...], np.ndarray, np.ndarray, Outcomes]]) -> Joint:
     """Boxes of coordinates that are independent of each other: all of them, or evenly spread draws if there are many.
 
     Args:
-        parts: columns of the box that a number says; low and high float64 [N, k]; and their probabilities float64 [N].
+        parts: columns of the box that a number says; low and high float64 [N, k]; and the outcomes that have them.
     """
-    counts = [len(mass) for *_, mass in parts]
+    counts = [len(found.mass) for *_, found in parts]
     cases = int(np.prod(counts))
     if cases <= MOST_CASES:
         places = np.stack(np.unravel_index(np.arange(cases), counts))
-        weight = np.prod([part[3][place] for part, place in zip(parts, places, strict=True)], axis=0)
+        weight = np.prod([part[3].mass[place] for part, place in zip(parts, places, strict=True)], axis=0)
     else:
         random = np.random.default_rng(0)
         quantiles = [(random.permutation(DRAWS) + random.random(DRAWS)) / DRAWS for _ in parts]
         places = np.stack(
             [
-                np.minimum(np.searchsorted(np.cumsum(part[3]), each, side="right"), len(part[3]) - 1)
-                for part, each in zip(parts, quantiles, strict=True)
+                np.minimum(np.searchsorted(np.cumsum(found.mass), each, side="right"), len(found.mass) - 1)
+                for (*_, found), each in zip(parts, quantiles, strict=True)
             ]
         )
         weight = np.full(DRAWS, 1 / DRAWS)
     low, high = np.empty((2, len(weight), 4))
     for (columns, lows, highs, _), place in zip(parts, places, strict=True):
         low[:, columns], high[:, columns] = lows[place], highs[place]
-    return Joint(low, high, weight / weight.sum())
+    weight = weight / weight.sum()
+    shares = [(part[3].sure / part[3].mass)[place] for part, place in zip(parts, places, strict=True)]
+    return Joint(low, high, weight, weight * np.prod(shares, axis=0))

@@ -152,7 +152,7 @@ LIST = re.compile(r"\[([^\[\]]*)(\]?)")
 def _box_lists(text: str) -> list[Found]:
     """``<ref>label</ref><box>[[x1, y1, x2, y2], ...]</box>``, or lists of two for points."""
     found = []
-    for begun, stop, closed in _bodies(text, BOX_TAG):
+    for begun, stop, _ in _bodies(text, BOX_TAG):
         if "[" not in text[begun.end() : stop]:
             continue
         lists = [each for each in LIST.finditer(text, begun.end(), stop) if each[1].strip()]

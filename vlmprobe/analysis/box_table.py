@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from PIL.Image import Image
 
 from vlmprobe.analysis.box_frames import as_stored, orientation_of
-from vlmprobe.analysis.box_numbers import Outcomes
+from vlmprobe.analysis.box_numbers import mean_bounds
 from vlmprobe.analysis.box_overlap import Joint
 from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.view import DASH, counted, percent
@@ -22,7 +22,7 @@ from vlmprobe.results.frame import DataFrame, data_frame
 __all__ = ["Boxes", "Coordinate"]
 
 SIDES = ("x1", "y1", "x2", "y2")
-LITTLE = 1e-3  # probability of ranges up to which a mean of the numbers is given: it is then off by a unit at most
+LITTLE = 1e-3  # how far apart bounds may be for one number to be given: of the image's side, and of an overlap
 TAILS = (0.05, 0.95)
 NAN = float("nan")
 
@@ -38,12 +38,9 @@ class Coordinate(StaysReadOnly):
     low: np.ndarray  # float64 [N]
     high: np.ndarray  # float64 [N]; equal to ``low`` where the number is known
     mass: np.ndarray  # float64 [N], adding up to 1
-    outside: float  # probability of anything else than a place in the image
-
-    @classmethod
-    def of(cls, name: str, low: np.ndarray, high: np.ndarray, found: Outcomes) -> Coordinate:
-        """From outcomes, whose ends are these pixels."""
-        return cls(name, low, high, found.mass, found.outside if found.known else NAN)
+    sure: np.ndarray  # float64 [N], of which this has ended in the image: numbers that may go on might still leave it
+    outside: float  # probability of anything else than a place in the image, at least; NaN if unknown
+    side: float  # pixels: width or height of the image
 
     @property
     def exact(self) -> np.ndarray:
@@ -52,22 +49,17 @@ class Coordinate(StaysReadOnly):
 
     @property
     def unresolved(self) -> float:
-        """Probability of the ranges."""
-        return float(self.mass[~self.exact].sum())
+        """Probability of what has not ended, and was not followed."""
+        return float(np.maximum(self.mass - self.sure, 0).sum())
 
     @property
-    def expected_at_least(self) -> float:
-        """Pixels: the least mean that the outcomes allow."""
-        return float(self.mass @ self.low)
-
-    @property
-    def expected_at_most(self) -> float:
-        """Pixels: the greatest one."""
-        return float(self.mass @ self.high)
+    def bounds(self) -> tuple[float, float]:
+        """Pixels: the least and the greatest mean that the outcomes allow."""
+        return mean_bounds(self.low, self.high, self.mass, self.sure)
 
     @property
     def expected(self) -> float:
-        """Pixels: mean of the numbers; NaN if ranges have more than a thousandth of the probability."""
+        """Pixels: mean of the numbers; NaN if its bounds are more than a thousandth of the image's side apart."""
         return self._moments()[0]
 
     @property
@@ -76,12 +68,16 @@ class Coordinate(StaysReadOnly):
         return self._moments()[1]
 
     def interval(self, tails: tuple[float, float] = TAILS) -> tuple[float, float]:
-        """Pixels between which the number lies with 90%, or other tails: never narrower than the outcomes allow."""
-        low, high = np.argsort(self.low, kind="stable"), np.argsort(self.high, kind="stable")
-        first = np.searchsorted(np.cumsum(self.mass[low]), tails[0])
-        last = np.searchsorted(np.cumsum(self.mass[high]), tails[1] - 1e-12)
-        most = len(self.mass) - 1
-        return float(self.low[low[min(first, most)]]), float(self.high[high[min(last, most)]])
+        """Pixels between which the number lies with 90%, or other tails: as wide as the outcomes may make it."""
+        return self._quantile(self.low, tails[0]), -self._quantile(-self.high, 1 - tails[1])
+
+    def _quantile(self, values: np.ndarray, share: float) -> float:
+        """The least value that the quantile may have."""
+        order = np.argsort(values, kind="stable")
+        sure, maybe = np.cumsum(self.sure[order]), np.cumsum(np.maximum(self.mass - self.sure, 0)[order])
+        total = float(self.sure.sum()) + maybe
+        reached = np.divide(sure + maybe, total, out=np.zeros(len(total)), where=total > 0)
+        return float(values[order[min(int(np.searchsorted(reached, share - 1e-12)), len(order) - 1)]])
 
     def to_pandas(self) -> DataFrame:
         """A ``pandas.DataFrame``, one row per outcome, the likeliest first."""
@@ -93,10 +89,11 @@ class Coordinate(StaysReadOnly):
         return f"Coordinate({self.name}: 90% from {low:.4g} to {high:.4g}, {counted(len(self.mass), 'outcome')})"
 
     def _moments(self) -> tuple[float, float]:
+        least, most = self.bounds
+        if most - least > LITTLE * self.side:
+            return NAN, NAN
         exact = self.exact
         mass = self.mass[exact]
-        if self.unresolved > LITTLE:
-            return NAN, NAN
         mean = float(mass @ self.low[exact] / mass.sum())
         return mean, float(np.sqrt(mass @ (self.low[exact] - mean) ** 2 / mass.sum()))
 
@@ -172,14 +169,14 @@ class Boxes(Viewed, StaysReadOnly):
 
     def __getitem__(self, rows: Any) -> Boxes:
         """The same table with some of its boxes: a slice, a list of places, or a mask."""
-        chosen = np.arange(len(self))[[rows] if isinstance(rows, (int, np.integer)) else rows].tolist()
-        changed = {
+        one = isinstance(rows, (int, np.integer)) and not isinstance(rows, bool)
+        chosen: list[int] = np.arange(len(self))[np.array([rows]) if one else rows].tolist()
+        changed: dict[str, Any] = {
             column.name: value[chosen] if isinstance(value, np.ndarray) else [value[row] for row in chosen]
             for column in fields(self)
             if isinstance(value := getattr(self, column.name), (np.ndarray, list))
         }
-        rest = {name: getattr(self, name) for name in ("text", "format", "which", "size", "image")}
-        return Boxes(**changed, **rest)
+        return replace(self, **changed)
 
     @property
     def probability(self) -> np.ndarray:

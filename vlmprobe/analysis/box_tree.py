@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = ["Follower", "Place"]
 DEEPEST = 12  # tokens of a number
 NEGLECTED = 1e-3  # of the least probability that is followed: what is below it is not even told apart
 NEVER = 1e-9  # probability of a token that is not drawn
-BLANKS = "\u0120\u010a\u0109\u010d\u2581"  # a space, line ends and a tab as byte-level vocabularies write them; a space of SentencePiece
+BLANKS = "\u0120\u010a\u0109\u010d\u2581"  # as byte-level vocabularies write white space, and SentencePiece a space
 PIECES = frozenset("0123456789.-" + BLANKS)  # what tokens of a number are made of, as vocabularies write them
 
 
@@ -51,7 +52,7 @@ class Follower:
     def __post_init__(self) -> None:
         engine = self.probe.engine
         self._after = require(engine, ReadsContinuations).continuations(self.conversation)
-        self._reader = Detokenizer(require(engine, HasAdapter).adapter.tokenizer)  # type: ignore[type-abstract]
+        self._reader = Detokenizer(require(engine, HasAdapter).adapter.tokenizer)
 
     def outcomes(self, place: Place) -> Outcomes:
         """What the number could have become, given all that stands before it."""
@@ -89,7 +90,7 @@ class Follower:
             float64 [count, K]; NaN where no number in the image could be drawn. None if one token holds parts of two
             numbers.
         """
-        if any(one.last >= other.first for one, other in zip(places[:-1], places[1:], strict=True)):
+        if any(one.last >= other.first for one, other in pairwise(places)):
             return None
         begin = self.ids[: places[0].first]
         paths: list[tuple[int, ...]] = [()] * count

@@ -42,7 +42,7 @@ def draw_boxes(
     Raises:
         ResultError: if there is nothing to draw.
     """
-    drawn = np.flatnonzero(~np.isnan(places[:, :2]).any(axis=1)) if len(places) else []
+    drawn = np.flatnonzero(~np.isnan(places.reshape(-1, 4)[:, :2]).any(axis=1))
     if size is None or not len(drawn):
         raise ResultError("There is no box to draw.")
     width, height = size

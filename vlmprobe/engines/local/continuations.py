@@ -25,6 +25,7 @@ class Continuations:
     """The prompt of a conversation, to be continued by ids; nothing of it runs before the first call."""
 
     def __init__(self, adapter: Adapter, head: Head, conversation: Conversation) -> None:
+        adapter.check(conversation)
         self.adapter = adapter
         self.head = head
         self.conversation = conversation

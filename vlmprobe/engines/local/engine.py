@@ -367,7 +367,6 @@ class LocalEngine:
 
     def continuations(self, conversation: Conversation) -> Continuations:
         """The prompt of a conversation, to be continued by many paths of ids."""
-        self.adapter.check(conversation)
         return Continuations(self.adapter, self.head, conversation)
 
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
