@@ -30,14 +30,11 @@ def encoded(name, box, size, resized):
     """What a family is trained to write for a box, by the rules that it publishes."""
     (width, height), (wide, high) = size, resized
     x1, y1, x2, y2 = box
-    if name == "paligemma":  # 1,024 bins, y before x
-        return [min(1023, int(each)) for each in (y1 / height * 1024, x1 / width * 1024)] + [
-            min(1023, int(each)) for each in (y2 / height * 1024, x2 / width * 1024)
-        ]
+    shares = np.array([x1 / width, y1 / height, x2 / width, y2 / height])
+    if name == "paligemma":  # 1,024 places from edge to edge, y before x
+        return [round(each * 1023) for each in shares[[1, 0, 3, 2]]]
     if name == "florence-2":  # 1,000 bins, whose middle is meant
-        return [
-            min(999, int(each)) for each in (x1 / width * 1e3, y1 / height * 1e3, x2 / width * 1e3, y2 / height * 1e3)
-        ]
+        return [min(999, int(each * 1000)) for each in shares]
     if name == "kosmos-2":  # the patches that hold the corners
         column = [min(31, int(each / width * 32)) for each in (x1, x2)]
         row = [min(31, int(each / height * 32)) for each in (y1, y2)]
@@ -49,7 +46,7 @@ def encoded(name, box, size, resized):
 def bins(name, size, resized):
     """Pixels of one step of the notation, [4]."""
     (width, height), (wide, high) = size, resized
-    units = {"paligemma": (1024, 1024), "kosmos-2": (32, 32), "qwen2.5-vl": (wide, high)}.get(name, (1000, 1000))
+    units = {"paligemma": (1023, 1023), "kosmos-2": (32, 32), "qwen2.5-vl": (wide, high)}.get(name, (1000, 1000))
     return np.array([width / units[0], height / units[1]] * 2)
 
 
@@ -66,8 +63,8 @@ def test_a_box_comes_back_to_its_place_within_half_a_step_of_the_notation(name, 
         found = boxes(written(text, image_sizes=[size], resized_sizes=[resized]), name)
         assert (found.kinds, found.labels, found.size) == (["box"], ["dog"], size)
         step = bins(name, size, resized)
-        # PaliGemma's bins are given by their lower edge, as its authors decode them.
-        allowed = {"paligemma": 1.0, "kosmos-2": 1.0}.get(name, 0.5)
+        flat = name == "kosmos-2" and np.any(np.diff(box.reshape(2, 2) // step[:2], axis=0) == 0)
+        allowed = 1.0 if flat else 0.5  # corners in one row or column of patches enclose them
         assert np.all(np.abs(found.xyxy[0] - box) <= allowed * step + 1e-6), (found.xyxy[0], box)
         assert np.all((found.xyxy[0] >= 0) & (found.xyxy[0] <= [width, height] * 2))
 
@@ -86,10 +83,12 @@ def test_molmo_points_are_percent_of_width_and_height():
         'Here: <point x="61.5" y="40.6" alt="Mt Rainier">Mt Rainier</point>, <points x1="1.0" y1="2" x2="99.9" y2="4">'
     )
     found = boxes(written(text, image_sizes=[[200, 1000]]))
-    assert found.format == "molmo" and found.kinds == ["point"] * 3
+    assert found.format == "molmo"
+    assert found.kinds == ["point"] * 3
     assert found.labels == ["Mt Rainier", "", ""]
     np.testing.assert_allclose(found.xyxy[:, :2], [[123, 406], [2, 20], [199.8, 40]])
-    assert np.isnan(found.xyxy[:, 2:]).all() and np.isnan(found.iou).all()
+    assert np.isnan(found.xyxy[:, 2:]).all()
+    assert np.isnan(found.iou).all()
     assert found.coordinate(0, "x1").interval() == (123.0, 123.0)
 
 
@@ -130,7 +129,8 @@ def test_several_boxes_of_one_label_and_text_with_stray_numbers():
 
 
 def test_json_labels_stand_before_or_after_escaped_and_in_their_own_object():
-    text = r'[{"label": "a \"b\" }", "bbox_2d": [1, 2, 3, 4]}, {"point_2d": [5, 6]}, {"bbox_2d": [7, 8, 9, 10], "label": "z"}]'
+    text = r'[{"label": "a \"b\" }", "bbox_2d": [1, 2, 3, 4]}, {"point_2d": [5, 6]}'
+    text += ', {"bbox_2d": [7, 8, 9, 10], "label": "z"}]'
     found = boxes(written(text), "qwen3-vl")
     assert found.labels == ['a "b" }', "", "z"]
     assert found.kinds == ["box", "point", "box"]
@@ -138,8 +138,11 @@ def test_json_labels_stand_before_or_after_escaped_and_in_their_own_object():
 
 def test_an_answer_without_boxes_is_an_empty_table():
     found = boxes(written("There is none, 12 of 34."))
-    assert len(found) == 0 and found.format == "" and len(found.to_pandas()) == 0
-    assert found.to_dict()["boxes"] == [] and repr(found) == "Boxes(0 boxes, no notation)"
+    assert len(found) == 0
+    assert found.format == ""
+    assert len(found.to_pandas()) == 0
+    assert found.to_dict()["boxes"] == []
+    assert repr(found) == "Boxes(0 boxes, no notation)"
 
 
 @pytest.mark.parametrize(
@@ -165,9 +168,12 @@ def test_what_is_wrong_with_a_box_is_noted(text, kind, note):
     assert note in found.notes[0] or (note == "cut off" and found.complete.all())
     box = found.xyxy[0]
     if kind == "malformed":
-        assert np.isnan(box).all() and np.isnan(found.iou[0]) and np.isnan(found.scores[0])
+        assert np.isnan(box).all()
+        assert np.isnan(found.iou[0])
+        assert np.isnan(found.scores[0])
     else:
-        assert 0 <= box[0] <= box[2] <= 1000 and 0 <= box[1] <= box[3] <= 1000
+        assert 0 <= box[0] <= box[2] <= 1000
+        assert 0 <= box[1] <= box[3] <= 1000
 
 
 @pytest.mark.parametrize("name", WRITE)
@@ -181,10 +187,10 @@ def test_an_answer_cut_off_anywhere_is_read_and_told(name):
         if len(found):
             digits = [int(each) for each in found.written[0]]
             assert len(digits) <= len(numbers)
-            assert digits[:-1] == list(numbers)[: len(digits) - 1]
+            assert digits[:-1] == list(numbers)[: max(0, len(digits) - 1)]
             assert found.complete[0] or found.notes[0] == "cut off"
             seen.add(bool(found.complete[0]))
-    assert seen == {True, False} or name in ("paligemma", "florence-2", "kosmos-2")
+    assert seen == {True, False}
 
 
 def test_two_images_need_the_number_of_one():
@@ -222,7 +228,7 @@ def test_boxes_in_the_rows_and_columns_of_a_rotated_file(orientation, tmp_path):
     for given in (tmp_path / "image.png", (tmp_path / "image.png").read_bytes(), Image.open(tmp_path / "image.png")):
         inner = found.as_stored(given)[0]
         assert inner.round(6).tolist() == inner.round().tolist()
-        pixels = np.sort(np.asarray(stored.crop(tuple(int(round(each)) for each in inner))).reshape(-1))
+        pixels = np.sort(np.asarray(stored.crop(tuple(round(each) for each in inner))).reshape(-1))
         np.testing.assert_array_equal(pixels, np.sort(np.asarray(upright.crop(box)).reshape(-1)))
     with pytest.raises(ResultError, match="pixels"):
         found.as_stored(Image.new("RGB", (7, 9)))
@@ -232,12 +238,12 @@ def test_ten_thousand_boxes_and_hostile_text_take_bounded_time():
     started = time.perf_counter()
     for text, count in [
         ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"}' + ', {"bbox_2d": [1, 2, 3, 4], "label": "x"}' * 9999, 10_000),
-        ("<box>" * 100_000, None),
+        ("<box>" * 20_000, None),
         ("<|object_ref_start|>" * 20_000, 0),
-        ("<ref>" * 50_000 + "<box>[[1,2,3,4]]</box>", 1),
+        ("<ref>" * 20_000 + "<box>[[1,2,3,4]]</box>", 1),
         ("<loc0001>" * 40_000, 10_000),
         ('"bbox_2d": [' * 20_000, 20_000),
-        ("[" * 500_000, 0),
+        ("[" * 200_000, 0),
         ('<point x="' * 50_000, None),
     ]:
         _, found = read_boxes(text, "qwen3-vl" if "bbox" in text else None, None)

@@ -52,6 +52,7 @@ def _numbers(text: str, start: int, stop: int) -> list[Number]:
 def _found(numbers: list[Number], span: Span, wanted: int, *, complete: bool) -> Found:
     """What a group of numbers is: a box or point of ``wanted`` numbers, or, if that is 0, of 4 or 2."""
     count = len(numbers)
+    complete = complete or (count == (wanted or 4) and numbers[-1].ended)  # all but what closes it
     due = wanted or (count if count in KINDS and complete else 4)
     if not complete and count <= due:
         return Found(KINDS[due], numbers, span, complete=False, notes=["cut off"])
