@@ -9,8 +9,8 @@ and told as ``outside``.
 The overlap of a box (intersection over union) with those that the model could have written in its place is computed
 from draws of the model where there is a probe: number after number, each given those drawn before it, and the structure
 between them as it was written. Without one, the distributions of the coordinates, each given the numbers that were
-written before it, are taken as if independent: all combinations, or 1,024 evenly spread ones where there are more than
-4,096.
+written before it, are taken as if independent: all combinations, or 512 evenly spread ones where there are more than
+2,048.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = ["Outcomes", "Range", "Tally", "after", "from_rows", "mean_bounds", "range_of"]
 
+ROUNDING = 1e-6  # how far probabilities in float32 may add up to less than 1
 PIECE = "\N{REPLACEMENT CHARACTER}"
 BEGINNING = re.compile(r"-?(?:\d+(?:\.\d*)?)?")
 
@@ -175,7 +176,8 @@ def from_rows(
             listed += mass
             tally.add(after(text, other, lead, greatest, step), reached * mass)
         chosen = float(np.exp(own))
-        tally.add(here, reached * max(0.0, 1.0 - listed - chosen))
+        if (rest := 1.0 - listed - chosen) > ROUNDING:
+            tally.add(here, reached * rest)
         reached *= chosen
         found = after(text, token, lead, greatest, step)
         text += token or PIECE

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from vlmprobe.results.detokenize import Detokenizer
 
 __all__ = ["Follower", "Place"]
 
+Path: TypeAlias = tuple[int, ...]
+
 DEEPEST = 12  # tokens of a number
+TRIES = 5  # times that a number is drawn until it is one
 NEGLECTED = 1e-3  # of the least probability that is followed: what is below it is not even told apart
 NEVER = 1e-9  # probability of a token that is not drawn
 BLANKS = "\u0120\u010a\u0109\u010d\u2581"  # as byte-level vocabularies write white space, and SentencePiece a space
@@ -59,7 +62,7 @@ class Follower:
         ids, texts = self._number_tokens(place.lead)
         kind = place.lead, place.greatest, place.step
         tally = Tally()
-        waiting: list[tuple[tuple[int, ...], str, float]] = [((), "", 1.0)]
+        waiting: list[tuple[Path, str, float]] = [((), "", 1.0)]
         for depth in range(DEEPEST):
             if not waiting:
                 break
@@ -81,6 +84,8 @@ class Follower:
     def draws(self, places: Sequence[Place], count: int, random: np.random.Generator) -> np.ndarray | None:
         """Numbers drawn one after another, each given those drawn before it and the structure between them as written.
 
+        A number that leaves the image, or becomes none, is drawn again.
+
         Args:
             places: of the numbers of a box, K of them.
             count: how many boxes to draw.
@@ -93,54 +98,49 @@ class Follower:
         if any(one.last >= other.first for one, other in pairwise(places)):
             return None
         begin = self.ids[: places[0].first]
-        paths: list[tuple[int, ...]] = [()] * count
+        paths: list[Path] = [()] * count
         values = np.full((count, len(places)), np.nan)
-        lost: set[int] = set()
+        alive = list(range(count))
         for number, place in enumerate(places):
-            open_ = {each: "" for each in range(count) if each not in lost}  # text of the number so far
-            for _ in range(DEEPEST):
-                if not open_:
-                    break
-                self._step(place, begin, paths, open_, values[:, number], lost, random)
-            lost |= set(open_)
+            drawn = self._drawn(place, begin, {each: paths[each] for each in alive}, random)
+            alive = list(drawn)
+            between: Path = ()
             if number + 1 < len(places):
                 between = tuple(map(int, self.ids[place.last + 1 : places[number + 1].first]))
-                paths = [path + between for path in paths]
+            for each, (path, value) in drawn.items():
+                paths[each], values[each, number] = path + between, value
         return values
 
-    def _step(
-        self,
-        place: Place,
-        begin: Sequence[int],
-        paths: list[tuple[int, ...]],
-        open_: dict[int, str],
-        values: np.ndarray,
-        lost: set[int],
-        random: np.random.Generator,
-    ) -> None:
-        """One more token of every number that is open, or its end."""
+    def _drawn(
+        self, place: Place, begin: Sequence[int], starts: dict[int, Path], random: np.random.Generator
+    ) -> dict[int, tuple[Path, float]]:
+        """A number after each path, and the path with it; what leads to none again and again is missing."""
         ids, texts = self._number_tokens(place.lead)
-        together: dict[tuple[tuple[int, ...], str], list[int]] = {}
-        for each, text in open_.items():
-            together.setdefault((paths[each], text), []).append(each)
-        rows = np.exp(self._after.logprobs(begin, [path for path, _ in together], ids))
-        for ((path, text), several), row in zip(together.items(), rows, strict=True):
-            choices, weights = self._choices(place, text, row, texts)
-            total = sum(weights)
-            if not total:
-                for each in several:
-                    lost.add(each)
-                    del open_[each]
-                continue
-            drawn = random.choice(len(choices), size=len(several), p=np.array(weights) / total)
-            for each, choice in zip(several, drawn.tolist(), strict=True):
-                column, found = choices[choice]
-                if column >= 0:
-                    paths[each] = (*path, ids[column])
-                    open_[each] = text + (texts[column] or PIECE)
-                if found is not None:
-                    values[each] = found.low
-                    del open_[each]
+        done: dict[int, tuple[Path, float]] = {}
+        open_ = {each: (path, "") for each, path in starts.items()}  # and the text of the number so far
+        for _ in range(TRIES * DEEPEST):
+            if not open_:
+                break
+            together: dict[tuple[Path, str], list[int]] = {}
+            for each, state in open_.items():
+                together.setdefault(state, []).append(each)
+            rows = np.exp(self._after.logprobs(begin, [path for path, _ in together], ids))
+            for ((path, text), several), row in zip(together.items(), rows, strict=True):
+                choices, weights = self._choices(place, text, row, texts)
+                weights.append(max(0.0, 1.0 - sum(weights)))  # none of them
+                drawn = random.choice(len(weights), size=len(several), p=np.array(weights) / sum(weights))
+                for each, choice in zip(several, drawn.tolist(), strict=True):
+                    if choice == len(choices):
+                        open_[each] = starts[each], ""
+                        continue
+                    column, found = choices[choice]
+                    grown = path if column < 0 else (*path, ids[column])
+                    if found is None:
+                        open_[each] = grown, text + (texts[column] or PIECE)
+                    else:
+                        done[each] = grown, found.low
+                        del open_[each]
+        return dict(sorted(done.items()))
 
     def _choices(
         self, place: Place, text: str, row: np.ndarray, texts: Sequence[str]
