@@ -68,7 +68,7 @@ def boxes(
             them as they were (images of more than 512 pixels).
         frame: width and height at which the model received the image, if the notation counts in such pixels and the
             result did not record them.
-        least: probability below which a number is not followed further.
+        least: probability, among the numbers in the image, below which one is not followed further.
         draws: how many boxes are drawn for the overlap, with a probe; 0 for none.
         seed: of the draws.
 

@@ -108,6 +108,11 @@ class Tally:
             held[0] += mass
             held[1] += mass if found.ended else 0.0
 
+    @property
+    def ended(self) -> float:
+        """Probability of all numbers so far that have ended in the image."""
+        return sum(sure for _, sure in self.mass.values())
+
     def outcomes(self, greatest: float) -> Outcomes:
         """What was counted."""
         total = sum(mass for mass, _ in self.mass.values())

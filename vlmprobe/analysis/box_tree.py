@@ -49,7 +49,7 @@ class Follower:
     probe: Any
     conversation: Conversation
     ids: Sequence[int]  # of the answer
-    least: float  # probability below which a number is not followed further
+    least: float  # probability, among the numbers in the image, below which one is not followed further
     _tokens: dict[str, tuple[list[int], list[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,6 +63,7 @@ class Follower:
         kind = place.lead, place.greatest, place.step
         tally = Tally()
         waiting: list[tuple[Path, str, float]] = [((), "", 1.0)]
+        least = 0.0
         for depth in range(DEEPEST):
             if not waiting:
                 break
@@ -70,15 +71,23 @@ class Follower:
             further = []
             for (path, text, mass), row in zip(waiting, rows, strict=True):
                 tally.add(after(text, "", *kind), mass * max(0.0, 1.0 - float(row.sum())))
-                small = row * mass < self.least * NEGLECTED
+                small = row * mass < least * NEGLECTED
                 tally.add(range_of(text, *kind), mass * float(row[small].sum()))
                 for column in np.flatnonzero(~small).tolist():
                     found, reached = after(text, texts[column], *kind), mass * float(row[column])
-                    if found is None or found.ended or reached < self.least or depth == DEEPEST - 1:
+                    if found is None or found.ended:
                         tally.add(found, reached)
                     else:
                         further.append(((*path, ids[column]), text + (texts[column] or PIECE), reached))
-            waiting = further
+            # Probabilities are those of numbers in the image, however unlikely one is at all.
+            begun = [reached for _, text, reached in further if after(text, "", *kind) is not None]
+            least = self.least * max(sum(begun), tally.ended)
+            waiting = []
+            for each in further:
+                if each[2] < least or depth == DEEPEST - 1:
+                    tally.add(range_of(each[1], *kind), each[2])
+                else:
+                    waiting.append(each)
         return tally.outcomes(place.greatest)
 
     def draws(self, places: Sequence[Place], count: int, random: np.random.Generator) -> np.ndarray | None:
