@@ -36,6 +36,7 @@ __all__ = [
     "NextTokens",
     "Options",
     "Ranks",
+    "ReadsContinuations",
     "ReadsLayers",
     "ReadsNextTokens",
     "ReadsSecondPrompt",
@@ -246,6 +247,15 @@ class ReadsSecondPrompt(Protocol):
 
     def second_prompt(self, conversation: Conversation) -> Any:
         """A second prompt on this model, fed an answer's tokens while that answer is generated."""
+
+
+@runtime_checkable
+class ReadsContinuations(Protocol):
+    """Next-token log-probabilities after many continuations of a prompt."""
+
+    def continuations(self, conversation: Conversation) -> Any:
+        """The prompt of a conversation, to be continued by ids: see
+        :class:`~vlmprobe.engines.local.continuations.Continuations`."""
 
 
 @runtime_checkable

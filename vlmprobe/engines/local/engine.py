@@ -22,8 +22,9 @@ from vlmprobe.engines.local.answer_tables import Answers, finish_reason, prompt_
 from vlmprobe.engines.local.candidate_states import states_after_answers
 from vlmprobe.engines.local.capture import Head, Steps
 from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
+from vlmprobe.engines.local.continuations import Continuations
 from vlmprobe.engines.local.feature_cache import ImageMemory, Reuse, images_key, remembered
-from vlmprobe.engines.local.generation_config import counts_padding, end_ids, generation_config
+from vlmprobe.engines.local.generation_config import counts_padding, end_ids, generation_config, plain
 from vlmprobe.engines.local.grammar import Grammars
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
@@ -189,7 +190,7 @@ class LocalEngine:
         images = any(each.images for each in conversations)
         meta: dict[str, Any] = {
             "value_kind": "raw",
-            "generation_config": _plain(config.to_diff_dict()),
+            "generation_config": plain(config),
             **options.told,
             "batch_size": len(conversations),
             "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
@@ -361,6 +362,10 @@ class LocalEngine:
         self.adapter.check(conversation)
         return SecondPrompt(self.adapter, conversation)
 
+    def continuations(self, conversation: Conversation) -> Continuations:
+        """The prompt of a conversation, to be continued by many paths of ids."""
+        return Continuations(self.adapter, self.head, conversation)
+
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
         """int64 [S]: a conversation's prompt as the model receives it, image placeholders included."""
         return self.adapter.encode([conversation]).prompts[0].ids
@@ -390,8 +395,3 @@ class LocalEngine:
     def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
         """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
         return prompt_table(self.head, self.detokenizer, prompt, states, options)
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """The JSON-ready part of a generation config."""
-    return {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, list, type(None)))}

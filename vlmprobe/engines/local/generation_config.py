@@ -13,7 +13,7 @@ from vlmprobe.engines.base import ONE_STEP
 from vlmprobe.engines.option_checks import check_value, with_temperature
 from vlmprobe.errors import GenerationOptionError, near
 
-__all__ = ["counts_padding", "end_ids", "generation_config", "prefill_config"]
+__all__ = ["counts_padding", "end_ids", "generation_config", "plain", "prefill_config"]
 
 DEFAULT_NEW_TOKENS = 128
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -140,6 +140,12 @@ def end_ids(config: GenerationConfig) -> list[int]:
     """The ids that end an answer."""
     ends = config.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def plain(config: GenerationConfig) -> dict[str, Any]:
+    """The JSON-ready part of a generation config that differs from the default."""
+    kinds = (str, int, float, bool, list, type(None))
+    return {key: value for key, value in config.to_diff_dict().items() if isinstance(value, kinds)}
 
 
 def prefill_config(base: GenerationConfig) -> GenerationConfig:
