@@ -17,6 +17,7 @@ const DASH = "–", PIECE = "◌";
 const FIRST_CANDIDATES = 25;
 const LONG = 20; // tokens of an answer from which on several of its least sure ones are named
 const MOST_SHOWN = 400; // characters of one token, since a single one may hold a million
+const MOST_LINES = 12; // of the panel; it scrolls if there are more
 const HOVER = 80; // milliseconds that the pointer rests on a token before it is shown: it may be on its way to the panel
 const ROW = 28, ROWS_SEEN = 12, SPARE = 10; // of the prompt: pixels of a row, rows in sight, rows drawn beyond them
 const UNSAFE = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]/gu;
@@ -244,7 +245,9 @@ function panel(make, words, id, onAlternative, back) {
       line.append(bar(make, "div", "choice other", words.others, percent(rest), rest));
       list.append(line);
     }
-    root.replaceChildren(head, make("p", "note", facts.join(" · ")), list);
+    const told = make("p", "note");
+    for (const [place, fact] of facts.entries()) told.append(place ? " · " : "", make("span", "fact", fact));
+    root.replaceChildren(head, told, list);
     list.hidden = !choices.length;
   }
 
@@ -258,6 +261,13 @@ function panel(make, words, id, onAlternative, back) {
   });
   show(null);
   return { root, show, enter: () => { const first = root.querySelector("button"); first?.focus(); return Boolean(first); } };
+}
+
+// As many lines as the panel will need, so that it is as high before anything is pointed at.
+function reserve(root, rows) {
+  const most = rows.reduce((found, row) => Math.max(found, (row.alternatives || []).length), 0);
+  const now = Number(root.style.getPropertyValue("--choices"));
+  if (most + 1 > now) root.style.setProperty("--choices", Math.min(most + 1, MOST_LINES));
 }
 
 const looksAlike = (a, b) => a.token === b.token && a.kind === b.kind && logprobOf(a) === logprobOf(b) && bounded(a) === bounded(b);
@@ -466,11 +476,18 @@ function legendOf(make, words) {
   return made;
 }
 
+// Of all rows together: the log-probability, and its mean as a perplexity; null if one is only bounded, or none known.
+function together(rows) {
+  const given = rows.filter((row) => known(row.logprob));
+  if (!given.length || rows.some(bounded)) return { logprob: null, perplexity: null };
+  const logprob = given.reduce((sum, row) => sum + row.logprob, 0);
+  return { logprob, perplexity: Math.exp(-logprob / given.length) };
+}
+
 // Name, value and meaning of an answer's summary metrics. Those of all tokens together are a dash where one is not known.
 function figuresOf(document, words) {
-  const rows = document.output, given = rows.filter((row) => known(row.logprob));
-  const whole = given.length && !rows.some(bounded) && document.confidence !== null;
-  const logprob = whole ? given.reduce((sum, row) => sum + row.logprob, 0) : null;
+  const rows = document.output, unknown = { logprob: null, perplexity: null };
+  const { logprob, perplexity } = document.confidence === null ? unknown : together(rows); // null: tokens may be missing
   const entropies = rows.map((row) => row.entropy).filter(known);
   const mean = entropies.length ? entropies.reduce((sum, each) => sum + each, 0) / entropies.length : null;
   const worst = rows
@@ -479,18 +496,18 @@ function figuresOf(document, words) {
     .sort((a, b) => a.logprob - b.logprob || a.place - b.place)
     .slice(0, rows.length < LONG ? 1 : 3);
   const found = [
-    [words.confidence, whole ? tiny(logprob) : DASH, words.confidenceMeans],
-    [words.perToken, whole ? percent(Math.exp(logprob / given.length)) : DASH, words.perTokenMeans],
-    [words.perplexity, whole ? short(Math.exp(-logprob / given.length)) : DASH, words.perplexityMeans],
+    [words.confidence, tiny(logprob), words.confidenceMeans],
+    [words.perToken, percent(perplexity === null ? null : 1 / perplexity), words.perTokenMeans],
+    [words.perplexity, short(perplexity), words.perplexityMeans],
     [words.meanEntropy, mean === null ? DASH : `${nats(mean)} ${words.nats}`, words.meanEntropyMeans],
   ];
+  found.push([words.tokens, rows.length.toLocaleString("en"), words.tokensMean]);
+  if (document.finish_reason) found.push([words.finish, label(String(document.finish_reason)), words.finishMeans]);
   if (worst.length) {
     const shown = worst.map(({ row, logprob: value }) =>
       `${cut(label(row.token.trim() || row.token))} ${bounded(row) ? "≤ " : ""}${tiny(value)}`);
     found.push([words.leastSure, shown.join(" · "), words.leastSureMeans]);
   }
-  found.push([words.tokens, rows.length.toLocaleString("en"), words.tokensMean]);
-  if (document.finish_reason) found.push([words.finish, label(String(document.finish_reason)), words.finishMeans]);
   return found;
 }
 
@@ -590,7 +607,10 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang, l
     for (const each of [figures, ...shades]) each.hidden = !rows.output.length;
     const count = rows.prompt.filter(({ kind }) => kind === "image").length;
     unfold.hidden = !rows.prompt.length;
-    told.textContent = [words.countTokens(rows.prompt.length - count), count ? words.countImages(count) : ""].filter(Boolean).join(" · ");
+    const parts = [words.countTokens(rows.prompt.length - count), count ? words.countImages(count) : ""];
+    const { perplexity } = together(rows.prompt);
+    if (perplexity !== null) parts.push(`${words.perplexity} ${short(perplexity)}`);
+    told.textContent = parts.filter(Boolean).join(" · ");
   }
 
   function update(next) {
@@ -600,6 +620,7 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang, l
     images(next.images || []);
     asked.textContent = next.question ? plain(String(next.question)) : "";
     asked.hidden = !next.question;
+    reserve(side.root, rows.output);
     text.replace(rows.output);
     prompt?.root.remove();
     prompt = null;
@@ -612,6 +633,7 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang, l
   update(document);
   return {
     append(more) {
+      reserve(side.root, more);
       text.append(more);
       rows.output.push(...more);
       below.hidden = true; // while the text grows it would be pushed down
