@@ -58,6 +58,8 @@ def test_candidates_can_be_selected():
 
 
 def test_only_results_can_be_shown():
+    with pytest.raises(ResultError, match="not NoneType"):
+        vlmprobe.widget(None)
     with pytest.raises(ResultError, match="not list"):
         vlmprobe.widget([two_digits()])
     with pytest.raises(ResultError, match="not TokenTable"):

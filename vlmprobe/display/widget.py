@@ -32,14 +32,14 @@ class HasDocument(Protocol):
         """Everything but images, as JSON-ready values."""
 
 
-def document_of(shown: HasDocument) -> dict[str, Any]:
+def document_of(shown: HasDocument | None) -> dict[str, Any]:
     """``to_dict()`` of what is shown, with its images as ``data:`` URLs.
 
     Raises:
         ResultError: for something that is neither an answer nor candidates.
     """
-    document = shown.to_dict() if hasattr(shown, "to_dict") and hasattr(shown, "images") else {}
-    if "output" not in document and "candidates" not in document:
+    document = shown.to_dict() if shown is not None and hasattr(shown, "to_dict") and hasattr(shown, "images") else {}
+    if shown is None or ("output" not in document and "candidates" not in document):
         raise ResultError(f"A Result or Scores can be shown as a widget, not {type(shown).__name__}.")
     return document | {"images": pictures(shown.images)}
 
@@ -70,16 +70,15 @@ class AnswerWidget(anywidget.AnyWidget):
         """Show something.
 
         Args:
-            shown: a result or scores.
+            shown: a result or scores; not needed with ``document=``.
             lang: "en" or "zh"; by default the browser's language.
             traits: traits of the widget.
 
         Raises:
             ResultError: for something that cannot be shown.
         """
-        if shown is not None:
-            traits["document"] = document_of(shown)
-        super().__init__(lang=lang or "", **traits)
+        document = traits.pop("document", None) or document_of(shown)
+        super().__init__(lang=lang or "", document=document, **traits)
 
     def select(self, index: int | None, part: str | None = None) -> None:
         """Select a row of the answer, of the prompt (``part="prompt"``) or of the candidates; None selects nothing.
