@@ -130,7 +130,7 @@ class AskWidget(AnswerWidget):
         )
 
     def _show_beginning(self, position: int, token: int | str) -> None:
-        """What is known of a branch before it is generated: the tokens that are kept, and the one put in their place."""
+        """What is known of a branch before it is generated: the tokens that are kept, and the one put after them."""
         rows = self.document["output"]
         if not 0 <= position < len(rows):
             return
