@@ -205,7 +205,7 @@ class SGLang(StreamedEngine):
         return {
             "sampling_params": sampling,
             "return_logprob": True,
-            "top_logprobs_num": top,
+            "top_logprobs_num": min(top, self.tokens.listable or top),  # more than there are would end the server
             "stream": False,
             **({"image_data": images} if images else {}),
         }
