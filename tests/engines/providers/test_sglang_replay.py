@@ -134,7 +134,7 @@ def test_a_long_stream_has_several_tokens_in_an_event(server, served):
     assert server.of("/generate")[-1].json["sampling_params"]["stream_interval"] == 11
 
 
-ABORT = {"finish_reason": {"type": "abort", "message": "out of memory"}}
+ABORT = {"finish_reason": {"type": "abort", "message": "out of memory"}, "output_token_logprobs": []}
 SHORTER = {"output_token_logprobs": []}
 BROKEN = {
     "takes back": lambda told: [*told[:3], told[1]],

@@ -257,6 +257,8 @@ def test_a_stream_that_is_left_ends_the_servers_work(url, served):
 def test_errors_say_what_is_wrong(served):
     with pytest.raises(EngineError, match="context length"):
         served.generate("word " * 5000, max_new_tokens=2)
+    with pytest.raises(EngineError, match="context length"):
+        list(served.stream("word " * 5000, max_new_tokens=2))
     with pytest.raises(CapabilityError, match="no full rows"):
         served.generate(QUESTION, keep="logits")
 
