@@ -104,11 +104,11 @@ class SGLang(StreamedEngine):
             request["logprob_start_len"] = 0
         reply = Node(await self.client.post(PATH, request), self.title)
         meta = reply["meta_info"]
-        ids = _ids(reply, decoding)
+        reason, ids = _finish_reason(meta, self.title), _ids(reply, decoding)
         before = None if prompt is None else self._prompt_rows(meta, prompt, options.alternatives)
         return Answer(
             reply["text"].string(),
-            _finish_reason(meta, self.title),
+            reason,
             self._rows(meta, "output", ids, options.alternatives),
             None if prompt is None else prompt.ids,
             before,
@@ -128,7 +128,9 @@ class SGLang(StreamedEngine):
         async with aclosing(self.client.events(PATH, request)) as events:
             async for event in events:
                 reply = Node(event, self.title)
-                meta, ids, text = reply["meta_info"], _ids(reply, decoding), reply["text"].string()
+                meta = reply["meta_info"]
+                reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
+                ids, text = _ids(reply, decoding), reply["text"].string()
                 # An event holds the answer so far, or what is new where the server streams incrementally.
                 if meta["completion_tokens"].integer() == len(ids):
                     if not text.startswith(said) or len(ids) < count:
@@ -138,7 +140,6 @@ class SGLang(StreamedEngine):
                 else:
                     rows, said = self._rows(meta, "output", ids, options.alternatives), said + text
                 count += len(rows)
-                reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
                 yield Answer(text, reason, rows, meta=self._told(decoding, options), usage=_usage(meta))
 
     async def candidates(
@@ -205,7 +206,7 @@ class SGLang(StreamedEngine):
         return {
             "sampling_params": sampling,
             "return_logprob": True,
-            "top_logprobs_num": top,
+            "top_logprobs_num": min(top, self.tokens.listable or top),  # more than there are would end the server
             "stream": False,
             **({"image_data": images} if images else {}),
         }
