@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from vlmprobe.cli import arguments, options
-from vlmprobe.cli.open_model import is_server, open_model
+from vlmprobe.cli.open_model import checkpoint_engine, is_server, open_model
 from vlmprobe.cli.option_groups import Opening, Template, grouped
 from vlmprobe.cli.terminal import FAILED, console, guarded, note, one_line, wrong_usage
 
 __all__ = ["run"]
 
 COLUMNS, ROWS = "Columns of DATA", "Rows"
+PARALLEL = ("tensor_parallel_size", "tp")  # GPUs of one model, as vLLM and LMDeploy call it
 
 
 def _option(*names: str, what: str, help: str, panel: str, **more: Any) -> Any:
@@ -282,11 +283,13 @@ def _on_ray(actors: int, model: str, opening: Opening, prompt: Mapping[str, Any]
     from vlmprobe import load
     from vlmprobe.runs import OnRay
 
-    if is_server(model) or any((opening.engine, opening.served_model, opening.processor)):
+    if is_server(model):
         raise typer.BadParameter("a server needs no actors: it is asked many rows at a time", param_hint="'--ray'")
     here = {name: getattr(opening, name) for name in ("device", "dtype", "adapter", "revision")}
-    opens = partial(load, model, ignore_weights=opening.ignore_weights or (), **here, **prompt)
-    found = OnRay(opens, actors)
+    asked = (opening.engine, opening.engine_option, opening.served_model, opening.processor)
+    engine = checkpoint_engine(model, *asked)
+    opens = partial(load, model, ignore_weights=opening.ignore_weights or (), **here, **engine, **prompt)
+    found = OnRay(opens, actors, parallel=next((engine[name] for name in PARALLEL if name in engine), 1))
     with wrong_usage():
         found.require_cores()
     return found
