@@ -159,6 +159,11 @@ def test_the_engine_and_its_options_reach_the_actors(tmp_path, monkeypatch):
     assert found.open.func is vlmprobe.load
     told = {"engine": "vllm", "tensor_parallel_size": 2, "max_model_len": 512, "dtype": "float32"}
     assert found.open.keywords.items() >= told.items()
+    CliRunner().invoke(app, [*line, "--ray", "2", *spread, "--engine-option", "pipeline_parallel_size=3"])
+    assert given.pop().parallel == 6
+    wrong = CliRunner().invoke(app, [*line, "--ray", "2", "--engine", "vllm", "--engine-option", "tp=two"])
+    assert wrong.exit_code == 2
+    assert "integer number of GPUs, not 'two'" in wrong.output
     CliRunner().invoke(app, [*line, "--ray", "2"])
     assert given[1].parallel == 1
     assert "engine" not in given[1].open.keywords

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from vlmprobe.cli.terminal import FAILED, console, guarded, note, one_line, wron
 __all__ = ["run"]
 
 COLUMNS, ROWS = "Columns of DATA", "Rows"
-PARALLEL = ("tensor_parallel_size", "tp")  # GPUs of one model, as vLLM and LMDeploy call it
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "tp")  # GPUs of one model; tp is LMDeploy's name
 
 
 def _option(*names: str, what: str, help: str, panel: str, **more: Any) -> Any:
@@ -289,7 +290,9 @@ def _on_ray(actors: int, model: str, opening: Opening, prompt: Mapping[str, Any]
     asked = (opening.engine, opening.engine_option, opening.served_model, opening.processor)
     engine = checkpoint_engine(model, *asked)
     opens = partial(load, model, ignore_weights=opening.ignore_weights or (), **here, **engine, **prompt)
-    found = OnRay(opens, actors, parallel=next((engine[name] for name in PARALLEL if name in engine), 1))
+    spread = [engine[name] for name in PARALLEL if name in engine]
+    wrong = [each for each in spread if type(each) is not int]
+    found = OnRay(opens, actors, parallel=wrong[0] if wrong else prod(spread))
     with wrong_usage():
         found.require_cores()
     return found

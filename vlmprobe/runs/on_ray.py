@@ -50,8 +50,8 @@ class OnRay:
     open: Callable[[], Any]  # gives the probe; it is pickled
     actors: int
     gpus: float | None = None  # for each actor; as many as `parallel` if None and Ray knows of any
-    parallel: int = 1  # GPUs of one machine that the engine of an actor spreads a model over
     prompt: Mapping[str, Any] = field(default_factory=dict)  # options of every prompt
+    parallel: int = 1  # GPUs of one machine that the engine of an actor spreads a model over
 
     def require_cores(self) -> None:
         """Called before Ray starts.
