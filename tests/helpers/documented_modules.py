@@ -25,6 +25,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("huggingface_hub", "errors", "package reference, utilities: errors"),
     **_of("huggingface_hub", "utils", "package reference: progress bars", frozenset({"enable_progress_bars"})),
     **_of("jinja2", ". ext meta nodes", "API reference, and Extensions"),
+    **_of("llguidance", ".", "stubs of its Python interface, with docstrings"),
     **_of("lm_eval", "models", "its docstring: where models are listed"),
     **_of("lm_eval", "api.model", "model guide", frozenset({"LM"})),
     **_of("lm_eval", "api.registry", "model guide", frozenset({"register_model"})),
@@ -71,5 +72,5 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("transformers", "utils.logging", "main classes: logging"),
     **_of("typer", "."),
     **_of("typer", "core", "tutorial: for cls= of a command and of the app", frozenset({"TyperCommand", "TyperGroup"})),
-    **_of("vllm", "."),
+    **_of("vllm", ". sampling_params"),
 }

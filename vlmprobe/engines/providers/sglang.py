@@ -17,6 +17,7 @@ import numpy as np
 
 from vlmprobe.adapter import Continuation, EncodedPrompt
 from vlmprobe.engines.base import Options
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
@@ -46,6 +47,7 @@ class SGLang(ServedEngine):
     abilities = Abilities(
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
         prompt=EVERY_PROMPT,
+        constraints=frozenset({"schema", "grammar"}),
     )
 
     @classmethod
@@ -91,7 +93,8 @@ class SGLang(ServedEngine):
         top = options.alternatives
         adapter = self.tokens.need("A prompt for SGLang's /generate")
         text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
-        request = await self._request(conversation, _sampling(decoding, options.seed), top) | {"text": text}
+        request = await self._request(conversation, _sampling(decoding, options.seed, options.constraint), top)
+        request["text"] = text
         prompt = await encoded_prompt(adapter, conversation) if options.prompt else None
         if prompt is not None:
             request["logprob_start_len"] = 0
@@ -175,7 +178,7 @@ class SGLang(ServedEngine):
         }
 
 
-def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
+def _sampling(decoding: Decoding, seed: int | None, constraint: Constraint | None = None) -> dict[str, Any]:
     sampled = decoding.do_sample
     found: dict[str, Any] = {
         "max_new_tokens": decoding.max_new_tokens,
@@ -192,6 +195,8 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
         found["stop_token_ids"] = list(decoding.eos_token_id)
     if seed is not None:
         found["sampling_seed"] = seed
+    if constraint is not None:
+        found["json_schema" if constraint.kind == "schema" else "ebnf"] = constraint.text
     return found
 
 
