@@ -10,7 +10,7 @@ from typing import Literal
 __all__ = ["FLOOR", "KINDS", "Kind", "Meaning", "judge", "judge_constrained"]
 
 Kind = Literal["raw", "tempered", "filtered", "constrained", "unknown"]
-KINDS: tuple[Kind, ...] = ("raw", "tempered", "filtered", "unknown")  # of all answers of a server
+KINDS: tuple[Kind, ...] = ("raw", "tempered", "filtered", "unknown")  # of all answers
 FLOOR = -9990.0  # engines write -9999, or the lowest float, where a probability is zero or not reported
 HOT = 2.0  # the temperature of the probe request
 LEAST_SPAN = 0.02  # nats between the first and last alternative, below which a temperature cannot be detected
