@@ -23,6 +23,7 @@ from vlmprobe.errors import CapabilityError, EngineError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
 
 TEXT, IMAGE, TWO_IMAGES, LIKELIEST = 2e-4, 5e-3, 1e-2, 2e-2  # nats: llama.cpp's vision tower is its own, in part half
+UNLIKELY = 2 * TEXT  # of tokens that only a constraint lets through, at 1e-5
 QUESTION = "What is in the picture?"
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 SPANS = {"max_new_tokens": 8, "do_sample": False}  # an answer to the question alone of which a character spans tokens
@@ -196,11 +197,13 @@ def require_raw(served, local, question, image=None, *, tolerance) -> None:
 @pytest.mark.parametrize("schema", SCHEMAS, ids=["object", "enum", "array", "string"])
 @pytest.mark.parametrize("sampled", [{}, {"do_sample": True, "seed": 5, "temperature": 2.0, "top_k": 40}])
 def test_a_schema_is_obeyed_and_numbers_stay_raw(probe, local, schema, sampled):
-    served = probe.generate(QUESTION, schema=schema, max_new_tokens=64, **sampled)
+    served = probe.generate(QUESTION, schema=schema, max_new_tokens=200, **sampled)
     if served.finish_reason == "stop":
         jsonschema.validate(json.loads(served.text), schema)
-    assert served.finish_reason == "stop" or "array" not in str(schema)  # an object may be full of white space
-    require_raw(served, local, QUESTION, tolerance=TEXT)
+    else:  # llama.cpp allows white space without an end
+        assert schema["type"] == "array"
+        assert re.fullmatch(r"\[[-\d,\s]*", served.text)
+    require_raw(served, local, QUESTION, tolerance=UNLIKELY)
 
 
 def test_a_grammar_is_obeyed_and_numbers_stay_raw(probe, local):
@@ -212,16 +215,14 @@ def test_a_grammar_is_obeyed_and_numbers_stay_raw(probe, local):
     assert here.text == served.text
 
 
-def test_a_constraint_on_a_stream_and_over_openais_protocol(started, probe):
+def test_a_constraint_on_a_stream(probe, local):
     asked = {"grammar": 'root ::= "yes" | "no"', "max_new_tokens": 8, "alternatives": 3}
     whole = probe.generate(QUESTION, **asked)
     stream = probe.stream(QUESTION, **asked)
     rows = list(stream)
     assert stream.result.text == whole.text in ("yes", "no")
     np.testing.assert_allclose([row.logprobs[0] for row in rows], whole.output.logprobs, atol=1e-5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VlmprobeWarning)
-        plain = vlmprobe.connect(started.url, engine="openai", value_kind="raw")
+    require_raw(whole, local, QUESTION, tolerance=TEXT)
 
 
 def test_a_grammar_that_cannot_be_read_is_the_servers_error(probe):
