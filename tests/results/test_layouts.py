@@ -40,7 +40,7 @@ def described():
     return lambda value: _of_then(module.described(value))
 
 
-LATER = ("thought", "lost")  # fields that classes have got since
+LATER = ("thought", "lost", "mass_allowed")  # fields that classes have got since
 
 
 def _of_then(described):

@@ -203,6 +203,9 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
             "of the distributions that the tokens were drawn from",
         ),
     ]
+    if output.mass_allowed is not None:
+        mass = float(np.log(output.mass_allowed[~np.isnan(output.mass_allowed)].astype(np.float64)).sum())
+        summary.append(("would have obeyed", tiny(mass), "probability of drawing only what the constraint allowed"))
     if worst := least_sure(output):
         several = "s" if len(worst) > 1 else ""
         where = f"at place{several} {', '.join(str(place) for place, _, _ in worst)}"

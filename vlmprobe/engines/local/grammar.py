@@ -164,10 +164,10 @@ class Grammars:
         """The state before the first token, of a grammar that has an answer."""
         llguidance = _llguidance()
         try:
-            lark = f"start: %json {_spaced(text)}" if kind == "schema" else llguidance.gbnf_to_lark.any_to_lark(text)
-        except Exception as error:
-            raise GenerationOptionError(f"grammar is neither GBNF nor Lark: {error}") from error
-        made = llguidance.LLMatcher.grammar_from_lark(HEADER + lark)
+            given = ("lark", f"start: %json {_spaced(text)}") if kind == "schema" else ("grammar", text)
+            made = HEADER + llguidance.grammar_from(*given)  # Lark
+        except ValueError as error:
+            raise GenerationOptionError(f"{kind} cannot be used: {error}") from error
         tokenizer, words = self._tokenizer(ends)
         wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(made, tokenizer)
         if wrong:
@@ -186,13 +186,12 @@ class Grammars:
         for each in special:
             if each < count:
                 words[each] = b"\xff" + (words[each] or b"<%d>" % each)
-        return _llguidance().LLTokenizer(_Words(words, special, ends[0]), eos_token=list(ends)), words
+        return _tokenizer_of(words, special, ends), words
 
 
 class _Words:
-    """A tokenizer in the form that llguidance reads: the bytes of every token. It is asked for no tokens."""
+    """A tokenizer as llguidance reads it: the bytes of every token. It is asked for the tokens of no text."""
 
-    is_tokenizer_wrapper = True
     bos_token_id = None
 
     def __init__(self, tokens: Sequence[bytes], special: Sequence[int], end: int) -> None:
@@ -200,6 +199,12 @@ class _Words:
 
     def __call__(self, text: str | bytes) -> list[int]:
         return []
+
+
+def _tokenizer_of(words: Sequence[bytes], special: Sequence[int], ends: tuple[int, ...]) -> Any:
+    llguidance = _llguidance()
+    wrapped = llguidance.TokenizerWrapper(_Words(words, special, ends[0]))
+    return llguidance.LLTokenizer(wrapped, eos_token=list(ends))
 
 
 def _allowed(matcher: LLMatcher) -> np.ndarray | None:
@@ -272,7 +277,6 @@ def _spaced(schema: str) -> str:
 def _llguidance() -> Any:
     try:
         import llguidance
-        import llguidance.gbnf_to_lark
     except ImportError as error:
         raise MissingExtraError("llguidance", "grammar") from error
     return llguidance
