@@ -53,7 +53,7 @@ def _string(chance: random.Random, depth: int) -> dict[str, Any]:
     if way == 0:
         return {"type": "string", "pattern": chance.choice(PATTERNS)}
     if way == 1:
-        return {"type": "string", "format": chance.choice(("date", "time", "uuid", "ipv4"))}
+        return {"type": "string", "format": chance.choice(("date", "uuid", "ipv4"))}
     least = chance.randint(0, 3)
     made: dict[str, Any] = {"type": "string", "maxLength": least + chance.randint(0, 6)}
     return made | ({"minLength": least} if least else {})
