@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.analysis.box_frames import frame_of, image_sizes, which_image
 from vlmprobe.analysis.box_notations import Notation, read_boxes
 from vlmprobe.analysis.box_numbers import Outcomes, from_rows
 from vlmprobe.analysis.box_overlap import Joint, joint_of
+from vlmprobe.analysis.box_pixels import frame_of, image_sizes, which_image
 from vlmprobe.analysis.box_syntax import Found
 from vlmprobe.analysis.box_table import Boxes, Coordinate
 from vlmprobe.analysis.box_tree import Follower, Place

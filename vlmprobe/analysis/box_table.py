@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from vlmprobe.analysis.box_frames import as_stored, orientation_of
 from vlmprobe.analysis.box_numbers import mean_bounds
 from vlmprobe.analysis.box_overlap import Joint
+from vlmprobe.analysis.box_pixels import as_stored, orientation_of
 from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.view import DASH, counted, percent
 from vlmprobe.errors import ResultError, near
