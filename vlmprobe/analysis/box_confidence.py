@@ -213,16 +213,7 @@ class _Maker:
             return None
         if self.follower is not None:
             return self.follower.outcomes(place)
-        table, rows = self.table, slice(place.first, place.last + ROWS)
-        return from_rows(
-            table.tokens[rows],
-            table.logprobs[rows],
-            table.top_tokens[rows],
-            table.top_logprobs[rows],
-            place.lead,
-            place.greatest,
-            place.step,
-        )
+        return from_rows(self.table[place.first : place.last + ROWS], place.lead, place.greatest, place.step)
 
     def _coordinates(self, outcomes: Sequence[Outcomes | None], axes: Sequence[tuple[int, ...]]) -> list[Any]:
         """x1, y1, x2, y2 as distributions in pixels; None where nothing is written."""
