@@ -200,7 +200,7 @@ def test_many_boxes_take_time_that_grows_with_their_number_only(count):
     started = time.perf_counter()
     assert len(boxes(written("<box>11 22 33 44</box>" * count))) == count
     assert len(boxes(answer(*(unsure * (count // 10))))) == count // 10
-    assert time.perf_counter() - started < count / 100  # measured: 5 s for a thousand, with both cores busy
+    assert time.perf_counter() - started < count / 20  # measured: 5 s for a thousand, with both cores busy
 
 
 # -- with the model -------------------------------------------------------------------------------------
@@ -288,7 +288,8 @@ def test_boxes_are_drawn_from_the_chain_of_the_models_own_conditionals():
         exact = listed(Follower(model, None, given, 1e-6).outcomes(place))
         wanted = np.array([exact.get((value, value), (0.0,))[0] for value in range(1001)])
         found = np.bincount(column.astype(int), minlength=1001) / len(column)
-        assert np.abs(found - wanted).sum() / 2 < 0.1  # total variation
+        noise = np.sqrt(2 / np.pi * wanted * (1 - wanted) / len(column)).sum() / 2  # of as many true draws
+        assert np.abs(found - wanted).sum() / 2 < 1.3 * noise + 0.01  # total variation
 
     assert_alike(drawn[:, 0], places[0], ids)
     token = max((1, 2, 7), key=lambda value: np.sum(drawn[:, 0] == value))  # each of them one token
