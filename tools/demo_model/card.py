@@ -151,9 +151,9 @@ of equal width.
 
 `python -m tools.demo_model.receipts --seed {recipe.seed}`, in two stages, AdamW with one cosine cycle each. First the
 vision tower learns which character stands where, through a linear head that is discarded ({recipe.eyes.steps:,} steps
-of {recipe.eyes.scenes} receipts, peak rate {recipe.eyes.peak:g}); then the whole model learns to answer
-({recipe.whole.steps:,} steps of {recipe.whole.scenes} receipts, peak rate {recipe.whole.peak:g}, loss on answer tokens
-only), its vision tower in the last {100 * (1 - recipe.frozen):.0f}% of these steps only. It took {run.minutes:.0f}
+of {recipe.eyes.scenes} receipts, peak rate {recipe.eyes.peak:g}); then all but the tower learns to answer
+({recipe.whole.steps:,} steps of {recipe.whole.scenes} of {recipe.answered:,} receipts, peak rate {recipe.whole.peak:g},
+loss on answer tokens only). It took {run.minutes:.0f}
 minutes on {run.threads} CPU threads, {run.cpu_minutes:.0f} minutes of CPU time ({run.versions}).
 
 ## Limitations

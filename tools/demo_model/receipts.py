@@ -1,7 +1,7 @@
 """Train the model of receipts: ``python -m tools.demo_model.receipts --out DIR`` (about half an hour on two CPU cores).
 
 As the model of handwriting, in two stages: first the vision tower alone learns which character stands where, of which
-field and at which place in it, then the whole model learns to answer with the JSON of date and total.
+field and at which place in it, then all but the tower learns to answer with the JSON of date and total.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def _place(glyph: Glyph) -> int:
 class Seen(nn.Module):
     """In place of a vision tower that is not trained: what it makes of the receipts, computed once."""
 
-    def __init__(self, tower: nn.Module, drawn: Drawn) -> None:
+    def __init__(self, tower: nn.Module, pixels: np.ndarray) -> None:
         super().__init__()
         self.rows = np.zeros(0, np.int64)  # that are looked at next
-        grey = torch.from_numpy(drawn.pixels)
+        grey = torch.from_numpy(pixels)
         with torch.inference_mode():
             parts = [tower(pixel_values=_coloured(part.float() / 255)).last_hidden_state for part in grey.split(64)]
         self.features = torch.cat(parts).clone()
@@ -145,20 +145,16 @@ def train(
 
     def whole_loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, 1, step])
-        rows = rng.integers(0, recipe.receipts, recipe.whole.scenes)
-        if step == 0:
-            model.model.vision_tower = Seen(tower, drawn)
-        elif step == int(recipe.frozen * recipe.whole.steps):
-            model.model.vision_tower = tower
-        if isinstance(model.model.vision_tower, Seen):
-            model.model.vision_tower.rows = rows
+        seen.rows = rows = rng.integers(0, recipe.answered, recipe.whole.scenes)
         return loss_of(model, _batch(rng, words, drawn, rows, recipe.blind), 1.0)
 
     def look(stage: str) -> Callable[[int], None]:
         return lambda done: watch(stage, done, model) if watch is not None else None
 
     first = descend("vision tower", eyes, eyes_loss, recipe.eyes, recipe, console, look("eyes"))
+    seen = model.model.vision_tower = Seen(tower, drawn.pixels[: recipe.answered])
     second = descend("whole model", model, whole_loss, recipe.whole, recipe, console, look("whole"))
+    model.model.vision_tower = tower
     return Trained(model.eval(), build_processor(words, LOOK), first, second)
 
 

@@ -50,7 +50,7 @@ class ReceiptRecipe(Descent):
     """How the checkpoint that reads receipts was trained."""
 
     eyes: Stage = Stage(steps=1500, scenes=16, peak=2e-3, warmup=0.15)
-    whole: Stage = Stage(steps=1600, scenes=16, peak=1.5e-3, warmup=0.1)
+    whole: Stage = Stage(steps=900, scenes=12, peak=1.5e-3, warmup=0.1)  # the vision tower stays as it is
     receipts: int = 8_000  # drawn once
-    frozen: float = 0.9  # share of the second stage in which the vision tower is not trained: a third of the time
+    answered: int = 4_000  # of those, in the second stage
     blind: float = 0.03  # share without an image

@@ -24,7 +24,7 @@ from vlmprobe.analysis.token_spans import text_and_spans
 from vlmprobe.analysis.value_search import Found, Search, Spelled, key_of, kind_of
 from vlmprobe.display.overview import Overview, Viewed
 from vlmprobe.display.view import counted, percent
-from vlmprobe.engines.base import NextTokens, ReadsNextTokens
+from vlmprobe.engines.base import NextTokens, ReadsNextTokens, RemembersImages
 from vlmprobe.errors import ResultError
 from vlmprobe.probe.branch import conversation_of, recorded_conversation
 from vlmprobe.results.choices import StaysReadOnly
@@ -188,7 +188,10 @@ def _next_tokens(
         raise ResultError("The result has no token ids, which its engine does not give.")
     conversation = conversation_of(engine, probe.conversation, result, question, image)
     before = output.ids[:row].tolist()
-    return lambda beginnings, at_least: engine.next_tokens(
+    asked: Any = engine
+    if isinstance(engine, RemembersImages) and engine.memory is None:  # images and prompt run once for all beginnings
+        asked = engine.remembering(1, exact=False)
+    return lambda beginnings, at_least: asked.next_tokens(
         conversation, [(*before, *each) for each in beginnings], at_least
     )
 

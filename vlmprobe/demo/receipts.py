@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from vlmprobe.demo.scenes import QA
-from vlmprobe.errors import MissingExtraError
+from vlmprobe.display.plots.import_matplotlib import matplotlib
 
 __all__ = ["FONTS", "WORDINGS", "Glyph", "Receipt", "draw_receipt", "held_out", "receipt_at"]
 
@@ -203,8 +203,4 @@ def _photographed(rng: np.random.Generator, page: Image.Image, side: int, streng
 def _font(name: str, size: int) -> Any:
     if not name:
         return ImageFont.load_default(size)
-    try:
-        import matplotlib
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot") from None
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+    return ImageFont.truetype(Path(matplotlib("").get_data_path(), "fonts", "ttf", name), size)
