@@ -18,6 +18,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("IPython", "display"),
     **_of("PIL", ". Image ImageDraw ImageFile ImageFilter ImageFont ImageOps"),
     **_of("accelerate", "utils", "package reference: utility functions", frozenset({"align_module_device"})),
+    **_of("anywidget", "."),
     **_of("filelock", "."),
     **_of("httpx", "."),
     **_of("huggingface_hub", "."),
@@ -25,6 +26,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("huggingface_hub", "errors", "package reference, utilities: errors"),
     **_of("huggingface_hub", "utils", "package reference: progress bars", frozenset({"enable_progress_bars"})),
     **_of("jinja2", ". ext meta nodes", "API reference, and Extensions"),
+    **_of("llguidance", ".", "README"),
     **_of("lm_eval", "models", "its docstring: where models are listed"),
     **_of("lm_eval", "api.model", "model guide", frozenset({"LM"})),
     **_of("lm_eval", "api.registry", "model guide", frozenset({"register_model"})),
@@ -54,6 +56,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("tokenizers", ". decoders models pre_tokenizers processors trainers"),
     **_of("torch", ". accelerator cuda linalg nn nn.functional nn.init overrides random special"),
     **_of("torchvision", "transforms.functional"),
+    **_of("traitlets", "."),
     **_of("transformers", "."),
     **_of(
         "transformers",

@@ -13,25 +13,10 @@ from typing import Any, TypeAlias
 from vlmprobe.analysis.json_reader import Leaf, Path
 from vlmprobe.errors import ResultError
 
-__all__ = ["allowed_values", "apply_schema", "schema_of"]
+__all__ = ["allowed_values", "apply_schema"]
 
 Node: TypeAlias = "Mapping[str, Any]"
 MOST = 1000  # nodes that are looked at for the alternatives of one place
-
-
-def schema_of(schema: Any) -> Node:
-    """A JSON Schema as a mapping.
-
-    Args:
-        schema: such a mapping, or a Pydantic model: anything that has ``model_json_schema()``.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    made = schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema
-    if not isinstance(made, Mapping):
-        raise TypeError(f"schema is a JSON Schema, as a dict, or a Pydantic model, not {type(schema).__name__}")
-    return made
 
 
 def apply_schema(leaves: Sequence[Leaf], root: Node) -> tuple[list[str], list[Leaf]]:

@@ -1,0 +1,78 @@
+"""``vlmprobe page``: a web page on this computer that asks a model and shows what it was about to say."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlmprobe.cli import arguments, options
+from vlmprobe.cli.open_model import is_server, open_model
+from vlmprobe.cli.option_groups import Opening, Template, grouped
+from vlmprobe.cli.terminal import console, guarded, note
+
+__all__ = ["page"]
+
+PAGE = "Page"
+
+
+@grouped
+def page(
+    model: options.ModelOrServer = "demo",
+    *,
+    port: Annotated[
+        int,
+        typer.Option("--port", metavar="N", min=0, max=65535, help="Port of the page; 0 chooses a free one."),
+    ] = 8765,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only print the address of the page, and open no browser.")
+    ] = False,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address to listen on. Anything but this computer's own lets others use the model.",
+        ),
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="Host name by which a proxy, such as that of JupyterHub, reaches the page. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    template: Template,
+    opening: Opening,
+    debug: options.Debug = False,
+) -> None:
+    """Open a web page to ask MODEL about images and to see what it was about to say. Ctrl-C ends it."""
+    with guarded(debug):
+        from vlmprobe.page.server import LOCAL, serve
+
+        prompted = arguments.prompt_options(template)
+        given = {name: value for name, value in vars(opening).items() if value not in (None, "auto", [])}
+        if host not in LOCAL:
+            note(
+                f"Warning: {host} is open to other computers. Whoever learns the address of the page can use the "
+                "model, and nothing that is sent is encrypted."
+            )
+        serve(
+            lambda: open_model(model, prompt=prompted, **vars(opening)),
+            name=model,
+            opening=_python(model, given | prompted),
+            host=host,
+            port=port,
+            allow_hosts=allow_host or (),
+            browser=not no_browser,
+            told=lambda address: console().print(address, soft_wrap=True),
+        )
+
+
+def _python(model: str, given: dict[str, object]) -> str:
+    """Python that opens the model as the command does."""
+    names = {"served_model": "model"}
+    shown = "".join(f", {names.get(name, name)}={value!r}" for name, value in given.items())
+    return f"vlmprobe.{'connect' if is_server(model) else 'load'}({model!r}{shown})"

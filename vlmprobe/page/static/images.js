@@ -1,0 +1,20 @@
+// Images of this browser tab: their files stay here, so that they can be sent again.
+
+import { addImage } from "./api.js";
+
+const held = new Map(); // key -> {key, name, url, file, width, height}
+
+// Send an image file. Returns what is known of it.
+export async function send(file, name) {
+  const told = await addImage(file);
+  const known = held.get(told.key);
+  if (known) return known;
+  const image = { ...told, name: name || file.name || "", url: URL.createObjectURL(file), file };
+  held.set(told.key, image);
+  return image;
+}
+
+export const again = (keys) => Promise.all(keys.map((key) => addImage(held.get(key).file)));
+export const known = (key) => held.get(key);
+export const names = (keys) => Object.fromEntries(keys.map((key) => [key, held.get(key)?.name || ""]));
+export const filesOf = (transfer) => [...(transfer?.files || [])].filter((file) => file.type.startsWith("image/"));
