@@ -16,7 +16,7 @@ def _of(library: str, modules: str, where: str = "API reference", names: Names =
 # hold far more than the pages.
 DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("IPython", "display"),
-    **_of("PIL", ". Image ImageDraw ImageFile ImageFilter ImageFont ImageOps"),
+    **_of("PIL", ". Image ImageDraw ImageFile ImageFilter ImageOps"),
     **_of("accelerate", "utils", "package reference: utility functions", frozenset({"align_module_device"})),
     **_of("anywidget", "."),
     **_of("filelock", "."),
@@ -35,7 +35,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("lmms_eval", "api.model", "model guide", frozenset({"lmms"})),
     **_of("lmms_eval", "models.registry_v2", "docstring: payload of entry points", frozenset({"ModelManifest"})),
     **_of("markupsafe", "."),
-    **_of("matplotlib", ". *"),
+    **_of("matplotlib", "*"),
     **_of("ml_dtypes", ".", "README"),
     **_of("numpy", ". linalg ma random"),
     **_of("packaging", "version"),

@@ -1,89 +1,33 @@
-"""Draw the plots and write the figures of the page on fields: ``python tools/docs/draw_fields.py``.
+"""Draw the plot of the page on fields: ``python tools/docs/draw_fields.py``.
 
-Everything is measured on the embedded model of receipts. Takes a minute or two.
+The embedded model writes no JSON; the bars are its answers to five questions about one scene.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import matplotlib as mpl
-from draw_confidence import save, write
-from matplotlib import pyplot
+import numpy as np
+from draw_confidence import save
 
 import vlmprobe
-from vlmprobe.analysis import calibration, field_alternatives, fields, gating, plots
-from vlmprobe.analysis.field_frame import field_frame
-from vlmprobe.demo import sample_receipts
-from vlmprobe.results.result import Result
+from vlmprobe.demo import sample_questions
+from vlmprobe.display.plots.fields import draw_fields
 
-RECEIPTS = 1600  # half to choose the thresholds from, half to see what they do
-ERRORS = 0.01
-PATHS = ("date", "total")
+SCENES = 12
+PATHS = ("left.digit", "right.digit", "left.colour", "right.colour", "same")
 
 
 def main() -> None:
-    """Draw and write everything."""
+    """Draw the scene with the least sure answer."""
     mpl.use("Agg")
-    probe = vlmprobe.load("demo-receipts", device="cpu")
-    receipts = sample_receipts(RECEIPTS)
-    results = list(probe.generate_many(receipts, batch_size=64, prompt=False, progress=False))
-    draw_one(probe, receipts, results)
-    draw_gate(results)
-
-
-def draw_one(probe: Any, receipts: list[dict[str, Any]], results: list[Result]) -> None:
-    """A receipt whose total is wrong, though the right one is second: its fields, and the total's alternatives."""
-    for receipt, result in zip(receipts, results, strict=True):
-        found = fields(result)
-        if found.paths != list(PATHS) or found.values[1] == receipt["gold"]["total"] or found.probability[0] < 0.8:
-            continue
-        others = field_alternatives(probe, result, "total", k=4, image=receipt["image"])
-        if others.values[1] == receipt["gold"]["total"] and others.probability[:2].sum() > 0.6:
-            break
-
-    def draw() -> Any:
-        figure = pyplot.figure(figsize=(8.6, 3.9), layout="constrained")
-        picture, bars = figure.subfigures(1, 2, width_ratios=[2, 3])
-        ax = picture.subplots()
-        ax.imshow(receipt["image"])
-        ax.axis("off")
-        above, below = bars.subplots(2, 1, height_ratios=[2, 5])
-        found.plot(above)
-        others.plot(below)
-        return above
-
-    save("fields", draw, colours=128)
-
-
-def draw_gate(results: list[Result]) -> None:
-    """Thresholds from the first half of the receipts, and what they do on the second."""
-    rows = field_frame(results, [row["gold"] for row in sample_receipts(len(results))])
-    rows = rows.dropna(subset="at_least")
-    first, second = rows[rows["answer"] < len(results) // 2], rows[rows["answer"] >= len(results) // 2]
-    lines = ["| field | right | threshold | a person checks | wrong, of the accepted | wrong in the end |"]
-    lines += ["|---|---|---|---|---|---|"]
-    curves, points = {}, []
-    for path in PATHS:
-        part, rest = first[first["path"] == path], second[second["path"] == path]
-        value = gating.accept_for_errors(part["at_least"], part["correct"], ERRORS).value
-        accepted = (rest["at_least"] >= value).to_numpy()
-        wrong = accepted & ~rest["correct"].to_numpy()
-        curves[path] = calibration.risk_coverage(rest["at_least"], rest["correct"])
-        points.append((accepted.mean(), 100 * wrong.sum() / accepted.sum()))
-        lines.append(
-            f"| `{path}` | {rest['correct'].mean():.1%} | {value:.4f} | {1 - accepted.mean():.1%} "
-            f"| {wrong.sum() / accepted.sum():.1%} | {wrong.mean():.1%} |"
-        )
-    write("fields", "gate", lines, script="draw_fields")
-
-    def draw() -> Any:
-        ax = plots.risk_coverage(curves)
-        for place, (share, wrong) in enumerate(points):
-            ax.plot(share, wrong, "D", color=plots.COLOURS[place], markersize=9, zorder=4)
-        return ax
-
-    save("fields-gate", draw)
+    probe = vlmprobe.load("demo", device="cpu")
+    asked = [row for place, row in enumerate(sample_questions(7 * SCENES, strength=2.0)) if 1 <= place % 7 <= 5]
+    results = list(probe.generate_many(asked, prompt=False, progress=False))
+    scenes = [results[first : first + 5] for first in range(0, len(results), 5)]
+    scene = min(scenes, key=lambda each: min(result.confidence for result in each))
+    names = [f"{path}: {result.text}" for path, result in zip(PATHS, scene, strict=True)]
+    sure = np.array([result.confidence for result in scene])
+    save("fields", lambda: draw_fields(names, sure, sure))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ __all__ = ["matplotlib"]
 
 
 def matplotlib(module: str = "pyplot") -> Any:
-    """A module of matplotlib; with an empty name, matplotlib itself.
+    """A module of matplotlib.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
     try:
-        return import_module(f"matplotlib.{module}" if module else "matplotlib")
+        return import_module(f"matplotlib.{module}")
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot") from error
