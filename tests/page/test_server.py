@@ -10,10 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wire_engines as wire
+from openai_stream import WORDS, plain
+from openai_stream import events as events_of_openai
 from page_client import QUESTION, TOKEN, UNSURE, Held, Page
 from PIL import Image
+from wire_server import WireServer, event_stream
 
 import vlmprobe
+from vlmprobe.demo import checkpoint
 from vlmprobe.errors import CheckpointError
 from vlmprobe.page import app, memory, model_queue
 from vlmprobe.page.calls import abilities
@@ -516,3 +521,48 @@ def test_what_an_engine_lacks_is_told_with_the_reason(page, demo):
     assert "token-by-token streaming" in lacks["stream"]
     assert "vlmprobe.load" in lacks["layers"]
     assert lacks["samples"] == ""
+
+
+def test_a_served_model_is_asked_in_the_same_way(demo):
+    model = wire.Model(demo, QUESTION)
+    expected = demo.generate(QUESTION, UNSURE, max_new_tokens=8, do_sample=False)
+    replies = {**wire.facts("sglang"), "/generate": wire.sglang(model)}
+    with (
+        WireServer(replies) as server,
+        Page(lambda: vlmprobe.connect(server.url, processor=checkpoint(), value_kind="raw")) as page,
+    ):
+        key = page.image()
+        document = page.result(images=[key], options={"max_new_tokens": 8, "temperature": 0})["document"]
+        assert document["text"] == expected.text
+        logprobs = [row["logprob"] for row in document["output"]]
+        np.testing.assert_allclose(logprobs, expected.output.logprobs, atol=1e-3)
+        assert page.result(images=[key], begin=[73])["type"] == "CapabilityError"
+        lacks = page.client.get("api/about").json()["lacks"]
+        assert all(lacks[name] for name in ("stream", "branch", "regions", "layers"))
+        assert not any(lacks[name] for name in ("prompt", "score", "samples"))
+
+
+def test_tokens_of_a_served_model_as_they_come():
+    with (
+        plain(event_stream(events_of_openai())) as server,
+        Page(lambda: vlmprobe.connect(server.url, value_kind="raw")) as page,
+    ):
+        events = page.events(page.ask())
+        assert [data["token"] for name, data in events if name == "token"] == WORDS
+        assert events[-1][1]["document"]["text"] == "".join(WORDS)
+        assert [row["id"] for row in events[-1][1]["document"]["output"]] == [None] * len(WORDS)
+
+
+@pytest.mark.long
+def test_memory_is_flat_over_500_questions(page):
+    psutil = pytest.importorskip("psutil")
+    key, options = page.image(), {"max_new_tokens": 2}
+
+    def rounds(count):
+        for _ in range(count):
+            page.result(images=[key], options=options)
+        return psutil.Process().memory_info().rss / 2**20
+
+    before = rounds(100)  # the most recent answers are held, and allocators have taken what they take
+    after = rounds(500)
+    assert after - before < 20, (before, after)  # MB
