@@ -26,8 +26,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 SHIFTS = """
 window.shifts = [];
-new PerformanceObserver((list) => { for (const each of list.getEntries()) if (!each.hadRecentInput) shifts.push(each.value); })
-  .observe({ type: "layout-shift", buffered: true });
+new PerformanceObserver((list) => {
+  for (const each of list.getEntries()) if (!each.hadRecentInput) shifts.push(each.value);
+}).observe({ type: "layout-shift", buffered: true });
 window.painted = new Promise((resolve) => new PerformanceObserver((list) => resolve(list.getEntries()[0].startTime))
   .observe({ type: "paint", buffered: true }));
 window.addEventListener("unhandledrejection", (event) => console.error("unhandled", event.reason));

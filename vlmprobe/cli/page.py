@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from vlmprobe.cli import arguments, options
 from vlmprobe.cli.open_model import is_server, open_model
 from vlmprobe.cli.option_groups import Opening, Template, grouped
-from vlmprobe.cli.terminal import console, guarded, note
+from vlmprobe.cli.terminal import console, guarded, note, working
 
 __all__ = ["page"]
 
@@ -44,6 +45,27 @@ def page(
             show_default=False,
         ),
     ] = None,
+    saved: Annotated[
+        Path | None,
+        typer.Option(
+            "--open",
+            metavar="PATH",
+            help="Also list the answers in it: a saved result, a folder of some, or the folder of a run.",
+            show_default=False,
+            exists=True,
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="FOLDER",
+            help="Where image paths of that run start, if the images have been moved since.",
+            show_default=False,
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     template: Template,
     opening: Opening,
     debug: options.Debug = False,
@@ -59,6 +81,12 @@ def page(
                 f"Warning: {host} is open to other computers. Whoever learns the address of the page can use the "
                 "model, and nothing that is sent is encrypted."
             )
+        listed = None
+        if saved is not None:
+            from vlmprobe.page.saved import open_saved
+
+            with working(f"Reading {saved}"):
+                listed = open_saved(saved, root)
         serve(
             lambda: open_model(model, prompt=prompted, **vars(opening)),
             name=model,
@@ -68,6 +96,7 @@ def page(
             allow_hosts=allow_host or (),
             browser=not no_browser,
             told=lambda address: console().print(address, soft_wrap=True),
+            saved=listed,
         )
 
 

@@ -103,6 +103,7 @@ class ModelQueue:
         self._running: Job | None = None
         self._change = threading.Condition()
         self._closed = False
+        self._opened = threading.Event()
         self._thread = threading.Thread(target=self._work, name="vlmprobe-page", daemon=True)
 
     def start(self) -> None:
@@ -118,6 +119,17 @@ class ModelQueue:
             self._change.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout)
+
+    def opened(self) -> Any:
+        """The probe; waits until the model is open.
+
+        Raises:
+            BaseException: that of opening it.
+        """
+        self._opened.wait()
+        if self.error is not None:
+            raise self.error
+        return self.probe
 
     @property
     def state(self) -> str:
@@ -182,6 +194,7 @@ class ModelQueue:
         except BaseException as error:  # noqa: BLE001 - raised again where the server was started
             self.error = error
             self._failed(error)
+        self._opened.set()
         while (job := self._next()) is not None:
             try:
                 if self.error is not None:

@@ -7,9 +7,12 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmprobe.errors import VlmprobeError
+
+if TYPE_CHECKING:
+    from vlmprobe.page.saved import Saved
 
 __all__ = ["PORT", "PortError", "serve"]
 
@@ -31,6 +34,7 @@ def serve(
     allow_hosts: Collection[str] = (),
     browser: bool = True,
     told: Callable[[str], None] = print,
+    saved: Saved | None = None,
 ) -> None:
     """Serve the page of a model until Ctrl-C.
 
@@ -43,6 +47,7 @@ def serve(
         allow_hosts: names under which a proxy reaches the page, beside those of this computer.
         browser: whether to open the page in a browser.
         told: called with the page's address, before the model is opened.
+        saved: answers that were saved before, to be looked at.
 
     Raises:
         PortError: if another program, or another page, listens there.
@@ -63,7 +68,7 @@ def serve(
         server.should_exit = True
 
     queue = ModelQueue(open_model, failed)
-    guarded = Guard(application(queue, name, opening), token, [host, *allow_hosts], loopback=host in LOCAL)
+    guarded = Guard(application(queue, name, opening, saved), token, [host, *allow_hosts], loopback=host in LOCAL)
     config = uvicorn.Config(
         guarded, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=1, server_header=False
     )

@@ -3,16 +3,18 @@
 import { about, ask, share } from "./api.js";
 import { composer, start } from "./composer.js";
 import { byId, h, tell } from "./dom.js";
-import { again, send } from "./images.js";
+import { again, opened, send } from "./images.js";
+import { savedList } from "./saved.js";
 import { lang, words } from "./strings.js";
 import { addVersion, dropVersion, keysOf, specOf, Talk, textOf } from "./talk.js";
 import { turnView } from "./turn.js";
 
-let talk = new Talk(), running = null, lacks = {};
+let talk = new Talk(), running = null, lacks = {}, listing = false;
+const NEW = ["branch", "regions", "layers", "samples"]; // what needs the prompt again
 const views = new Map(); // turn -> its view
 document.documentElement.lang = lang;
 
-const write = composer(byId("composer"), { onAsk: (question) => answer(talk.ask(question)), onStop: () => running?.stop.abort() });
+const write = composer(byId("composer"), { onAsk: asked, onStop: () => running?.stop.abort() });
 const fresh = h("button", { type: "button", class: "quiet", onclick: restart }, words.newTalk);
 const saved = h("button", { type: "button", class: "quiet", disabled: true, onclick: save }, words.share);
 byId("acts").append(fresh, saved);
@@ -21,6 +23,24 @@ start(byId("start"), async (blob, name) => {
   if (!talk.next) answer(talk.ask({ text: words.describe, images: [key], kind: "answer", texts: [], options: {} }));
 }).catch(fail);
 
+function asked(question) {
+  if (talk.path().some((turn) => turn.why)) restart(); // nothing can be asked after an answer whose prompt is not known
+  answer(talk.ask(question));
+}
+
+// An answer that was saved before, shown as if it had been asked.
+function open({ key, document: found, images, why }) {
+  restart();
+  const scores = Boolean(found.candidates);
+  const turn = talk.ask({
+    text: String(found.question || ""), images: images.map(opened), options: {}, why,
+    kind: scores ? "candidates" : "answer", texts: scores ? found.candidates.map((each) => each.text) : [],
+  });
+  Object.assign(addVersion(turn), { document: found, key });
+  draw();
+  views.get(turn).root.scrollIntoView({ block: "start", behavior: "instant" });
+}
+
 function fail(error) {
   byId("state").textContent = error.message;
 }
@@ -28,7 +48,7 @@ function fail(error) {
 // Bring the screen to the path that is walked.
 function draw() {
   const path = talk.path();
-  byId("start").hidden = path.length > 0;
+  for (const id of ["start", "saved"]) byId(id).hidden = path.length > 0;
   for (const [turn, view] of views) {
     if (path.includes(turn)) continue;
     view.destroy();
@@ -37,7 +57,7 @@ function draw() {
   for (const [place, turn] of path.entries()) {
     if (views.has(turn)) continue;
     const view = turnView(turn, {
-      lacks, legend: place === 0,
+      lacks: turn.why ? Object.fromEntries(NEW.map((name) => [name, turn.why])) : lacks, legend: place === 0,
       onBranch: (version, index, alternative) => branch(turn, version, index, alternative),
       onSwitch: (version) => walk(turn, version),
     });
@@ -119,7 +139,7 @@ function following() {
 
 function restart() {
   running?.stop.abort();
-  const images = talk.path()[0]?.images || [];
+  const first = talk.path()[0], images = first && !first.why ? first.images : [];
   talk = new Talk();
   draw();
   write.use(images);
@@ -152,6 +172,10 @@ async function status() {
     if (told.lacks) {
       Object.assign(lacks, told.lacks);
       write.lacks = lacks;
+    }
+    if (told.saved && !listing) {
+      listing = true;
+      await savedList(byId("saved"), open);
     }
     if (told.state === "loading") setTimeout(status, 1000);
   } catch (error) {

@@ -8,7 +8,7 @@ import { keysOf } from "../talk.js";
 
 export default {
   name: "python",
-  lacks: () => "",
+  lacks: ({ turn }) => turn.why || "",
   load: ({ spec }) => python(spec, names(keysOf(spec))),
 
   show(root, code) {
