@@ -24,10 +24,10 @@ QUESTION = "Describe the picture."
 class Page:
     """One page, asked as its browser does."""
 
-    def __init__(self, probe, **guard):
+    def __init__(self, probe, saved=None, **guard):
         opened = probe if callable(probe) else lambda: probe
         self.queue = ModelQueue(opened)
-        self.app = Guard(application(self.queue, "demo", 'vlmprobe.load("demo")'), TOKEN, **guard)
+        self.app = Guard(application(self.queue, "demo", 'vlmprobe.load("demo")', saved), TOKEN, **guard)
         self.client = TestClient(self.app, base_url=f"http://127.0.0.1:8765/{TOKEN}/", raise_server_exceptions=False)
 
     def __enter__(self):
@@ -80,9 +80,9 @@ class Held:
 class Server:
     """A page that a browser can open, served in a thread."""
 
-    def __init__(self, probe, **guard):
+    def __init__(self, probe, saved=None, **guard):
         self.queue = ModelQueue(probe if callable(probe) else lambda: probe)
-        self.app = application(self.queue, "demo", 'vlmprobe.load("demo")')
+        self.app = application(self.queue, "demo", 'vlmprobe.load("demo")', saved)
         guarded = Guard(self.app, TOKEN, **guard)
         self.server = uvicorn.Server(
             uvicorn.Config(guarded, log_level="error", lifespan="off", timeout_graceful_shutdown=1)

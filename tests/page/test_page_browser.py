@@ -17,6 +17,7 @@ from render_cases import make_table
 import vlmprobe
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.engines.stream import Stream
+from vlmprobe.page.saved import open_saved
 from vlmprobe.results.result import Result
 
 pytest.importorskip("selenium.webdriver", reason="needs selenium (in the dev dependencies)")
@@ -358,6 +359,37 @@ def test_both_languages_say_the_same_things(show, served, browser):
         "done([...en.filter(k => !zh.includes(k)), ...zh.filter(k => !en.includes(k))]) })"
     )
     assert missing == []
+
+
+def test_saved_answers_are_listed_and_gone_on_from(show, demo, browser, tmp_path):
+    results = [demo.generate(QUESTION, path) for path in vlmprobe.demo.sample_images()]
+    vlmprobe.save_results([*results, replace(results[0], meta={**results[0].meta, "model": "other"})], tmp_path / "s")
+    with Server(demo, open_saved(tmp_path / "s")) as server:
+        screen = show(server)
+        screen.one("#saved h2", "s")
+        assert len(screen.all(".saved-rows tbody tr")) == 7
+        screen.one(".saved-tools select").send_keys("Least")
+        first = results[4].text
+        screen.until(lambda: screen.all(".saved-rows tbody td:nth-child(3)")[0].text == first)
+        assert violations(browser) == []
+        screen.one(".find").send_keys("yellow seven")
+        screen.until(lambda: len(screen.all(".saved-rows tbody tr")) == 1)
+        screen.one(".saved-rows button").click()
+        screen.one(".turn")
+        assert screen.text() == first
+        screen.token("nine").click()
+        screen.choice("seven").click()
+        screen.until(lambda: len(screen.all(".branches button")) == 2)
+        screen.answered()
+        assert screen.text() == demo.branch(results[4], 2, " seven").text
+        screen.press("New chat")
+        screen.one(".find").send_keys(Keys.BACKSPACE * 20)
+        screen.until(lambda: len(screen.all(".saved-rows tbody tr")) == 7)
+        last = next(row for row in screen.all(".saved-rows tbody tr") if row.text.startswith("6"))
+        last.find_element(By.TAG_NAME, "button").click()
+        assert "another model is open" in screen.one(".turn .status", "other").text
+        screen.token("left").click()
+        assert not screen.all("button.choice")
 
 
 # -- the queue, and who leaves ------------------------------------------------------------------------

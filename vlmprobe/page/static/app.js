@@ -48,7 +48,8 @@ function fail(error) {
 // Bring the screen to the path that is walked.
 function draw() {
   const path = talk.path();
-  for (const id of ["start", "saved"]) byId(id).hidden = path.length > 0;
+  byId("saved").hidden = path.length > 0;
+  byId("start").hidden = path.length > 0 || listing;
   for (const [turn, view] of views) {
     if (path.includes(turn)) continue;
     view.destroy();
@@ -175,6 +176,7 @@ async function status() {
     }
     if (told.saved && !listing) {
       listing = true;
+      draw();
       await savedList(byId("saved"), open);
     }
     if (told.state === "loading") setTimeout(status, 1000);
