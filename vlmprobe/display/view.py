@@ -230,14 +230,14 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
             "of the distributions that the tokens were drawn from",
         ),
     ]
+    summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
+    if "finish_reason" in result.meta:
+        summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))
     if worst := least_sure(output):
         several = "s" if len(worst) > 1 else ""
         where = f"at place{several} {', '.join(str(place) for place, _, _ in worst)}"
         shown = " · ".join(f"{token} {probability}" for _, token, probability in worst)
         summary.append(("least sure", shown, f"the token{several} of least probability, {where}"))
-    summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
-    if "finish_reason" in result.meta:
-        summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))
     return summary
 
 

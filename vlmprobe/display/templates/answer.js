@@ -5,22 +5,25 @@
 //   showAnswer(element, document, {onSelect, onAlternative, lang, legend = true})
 //   showScores(element, document, {onSelect, lang})
 //
-// Both return {append(rows), update(document), select(index, part), selected, destroy()}; the element gets the style of
+// Both return {append(rows), update(document), select(index, part), selected, destroy()}; the element needs the style of
 // style.css and answer.css. append() is for an answer that is being generated: nothing stands below the text until
-// update() gets the whole. update() keeps what is selected, and the elements of tokens that stay. `selected` is {part, index, row} or null: part is "output" or "prompt", and of candidates
-// "candidates"; index counts from 0; row is the document's own. onSelect(index, row, part) follows a click or the keys,
-// not select(), and gets (null, null, part) where nothing is selected any more. onAlternative(tokenIndex, alternative)
-// follows a click or Enter on another token than the one that was said; without it alternatives are only shown.
+// update() gets the whole. update() keeps what is selected, and the elements of tokens that stay. `selected` is
+// {part, index, row} or null: part is "output" or "prompt", and of candidates "candidates"; index counts from 0; row is
+// the document's own. onSelect(index, row, part) follows a click or the keys, not select(), and gets (null, null, part)
+// where nothing is selected any more. onAlternative(tokenIndex, alternative) follows a click or Enter on another token
+// than the one that was said; without it alternatives are only shown.
 
 export const LEVELS = [0.9, 0.7, 0.5, 0.3, 0.1, 0.03]; // level n holds the probabilities from LEVELS[n] up to LEVELS[n - 1]
 const DASH = "–", PIECE = "◌";
 const FIRST_CANDIDATES = 25;
 const LONG = 20; // tokens of an answer from which on several of its least sure ones are named
 const MOST_SHOWN = 400; // characters of one token, since a single one may hold a million
+const MOST_LINES = 12; // of the panel; it scrolls if there are more
 const HOVER = 80; // milliseconds that the pointer rests on a token before it is shown: it may be on its way to the panel
 const ROW = 28, ROWS_SEEN = 12, SPARE = 10; // of the prompt: pixels of a row, rows in sight, rows drawn beyond them
 const UNSAFE = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]/gu;
 
+// --- Words, which the static report takes from here too ---
 const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const WORDS = {
   en: {
@@ -44,8 +47,9 @@ const WORDS = {
     token: "token", probability: "probability", likelier: "likeliest others",
     candidate: "candidate", among: "probability among these", mean: "per token", perByte: "per byte",
     together: "Together the candidates hold", of: "of what the model would say.", inNats: "Log-probabilities in nats.",
+    raw: "Every number is of the model's raw logits, in nats.", rightAnswer: "right answer",
     more: "more candidates", candidates: "candidates", tokensOf: "Tokens of",
-    countTokens: (n) => counted(n, "token"), countImages: (n) => counted(n, "image"),
+    countTokens: (n) => counted(n, "token"), countImages: (n) => counted(n, "image"), countResults: (n) => counted(n, "result"),
   },
   zh: {
     answer: "回答（逐个 token）",
@@ -68,10 +72,14 @@ const WORDS = {
     token: "token", probability: "概率", likelier: "其他最可能的 token",
     candidate: "候选", among: "在候选中的概率", mean: "每 token", perByte: "每字节",
     together: "这些候选合计占模型输出概率的", of: "。", inNats: "对数概率单位为 nats。",
+    raw: "所有数值均由模型的原始 logits 计算，单位为 nats。", rightAnswer: "正确答案",
     more: "个其余候选", candidates: "候选", tokensOf: "候选的 token：",
     countTokens: (n) => `${n.toLocaleString("en")} 个 token`, countImages: (n) => `${n.toLocaleString("en")} 张图像`,
+    countResults: (n) => `${n.toLocaleString("en")} 个结果`,
   },
 };
+
+// --- End of the words ---
 
 // The words of a language, as "zh-CN" or a list of them by preference; English where there are none.
 export function wordsOf(lang) {
@@ -244,7 +252,9 @@ function panel(make, words, id, onAlternative, back) {
       line.append(bar(make, "div", "choice other", words.others, percent(rest), rest));
       list.append(line);
     }
-    root.replaceChildren(head, make("p", "note", facts.join(" · ")), list);
+    const told = make("p", "note");
+    for (const [place, fact] of facts.entries()) told.append(place ? " · " : "", make("span", "fact", fact));
+    root.replaceChildren(head, told, list);
     list.hidden = !choices.length;
   }
 
@@ -258,6 +268,13 @@ function panel(make, words, id, onAlternative, back) {
   });
   show(null);
   return { root, show, enter: () => { const first = root.querySelector("button"); first?.focus(); return Boolean(first); } };
+}
+
+// As many lines as the panel will need, so that it is as high before anything is pointed at.
+function reserve(root, rows) {
+  const most = rows.reduce((found, row) => Math.max(found, (row.alternatives || []).length), 0);
+  const now = Number(root.style.getPropertyValue("--choices"));
+  if (most + 1 > now) root.style.setProperty("--choices", Math.min(most + 1, MOST_LINES));
 }
 
 const looksAlike = (a, b) => a.token === b.token && a.kind === b.kind && logprobOf(a) === logprobOf(b) && bounded(a) === bounded(b);
@@ -365,7 +382,8 @@ function promptRows(make, words, id, images, { look, choose }) {
   space.append(window_);
   root.append(space);
   whole.append(head, root);
-  let rows = [], spans = [], first = -1, selected = null, asked = 0;
+  const drawn = new Map(); // index: element
+  let rows = [], spans = [], selected = null, asked = 0;
 
   function line(row, index) {
     const made = make("div", "prompt-row", "", {
@@ -404,17 +422,28 @@ function promptRows(make, words, id, images, { look, choose }) {
     return made;
   }
 
-  function draw(anew = false) {
+  function draw() {
     asked = 0;
-    const top = Math.max(0, Math.floor(root.scrollTop / ROW) - SPARE);
-    if (top === first && !anew) return;
-    first = top;
-    const some = rows.slice(top, top + ROWS_SEEN + 2 * SPARE);
-    window_.style.transform = `translateY(${top * ROW}px)`;
-    window_.replaceChildren(...some.map((row, place) => line(row, top + place)));
+    const first = Math.max(0, Math.floor(root.scrollTop / ROW) - SPARE);
+    const end = Math.min(rows.length, first + ROWS_SEEN + 2 * SPARE);
+    for (const [index, element] of drawn) {
+      if (index >= first && index < end) continue;
+      element.remove();
+      drawn.delete(index);
+    }
+    let next = null;
+    for (let index = end - 1; index >= first; index--) {
+      if (!drawn.has(index)) {
+        drawn.set(index, line(rows[index], index));
+        window_.insertBefore(drawn.get(index), next);
+      }
+      next = drawn.get(index);
+    }
+    window_.style.transform = `translateY(${first * ROW}px)`;
   }
 
   function select(index, scroll = true) {
+    drawn.get(selected)?.setAttribute("aria-selected", "false");
     selected = index;
     if (index === null) whole.removeAttribute("aria-activedescendant");
     else {
@@ -423,10 +452,11 @@ function promptRows(make, words, id, images, { look, choose }) {
       else if (scroll && (index + 1) * ROW > root.scrollTop + seen) root.scrollTop = (index + 1) * ROW - seen;
       whole.setAttribute("aria-activedescendant", `${id}-${index}`);
     }
-    draw(true);
+    draw();
+    drawn.get(selected)?.setAttribute("aria-selected", "true");
   }
 
-  root.addEventListener("scroll", () => { asked ||= requestAnimationFrame(() => draw()); }, { passive: true });
+  root.addEventListener("scroll", () => { asked ||= requestAnimationFrame(draw); }, { passive: true });
   const indexOf = (event) => { const found = event.target.closest?.(".prompt-row"); return found ? Number(found.dataset.index) : null; };
   root.addEventListener("click", (event) => { const index = indexOf(event); if (index !== null) choose(index); });
   root.addEventListener("pointerover", (event) => {
@@ -445,14 +475,16 @@ function promptRows(make, words, id, images, { look, choose }) {
   return {
     root: whole,
     select,
-    draw: () => draw(true),
+    draw,
     focus: () => whole.focus(),
     replace(next, imageSpans) {
       [rows, spans, selected] = [next, imageSpans || [], null];
+      drawn.clear();
+      window_.replaceChildren();
       root.scrollTop = 0;
       whole.setAttribute("aria-rowcount", rows.length + 1);
       space.style.height = `${rows.length * ROW}px`;
-      draw(true);
+      draw();
     },
     stop: () => { if (asked) cancelAnimationFrame(asked); },
   };
@@ -466,11 +498,18 @@ function legendOf(make, words) {
   return made;
 }
 
+// Of all rows together: the log-probability, and its mean as a perplexity; null if one is only bounded, or none known.
+function together(rows) {
+  const given = rows.filter((row) => known(row.logprob));
+  if (!given.length || rows.some(bounded)) return { logprob: null, perplexity: null };
+  const logprob = given.reduce((sum, row) => sum + row.logprob, 0);
+  return { logprob, perplexity: Math.exp(-logprob / given.length) };
+}
+
 // Name, value and meaning of an answer's summary metrics. Those of all tokens together are a dash where one is not known.
 function figuresOf(document, words) {
-  const rows = document.output, given = rows.filter((row) => known(row.logprob));
-  const whole = given.length && !rows.some(bounded) && document.confidence !== null;
-  const logprob = whole ? given.reduce((sum, row) => sum + row.logprob, 0) : null;
+  const rows = document.output, unknown = { logprob: null, perplexity: null };
+  const { logprob, perplexity } = document.confidence === null ? unknown : together(rows); // null: tokens may be missing
   const entropies = rows.map((row) => row.entropy).filter(known);
   const mean = entropies.length ? entropies.reduce((sum, each) => sum + each, 0) / entropies.length : null;
   const worst = rows
@@ -479,18 +518,18 @@ function figuresOf(document, words) {
     .sort((a, b) => a.logprob - b.logprob || a.place - b.place)
     .slice(0, rows.length < LONG ? 1 : 3);
   const found = [
-    [words.confidence, whole ? tiny(logprob) : DASH, words.confidenceMeans],
-    [words.perToken, whole ? percent(Math.exp(logprob / given.length)) : DASH, words.perTokenMeans],
-    [words.perplexity, whole ? short(Math.exp(-logprob / given.length)) : DASH, words.perplexityMeans],
+    [words.confidence, tiny(logprob), words.confidenceMeans],
+    [words.perToken, percent(perplexity === null ? null : 1 / perplexity), words.perTokenMeans],
+    [words.perplexity, short(perplexity), words.perplexityMeans],
     [words.meanEntropy, mean === null ? DASH : `${nats(mean)} ${words.nats}`, words.meanEntropyMeans],
   ];
+  found.push([words.tokens, rows.length.toLocaleString("en"), words.tokensMean]);
+  if (document.finish_reason) found.push([words.finish, label(String(document.finish_reason)), words.finishMeans]);
   if (worst.length) {
     const shown = worst.map(({ row, logprob: value }) =>
       `${cut(label(row.token.trim() || row.token))} ${bounded(row) ? "≤ " : ""}${tiny(value)}`);
     found.push([words.leastSure, shown.join(" · "), words.leastSureMeans]);
   }
-  found.push([words.tokens, rows.length.toLocaleString("en"), words.tokensMean]);
-  if (document.finish_reason) found.push([words.finish, label(String(document.finish_reason)), words.finishMeans]);
   return found;
 }
 
@@ -590,7 +629,10 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang, l
     for (const each of [figures, ...shades]) each.hidden = !rows.output.length;
     const count = rows.prompt.filter(({ kind }) => kind === "image").length;
     unfold.hidden = !rows.prompt.length;
-    told.textContent = [words.countTokens(rows.prompt.length - count), count ? words.countImages(count) : ""].filter(Boolean).join(" · ");
+    const parts = [words.countTokens(rows.prompt.length - count), count ? words.countImages(count) : ""];
+    const { perplexity } = together(rows.prompt);
+    if (perplexity !== null) parts.push(`${words.perplexity} ${short(perplexity)}`);
+    told.textContent = parts.filter(Boolean).join(" · ");
   }
 
   function update(next) {
@@ -600,6 +642,7 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang, l
     images(next.images || []);
     asked.textContent = next.question ? plain(String(next.question)) : "";
     asked.hidden = !next.question;
+    reserve(side.root, rows.output);
     text.replace(rows.output);
     prompt?.root.remove();
     prompt = null;
@@ -612,6 +655,7 @@ export function showAnswer(element, document, { onSelect, onAlternative, lang, l
   update(document);
   return {
     append(more) {
+      reserve(side.root, more);
       text.append(more);
       rows.output.push(...more);
       below.hidden = true; // while the text grows it would be pushed down

@@ -43,10 +43,10 @@ function render({ model, el }) {
 
 // A question, and buttons that ask it, stop the answer, and go back to the answer before.
 function askBox(model, make, words) {
-  const root = make("form", "vlmprobe ask-box"), label = make("label", "", words.question), field = make("textarea", "", "", { rows: "1", dir: "auto" });
+  const root = make("form", "vlmprobe ask-box"), label = make("label"), field = make("textarea", "", "", { rows: "1", dir: "auto" });
   const ask = make("button", "", words.ask, { type: "submit" }), stop = make("button", "", words.stop, { type: "button" });
   const back = make("button", "", words.back, { type: "button" }), error = make("p", "error", "", { role: "alert" });
-  label.append(field);
+  label.append(make("span", "faint", words.question), field);
   root.append(label, ask, stop, back, error);
   field.value = model.get("question");
 
