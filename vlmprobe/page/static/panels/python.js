@@ -8,6 +8,7 @@ import { keysOf } from "../talk.js";
 
 export default {
   name: "python",
+  fits: () => true,
   lacks: ({ turn }) => turn.why || "",
   load: ({ spec }) => python(spec, names(keysOf(spec))),
 
