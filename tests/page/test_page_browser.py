@@ -101,6 +101,12 @@ class Screen:
         self.until(lambda: len(self.all(".turn")) == before + 1)
         self.answered()
 
+    def ask_many(self, turns, text=QUESTION):
+        """Ask side by side; there are so many turns afterwards."""
+        self.one("#question").send_keys(text, Keys.ENTER)
+        self.until(lambda: len(self.all(".turn")) == turns)
+        self.answered()
+
     def answered(self):
         self.until(lambda: self.all(".turn") and not self.all("[aria-busy]"))
 
@@ -390,6 +396,37 @@ def test_saved_answers_are_listed_and_gone_on_from(show, demo, browser, tmp_path
         assert "another model is open" in screen.one(".turn .status", "other").text
         screen.token("left").click()
         assert not screen.all("button.choice")
+
+
+def test_two_images_side_by_side(show, served, demo, browser):
+    screen = show(served)
+    two = vlmprobe.demo.sample_images()[3:5]
+    screen.add(*two)
+    screen.one(".apart input").click()
+    screen.ask_many(2)
+    assert [screen.text(turn) for turn in (0, 1)] == [demo.generate(QUESTION, path).text for path in two]
+    left, right = (each.rect for each in screen.all(".lane"))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    assert [each.text for each in screen.all(".lane > h2")] == [path.name for path in two]
+    screen.token("nine").click()
+    screen.choice("seven").click()
+    screen.until(lambda: len(screen.all(".branches button")) == 2)
+    screen.answered()
+    assert screen.text(0) == demo.generate(QUESTION, two[0]).text
+    assert violations(browser) == []
+    screen.ask_many(4, "Which digit is on the right?")
+    assert [screen.text(turn) for turn in (1, 3)] == ["one", "seven"]
+
+
+def test_two_models_side_by_side(show, demo, probe_of):
+    with Server({"demo": demo, "llava": probe_of("llava")}) as server:
+        screen = show(server)
+        screen.add(UNSURE)
+        screen.ask_many(2)
+        assert [each.text for each in screen.all(".lane > h2")] == ["demo", "llava"]
+        assert screen.text(0) == demo.generate(QUESTION, UNSURE).text
+        assert len(screen.tokens(1)) == len(probe_of("llava").generate(QUESTION, UNSURE).output)
 
 
 # -- the queue, and who leaves ------------------------------------------------------------------------

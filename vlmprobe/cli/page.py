@@ -66,16 +66,39 @@ def page(
             file_okay=False,
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="MODEL",
+            help="A second model, asked the same beside the first; as MODEL. Options of checkpoints and of servers are "
+            "those of the first, as far as they fit.",
+            show_default=False,
+        ),
+    ] = None,
     template: Template,
     opening: Opening,
     debug: options.Debug = False,
 ) -> None:
     """Open a web page to ask MODEL about images and to see what it was about to say. Ctrl-C ends it."""
     with guarded(debug):
-        from vlmprobe.page.server import LOCAL, serve
+        from vlmprobe.page.server import LOCAL, Model, serve
+
+        def model_of(name: str, opening: Opening) -> Model:
+            given = {option: value for option, value in vars(opening).items() if value not in (None, "auto", [])}
+            return Model(
+                name,
+                lambda: open_model(name, prompt=prompted, **vars(opening)),
+                _python(name, given | prompted),
+            )
+
+        if against == model:
+            raise typer.BadParameter("is the first model again", param_hint="'--against'")
 
         prompted = arguments.prompt_options(template)
-        given = {name: value for name, value in vars(opening).items() if value not in (None, "auto", [])}
+        models = [model_of(model, opening)]
+        if against is not None:
+            models.append(model_of(against, _fitting(opening, against)))
         if host not in LOCAL:
             note(
                 f"Warning: {host} is open to other computers. Whoever learns the address of the page can use the "
@@ -88,9 +111,7 @@ def page(
             with working(f"Reading {saved}"):
                 listed = open_saved(saved, root)
         serve(
-            lambda: open_model(model, prompt=prompted, **vars(opening)),
-            name=model,
-            opening=_python(model, given | prompted),
+            models,
             host=host,
             port=port,
             allow_hosts=allow_host or (),
@@ -98,6 +119,12 @@ def page(
             told=lambda address: console().print(address, soft_wrap=True),
             saved=listed,
         )
+
+
+def _fitting(opening: Opening, model: str) -> Opening:
+    """Of the options of the first model those that the second one can have too."""
+    kept = ("processor",) if is_server(model) else ("device", "dtype")
+    return Opening(**{name: value for name, value in vars(opening).items() if name in kept})
 
 
 def _python(model: str, given: dict[str, object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -38,20 +38,18 @@ STATUS: dict[type[VlmprobeError], int] = {GoneError: 410, Busy: 503}
 class Page:
     """The state of one page, and the answers to its requests."""
 
-    def __init__(self, queue: ModelQueue, name: str, opening: str, saved: Saved | None = None) -> None:
-        self.queue, self.name, self.opening, self.saved = queue, name, opening, saved
+    def __init__(self, queue: ModelQueue, models: Mapping[str, str], saved: Saved | None = None) -> None:
+        self.queue, self.names, self.openings, self.saved = queue, list(models), list(models.values()), saved
         self.images, self.results = Images(), Results()
         self.receiving = asyncio.Semaphore(2)  # each image may take hundreds of megabytes before it is decoded
 
     async def about(self, request: Request) -> Response:
-        """The model, whether it can be asked yet, and what it cannot do."""
-        probe = self.queue.probe
-        told: dict[str, Any] = {"model": self.name, "state": self.queue.state, "queue": self.queue.length}
-        told["saved"] = self.saved is not None
+        """The models, whether they can be asked yet, and what they cannot do."""
+        lacks = [abilities(probe) for probe in self.queue.probes]
+        told: dict[str, Any] = {"models": self.names, "state": self.queue.state, "queue": self.queue.length}
+        told |= {"lacks": lacks, "saved": self.saved is not None}
         if self.queue.error is not None:
             told["error"] = error_document(self.queue.error)
-        if probe is not None:
-            told |= {"meta": dict(probe.meta), "lacks": abilities(probe)}
         return _json(told)
 
     async def add_image(self, request: Request) -> Response:
@@ -103,13 +101,13 @@ class Page:
             {"key": self.images.add(image), "name": name, "shown": image_parts(image)["uri"]}
             for image, name in zip(entry.images, names, strict=True)
         ]
-        why = entry.why or differs(self.queue.opened(), entry)
+        why = entry.why or differs(self.queue.opened()[0], entry)
         key = self.results.add(entry.result)
         return {"key": key, "document": entry.result.to_dict(), "images": shown, "why": why}
 
     async def submit(self, request: Request) -> Response:
         """Queue a call of the model."""
-        job = self.queue.submit(work_of(await _asked(request), self.images, self.results))
+        job = self.queue.submit(work_of(self._asked(await _document(request)), self.images, self.results))
         return _json({"job": job.id, "ahead": self.queue.ahead(job)}, 202)
 
     async def job(self, request: Request) -> Response:
@@ -143,7 +141,7 @@ class Page:
         if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
             raise MessageError("give the keys of at least one answer")
         results = [self.results[key] for key in keys]
-        html = await asyncio.to_thread(partial(html_page, results, title=self.name))
+        html = await asyncio.to_thread(partial(html_page, results, title=" and ".join(self.names)))
         return Response(html, media_type="text/html; charset=utf-8", headers={"cache-control": "no-store"})
 
     async def python(self, request: Request) -> Response:
@@ -152,7 +150,14 @@ class Page:
         names = given.pop("names", None) or {}
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise MessageError("names must be the names of files, by the keys of images")
-        return _json({"code": python_of(_known(read_asked(given)), self.opening, names)})
+        asked = self._asked(given)
+        return _json({"code": python_of(asked, self.openings[asked.model], names)})
+
+    def _asked(self, document: Any) -> Asked:
+        asked = read_asked(document, len(self.names))
+        if asked.panel and asked.panel not in PANELS:
+            raise MessageError(f"panel must be one of {', '.join(PANELS)}")
+        return asked
 
     def _job(self, request: Request) -> Job:
         job = self.queue.job(request.path_params["id"])
@@ -161,16 +166,15 @@ class Page:
         return job
 
 
-def application(queue: ModelQueue, name: str, opening: str, saved: Saved | None = None) -> Starlette:
+def application(queue: ModelQueue, models: Mapping[str, str], saved: Saved | None = None) -> Starlette:
     """The application of one page.
 
     Args:
-        queue: of the model's calls.
-        name: of the model, for display.
-        opening: Python that opens the model, such as ``vlmprobe.load("demo")``.
+        queue: of the models' calls.
+        models: by the name of each model, for display, the Python that opens it, such as ``vlmprobe.load("demo")``.
         saved: answers that were saved before.
     """
-    page = Page(queue, name, opening, saved)
+    page = Page(queue, models, saved)
     static = files("vlmprobe.page").joinpath("static")
     routes = [
         Route("/", partial(_file, str(static.joinpath("index.html")))),
@@ -206,16 +210,6 @@ async def _file(path: str, request: Request) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), None)
     return _error(error, status or (400 if isinstance(error, VlmprobeError) else 500))
-
-
-async def _asked(request: Request) -> Asked:
-    return _known(read_asked(await _document(request)))
-
-
-def _known(asked: Asked) -> Asked:
-    if asked.panel and asked.panel not in PANELS:
-        raise MessageError(f"panel must be one of {', '.join(PANELS)}")
-    return asked
 
 
 async def _document(request: Request) -> dict[str, Any]:
