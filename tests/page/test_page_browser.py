@@ -118,7 +118,9 @@ class Screen:
         return " ".join(whole.replace("<|end|>", "").split())
 
     def token(self, text, turn=-1):
-        return next(each for each in self.tokens(turn) if each.text.strip() == text)
+        found = next(each for each in self.tokens(turn) if each.text.strip() == text)
+        self.browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", found)
+        return found
 
     def choice(self, text):
         return self.one("button.choice", text)
@@ -411,7 +413,7 @@ def test_two_images_side_by_side(show, served, demo, browser):
     assert [each.text for each in screen.all(".lane > h2")] == [path.name for path in two]
     screen.token("nine").click()
     screen.choice("seven").click()
-    screen.until(lambda: len(screen.all(".branches button")) == 2)
+    screen.until(lambda: len(screen.all(".lane + .lane .branches button")) == 2)
     screen.answered()
     assert screen.text(0) == demo.generate(QUESTION, two[0]).text
     assert violations(browser) == []
