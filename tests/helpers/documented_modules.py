@@ -26,6 +26,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("huggingface_hub", "errors", "package reference, utilities: errors"),
     **_of("huggingface_hub", "utils", "package reference: progress bars", frozenset({"enable_progress_bars"})),
     **_of("jinja2", ". ext meta nodes", "API reference, and Extensions"),
+    **_of("llguidance", ".", "README"),
     **_of("lm_eval", "models", "its docstring: where models are listed"),
     **_of("lm_eval", "api.model", "model guide", frozenset({"LM"})),
     **_of("lm_eval", "api.registry", "model guide", frozenset({"register_model"})),

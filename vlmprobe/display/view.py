@@ -230,6 +230,9 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
             "of the distributions that the tokens were drawn from",
         ),
     ]
+    if output.mass_allowed is not None:
+        mass = float(np.log(output.mass_allowed[~np.isnan(output.mass_allowed)].astype(np.float64)).sum())
+        summary.append(("would have obeyed", tiny(mass), "probability of drawing only what the constraint allowed"))
     summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
     if "finish_reason" in result.meta:
         summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))

@@ -100,7 +100,9 @@ def connect(
     served: list[ServedEngine] = []
     for each in urls:
         client = Client(each, api_key=api_key, headers=headers, limits=limits)
-        found, server = background.run(detect(Facts(client), engines().values(), engine))
+        found, server, unsure = background.run(detect(Facts(client), engines().values(), engine))
+        if unsure:
+            warnings.warn(unsure, VlmprobeWarning, stacklevel=outside())
         served.append(found(client, server, _model_of(client.url, server.models, model, engine), tokens, meaning))
     first, *others = served
     for other in others:
