@@ -18,6 +18,7 @@ import numpy as np
 
 from vlmprobe.adapter import Continuation, EncodedPrompt
 from vlmprobe.engines.base import Options
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
@@ -54,6 +55,7 @@ class SGLang(StreamedEngine):
     abilities = Abilities(
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
         prompt=EVERY_PROMPT,
+        constraints=frozenset({"schema", "grammar"}),
     )
 
     @classmethod
@@ -198,7 +200,7 @@ class SGLang(StreamedEngine):
         """The request for an answer."""
         adapter = self.tokens.need("A prompt for SGLang's /generate")
         text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
-        sampling = _sampling(decoding, options.seed)
+        sampling = _sampling(decoding, options.seed, options.constraint)
         return await self._request(conversation, sampling, options.alternatives) | {"text": text}
 
     async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
@@ -254,7 +256,7 @@ class SGLang(StreamedEngine):
         return Row(value, due, top=tuple(known), full=whole_row(listed, self.tokens.vocabulary))
 
 
-def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
+def _sampling(decoding: Decoding, seed: int | None, constraint: Constraint | None = None) -> dict[str, Any]:
     sampled = decoding.do_sample
     found: dict[str, Any] = {
         "max_new_tokens": decoding.max_new_tokens,
@@ -271,6 +273,8 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
         found["stop_token_ids"] = list(decoding.eos_token_id)
     if seed is not None:
         found["sampling_seed"] = seed
+    if constraint is not None:
+        found["json_schema" if constraint.kind == "schema" else "ebnf"] = constraint.text
     return found
 
 
