@@ -23,11 +23,8 @@ HELD_TO = frozenset(
 REMARKS = frozenset(
     {"$schema", "$id", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 )
-NAMED, LISTED, SINGLE = (
-    ("properties", "$defs", "definitions"),
-    ("anyOf", "prefixItems"),
-    ("items", "additionalProperties"),
-)
+NAMED = ("properties", "$defs", "definitions")  # schemas by name
+NESTED = ("anyOf", "prefixItems", "items", "additionalProperties")
 
 
 def require_held_to(schema: Any) -> None:
@@ -43,6 +40,8 @@ def _dropped(schema: Any) -> Iterator[str]:
     waiting = [schema]
     while waiting:
         each = waiting.pop()
+        if isinstance(each, list):
+            waiting += each
         if not isinstance(each, dict):
             continue
         yield from each.keys() - HELD_TO - REMARKS
@@ -50,7 +49,6 @@ def _dropped(schema: Any) -> Iterator[str]:
         yield from (f"type {name!r}" for name in (types if isinstance(types, list) else [types]) if name not in TYPES)
         if "format" in each and each["format"] not in FORMATS:
             yield f"format {each['format']!r}"
-        named, listed = ([each.get(name) for name in names] for names in (NAMED, LISTED))
+        named = [each.get(name) for name in NAMED]
         waiting += [part for parts in named if isinstance(parts, dict) for part in parts.values()]
-        waiting += [part for parts in listed if isinstance(parts, list) for part in parts]
-        waiting += [each.get(name) for name in SINGLE]
+        waiting += [each.get(name) for name in NESTED]
