@@ -5,12 +5,13 @@
 //   showAnswer(element, document, {onSelect, onAlternative, lang, legend = true})
 //   showScores(element, document, {onSelect, lang})
 //
-// Both return {append(rows), update(document), select(index, part), selected, destroy()}; the element gets the style of
+// Both return {append(rows), update(document), select(index, part), selected, destroy()}; the element needs the style of
 // style.css and answer.css. append() is for an answer that is being generated: nothing stands below the text until
-// update() gets the whole. update() keeps what is selected, and the elements of tokens that stay. `selected` is {part, index, row} or null: part is "output" or "prompt", and of candidates
-// "candidates"; index counts from 0; row is the document's own. onSelect(index, row, part) follows a click or the keys,
-// not select(), and gets (null, null, part) where nothing is selected any more. onAlternative(tokenIndex, alternative)
-// follows a click or Enter on another token than the one that was said; without it alternatives are only shown.
+// update() gets the whole. update() keeps what is selected, and the elements of tokens that stay. `selected` is
+// {part, index, row} or null: part is "output" or "prompt", and of candidates "candidates"; index counts from 0; row is
+// the document's own. onSelect(index, row, part) follows a click or the keys, not select(), and gets (null, null, part)
+// where nothing is selected any more. onAlternative(tokenIndex, alternative) follows a click or Enter on another token
+// than the one that was said; without it alternatives are only shown.
 
 export const LEVELS = [0.9, 0.7, 0.5, 0.3, 0.1, 0.03]; // level n holds the probabilities from LEVELS[n] up to LEVELS[n - 1]
 const DASH = "–", PIECE = "◌";
@@ -22,6 +23,7 @@ const HOVER = 80; // milliseconds that the pointer rests on a token before it is
 const ROW = 28, ROWS_SEEN = 12, SPARE = 10; // of the prompt: pixels of a row, rows in sight, rows drawn beyond them
 const UNSAFE = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]/gu;
 
+// --- Words, which the static report takes from here too ---
 const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const WORDS = {
   en: {
@@ -45,8 +47,9 @@ const WORDS = {
     token: "token", probability: "probability", likelier: "likeliest others",
     candidate: "candidate", among: "probability among these", mean: "per token", perByte: "per byte",
     together: "Together the candidates hold", of: "of what the model would say.", inNats: "Log-probabilities in nats.",
+    raw: "Every number is of the model's raw logits, in nats.", rightAnswer: "right answer",
     more: "more candidates", candidates: "candidates", tokensOf: "Tokens of",
-    countTokens: (n) => counted(n, "token"), countImages: (n) => counted(n, "image"),
+    countTokens: (n) => counted(n, "token"), countImages: (n) => counted(n, "image"), countResults: (n) => counted(n, "result"),
   },
   zh: {
     answer: "回答（逐个 token）",
@@ -69,10 +72,14 @@ const WORDS = {
     token: "token", probability: "概率", likelier: "其他最可能的 token",
     candidate: "候选", among: "在候选中的概率", mean: "每 token", perByte: "每字节",
     together: "这些候选合计占模型输出概率的", of: "。", inNats: "对数概率单位为 nats。",
+    raw: "所有数值均由模型的原始 logits 计算，单位为 nats。", rightAnswer: "正确答案",
     more: "个其余候选", candidates: "候选", tokensOf: "候选的 token：",
     countTokens: (n) => `${n.toLocaleString("en")} 个 token`, countImages: (n) => `${n.toLocaleString("en")} 张图像`,
+    countResults: (n) => `${n.toLocaleString("en")} 个结果`,
   },
 };
+
+// --- End of the words ---
 
 // The words of a language, as "zh-CN" or a list of them by preference; English where there are none.
 export function wordsOf(lang) {
@@ -375,7 +382,8 @@ function promptRows(make, words, id, images, { look, choose }) {
   space.append(window_);
   root.append(space);
   whole.append(head, root);
-  let rows = [], spans = [], first = -1, selected = null, asked = 0;
+  const drawn = new Map(); // index: element
+  let rows = [], spans = [], selected = null, asked = 0;
 
   function line(row, index) {
     const made = make("div", "prompt-row", "", {
@@ -414,17 +422,28 @@ function promptRows(make, words, id, images, { look, choose }) {
     return made;
   }
 
-  function draw(anew = false) {
+  function draw() {
     asked = 0;
-    const top = Math.max(0, Math.floor(root.scrollTop / ROW) - SPARE);
-    if (top === first && !anew) return;
-    first = top;
-    const some = rows.slice(top, top + ROWS_SEEN + 2 * SPARE);
-    window_.style.transform = `translateY(${top * ROW}px)`;
-    window_.replaceChildren(...some.map((row, place) => line(row, top + place)));
+    const first = Math.max(0, Math.floor(root.scrollTop / ROW) - SPARE);
+    const end = Math.min(rows.length, first + ROWS_SEEN + 2 * SPARE);
+    for (const [index, element] of drawn) {
+      if (index >= first && index < end) continue;
+      element.remove();
+      drawn.delete(index);
+    }
+    let next = null;
+    for (let index = end - 1; index >= first; index--) {
+      if (!drawn.has(index)) {
+        drawn.set(index, line(rows[index], index));
+        window_.insertBefore(drawn.get(index), next);
+      }
+      next = drawn.get(index);
+    }
+    window_.style.transform = `translateY(${first * ROW}px)`;
   }
 
   function select(index, scroll = true) {
+    drawn.get(selected)?.setAttribute("aria-selected", "false");
     selected = index;
     if (index === null) whole.removeAttribute("aria-activedescendant");
     else {
@@ -433,10 +452,11 @@ function promptRows(make, words, id, images, { look, choose }) {
       else if (scroll && (index + 1) * ROW > root.scrollTop + seen) root.scrollTop = (index + 1) * ROW - seen;
       whole.setAttribute("aria-activedescendant", `${id}-${index}`);
     }
-    draw(true);
+    draw();
+    drawn.get(selected)?.setAttribute("aria-selected", "true");
   }
 
-  root.addEventListener("scroll", () => { asked ||= requestAnimationFrame(() => draw()); }, { passive: true });
+  root.addEventListener("scroll", () => { asked ||= requestAnimationFrame(draw); }, { passive: true });
   const indexOf = (event) => { const found = event.target.closest?.(".prompt-row"); return found ? Number(found.dataset.index) : null; };
   root.addEventListener("click", (event) => { const index = indexOf(event); if (index !== null) choose(index); });
   root.addEventListener("pointerover", (event) => {
@@ -455,14 +475,16 @@ function promptRows(make, words, id, images, { look, choose }) {
   return {
     root: whole,
     select,
-    draw: () => draw(true),
+    draw,
     focus: () => whole.focus(),
     replace(next, imageSpans) {
       [rows, spans, selected] = [next, imageSpans || [], null];
+      drawn.clear();
+      window_.replaceChildren();
       root.scrollTop = 0;
       whole.setAttribute("aria-rowcount", rows.length + 1);
       space.style.height = `${rows.length * ROW}px`;
-      draw(true);
+      draw();
     },
     stop: () => { if (asked) cancelAnimationFrame(asked); },
   };
