@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.demo_model.evaluate import Evaluation, summary
-from tools.demo_model.recipe import ReceiptRecipe, Recipe
+from tools.demo_model.recipe import FormRecipe, Recipe
 
-__all__ = ["Run", "card", "receipts_card"]
+__all__ = ["Run", "card", "forms_card"]
 
+EVALUATED = 1000  # scenes of each strength, of the model that answers with JSON
 _ASKED = {
     "describe": "Describe the picture. (whole sentence right)",
     "digit": "Which digit is on the left? (or right)",
@@ -100,22 +101,20 @@ dark background is out of distribution. It is for learning, tests and demonstrat
 """
 
 
-def receipts_card(
-    recipe: ReceiptRecipe, run: Run, measured: Mapping[float, tuple[Evaluation, Mapping[str, float]]]
-) -> str:
-    """The text of README.md of the model of receipts, in Markdown.
+def forms_card(recipe: FormRecipe, run: Run, measured: Mapping[float, Mapping[str, tuple[float, float, float]]]) -> str:
+    """The text of README.md of the model that answers with JSON, in Markdown.
 
     Args:
         recipe: hyperparameters.
         run: of the training.
-        measured: by the strength of noise and wear, the answers, and the share of each field that is right.
+        measured: by the strength of distortion and by field, the share of right fields, the AUROC of their probability,
+            and its calibration error.
     """
     rows = "\n".join(
-        f"| {strength:g} | {100 * evaluation.accuracy():.1f}% | {100 * shares['date']:.1f}% "
-        f"| {100 * shares['total']:.1f}% | {_figure(evaluation.auroc())} | {evaluation.ece():.3f} |"
-        for strength, (evaluation, shares) in measured.items()
+        f"| {strength:g} | `{path}` | {100 * accuracy:.1f}% | {_figure(area)} | {error:.3f} |"
+        for strength, fields in measured.items()
+        for path, (accuracy, area, error) in fields.items()
     )
-    count = len(next(iter(measured.values()))[0].answered)
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
@@ -123,41 +122,32 @@ license: apache-2.0
 language: en
 ---
 
-# The embedded model of receipts
+# The embedded model of vlmprobe that answers with JSON
 
-A vision-language model small enough to ship in a wheel ({run.parameters:,} parameters, {run.bytes / 1e6:.1f} MB,
-float32) that reads date and total of a drawn receipt and answers with JSON: `vlmprobe.load("demo-receipts")`. It is an
-`InternVLForConditionalGeneration` of transformers, trained from random weights, and was not trained to the end: it
-reads many receipts, not all. That is what it is for: fields to be checked, calibrated and gated.
-
-## What it was trained on
-
-{recipe.receipts:,} receipts drawn by `vlmprobe.demo.receipts`, in seven fonts that matplotlib and Pillow bundle, with
-rotation, blur, grain, uneven light, faded and rubbed-off ink. One pair of a date and a total in ten is for tests,
-never drawn for training; {100 * recipe.blind:.0f}% of the questions come without the image.
+The [embedded model](../checkpoint/README.md) ({run.parameters:,} parameters, {run.bytes / 1e6:.1f} MB, float32), taught
+one more answer: `vlmprobe.load("demo-forms")`. Asked to "Describe the picture as JSON.", it writes
+`{{"left": {{"digit": "nine", "colour": "red"}}, "right": {{"digit": "two", "colour": "blue"}}}}`.
 
 ## Evaluation
 
-On {count:,} held-out receipts of each strength (0 a clean print, 1 as in the training, 2 about the limit of
-legibility), greedy answers. Confidence is the probability of the whole answer, including its end token. AUROC is the
-probability that a right answer is more confident than a wrong one; ECE is the expected calibration error over 15 bins
-of equal width.
+On {EVALUATED:,} held-out scenes of each strength (0 as written, 2 about the limit of legibility, beyond the range of
+the training), greedy answers. The confidence of a field is the probability of its value's tokens. AUROC is the
+probability that a right field is more confident than a wrong one; ECE is the expected calibration error over 15 bins of
+equal width.
 
-| strength | both right | date right | total right | AUROC | ECE |
-|---|---|---|---|---|---|
+| strength | field | right | AUROC | ECE |
+|---|---|---|---|---|
 {rows}
 
 ## Training
 
-`python -m tools.demo_model.receipts --seed {recipe.seed}`, in two stages, AdamW with one cosine cycle each. First the
-vision tower learns which character stands where, through a linear head that is discarded ({recipe.eyes.steps:,} steps
-of {recipe.eyes.scenes} receipts, peak rate {recipe.eyes.peak:g}); then the whole model learns to answer
-({recipe.whole.steps:,} steps of {recipe.whole.scenes} receipts, peak rate {recipe.whole.peak:g}, loss on answer tokens
-only), its vision tower in the last {100 * (1 - recipe.frozen):.0f}% of these steps only. It took {run.minutes:.0f}
-minutes on {run.threads} CPU threads, {run.cpu_minutes:.0f} minutes of CPU time ({run.versions}).
+`python -m tools.demo_model.forms --seed {recipe.seed}`: from the weights of the demo model, whose vision tower stays as
+it is, {recipe.stage.steps:,} steps of {recipe.stage.scenes} scenes of the training samples, AdamW with one cosine
+cycle, peak rate {recipe.stage.peak:g}, loss on answer tokens only. It took {run.minutes:.0f} minutes on {run.threads}
+CPU thread(s) shared with other work, {run.cpu_minutes:.1f} minutes of CPU time ({run.versions}).
 
 ## Limitations
 
-It knows one question in three wordings and one kind of receipt. Any image is resized to 96 x 96 pixels. It is for
-learning, tests and demonstrations.
+It knows this one question in three wordings, and has forgotten how to answer others. Any image is resized to 32 x 32
+pixels. It is for learning, tests and demonstrations.
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tools.demo_model.batches import Curriculum
 
-__all__ = ["Descent", "ReceiptRecipe", "Recipe", "Stage"]
+__all__ = ["Descent", "FormRecipe", "Recipe", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,8 @@ class Recipe(Descent):
 
 
 @dataclass(frozen=True)
-class ReceiptRecipe(Descent):
-    """How the checkpoint that reads receipts was trained."""
+class FormRecipe(Descent):
+    """How the shipped checkpoint learnt to answer with JSON."""
 
-    eyes: Stage = Stage(steps=1500, scenes=16, peak=2e-3, warmup=0.15)
-    whole: Stage = Stage(steps=1600, scenes=16, peak=1.5e-3, warmup=0.1)
-    receipts: int = 8_000  # drawn once
-    frozen: float = 0.9  # share of the second stage in which the vision tower is not trained: a third of the time
-    blind: float = 0.03  # share without an image
+    stage: Stage = Stage(steps=500, scenes=16, peak=1e-3, warmup=0.1)
+    curriculum: Curriculum = field(default_factory=Curriculum)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from vlmprobe.analysis.box_frames import as_stored, orientation_of
 from vlmprobe.analysis.box_numbers import mean_bounds
-from vlmprobe.analysis.box_overlap import Joint
+from vlmprobe.analysis.box_overlap import Combined, Joint
+from vlmprobe.analysis.box_pixels import as_stored, orientation_of
 from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.view import DASH, counted, percent
 from vlmprobe.errors import ResultError, near
@@ -124,7 +124,7 @@ class Boxes(Viewed, StaysReadOnly):
     format: str  # the notation; empty if there is no box
     which: int  # number of the image, from 0
     size: tuple[int, int] | None  # of the image, width and height
-    joints: list[Joint | None]  # [B]
+    joints: list[Joint | Combined | None]  # [B] the boxes that could have been written instead
     image: Image | None = None  # the image, downscaled for display
 
     @classmethod

@@ -1,7 +1,7 @@
 """The embedded models, tiny VLMs: ``vlmprobe.load("demo")`` reads scenes of real handwriting, and
-``vlmprobe.load("demo-receipts")`` date and total of drawn receipts, as JSON.
+``vlmprobe.load("demo-forms")`` the same as forms, answering with JSON.
 
-Importing this package is cheap. ``scenes`` and ``receipts`` make images with questions and answers;
+Importing this package is cheap. ``scenes`` makes images with questions and answers, ``forms`` the fields of one;
 ``tools/demo_model`` in the repository trains and evaluates the shipped checkpoints.
 """
 
@@ -13,17 +13,17 @@ from typing import Any
 
 from vlmprobe.errors import CheckpointError, renamed
 
-__all__ = ["BUNDLED", "checkpoint", "sample_images", "sample_questions", "sample_receipts"]
+__all__ = ["BUNDLED", "checkpoint", "sample_forms", "sample_images", "sample_questions"]
 
 _HERE = Path(__file__).resolve().parent
-BUNDLED = {"demo": ("checkpoint", "train"), "demo-receipts": ("receipts_checkpoint", "receipts")}  # folder, training
+BUNDLED = {"demo": ("checkpoint", "train"), "demo-forms": ("forms_checkpoint", "forms")}  # folder, training
 
 
 def checkpoint(name: str = "demo") -> Path:
     """The folder of a shipped checkpoint, in the format of ``from_pretrained``.
 
     Args:
-        name: ``"demo"`` or ``"demo-receipts"``.
+        name: ``"demo"`` or ``"demo-forms"``.
 
     Raises:
         CheckpointError: if the installation lacks it.
@@ -66,25 +66,30 @@ def sample_questions(count: int = 100, *, strength: float = 0.0) -> list[dict[st
     return list(islice(rows, count))
 
 
-def sample_receipts(count: int = 100, *, strength: float = 1.0) -> list[dict[str, Any]]:
-    """Held-out receipts with what they say: a small data set for fields, made for the model ``"demo-receipts"``.
+def sample_forms(count: int = 100, *, strength: float = 2.0) -> list[dict[str, Any]]:
+    """Held-out scenes to be read as forms, with the right fields: a small data set for the model ``"demo-forms"``.
 
     Args:
         count: how many.
-        strength: of noise, blur, rotation and wear: 0 for a clean print, 1 as in the training, 2 for about the limit of
-            legibility.
+        strength: as in :func:`sample_questions`; the model errs at 2.
 
     Returns:
         Dictionaries with ``id``, ``question``, ``image`` (a PIL image) and ``gold``, the right fields.
 
     Raises:
-        MissingExtraError: without matplotlib, which bundles the fonts.
+        MissingExtraError: without scikit-learn, which bundles the handwriting.
     """
-    from vlmprobe.demo.receipts import WORDINGS, held_out
+    from vlmprobe.demo.forms import WORDINGS, form_fields
+    from vlmprobe.demo.scenes import held_out
 
     return [
-        {"id": str(place), "question": WORDINGS[0], "image": receipt.picture, "gold": receipt.gold}
-        for place, receipt in enumerate(held_out(count, strength=strength))
+        {
+            "id": str(place),
+            "question": WORDINGS[0],
+            "image": scene.picture,
+            "gold": form_fields(scene.digits, scene.colours),
+        }
+        for place, scene in enumerate(held_out(count, strength=strength))
     ]
 
 

@@ -57,7 +57,7 @@ def load(
 
     Args:
         model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe
-            (``"demo-receipts"`` for the one that reads receipts).
+            (``"demo-forms"`` for the one that answers with JSON).
         device: ``"auto"`` uses an accelerator if available, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
         dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, their short
             forms (``"fp16"``, ``"half"``, ...), or a torch dtype.
@@ -113,6 +113,7 @@ def load(
 
         computed = {"device": device, "dtype": resolved_dtype(dtype)}
         asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
+        asked["ignoring"] = ignored(ignore_weights)
         return opened(os.fspath(model), engine, name, asked, from_pretrained, format)
     ignoring = ignored(ignore_weights)
     if ignoring:  # an adapter's own load need not know the argument
