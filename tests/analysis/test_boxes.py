@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import pickle
 import re
 import time
 from dataclasses import replace
@@ -28,9 +30,7 @@ PURE = TOKENS[:9]  # none of them holds both digits and something else
 
 
 def outcomes(table, lead, greatest, step=1.0, first=0):
-    rows = slice(first, None)
-    top = table.top_tokens[rows], table.top_logprobs[rows]
-    return from_rows(table.tokens[rows], table.logprobs[rows], *top, lead, greatest, step)
+    return from_rows(table[first:], lead, greatest, step)
 
 
 def listed(found):
@@ -71,6 +71,7 @@ def test_outcomes_along_the_number_that_was_written_are_those_computed_by_hand()
         (['": [12', ","], '": [', 0),
         (["[", "1", "2,", "3"], "", 1),  # one that ends in one
         (["[", "12]}"], "", 1),
+        (["[", "7, 12", "]"], "7,", 1),  # two numbers in one token
     ],
 )
 def test_numbers_that_share_tokens_with_structure_are_read(tokens, lead, first):
@@ -174,6 +175,8 @@ def test_columns_dicts_slices_and_views():
     assert "3 numbers, not 4" in found._repr_html_()
     assert "Coordinate(x1: 90% from 1 to 1" in repr(found.coordinate(0, "x1"))
     assert found.coordinate(0, "x1").to_pandas()["probability"].tolist() == [1.0]
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.overlap_above(0.5), found.overlap_above(0.5))
     with pytest.raises(ResultError, match="side must be"):
         found.coordinate(0, "x3")
 
@@ -187,12 +190,12 @@ def test_boxes_are_drawn_on_the_image_and_nothing_is_an_error():
     assert [each.get_text() for each in ax.texts][1] == ">99.9%"
     assert ax.get_xlim() == (0, 1000)
     assert ax.get_ylim() == (1000, 0)
-    assert "1 more not drawn" in boxes(result).plot(most=1).get_xlabel()
+    assert "1 more not drawn" in boxes(result).plot(most=1, image=np.zeros((5, 5), np.uint8)).get_xlabel()
     with pytest.raises(ResultError, match="no box"):
         boxes(written("nothing")).plot()
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_many_boxes_take_time_that_grows_with_their_number_only(count):
     others = {str(digit): 0.01 for digit in range(5, 9)}
     unsure = ["<box>", *[each for _ in range(3) for each in (("1", 0.9, others), ("2", 0.9, others), " ")]]
@@ -200,7 +203,7 @@ def test_many_boxes_take_time_that_grows_with_their_number_only(count):
     started = time.perf_counter()
     assert len(boxes(written("<box>11 22 33 44</box>" * count))) == count
     assert len(boxes(answer(*(unsure * (count // 10))))) == count // 10
-    assert time.perf_counter() - started < count / 100  # measured: 3 s for a thousand, with both cores busy
+    assert time.perf_counter() - started < count / 20  # measured: 5 s for a thousand, with both cores busy
 
 
 # -- with the model -------------------------------------------------------------------------------------
@@ -280,7 +283,7 @@ def test_boxes_are_drawn_from_the_chain_of_the_models_own_conditionals():
     ids = result.output.ids.tolist()
     places = [Place(first, first, "", "", 1000, 1.0) for first in (1, 3, 5, 7)]
     follower = Follower(model, None, ids, 0.0)
-    drawn = follower.draws(places, 3000, np.random.default_rng(0))
+    drawn = follower.draws(places, 2000, np.random.default_rng(0))
     assert not np.isnan(drawn).any()
 
     def assert_alike(column, place, given):
@@ -288,12 +291,13 @@ def test_boxes_are_drawn_from_the_chain_of_the_models_own_conditionals():
         exact = listed(Follower(model, None, given, 1e-6).outcomes(place))
         wanted = np.array([exact.get((value, value), (0.0,))[0] for value in range(1001)])
         found = np.bincount(column.astype(int), minlength=1001) / len(column)
-        assert np.abs(found - wanted).sum() / 2 < 0.1  # total variation
+        noise = np.sqrt(2 / np.pi * wanted * (1 - wanted) / len(column)).sum() / 2  # of as many true draws
+        assert np.abs(found - wanted).sum() / 2 < 1.3 * noise + 0.01  # total variation
 
     assert_alike(drawn[:, 0], places[0], ids)
     token = max((1, 2, 7), key=lambda value: np.sum(drawn[:, 0] == value))  # each of them one token
     after = drawn[drawn[:, 0] == token, 1]
-    assert len(after) > 300
+    assert len(after) > 200
     assert_alike(after, places[1], [0, PURE.index(str(token)), *ids[2:]])
 
 
@@ -303,7 +307,7 @@ def test_the_same_seed_draws_the_same_boxes_and_none_can_be_asked_for():
     one, other = (exact_boxes(model, result, seed=3, draws=50) for _ in range(2))
     assert one.iou_at_least[0] == other.iou_at_least[0]
     assert len(one.joints[0].weight) == 50
-    assert len(exact_boxes(model, result, draws=0).joints[0].weight) > 50
+    assert len(exact_boxes(model, result, draws=0).joints[0].joint.weight) > 50
 
 
 def test_the_overlap_is_that_of_torchvision_and_its_bounds_hold():
@@ -416,7 +420,7 @@ def test_all_numbers_of_three_digits_equal_plain_forwards(asked):
     adapter = probe.engine.adapter
     conversation = probe.conversation("Where?")
     begin = adapter.tokenizer("[")["input_ids"]
-    follower = Follower(probe, conversation, [*begin, 0], 1e-11)
+    follower = Follower(probe, conversation, [*begin, 0], 1e-9)
     found = follower.outcomes(Place(1, 1, "", "", 999, 1.0))
     digits = [adapter.tokenizer.convert_tokens_to_ids(str(each)) for each in range(10)]
     prompt = adapter.encode([conversation]).inputs["input_ids"][0].tolist()
@@ -441,6 +445,51 @@ def test_all_numbers_of_three_digits_equal_plain_forwards(asked):
     known = wanted > 1e-6
     assert known[100:].sum() > 500
     np.testing.assert_allclose(told[known], wanted[known], rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(90, 61), (20, 700), (3, 4), (613, 24)])
+def test_a_box_in_pixels_comes_back_to_its_place_in_a_rotated_file(asked, size, tmp_path):
+    """From a file as it is stored, through its rotation and the resizing of the processor, and back."""
+    probe, _, _ = asked
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright, it is turned by a quarter
+    Image.new("RGB", size, "red").save(tmp_path / "turned.jpg", exif=exif)
+    high, wide = size
+    first = probe.generate("Where?", tmp_path / "turned.jpg", max_new_tokens=1)
+    processor = probe.engine.adapter.processor
+    plain = processor.image_processor(Image.new("RGB", (wide, high)), return_tensors="pt")["image_grid_thw"][0].tolist()
+    grid = np.array([plain[2], plain[1]] * 2) * processor.image_processor.patch_size
+    box = np.array([0.1, 0.2, 0.8, 0.9]) * [wide, high, wide, high]
+    numbers = np.round(box / [wide, high, wide, high] * grid).astype(int).tolist()
+    result = probe.branch(first, 0, json.dumps({"bbox_2d": numbers}), max_new_tokens=1, image=tmp_path / "turned.jpg")
+    found = boxes(result)
+    step = np.array([wide, high, wide, high]) / grid
+    assert np.all(np.abs(found.xyxy[0] - box) <= 0.5 * step + 1e-9)
+    stored = found.as_stored(tmp_path / "turned.jpg")[0]
+    wanted = [box[1], wide - box[2], box[3], wide - box[0]]  # columns run down the upright image, rows to its left
+    assert np.all(np.abs(stored - wanted) <= 0.5 * step[[1, 0, 3, 2]] + 1e-9)
+
+
+def test_location_tokens_have_the_probabilities_of_plain_forwards(probe_of):
+    probe = probe_of("paligemma")
+    image = Image.new("RGB", (100, 300), "blue")
+    first = probe.generate("detect cat", image, max_new_tokens=1)
+    result = probe.branch(first, 0, "<loc0100><loc0200><loc0500><loc0700> cat", max_new_tokens=1)
+    assert result.output.tokens[:2] == ["<loc0100>", "<loc0200>"]
+    found = boxes(result, probe=probe, least=1e-7, draws=20)
+    np.testing.assert_allclose(found.xyxy[0], np.array([200, 100, 700, 500]) / 1023 * [100, 300, 100, 300])
+    tokenizer = probe.engine.adapter.tokenizer
+    ids = tokenizer.convert_tokens_to_ids([f"<loc{each:04}>" for each in range(1024)])
+    blank = [each for each in range(len(tokenizer)) if tokenizer.decode([each]).isspace()]  # may come before it
+    rows = plain_rows(probe, result, image, [(), *((each,) for each in blank)], result.output.ids[:2].tolist())
+    row = rows[0][ids] + sum(rows[0][each] * after[ids] for each, after in zip(blank, rows[1:], strict=True))
+    y2 = found.coordinate(0, "y2")
+    exact = y2.low == y2.high
+    np.testing.assert_allclose(y2.mass[exact], row / row.sum(), atol=1e-5)
+    assert len(blank) < 20
+    assert y2.expected == pytest.approx(float(row @ np.arange(1024) / row.sum()) * 300 / 1023, abs=0.3)
+    known = boxes(result)  # by its rows, of which most of the probability is not among the alternatives
+    assert known.iou_at_least[0] <= found.iou_at_least[0] <= found.iou_at_most[0] <= known.iou_at_most[0]
 
 
 def test_an_answer_saved_and_loaded_gives_the_same_boxes(asked, tmp_path):

@@ -14,8 +14,7 @@ import torch
 import vlmprobe
 from vlmprobe.analysis import field_alternatives, fields
 from vlmprobe.analysis.json_reader import value_begun
-from vlmprobe.analysis.value_search import Search
-from vlmprobe.engines.base import NextTokens
+from vlmprobe.analysis.value_search import NextTokens, Search
 from vlmprobe.errors import CapabilityError, ResultError, VlmprobeWarning
 
 QUESTION = "Describe the picture."

@@ -30,7 +30,7 @@ def test_the_address_comes_before_the_model_and_ctrl_c_ends_it():
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
         about = httpx.get(f"{address}api/about").json()
-        assert about["model"] == "demo"
+        assert about["models"] == ["demo"]
         assert about["state"] == "loading"  # torch alone takes longer to import than this
         port = address.split(":")[2].split("/")[0]
         second = subprocess.run(
@@ -69,6 +69,21 @@ def test_a_page_that_is_open_to_others_says_so(monkeypatch):
     assert done.exit_code == 0
     assert "Warning: 0.0.0.0 is open to other computers." in done.stderr
     assert "Warning" not in CliRunner().invoke(app, ["page", "demo", "--no-browser"]).stderr
+
+
+def test_a_second_model(monkeypatch):
+    served = []
+    monkeypatch.setattr("vlmprobe.page.server.serve", lambda models, **_: served.extend(models))
+    page = ["page", "demo", "--no-browser", "--dtype", "float32", "--adapter", "internvl", "--against"]
+    assert CliRunner().invoke(app, [*page, "http://localhost:8000"]).exit_code == 0
+    assert CliRunner().invoke(app, [*page, "other"]).exit_code == 0
+    assert [each.python for each in served] == [
+        "vlmprobe.load('demo', dtype='float32', adapter='internvl')",
+        "vlmprobe.connect('http://localhost:8000')",
+        "vlmprobe.load('demo', dtype='float32', adapter='internvl')",
+        "vlmprobe.load('other', dtype='float32')",
+    ]
+    assert CliRunner().invoke(app, [*page, "demo"]).exit_code == 2
 
 
 def test_a_host_that_is_not_of_this_computer():

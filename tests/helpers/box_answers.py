@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,8 @@ def rows(*given):
         probabilities[row, : 1 + len(others)] = own, *others.values()
     count = len(given)
     numbers = np.log(probabilities).astype(np.float32)
+    top_ids = np.full((count, most), -1)
+    top_ids[:, 0] = np.arange(count)
     return TokenTable(
         ids=np.arange(count),
         tokens=tokens,
@@ -31,7 +34,7 @@ def rows(*given):
         entropy=np.zeros(count, np.float32),
         ranks=np.zeros(count, np.int64),
         logsumexp=np.zeros(count, np.float32),
-        top_ids=np.full((count, most), -1),
+        top_ids=top_ids,
         top_logprobs=numbers,
         top_tokens=top_tokens,
     )
@@ -101,5 +104,6 @@ class ToyModel:
             others = {self.vocabulary[other]: float(row[other]) for other in best}
             found.append((self.vocabulary[each], float(row[each]), others))
         result = answer(*found, **meta)
-        result.output.__dict__["ids"] = np.array(ids)
-        return result
+        top_ids = result.output.top_ids.copy()
+        top_ids[:, 0] = ids
+        return replace(result, output=replace(result.output, ids=np.array(ids), top_ids=top_ids))

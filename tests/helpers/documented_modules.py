@@ -74,5 +74,5 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("transformers", "utils.logging", "main classes: logging"),
     **_of("typer", "."),
     **_of("typer", "core", "tutorial: for cls= of a command and of the app", frozenset({"TyperCommand", "TyperGroup"})),
-    **_of("vllm", "."),
+    **_of("vllm", ". sampling_params"),
 }

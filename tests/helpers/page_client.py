@@ -21,13 +21,19 @@ UNSURE = sample_images()[4]
 QUESTION = "Describe the picture."
 
 
+def opened(probe):
+    """The queue of a probe, of what opens one, or of several by their names; and the Python that opens each."""
+    probes = probe if isinstance(probe, dict) else {"demo": probe}
+    openings = [each if callable(each) else lambda each=each: each for each in probes.values()]
+    return ModelQueue(openings), {name: f"vlmprobe.load({name!r})" for name in probes}
+
+
 class Page:
     """One page, asked as its browser does."""
 
-    def __init__(self, probe, **guard):
-        opened = probe if callable(probe) else lambda: probe
-        self.queue = ModelQueue(opened)
-        self.app = Guard(application(self.queue, "demo", 'vlmprobe.load("demo")'), TOKEN, **guard)
+    def __init__(self, probe, saved=None, **guard):
+        self.queue, models = opened(probe)
+        self.app = Guard(application(self.queue, models, saved), TOKEN, **guard)
         self.client = TestClient(self.app, base_url=f"http://127.0.0.1:8765/{TOKEN}/", raise_server_exceptions=False)
 
     def __enter__(self):
@@ -80,9 +86,9 @@ class Held:
 class Server:
     """A page that a browser can open, served in a thread."""
 
-    def __init__(self, probe, **guard):
-        self.queue = ModelQueue(probe if callable(probe) else lambda: probe)
-        self.app = application(self.queue, "demo", 'vlmprobe.load("demo")')
+    def __init__(self, probe, saved=None, **guard):
+        self.queue, models = opened(probe)
+        self.app = application(self.queue, models, saved)
         guarded = Guard(self.app, TOKEN, **guard)
         self.server = uvicorn.Server(
             uvicorn.Config(guarded, log_level="error", lifespan="off", timeout_graceful_shutdown=1)

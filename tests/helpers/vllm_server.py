@@ -27,12 +27,13 @@ def python() -> Path:
     return Path(folder) / "bin" / "python"
 
 
-def missing() -> str | None:
-    """Why there is no vLLM here, or None."""
+def missing(*further: str) -> str | None:
+    """Why there is no vLLM here, or no ``further`` module beside it, or None."""
     if not python().exists():
         return f"no vLLM: {python().parents[1]} could not be made (make engine-test tries)"
-    found = subprocess.run([python(), "-c", "import vllm"], capture_output=True, text=True, env=environment())
-    return None if found.returncode == 0 else f"no vLLM in {python().parents[1]}: {found.stderr.strip()[-200:]}"
+    modules = ", ".join(("vllm", *further))
+    found = subprocess.run([python(), "-c", f"import {modules}"], capture_output=True, text=True, env=environment())
+    return None if found.returncode == 0 else f"no {modules} in {python().parents[1]}: {found.stderr.strip()[-200:]}"
 
 
 def environment(**more: str) -> dict[str, str]:

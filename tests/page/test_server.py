@@ -10,10 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wire_engines as wire
+from openai_stream import WORDS, plain
+from openai_stream import events as events_of_openai
 from page_client import QUESTION, TOKEN, UNSURE, Held, Page
 from PIL import Image
+from wire_server import WireServer, event_stream
 
 import vlmprobe
+from vlmprobe.demo import checkpoint
 from vlmprobe.errors import CheckpointError
 from vlmprobe.page import app, memory, model_queue
 from vlmprobe.page.calls import abilities
@@ -147,6 +152,8 @@ def test_an_answer_that_is_stopped_ends_at_the_next_token(page):
         ({"messages": [{"role": "user", "text": "?"}], "begin": [-1]}, "MessageError"),
         ({"messages": [{"role": "user", "text": "?"}], "begin": [True]}, "MessageError"),
         ({"messages": [{"role": "user", "text": "?"}], "texts": [1]}, "MessageError"),
+        ({"messages": [{"role": "user", "text": "?"}], "model": 1}, "MessageError"),
+        ({"messages": [{"role": "user", "text": "?"}], "model": True}, "MessageError"),
         ({"messages": [{"role": "user", "text": "?"}], "options": {"max_time": 1}}, "GenerationOptionError"),
         ({"messages": [{"role": "user", "text": "?"}], "options": {"seed": "1"}}, "GenerationOptionError"),
     ],
@@ -232,7 +239,7 @@ def test_only_the_whole_address_opens_the_page(page):
 
 def test_below_the_prefix_of_a_proxy(page):
     for prefix in ("/user/ann/proxy/8765", "/proxy/absolute/8765"):
-        assert page.client.get(f"{ELSEWHERE}{prefix}/{TOKEN}/api/about").json()["model"] == "demo"
+        assert page.client.get(f"{ELSEWHERE}{prefix}/{TOKEN}/api/about").json()["models"] == ["demo"]
         reply = page.client.get(f"{ELSEWHERE}{prefix}/{TOKEN}", follow_redirects=False)
         assert reply.headers["location"] == f"{TOKEN}/"  # relative to what the browser asked for
         assert page.client.get(f"{ELSEWHERE}{prefix}/{TOKEN}/static/app.css").status_code == 200
@@ -375,7 +382,7 @@ def test_a_reader_that_leaves_stops_the_answer_at_the_next_token(demo):
             told.append("closed")
 
     async def leave():
-        queue = model_queue.ModelQueue(lambda: demo)
+        queue = model_queue.ModelQueue([lambda: demo])
         queue.start()
 
         def work(probe, job):
@@ -502,6 +509,18 @@ def test_python_of_a_chat(page):
     assert ran["question"][2]["content"][0]["text"] == "y"
 
 
+def test_two_models(demo, probe_of):
+    other = probe_of("llava")
+    with Page({"demo": demo, "llava": other}) as page:
+        key, asked = page.image(), {"options": {"max_new_tokens": 3, "temperature": 0}}
+        for place, probe in enumerate((demo, other)):
+            document = page.result(images=[key], model=place, **asked)["document"]
+            assert document["text"] == probe.generate(QUESTION, UNSURE, max_new_tokens=3, do_sample=False).text
+            code = page.client.post("api/python", json={"messages": [{"role": "user", "text": "?"}], "model": place})
+            assert f"vlmprobe.load({['demo', 'llava'][place]!r})" in code.json()["code"]
+        assert len(page.client.get("api/about").json()["lacks"]) == 2
+
+
 # -- what engines lack --------------------------------------------------------------------------------
 
 
@@ -509,10 +528,56 @@ def test_what_an_engine_lacks_is_told_with_the_reason(page, demo):
     page.result(images=[page.image()], options={"max_new_tokens": 1})
     about = page.client.get("api/about").json()
     assert about["state"] == "ready"
-    assert set(about["lacks"]) == {"stream", "branch", "prompt", "score", "regions", "layers", "samples"}
-    assert not any(about["lacks"].values())
+    (lacks,) = about["lacks"]
+    assert set(lacks) == {"stream", "branch", "prompt", "score", "regions", "layers", "samples"}
+    assert not any(lacks.values())
     assert not isinstance(Held().engine, type(demo.engine))
     lacks = abilities(Held())
     assert "token-by-token streaming" in lacks["stream"]
     assert "vlmprobe.load" in lacks["layers"]
     assert lacks["samples"] == ""
+
+
+def test_a_served_model_is_asked_in_the_same_way(demo):
+    model = wire.Model(demo, QUESTION)
+    expected = demo.generate(QUESTION, UNSURE, max_new_tokens=8, do_sample=False)
+    replies = {**wire.facts("sglang"), "/generate": wire.sglang(model)}
+    with (
+        WireServer(replies) as server,
+        Page(lambda: vlmprobe.connect(server.url, processor=checkpoint(), value_kind="raw")) as page,
+    ):
+        key = page.image()
+        document = page.result(images=[key], options={"max_new_tokens": 8, "temperature": 0})["document"]
+        assert document["text"] == expected.text
+        logprobs = [row["logprob"] for row in document["output"]]
+        np.testing.assert_allclose(logprobs, expected.output.logprobs, atol=1e-3)
+        assert page.result(images=[key], begin=[73])["type"] == "CapabilityError"
+        (lacks,) = page.client.get("api/about").json()["lacks"]
+        assert all(lacks[name] for name in ("stream", "branch", "regions", "layers"))
+        assert not any(lacks[name] for name in ("prompt", "score", "samples"))
+
+
+def test_tokens_of_a_served_model_as_they_come():
+    with (
+        plain(event_stream(events_of_openai())) as server,
+        Page(lambda: vlmprobe.connect(server.url, value_kind="raw")) as page,
+    ):
+        events = page.events(page.ask())
+        assert [data["token"] for name, data in events if name == "token"] == WORDS
+        assert events[-1][1]["document"]["text"] == "".join(WORDS)
+        assert [row["id"] for row in events[-1][1]["document"]["output"]] == [None] * len(WORDS)
+
+
+@pytest.mark.long
+def test_memory_is_flat_over_500_questions(page):
+    psutil = pytest.importorskip("psutil")
+    key, options = page.image(), {"max_new_tokens": 2}
+
+    def rounds(count):
+        for _ in range(count):
+            page.result(images=[key], options=options)
+        return psutil.Process().memory_info().rss / 2**20
+
+    before = rounds(100)  # the most recent answers are held, and allocators have taken what they take
+    after = rounds(500)
+    assert after - before < 20, (before, after)  # MB

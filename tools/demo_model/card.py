@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.demo_model.evaluate import Evaluation, summary
-from tools.demo_model.recipe import ReceiptRecipe, Recipe
+from tools.demo_model.recipe import Recipe
 
-__all__ = ["Run", "card", "receipts_card"]
+__all__ = ["Run", "card"]
 
 _ASKED = {
     "describe": "Describe the picture. (whole sentence right)",
@@ -97,67 +96,4 @@ machine; elsewhere they differ by rounding.
 It knows the questions above, a few other wordings of each, and nothing else: any other question gets one of these
 answers, sometimes with high confidence. Any image is resized to 32 x 32 pixels; anything but two coloured digits on a
 dark background is out of distribution. It is for learning, tests and demonstrations.
-"""
-
-
-def receipts_card(
-    recipe: ReceiptRecipe, run: Run, measured: Mapping[float, tuple[Evaluation, Mapping[str, float]]]
-) -> str:
-    """The text of README.md of the model of receipts, in Markdown.
-
-    Args:
-        recipe: hyperparameters.
-        run: of the training.
-        measured: by the strength of noise and wear, the answers, and the share of each field that is right.
-    """
-    rows = "\n".join(
-        f"| {strength:g} | {100 * evaluation.accuracy():.1f}% | {100 * shares['date']:.1f}% "
-        f"| {100 * shares['total']:.1f}% | {_figure(evaluation.auroc())} | {evaluation.ece():.3f} |"
-        for strength, (evaluation, shares) in measured.items()
-    )
-    count = len(next(iter(measured.values()))[0].answered)
-    return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-license: apache-2.0
-language: en
----
-
-# The embedded model of receipts
-
-A vision-language model small enough to ship in a wheel ({run.parameters:,} parameters, {run.bytes / 1e6:.1f} MB,
-float32) that reads date and total of a drawn receipt and answers with JSON: `vlmprobe.load("demo-receipts")`. It is an
-`InternVLForConditionalGeneration` of transformers, trained from random weights, and was not trained to the end: it
-reads many receipts, not all. That is what it is for: fields to be checked, calibrated and gated.
-
-## What it was trained on
-
-{recipe.receipts:,} receipts drawn by `vlmprobe.demo.receipts`, in seven fonts that matplotlib and Pillow bundle, with
-rotation, blur, grain, uneven light, faded and rubbed-off ink. One pair of a date and a total in ten is for tests,
-never drawn for training; {100 * recipe.blind:.0f}% of the questions come without the image.
-
-## Evaluation
-
-On {count:,} held-out receipts of each strength (0 a clean print, 1 as in the training, 2 about the limit of
-legibility), greedy answers. Confidence is the probability of the whole answer, including its end token. AUROC is the
-probability that a right answer is more confident than a wrong one; ECE is the expected calibration error over 15 bins
-of equal width.
-
-| strength | both right | date right | total right | AUROC | ECE |
-|---|---|---|---|---|---|
-{rows}
-
-## Training
-
-`python -m tools.demo_model.receipts --seed {recipe.seed}`, in two stages, AdamW with one cosine cycle each. First the
-vision tower learns which character stands where, through a linear head that is discarded ({recipe.eyes.steps:,} steps
-of {recipe.eyes.scenes} receipts, peak rate {recipe.eyes.peak:g}); then the whole model learns to answer
-({recipe.whole.steps:,} steps of {recipe.whole.scenes} receipts, peak rate {recipe.whole.peak:g}, loss on answer tokens
-only), its vision tower in the last {100 * (1 - recipe.frozen):.0f}% of these steps only. It took {run.minutes:.0f}
-minutes on {run.threads} CPU threads, {run.cpu_minutes:.0f} minutes of CPU time ({run.versions}).
-
-## Limitations
-
-It knows one question in three wordings and one kind of receipt. Any image is resized to 96 x 96 pixels. It is for
-learning, tests and demonstrations.
 """

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmprobe.demo import checkpoint as shipped
-from vlmprobe.demo.receipts import Receipt
 from vlmprobe.demo.scenes import Scene, held_out
 
 __all__ = ["Answered", "Evaluation", "answer", "auroc", "ece", "measure"]
@@ -98,7 +97,7 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
 
 @torch.inference_mode()
 def answer(
-    model: Any, processor: Any, scenes: Iterable[Scene | Receipt], *, kinds: Sequence[str] = KINDS, batch: int = 64
+    model: Any, processor: Any, scenes: Iterable[Scene], *, kinds: Sequence[str] = KINDS, batch: int = 64
 ) -> list[Answered]:
     """Answer the questions of these kinds about every scene with greedy decoding, in batches of ``batch``."""
     asked = [(scene.picture, qa) for scene in scenes for qa in scene.questions if qa.kind in kinds]

@@ -66,9 +66,7 @@ def main() -> None:
     mpl.use("Agg")
     with Image.open(sample_images()[0]) as image:
         result = answer(image.convert("RGB"))
-    found = boxes(result)
-    print(found.to_pandas()[["label", "iou", "score", "y2_low", "y2_high", "y2_expected"]])
-    save("boxes", found.plot)
+    save("boxes", boxes(result).plot)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,13 @@ def _readable(chat: list[dict[str, Any]], write: Callable[[list[dict[str, Any]]]
 
 def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Length of the longest common prefix."""
-    length = 0
-    while length < min(len(one), len(other)) and one[length] == other[length]:
-        length += 1
+    if type(one) is not type(other):  # slices of which would never be equal
+        one, other = list(one), list(other)
+    length, beyond = 0, min(len(one), len(other)) + 1
+    while beyond - length > 1:  # slices are compared, since a loop over the characters of a prompt takes longer
+        middle = (length + beyond) // 2
+        if one[length:middle] == other[length:middle]:
+            length = middle
+        else:
+            beyond = middle
     return length

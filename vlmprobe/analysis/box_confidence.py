@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from vlmprobe.analysis.box_frames import frame_of, image_sizes, which_image
-from vlmprobe.analysis.box_notations import Notation, read_boxes
+from vlmprobe.analysis.box_notations import Frame, read_boxes
 from vlmprobe.analysis.box_numbers import Outcomes, from_rows
-from vlmprobe.analysis.box_overlap import Joint, joint_of
+from vlmprobe.analysis.box_overlap import Combined, Joint
+from vlmprobe.analysis.box_pixels import frame_of, image_sizes, which_image
 from vlmprobe.analysis.box_syntax import Found
 from vlmprobe.analysis.box_table import Boxes, Coordinate
 from vlmprobe.analysis.box_tree import Follower, Place
@@ -82,21 +82,20 @@ def boxes(
     text, reader, spans = _text_of(table, result)
     meta = {} if result is None else dict(result.meta)
     notation, found = read_boxes(text, format, meta.get("box_format"))
-    sizes = image_sizes(meta, image) if found else [(1, 1)]
-    place = which_image(len(sizes), which) if found else 0
-    follower = None
-    if probe is not None and found:
-        follower = _follower(probe, table, result, question, image, least)
-        if notation is not None and notation.units is None and "resized_sizes" not in meta:
-            resized = probe.engine.adapter.resized_sizes(follower.conversation)
-            meta |= {} if resized is None else {"resized_sizes": resized}
-    scale = np.ones(4)
-    if notation is not None and found:
-        scale = notation.scale(frame_of(meta, frame, place) if notation.units is None else sizes[place])
-    maker = _Maker(notation, scale, sizes[place], table, reader, spans, follower, draws, seed)
-    made = [maker.made(each) for each in found]
+    if notation is None or not found:
+        return Boxes.of([], text, "" if notation is None else notation.name, 0, None, None)
+    sizes = image_sizes(meta, image)
+    place = which_image(len(sizes), which)
+    follower = None if probe is None else _follower(probe, table, result, question, image, least)
+    received = sizes[place]
+    if notation.units is None:
+        if follower is not None and "resized_sizes" not in meta:
+            meta["resized_sizes"] = probe.engine.adapter.resized_sizes(follower.conversation)
+        received = frame_of(meta, frame, place)
+    lies_on = Frame(notation, notation.scale(received), sizes[place])
+    maker = _Maker(lies_on, table, reader, spans, follower, draws, seed)
     shown = None if result is None or place >= len(result.images) else result.images[place]
-    return Boxes.of(made, text, notation.name if notation else "", place, sizes[place] if found else None, shown)
+    return Boxes.of([maker.made(each) for each in found], text, notation.name, place, sizes[place], shown)
 
 
 def _text_of(table: TokenTable, result: Result | None) -> tuple[str, SpanReader | None, np.ndarray]:
@@ -132,9 +131,7 @@ def _follower(
 class _Maker:
     """Makes boxes of what was found in one answer."""
 
-    notation: Notation | None
-    scale: np.ndarray  # float64 [4], units
-    size: tuple[int, int]  # pixels
+    frame: Frame
     table: TokenTable
     reader: SpanReader | None
     spans: np.ndarray  # int64 [T, 2]
@@ -144,8 +141,7 @@ class _Maker:
 
     def made(self, found: Found) -> dict[str, Any]:
         """The columns of one box or point."""
-        assert self.notation is not None
-        axes = self.notation.axes(found.kind)
+        axes = self.frame.notation.axes(found.kind)
         whole = found.kind != "malformed"
         columns: dict[str, Any] = {"kind": found.kind, "label": found.label, "span": found.span, "notes": found.notes}
         columns |= {"complete": found.complete, "written": [number.value for number in found.numbers]}
@@ -180,16 +176,15 @@ class _Maker:
 
         What is beyond the image, or has its corners reversed, is put right and noted.
         """
-        notation = self.notation
-        assert notation is not None
+        notation = self.frame.notation
         units = np.full(4, np.nan)
         for number, axis in zip(found.numbers, axes, strict=False):
             if number.ended:
                 units[list(axis)] = notation.values(np.array([number.value]))[0]
-            if not 0 <= number.value <= notation.greatest(axis, self.scale) and "out of range" not in found.notes:
+            if not 0 <= number.value <= notation.greatest(axis, self.frame.scale) and "out of range" not in found.notes:
                 found.notes.append("out of range")
         with np.errstate(invalid="ignore"):
-            box = notation.shares(units, self.scale) * np.array([*self.size, *self.size])
+            box = self.frame.pixels(units)
             if box[0] > box[2] or box[1] > box[3]:
                 found.notes.append("corners reversed")
                 box = np.concatenate([np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])])
@@ -197,7 +192,6 @@ class _Maker:
 
     def _place(self, number: Any, axis: tuple[int, ...]) -> Place | None:
         """Where a number stands among the tokens."""
-        assert self.notation is not None
         if self.reader is None or not len(self.spans):
             return None
         start, stop = number.span
@@ -205,7 +199,8 @@ class _Maker:
         last = int(np.searchsorted(self.spans[:, 0], stop, side="left")) - 1
         lead = self.reader.text[self.spans[first, 0] : start].strip()
         tail = self.reader.text[stop : self.spans[last, 1]]
-        return Place(first, last, lead, tail, self.notation.greatest(axis, self.scale), self.notation.step)
+        notation = self.frame.notation
+        return Place(first, last, lead, tail, notation.greatest(axis, self.frame.scale), notation.step)
 
     def _outcomes(self, place: Place | None) -> Outcomes | None:
         """What a number could have become."""
@@ -213,16 +208,7 @@ class _Maker:
             return None
         if self.follower is not None:
             return self.follower.outcomes(place)
-        table, rows = self.table, slice(place.first, place.last + ROWS)
-        return from_rows(
-            table.tokens[rows],
-            table.logprobs[rows],
-            table.top_tokens[rows],
-            table.top_logprobs[rows],
-            place.lead,
-            place.greatest,
-            place.step,
-        )
+        return from_rows(self.table[place.first : place.last + ROWS], place.lead, place.greatest, place.step)
 
     def _coordinates(self, outcomes: Sequence[Outcomes | None], axes: Sequence[tuple[int, ...]]) -> list[Any]:
         """x1, y1, x2, y2 as distributions in pixels; None where nothing is written."""
@@ -231,50 +217,43 @@ class _Maker:
             if found is None:
                 continue
             for column, (low, high) in zip(axis, self._pixels(found, axis), strict=True):
-                side = float(self.size[column % 2])
+                side = float(self.frame.size[column % 2])
                 made[column] = Coordinate(SIDES[column], low, high, found.mass, found.sure, found.outside, side)
         return made
 
     def _pixels(self, found: Outcomes, axis: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Low and high ends of outcomes along each axis, in pixels."""
-        notation = self.notation
-        assert notation is not None
+        frame = self.frame
         ends: list[tuple[np.ndarray, np.ndarray]] = []
         for side, (low, high) in enumerate(zip(*map(np.transpose, self._units(found)), strict=True)):
             column = axis[side]
-            factor = self.size[column % 2] / self.scale[column]
-            most = self.size[column % 2]
-            low, high = (np.clip((each + notation.offset) * factor, 0, most) for each in (low, high))
+            most = frame.size[column % 2]
+            factor = most / frame.scale[column]
+            low, high = (np.clip((each + frame.notation.offset) * factor, 0, most) for each in (low, high))
             ends.append((low, high))
         return ends
 
     def _units(self, found: Outcomes) -> tuple[np.ndarray, np.ndarray]:
         """Low and high ends [N, k] in units; of a range of patches, every column of the grid may be meant."""
-        assert self.notation is not None
-        low, high = self.notation.values(found.low), self.notation.values(found.high)
-        if self.notation.grid:
+        notation = self.frame.notation
+        low, high = notation.values(found.low), notation.values(found.high)
+        if notation.grid:
             open_ = ~found.exact
-            low[open_, 0], high[open_, 0] = 0, self.scale[0] - 1
+            low[open_, 0], high[open_, 0] = 0, self.frame.scale[0] - 1
         return low, high
 
     def _joint(
         self, places: Sequence[Place | None], outcomes: Sequence[Outcomes | None], axes: Sequence[tuple[int, ...]]
-    ) -> Joint | None:
+    ) -> Joint | Combined | None:
         """The boxes that could have been written in place of one."""
-        assert self.notation is not None
         known = [(axis, found) for axis, found in zip(axes, outcomes, strict=True) if found is not None]
         if len(known) < len(axes):
             return None
-        joint = self._drawn(places, axes)
-        if joint is None:
-            joint = joint_of([(axis, *self._units(found), found) for axis, found in known])
-        size = np.array([*self.size, *self.size])
-        low, high = (self.notation.shares(each, self.scale) * size for each in (joint.low, joint.high))
-        return Joint(low, high, joint.weight, joint.sure)
+        drawn = self._drawn(places, axes)
+        return drawn or Combined([(axis, *self._units(found), found) for axis, found in known], self.frame)
 
     def _drawn(self, places: Sequence[Place | None], axes: Sequence[tuple[int, ...]]) -> Joint | None:
-        """Boxes drawn from the model, in units; None without any."""
-        assert self.notation is not None
+        """Boxes drawn from the model, in pixels; None without any."""
         if self.follower is None or not self.draws:
             return None
         random = np.random.default_rng(self.seed)
@@ -284,6 +263,7 @@ class _Maker:
             return None
         units = np.empty((len(drawn), 4))
         for column, axis in enumerate(axes):
-            units[:, list(axis)] = self.notation.values(drawn[:, column])
+            units[:, list(axis)] = self.frame.notation.values(drawn[:, column])
         weight = np.full(len(units), 1 / len(units))
-        return Joint(units, units, weight, weight)
+        pixels = self.frame.pixels(units)
+        return Joint(pixels, pixels, weight, weight)

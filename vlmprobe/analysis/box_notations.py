@@ -13,7 +13,7 @@ import numpy as np
 from vlmprobe.analysis.box_syntax import SYNTAXES, Found
 from vlmprobe.errors import ResultError, near
 
-__all__ = ["NOTATIONS", "Notation", "notation_of", "read_boxes"]
+__all__ = ["NOTATIONS", "Frame", "Notation", "notation_of", "read_boxes"]
 
 GRID = 32  # patches on a side of Kosmos-2's image
 
@@ -63,12 +63,25 @@ class Notation:
         return np.clip(shares, 0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The image that the numbers of a notation lie on."""
+
+    notation: Notation
+    scale: np.ndarray  # float64 [4], units along each of x1, y1, x2, y2
+    size: tuple[int, int]  # of the image, width and height in pixels
+
+    def pixels(self, corners: np.ndarray) -> np.ndarray:
+        """Coordinates [..., 4] in units as pixels of the image."""
+        return self.notation.shares(corners, self.scale) * np.array([*self.size, *self.size])
+
+
 NOTATIONS = {
     each.name: each
     for each in (
         Notation("qwen2-vl", ("box_start", "json"), 1000),
-        Notation("qwen2.5-vl", ("json", "box_start"), None),
-        Notation("qwen3-vl", ("json", "box_start"), 1000),
+        Notation("qwen2.5-vl", ("json", "box_start", "point_tags"), None),
+        Notation("qwen3-vl", ("json", "box_start", "point_tags"), 1000),
         Notation("internvl", ("box_lists",), 1000),
         Notation("minicpm-v", ("box_numbers",), 1000),
         Notation("paligemma", ("loc_yxyx",), 1023, order=(1, 0, 3, 2)),

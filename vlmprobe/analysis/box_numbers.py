@@ -11,11 +11,13 @@ apart by their digits and not by how they are cut into tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from vlmprobe.results.choices import rank_of_chosen
+from vlmprobe.results.table import TokenTable
 
 __all__ = ["Outcomes", "Range", "Tally", "after", "from_rows", "mean_bounds", "range_of"]
 
@@ -145,37 +147,28 @@ def _least_mean(values: np.ndarray, mass: np.ndarray, sure: np.ndarray) -> float
     return float((summed[known] / total[known]).min())
 
 
-def from_rows(
-    tokens: Sequence[str],
-    logprobs: np.ndarray,
-    top_tokens: Sequence[Sequence[str]],
-    top_logprobs: np.ndarray,
-    lead: str,
-    greatest: float,
-    step: float,
-) -> Outcomes:
+def from_rows(table: TokenTable, lead: str, greatest: float, step: float) -> Outcomes:
     """The outcomes that the rows of a number's tokens leave.
 
     Args:
-        tokens: [T] from the first one that holds a part of the number, to the one after the last or further.
-        logprobs: float [T], nats.
-        top_tokens: [T][K] the likeliest tokens of each row.
-        top_logprobs: float [T, K], nats.
+        table: from the first token that holds a part of the number, to the one after the last or further.
         lead, greatest, step: as in :func:`range_of`.
     """
     tally, text, reached = Tally(), "", 1.0
-    for row, token in enumerate(tokens):
+    most = table.top_logprobs.shape[1]
+    for row, token in enumerate(table.tokens):
         here = range_of(text, lead, greatest, step)
         if here is None:
             break
-        own = float(logprobs[row])
+        own = float(table.logprobs[row])
         if np.isnan(own):  # the engine gives nothing, or a bound
             tally.add(here, reached)
             reached = 0.0
             break
         listed = 0.0
-        for other, logprob in zip(top_tokens[row], top_logprobs[row], strict=True):
-            if np.isnan(logprob) or other == token:
+        chosen_rank = rank_of_chosen(table, row, most)
+        for rank, (other, logprob) in enumerate(zip(table.top_tokens[row], table.top_logprobs[row], strict=True)):
+            if np.isnan(logprob) or rank == chosen_rank:
                 continue
             mass = float(np.exp(logprob))
             listed += mass

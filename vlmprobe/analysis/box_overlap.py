@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from vlmprobe.analysis.box_notations import Frame
 from vlmprobe.analysis.box_numbers import Outcomes, mean_bounds
 
-__all__ = ["Joint", "joint_of", "overlap"]
+__all__ = ["Combined", "Joint", "joint_of", "overlap"]
 
 MOST_CASES = 2048  # boxes that are enumerated
 DRAWS = 512  # where there are more
@@ -85,6 +86,28 @@ class Joint:
     def _bounds(self, least: np.ndarray, greatest: np.ndarray) -> tuple[float, float]:
         least, greatest = np.nan_to_num(least), np.nan_to_num(greatest)  # of boxes without an area
         return mean_bounds(least, greatest, self.weight, self.sure)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Boxes of coordinates that are independent of each other, put together when they are needed: they are many."""
+
+    parts: Sequence[tuple[tuple[int, ...], np.ndarray, np.ndarray, Outcomes]]  # of joint_of, in units
+    frame: Frame
+
+    @property
+    def joint(self) -> Joint:
+        """The boxes, in pixels."""
+        made = joint_of(self.parts)
+        return replace(made, low=self.frame.pixels(made.low), high=self.frame.pixels(made.high))
+
+    def expected(self, box: np.ndarray) -> tuple[float, float]:
+        """As :meth:`Joint.expected`."""
+        return self.joint.expected(box)
+
+    def beyond(self, box: np.ndarray, threshold: float) -> tuple[float, float]:
+        """As :meth:`Joint.beyond`."""
+        return self.joint.beyond(box, threshold)
 
 
 def joint_of(parts: Sequence[tuple[tuple[int, ...], np.ndarray, np.ndarray, Outcomes]]) -> Joint:

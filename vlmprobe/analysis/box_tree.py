@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,7 +25,7 @@ Path: TypeAlias = tuple[int, ...]
 DEEPEST = 12  # tokens of a number
 TRIES = 5  # times that a number is drawn until it is one
 NEGLECTED = 1e-3  # of the least probability that is followed: what is below it is not even told apart
-NEVER = 1e-9  # probability of a token that is not drawn
+KNOWN = 4096  # texts of which is kept what may come next
 BLANKS = "\u0120\u010a\u0109\u010d\u2581"  # as byte-level vocabularies write white space, and SentencePiece a space
 PIECES = frozenset("0123456789.-" + BLANKS)  # what tokens of a number are made of, as vocabularies write them
 
@@ -42,6 +42,14 @@ class Place:
     step: float
 
 
+class _Next(NamedTuple):
+    """What may come after the text of a number."""
+
+    choices: list[tuple[int, Range | None]]  # columns of tokens that go on with it, or end it as it was written
+    enders: list[int]  # columns of tokens that begin something else
+    end: Range | None  # the number if it ends here
+
+
 @dataclass
 class Follower:
     """The answer of a model, to be followed where its numbers could have been others."""
@@ -51,6 +59,7 @@ class Follower:
     ids: Sequence[int]  # of the answer
     least: float  # probability, among the numbers in the image, below which one is not followed further
     _tokens: dict[str, tuple[list[int], list[str]]] = field(default_factory=dict)
+    _known: dict[Any, _Next] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         engine = self.probe.engine
@@ -135,47 +144,48 @@ class Follower:
                 together.setdefault(state, []).append(each)
             rows = np.exp(self._after.logprobs(begin, [path for path, _ in together], ids))
             for ((path, text), several), row in zip(together.items(), rows, strict=True):
-                choices, weights = self._choices(place, text, row, texts)
-                weights.append(max(0.0, 1.0 - sum(weights)))  # none of them
-                drawn = random.choice(len(weights), size=len(several), p=np.array(weights) / sum(weights))
+                choices, enders, end = self._next(place, text)
+                likely = row[[column for column, _ in choices]]
+                ending = 0.0 if end is None else max(0.0, 1.0 - float(row.sum())) + float(row[enders].sum())
+                neither = max(0.0, 1.0 - float(likely.sum()) - ending)
+                weights = np.array([*likely, ending, neither])
+                drawn = random.choice(len(weights), size=len(several), p=weights / weights.sum())
                 for each, choice in zip(several, drawn.tolist(), strict=True):
-                    if choice == len(choices):
+                    if choice < len(choices):
+                        column, found = choices[choice]
+                        grown = (*path, ids[column])
+                        open_[each] = grown, text + (texts[column] or PIECE)
+                    elif choice == len(choices):
+                        grown, found = path, end
+                    else:
                         open_[each] = starts[each], ""
                         continue
-                    column, found = choices[choice]
-                    grown = path if column < 0 else (*path, ids[column])
-                    if found is None:
-                        open_[each] = grown, text + (texts[column] or PIECE)
-                    else:
+                    if found is not None:
                         done[each] = grown, found.low
                         del open_[each]
         return dict(sorted(done.items()))
 
-    def _choices(
-        self, place: Place, text: str, row: np.ndarray, texts: Sequence[str]
-    ) -> tuple[list[tuple[int, Range | None]], list[float]]:
-        """What may come next: the column of a token, or -1 for the end; the number, if that ends it; probabilities."""
-        kind = place.lead, place.greatest, place.step
-        end = after(text, "", *kind) if not place.tail else None
-        ending = max(0.0, 1.0 - float(row.sum()))
-        choices: list[tuple[int, Range | None]] = []
-        weights: list[float] = []
-        for column in np.flatnonzero(row > NEVER).tolist():
-            found = after(text, texts[column], *kind)
-            if found is None:
-                continue
-            if not found.ended:
-                choices.append((column, None))
-                weights.append(float(row[column]))
-            elif place.tail and (text + texts[column]).endswith(place.tail):
-                choices.append((column, found))
-                weights.append(float(row[column]))
-            elif end is not None and found.low == end.low:  # it ends the number, whatever else it begins
-                ending += float(row[column])
-        if end is not None and ending > 0:
-            choices.append((-1, end))
-            weights.append(ending)
-        return choices, weights
+    def _next(self, place: Place, text: str) -> _Next:
+        """What may come after the text of a number."""
+        key = place.lead, place.tail, place.greatest, place.step, text
+        if key not in self._known:
+            _, texts = self._number_tokens(place.lead)
+            kind = place.lead, place.greatest, place.step
+            end = after(text, "", *kind) if not place.tail else None
+            choices: list[tuple[int, Range | None]] = []
+            enders = []
+            for column, token in enumerate(texts):
+                found = after(text, token, *kind)
+                if found is not None and not found.ended:
+                    choices.append((column, None))
+                elif found is not None and place.tail and (text + token).endswith(place.tail):
+                    choices.append((column, found))
+                elif found is not None and end is not None and found.low == end.low:
+                    enders.append(column)  # it ends the number, whatever else it begins
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[key] = _Next(choices, enders, end)
+        return self._known[key]
 
     def _number_tokens(self, lead: str) -> tuple[list[int], list[str]]:
         """The tokens that a number, with what leads to it, can be made of, and their texts."""

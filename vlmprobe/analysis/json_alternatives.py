@@ -21,14 +21,15 @@ from vlmprobe.analysis.json_fields import Fields, fields, objects
 from vlmprobe.analysis.json_schema import allowed_values
 from vlmprobe.analysis.next_by_scoring import NextByScoring
 from vlmprobe.analysis.token_spans import text_and_spans
-from vlmprobe.analysis.value_search import Found, Search, Spelled, key_of, kind_of
+from vlmprobe.analysis.value_search import Found, NextTokens, Search, Spelled, key_of, kind_of
 from vlmprobe.display.overview import Overview, Viewed
 from vlmprobe.display.view import counted, percent
-from vlmprobe.engines.base import NextTokens, ReadsNextTokens
+from vlmprobe.engines.base import HasAdapter, ReadsContinuations, require
 from vlmprobe.engines.constraint import schema_of
 from vlmprobe.errors import ResultError
 from vlmprobe.probe.branch import conversation_of, recorded_conversation
 from vlmprobe.results.choices import StaysReadOnly
+from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.document import finite
 from vlmprobe.results.frame import DataFrame, data_frame
 
@@ -48,6 +49,7 @@ COLUMNS = {  # of a table: attribute of Alternatives
     "is_given": "is_given",
 }
 LONG = 60  # characters of a value in a table
+CONTEXT = 16  # tokens before the value that can affect how its text decodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,16 +184,29 @@ def _next_tokens(
 ) -> Callable[[list[tuple[Any, ...]], list[float]], Sequence[NextTokens | None]]:
     """What asks for the next tokens after the answer up to a row and some further ones."""
     engine, output = probe.engine, result.output
-    if not isinstance(engine, ReadsNextTokens):
+    if not isinstance(engine, ReadsContinuations):
         conversation = recorded_conversation(probe.conversation, result, question, image)
         return NextByScoring(engine, conversation, tuple(output.tokens[:row]))
     if output.ids is None or (output.ids < 0).any():
         raise ResultError("The result has no token ids, which its engine does not give.")
     conversation = conversation_of(engine, probe.conversation, result, question, image)
+    after, reader = engine.continuations(conversation), Detokenizer(require(engine, HasAdapter).adapter.tokenizer)
     before = output.ids[:row].tolist()
-    return lambda beginnings, at_least: engine.next_tokens(
-        conversation, [(*before, *each) for each in beginnings], at_least
-    )
+    context = [*([] if result.input_ids is None else result.input_ids[-CONTEXT:].tolist()), *before][-CONTEXT:]
+
+    def next_tokens(beginnings: list[tuple[int, ...]], at_least: list[float]) -> list[NextTokens]:
+        found = after.likeliest(before, beginnings, at_least)
+        return [
+            NextTokens(
+                ids,
+                logprobs,
+                reader.texts_of_next([*context, *each], ids.tolist()),
+                np.isin(ids, list(reader.special)),
+            )
+            for each, (ids, logprobs) in zip(beginnings, found, strict=True)
+        ]
+
+    return next_tokens
 
 
 def _place(result: Result, found: Fields, path: str) -> tuple[int, str]:

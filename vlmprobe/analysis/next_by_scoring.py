@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlmprobe.engines.base import Engine, NextTokens, Options
+from vlmprobe.analysis.value_search import NextTokens
+from vlmprobe.engines.base import Engine, Options
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.table import TokenTable

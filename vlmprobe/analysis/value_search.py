@@ -13,18 +13,26 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlmprobe.analysis.json_reader import Leaf, value_begun
-from vlmprobe.engines.base import NextTokens
 
-__all__ = ["Found", "Search", "Spelled", "key_of", "kind_of"]
+__all__ = ["Found", "NextTokens", "Search", "Spelled", "key_of", "kind_of"]
 
 ROWS = 16  # beginnings that are asked for together: with more, improbable ones are asked for in vain
 LISTED_ROWS = 128  # the same where every value is looked for
 SPELLED = {True: ("true", "True"), False: ("false", "False"), None: ("null", "None")}
+
+
+class NextTokens(NamedTuple):
+    """The n tokens that may come next, as far as they are known."""
+
+    ids: np.ndarray  # [n], of any type
+    logprobs: np.ndarray  # float64 [n], nats, over the whole vocabulary
+    texts: list[str]  # [n], what each adds to the text; empty where it completes no character
+    special: np.ndarray  # bool [n]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from vlmprobe.cli import arguments, options
 from vlmprobe.cli.open_model import is_server, open_model
 from vlmprobe.cli.option_groups import Opening, Template, grouped
-from vlmprobe.cli.terminal import console, guarded, note
+from vlmprobe.cli.terminal import console, guarded, note, working
 
 __all__ = ["page"]
 
@@ -44,31 +45,86 @@ def page(
             show_default=False,
         ),
     ] = None,
+    saved: Annotated[
+        Path | None,
+        typer.Option(
+            "--open",
+            metavar="PATH",
+            help="Also list the answers in it: a saved result, a folder of some, or the folder of a run.",
+            show_default=False,
+            exists=True,
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="FOLDER",
+            help="Where image paths of that run start, if the images have been moved since.",
+            show_default=False,
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="MODEL",
+            help="A second model, asked the same beside the first; as MODEL. Options of checkpoints and of servers are "
+            "those of the first, as far as they fit.",
+            show_default=False,
+        ),
+    ] = None,
     template: Template,
     opening: Opening,
     debug: options.Debug = False,
 ) -> None:
     """Open a web page to ask MODEL about images and to see what it was about to say. Ctrl-C ends it."""
     with guarded(debug):
-        from vlmprobe.page.server import LOCAL, serve
+        from vlmprobe.page.server import LOCAL, Model, serve
+
+        def model_of(name: str, opening: Opening) -> Model:
+            given = {option: value for option, value in vars(opening).items() if value not in (None, "auto", [])}
+            return Model(
+                name,
+                lambda: open_model(name, prompt=prompted, **vars(opening)),
+                _python(name, given | prompted),
+            )
+
+        if against == model:
+            raise typer.BadParameter("is the first model again", param_hint="'--against'")
 
         prompted = arguments.prompt_options(template)
-        given = {name: value for name, value in vars(opening).items() if value not in (None, "auto", [])}
+        models = [model_of(model, opening)]
+        if against is not None:
+            models.append(model_of(against, _fitting(opening, against)))
         if host not in LOCAL:
             note(
                 f"Warning: {host} is open to other computers. Whoever learns the address of the page can use the "
                 "model, and nothing that is sent is encrypted."
             )
+        listed = None
+        if saved is not None:
+            from vlmprobe.page.saved import open_saved
+
+            with working(f"Reading {saved}"):
+                listed = open_saved(saved, root)
         serve(
-            lambda: open_model(model, prompt=prompted, **vars(opening)),
-            name=model,
-            opening=_python(model, given | prompted),
+            models,
             host=host,
             port=port,
             allow_hosts=allow_host or (),
             browser=not no_browser,
             told=lambda address: console().print(address, soft_wrap=True),
+            saved=listed,
         )
+
+
+def _fitting(opening: Opening, model: str) -> Opening:
+    """Of the options of the first model those that the second one can have too."""
+    kept = ("processor",) if is_server(model) else ("device", "dtype")
+    return Opening(**{name: value for name, value in vars(opening).items() if name in kept})
 
 
 def _python(model: str, given: dict[str, object]) -> str:

@@ -1,8 +1,7 @@
-"""The embedded models, tiny VLMs: ``vlmprobe.load("demo")`` reads scenes of real handwriting, and
-``vlmprobe.load("demo-receipts")`` date and total of drawn receipts, as JSON.
+"""The embedded default model, ``vlmprobe.load("demo")``: a tiny VLM that reads scenes of real handwriting.
 
-Importing this package is cheap. ``scenes`` and ``receipts`` make images with questions and answers;
-``tools/demo_model`` in the repository trains and evaluates the shipped checkpoints.
+Importing this package is cheap. ``scenes`` makes images with questions and answers; ``tools/demo_model`` in the
+repository trains and evaluates the shipped checkpoint.
 """
 
 from __future__ import annotations
@@ -13,26 +12,22 @@ from typing import Any
 
 from vlmprobe.errors import CheckpointError, renamed
 
-__all__ = ["BUNDLED", "checkpoint", "sample_images", "sample_questions", "sample_receipts"]
+__all__ = ["checkpoint", "sample_images", "sample_questions"]
 
 _HERE = Path(__file__).resolve().parent
-BUNDLED = {"demo": ("checkpoint", "train"), "demo-receipts": ("receipts_checkpoint", "receipts")}  # folder, training
 
 
-def checkpoint(name: str = "demo") -> Path:
-    """The folder of a shipped checkpoint, in the format of ``from_pretrained``.
-
-    Args:
-        name: ``"demo"`` or ``"demo-receipts"``.
+def checkpoint() -> Path:
+    """The folder of the shipped checkpoint, in the format of ``from_pretrained``.
 
     Raises:
         CheckpointError: if the installation lacks it.
     """
-    folder, training = _HERE / BUNDLED[name][0], BUNDLED[name][1]
+    folder = _HERE / "checkpoint"
     if not (folder / "model.safetensors").is_file():
         raise CheckpointError(
             f"{folder} holds no weights: reinstall vlmprobe, or, in a clone of the repository, train them with: "
-            f"python -m tools.demo_model.{training} --out {folder}"
+            f"python -m tools.demo_model.train --out {folder}"
         )
     return folder
 
@@ -64,28 +59,6 @@ def sample_questions(count: int = 100, *, strength: float = 0.0) -> list[dict[st
         for number, each in enumerate(scene.questions)
     )
     return list(islice(rows, count))
-
-
-def sample_receipts(count: int = 100, *, strength: float = 1.0) -> list[dict[str, Any]]:
-    """Held-out receipts with what they say: a small data set for fields, made for the model ``"demo-receipts"``.
-
-    Args:
-        count: how many.
-        strength: of noise, blur, rotation and wear: 0 for a clean print, 1 as in the training, 2 for about the limit of
-            legibility.
-
-    Returns:
-        Dictionaries with ``id``, ``question``, ``image`` (a PIL image) and ``gold``, the right fields.
-
-    Raises:
-        MissingExtraError: without matplotlib, which bundles the fonts.
-    """
-    from vlmprobe.demo.receipts import WORDINGS, held_out
-
-    return [
-        {"id": str(place), "question": WORDINGS[0], "image": receipt.picture, "gold": receipt.gold}
-        for place, receipt in enumerate(held_out(count, strength=strength))
-    ]
 
 
 def pictures() -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from vlmprobe.engines.constraint import Constraint
 from vlmprobe.errors import CapabilityError
@@ -33,12 +33,10 @@ __all__ = [
     "HasAdapter",
     "MadeForOneConversation",
     "MixesImages",
-    "NextTokens",
     "Options",
     "Ranks",
     "ReadsContinuations",
     "ReadsLayers",
-    "ReadsNextTokens",
     "ReadsSecondPrompt",
     "RemembersImages",
     "ScoresConcurrently",
@@ -210,25 +208,6 @@ class ScoresIds(Protocol):
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
     ) -> list[TokenTable]:
         """The tables of the same answer ids after each of the conversations, all with the same number of images."""
-
-
-class NextTokens(NamedTuple):
-    """The n likeliest tokens that may come next, likeliest first."""
-
-    ids: np.ndarray  # int64 [n]
-    logprobs: np.ndarray  # float64 [n], nats, over the whole vocabulary
-    texts: list[str]  # [n], what each adds to the text; empty where it completes no character
-    special: np.ndarray  # bool [n]
-
-
-@runtime_checkable
-class ReadsNextTokens(Protocol):
-    """Likeliest tokens after given beginnings of an answer."""
-
-    def next_tokens(
-        self, conversation: Conversation, beginnings: Sequence[Sequence[int]], at_least: Sequence[float]
-    ) -> list[NextTokens]:
-        """For each beginning, as token ids, the tokens of at least this probability that may follow it."""
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from vlmprobe.errors import GenerationOptionError
 
-__all__ = ["CONSTRAINTS", "Constraint", "constraint_of", "schema_of"]
+__all__ = ["CONSTRAINTS", "Constraint", "Kind", "constraint_of", "schema_of"]
 
 FUNCTION = "prefix_allowed_tokens_fn"
 CONSTRAINTS = ("schema", "grammar", FUNCTION)  # options of a call, of which one may be given

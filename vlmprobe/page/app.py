@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -15,6 +15,8 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from vlmprobe.display.html import image_parts
+from vlmprobe.display.html import page as html_page
 from vlmprobe.errors import ImageError, MessageError, VlmprobeError
 from vlmprobe.page.asked import Asked, read_asked
 from vlmprobe.page.calls import abilities, work_of
@@ -22,10 +24,12 @@ from vlmprobe.page.memory import GoneError, Images, Results
 from vlmprobe.page.model_queue import Busy, Job, ModelQueue, error_document
 from vlmprobe.page.panels import PANELS
 from vlmprobe.page.python_code import python_of
+from vlmprobe.page.saved import ORDERS, Saved, differs
 from vlmprobe.results.document import dumps
 
 __all__ = ["application"]
 
+PAGE = 50  # saved answers in one reply
 JSON_BYTES = 4 * 1024**2  # of a request that holds no image
 SHARED = ("answer.js", "answer.css", "style.css")  # of the display, which reports and widgets use too
 STATUS: dict[type[VlmprobeError], int] = {GoneError: 410, Busy: 503}
@@ -34,24 +38,22 @@ STATUS: dict[type[VlmprobeError], int] = {GoneError: 410, Busy: 503}
 class Page:
     """The state of one page, and the answers to its requests."""
 
-    def __init__(self, queue: ModelQueue, name: str, opening: str) -> None:
-        self.queue, self.name, self.opening = queue, name, opening
+    def __init__(self, queue: ModelQueue, models: Mapping[str, str], saved: Saved | None = None) -> None:
+        self.queue, self.names, self.openings, self.saved = queue, list(models), list(models.values()), saved
         self.images, self.results = Images(), Results()
         self.receiving = asyncio.Semaphore(2)  # each image may take hundreds of megabytes before it is decoded
 
     async def about(self, request: Request) -> Response:
-        """The model, whether it can be asked yet, and what it cannot do."""
-        probe = self.queue.probe
-        told: dict[str, Any] = {"model": self.name, "state": self.queue.state, "queue": self.queue.length}
+        """The models, whether they can be asked yet, and what they cannot do."""
+        lacks = [abilities(probe) for probe in self.queue.probes]
+        told: dict[str, Any] = {"models": self.names, "state": self.queue.state, "queue": self.queue.length}
+        told |= {"lacks": lacks, "saved": self.saved is not None}
         if self.queue.error is not None:
             told["error"] = error_document(self.queue.error)
-        if probe is not None:
-            told |= {"meta": dict(probe.meta), "lacks": abilities(probe)}
         return _json(told)
 
     async def add_image(self, request: Request) -> Response:
         """Take one image file."""
-        from vlmprobe.display.html import image_parts
         from vlmprobe.inputs.images import DEFAULT_LIMITS, load_image
 
         async with self.receiving:
@@ -76,9 +78,36 @@ class Page:
                 return FileResponse(file)
         return _error(MessageError("there is no such image"), 404)
 
+    async def listed(self, request: Request) -> Response:
+        """Some of the saved answers."""
+        asked = request.query_params
+        order, start = asked.get("order", ORDERS[0]), asked.get("start", "0")
+        if self.saved is None or order not in ORDERS or not start.isdecimal() or len(start) > 9:
+            return _error(MessageError("there is no such list"), 404)
+        found = partial(self.saved.listed, asked.get("find", "")[:1000], order, int(start), PAGE)
+        return _json(await asyncio.to_thread(found))
+
+    async def entry(self, request: Request) -> Response:
+        """One of the saved answers, and its images."""
+        place = request.path_params["place"]
+        if self.saved is None or place >= len(self.saved.rows):
+            return _error(MessageError("there is no such answer"), 404)
+        return _json(await asyncio.to_thread(self._entry, self.saved, place))
+
+    def _entry(self, saved: Saved, place: int) -> dict[str, Any]:
+        entry = saved.entry(place)
+        names = entry.names or ("",) * len(entry.images)
+        shown = [
+            {"key": self.images.add(image), "name": name, "shown": image_parts(image)["uri"]}
+            for image, name in zip(entry.images, names, strict=True)
+        ]
+        why = entry.why or differs(self.queue.opened()[0], entry)
+        key = self.results.add(entry.result)
+        return {"key": key, "document": entry.result.to_dict(), "images": shown, "why": why}
+
     async def submit(self, request: Request) -> Response:
         """Queue a call of the model."""
-        job = self.queue.submit(work_of(await _asked(request), self.images, self.results))
+        job = self.queue.submit(work_of(self._asked(await _document(request)), self.images, self.results))
         return _json({"job": job.id, "ahead": self.queue.ahead(job)}, 202)
 
     async def job(self, request: Request) -> Response:
@@ -107,14 +136,12 @@ class Page:
 
     async def share(self, request: Request) -> Response:
         """One self-contained HTML file of results that are shown."""
-        from vlmprobe.display.html import page
-
         asked = await _document(request)
         keys = asked.get("keys")
         if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
             raise MessageError("give the keys of at least one answer")
         results = [self.results[key] for key in keys]
-        html = await asyncio.to_thread(partial(page, results, title=self.name))
+        html = await asyncio.to_thread(partial(html_page, results, title=" and ".join(self.names)))
         return Response(html, media_type="text/html; charset=utf-8", headers={"cache-control": "no-store"})
 
     async def python(self, request: Request) -> Response:
@@ -123,7 +150,14 @@ class Page:
         names = given.pop("names", None) or {}
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise MessageError("names must be the names of files, by the keys of images")
-        return _json({"code": python_of(_known(read_asked(given)), self.opening, names)})
+        asked = self._asked(given)
+        return _json({"code": python_of(asked, self.openings[asked.model], names)})
+
+    def _asked(self, document: Any) -> Asked:
+        asked = read_asked(document, len(self.names))
+        if asked.panel and asked.panel not in PANELS:
+            raise MessageError(f"panel must be one of {', '.join(PANELS)}")
+        return asked
 
     def _job(self, request: Request) -> Job:
         job = self.queue.job(request.path_params["id"])
@@ -132,15 +166,15 @@ class Page:
         return job
 
 
-def application(queue: ModelQueue, name: str, opening: str) -> Starlette:
+def application(queue: ModelQueue, models: Mapping[str, str], saved: Saved | None = None) -> Starlette:
     """The application of one page.
 
     Args:
-        queue: of the model's calls.
-        name: of the model, for display.
-        opening: Python that opens the model, such as ``vlmprobe.load("demo")``.
+        queue: of the models' calls.
+        models: by the name of each model, for display, the Python that opens it, such as ``vlmprobe.load("demo")``.
+        saved: answers that were saved before.
     """
-    page = Page(queue, name, opening)
+    page = Page(queue, models, saved)
     static = files("vlmprobe.page").joinpath("static")
     routes = [
         Route("/", partial(_file, str(static.joinpath("index.html")))),
@@ -148,6 +182,8 @@ def application(queue: ModelQueue, name: str, opening: str) -> Starlette:
         Route("/api/images", page.add_image, methods=["POST"]),
         Route("/api/samples", page.samples),
         Route("/api/samples/{name}", page.sample),
+        Route("/api/saved", page.listed),
+        Route("/api/saved/{place:int}", page.entry),
         Route("/api/jobs", page.submit, methods=["POST"]),
         Route("/api/jobs/{id}", page.job),
         Route("/api/jobs/{id}/events", page.events),
@@ -174,16 +210,6 @@ async def _file(path: str, request: Request) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), None)
     return _error(error, status or (400 if isinstance(error, VlmprobeError) else 500))
-
-
-async def _asked(request: Request) -> Asked:
-    return _known(read_asked(await _document(request)))
-
-
-def _known(asked: Asked) -> Asked:
-    if asked.panel and asked.panel not in PANELS:
-        raise MessageError(f"panel must be one of {', '.join(PANELS)}")
-    return asked
 
 
 async def _document(request: Request) -> dict[str, Any]:

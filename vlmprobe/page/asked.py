@@ -40,6 +40,7 @@ class Asked:
     texts: tuple[str, ...] = ()  # options, levels or candidates of a typed question
     panel: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)  # of a panel
+    model: int = 0  # which of the models of the page
 
     def messages(self, images: Mapping[str, Image] | Any) -> list[dict[str, Any]]:
         """The chat messages, with the images that ``images`` holds by their keys."""
@@ -69,8 +70,8 @@ class Asked:
         return {self.kind: levels} if self.kind in ("options", "levels") else {}
 
 
-def read_asked(document: Any) -> Asked:
-    """What a request asks for.
+def read_asked(document: Any, models: int = 1) -> Asked:
+    """What a request asks for, of a page of so many models.
 
     Raises:
         MessageError: for anything that is not as the page writes it.
@@ -94,6 +95,9 @@ def read_asked(document: Any) -> Asked:
     settings = document.get("settings") or {}
     if not isinstance(settings, Mapping):
         raise MessageError("settings must be an object")
+    model = document.get("model", 0)
+    if isinstance(model, bool) or not isinstance(model, int) or model not in range(models):
+        raise MessageError(f"model must be from 0 to {models - 1}")
     return Asked(
         turns,
         _options(document.get("options") or {}),
@@ -103,6 +107,7 @@ def read_asked(document: Any) -> Asked:
         tuple(texts),
         panel,
         settings,
+        model,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ def work_of(asked: Asked, images: Images, results: Results) -> Work:
     """
     messages = asked.messages(images)  # now: they may be dropped while the job waits
 
-    def work(probe: Probe, job: Job) -> None:
+    def work(probes: Sequence[Probe], job: Job) -> None:
         if job.stopped:
             return
+        probe = probes[asked.model]
         if asked.panel:
             job.tell("panel", run_panel(probe, asked, messages, job))
             return

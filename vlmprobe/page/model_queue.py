@@ -1,4 +1,4 @@
-"""One call of the model at a time: a thread that opens it and works through a queue, and jobs that can be followed."""
+"""One call of a model at a time: a thread that opens the models and works through a queue, and jobs to be followed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from vlmprobe.errors import VlmprobeError
@@ -19,7 +19,7 @@ MOST = 64  # jobs that wait at a time
 FORGOTTEN = 75.0  # seconds; browsers let the timers of a hidden tab run once a minute
 HEARTBEAT = 10.0  # seconds between comments, by which proxies and the server see that a connection lives
 
-Work = Callable[[Any, "Job"], None]
+Work = Callable[[Sequence[Any], "Job"], None]  # of the probes of all models
 
 
 class Busy(VlmprobeError):
@@ -91,22 +91,25 @@ class Job:
 
 
 class ModelQueue:
-    """Opens a model in a thread of its own, and runs jobs there, first come, first served."""
+    """Opens models in a thread of its own, and runs jobs there, first come, first served."""
 
-    def __init__(self, open_model: Callable[[], Any], failed: Callable[[BaseException], None] = lambda error: None):
-        """``failed`` is called, in that thread, with the error if the model cannot be opened."""
-        self.probe: Any = None
-        self.error: BaseException | None = None  # of opening the model
-        self._open, self._failed = open_model, failed
+    def __init__(
+        self, openings: Sequence[Callable[[], Any]], failed: Callable[[BaseException], None] = lambda error: None
+    ) -> None:
+        """Each of ``openings`` returns a probe; ``failed`` is called, in that thread, with the error of one."""
+        self.probes: Sequence[Any] = ()  # of all models, once all are open
+        self.error: BaseException | None = None  # of opening them
+        self._openings, self._failed = openings, failed
         self._jobs: dict[str, Job] = {}  # those that someone may still ask for, by their ids
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._change = threading.Condition()
         self._closed = False
+        self._opened = threading.Event()
         self._thread = threading.Thread(target=self._work, name="vlmprobe-page", daemon=True)
 
     def start(self) -> None:
-        """Begin to open the model."""
+        """Begin to open the models."""
         self._thread.start()
 
     def close(self, timeout: float = 5.0) -> None:
@@ -119,10 +122,21 @@ class ModelQueue:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    def opened(self) -> Sequence[Any]:
+        """The probes; waits until all are open.
+
+        Raises:
+            BaseException: that of opening it.
+        """
+        self._opened.wait()
+        if self.error is not None:
+            raise self.error
+        return self.probes
+
     @property
     def state(self) -> str:
         """``"loading"``, ``"ready"`` or ``"failed"``."""
-        return "failed" if self.error is not None else "loading" if self.probe is None else "ready"
+        return "failed" if self.error is not None else "ready" if self.probes else "loading"
 
     @property
     def length(self) -> int:
@@ -178,15 +192,16 @@ class ModelQueue:
 
     def _work(self) -> None:
         try:
-            self.probe = self._open()
+            self.probes = tuple(each() for each in self._openings)
         except BaseException as error:  # noqa: BLE001 - raised again where the server was started
             self.error = error
             self._failed(error)
+        self._opened.set()
         while (job := self._next()) is not None:
             try:
                 if self.error is not None:
                     raise self.error
-                job.work(self.probe, job)
+                job.work(self.probes, job)
             except BaseException as error:
                 if not isinstance(error, VlmprobeError):
                     logging.getLogger("vlmprobe.page").exception("a call of the page failed")

@@ -1,4 +1,4 @@
-"""Serves a page on this computer until Ctrl-C: its address is told at once, the model opens meanwhile."""
+"""Serves a page on this computer until Ctrl-C: its address is told at once, the models open meanwhile."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import errno
 import secrets
 import socket
 import webbrowser
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from vlmprobe.errors import VlmprobeError
 
-__all__ = ["PORT", "PortError", "serve"]
+if TYPE_CHECKING:
+    from vlmprobe.page.saved import Saved
+
+__all__ = ["PORT", "Model", "PortError", "serve"]
 
 PORT = 8765
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -21,32 +25,39 @@ class PortError(VlmprobeError, OSError):
     """The port cannot be listened on."""
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model of a page."""
+
+    name: str  # for display
+    open: Callable[[], Any]  # returns its probe; called once, in another thread
+    python: str  # that opens it, for code that the page shows
+
+
 def serve(
-    open_model: Callable[[], Any],
+    models: Sequence[Model],
     *,
-    name: str,
-    opening: str,
     host: str = "127.0.0.1",
     port: int = PORT,
     allow_hosts: Collection[str] = (),
     browser: bool = True,
     told: Callable[[str], None] = print,
+    saved: Saved | None = None,
 ) -> None:
-    """Serve the page of a model until Ctrl-C.
+    """Serve the page of one model, or of several side by side, until Ctrl-C.
 
     Args:
-        open_model: returns the probe; called once, in another thread.
-        name: of the model, for display.
-        opening: Python that opens the model, for code that the page shows.
+        models: of different names.
         host: address to listen on; anything but this computer's own lets others in who know the page's address.
         port: to listen on; 0 chooses a free one.
         allow_hosts: names under which a proxy reaches the page, beside those of this computer.
         browser: whether to open the page in a browser.
-        told: called with the page's address, before the model is opened.
+        told: called with the page's address, before the models are opened.
+        saved: answers that were saved before, to be looked at.
 
     Raises:
         PortError: if another program, or another page, listens there.
-        VlmprobeError: whatever ``open_model`` raises.
+        VlmprobeError: whatever opening a model raises.
     """
     import uvicorn
 
@@ -62,8 +73,9 @@ def serve(
     def failed(error: BaseException) -> None:
         server.should_exit = True
 
-    queue = ModelQueue(open_model, failed)
-    guarded = Guard(application(queue, name, opening), token, [host, *allow_hosts], loopback=host in LOCAL)
+    queue = ModelQueue([each.open for each in models], failed)
+    app = application(queue, {each.name: each.python for each in models}, saved)
+    guarded = Guard(app, token, [host, *allow_hosts], loopback=host in LOCAL)
     config = uvicorn.Config(
         guarded, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=1, server_header=False
     )

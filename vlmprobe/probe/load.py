@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vlmprobe.adapter.loading import ignored, loader_of, remember_loader
 from vlmprobe.adapter.quiet import quiet
-from vlmprobe.demo import BUNDLED, checkpoint
 from vlmprobe.errors import (
     CapabilityError,
     CheckpointError,
@@ -56,8 +55,7 @@ def load(
     unless it is asked for by the environment variable ``TRANSFORMERS_VERBOSITY``.
 
     Args:
-        model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe
-            (``"demo-receipts"`` for the one that reads receipts).
+        model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
         device: ``"auto"`` uses an accelerator if available, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
         dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, their short
             forms (``"fp16"``, ``"half"``, ...), or a torch dtype.
@@ -95,8 +93,10 @@ def load(
             "vlmprobe never runs a checkpoint's own code, so trust_remote_code cannot be set; leave it out."
         )
     name = str(model)
-    if name in BUNDLED:
-        model = checkpoint(name)
+    if name == "demo":
+        from vlmprobe.demo import checkpoint
+
+        model = checkpoint()
     elif name.startswith("~"):
         model = Path(name).expanduser()
     if not isinstance(model, (str, os.PathLike)):
@@ -113,6 +113,7 @@ def load(
 
         computed = {"device": device, "dtype": resolved_dtype(dtype)}
         asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
+        asked["ignoring"] = ignored(ignore_weights)
         return opened(os.fspath(model), engine, name, asked, from_pretrained, format)
     ignoring = ignored(ignore_weights)
     if ignoring:  # an adapter's own load need not know the argument

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 
 import httpx
+import jsonschema
 import llamacpp_server
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from vlmprobe.errors import CapabilityError, EngineError, VlmprobeWarning
 from vlmprobe.inputs.messages import Conversation
 
 TEXT, IMAGE, TWO_IMAGES, LIKELIEST = 2e-4, 5e-3, 1e-2, 2e-2  # nats: llama.cpp's vision tower is its own, in part half
+UNLIKELY = 2 * TEXT  # of tokens that only a constraint lets through, at 1e-5
 QUESTION = "What is in the picture?"
 MODEL = "Qwen2.5-VL"
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
@@ -183,6 +187,84 @@ def test_a_stream_with_an_image_and_a_stop_string(probe):
     assert len(list(stream)) == len(whole.output)
     assert stream.result.text == whole.text
     np.testing.assert_allclose(stream.result.output.logprobs, whole.output.logprobs, atol=1e-5)
+
+
+SCHEMAS = [
+    {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False},
+    {"enum": ["red", "a cat", 7, None]},
+    {"type": "array", "items": {"type": "integer", "minimum": -3, "maximum": 12}, "minItems": 1, "maxItems": 3},
+    {"type": "string", "pattern": "^[a-c]{2,4}$"},
+    {"anyOf": [{"type": "integer", "minimum": 5, "maximum": 9}, {"$ref": "#/$defs/x"}], "$defs": {"x": {"const": "é"}}},
+]
+
+
+def require_raw(served, local, question, image=None, *, tolerance) -> None:
+    """The numbers of an answer are those of its tokens without a constraint."""
+    assert served.meta["value_kind"] == "raw"
+    assert served.output.scores is None
+    told = served.output.scored
+    assert told.sum() >= len(told) / 2
+    after = local.engine.score_ids([Conversation.build(question, image)], served.output.ids.tolist(), Options())[0]
+    np.testing.assert_allclose(served.output.logprobs[told], after.logprobs[told], atol=tolerance)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=["object", "enum", "array", "string", "any of"])
+@pytest.mark.parametrize("sampled", [{}, {"do_sample": True, "seed": 5, "temperature": 2.0, "top_k": 40}])
+def test_a_schema_is_obeyed_and_numbers_stay_raw(probe, local, schema, sampled):
+    served = probe.generate(QUESTION, schema=schema, max_new_tokens=200, **sampled)
+    if served.finish_reason == "stop":
+        jsonschema.validate(json.loads(served.text), schema)
+    else:  # llama.cpp allows white space without an end
+        assert schema["type"] == "array"
+        assert re.fullmatch(r"\[[-\d,\s]*", served.text)
+    require_raw(served, local, QUESTION, tolerance=UNLIKELY)
+
+
+DROPPED = [
+    {"type": "array", "uniqueItems": True, "items": {"type": "integer"}},
+    {"oneOf": [{"const": 1}, {"const": 2}]},
+    {"not": {"type": "string"}},
+    {"if": {"const": 1}, "then": {"const": 1}},
+    {"type": "nonsense"},
+    {"type": "object", "properties": {"oneOf": {"type": "string", "format": "email"}}},
+]
+
+
+@pytest.mark.parametrize("schema", DROPPED, ids=str)
+def test_a_schema_that_the_server_would_drop_is_refused(probe, started, schema):
+    prompt = {"prompt": "Hi", "n_predict": 8, "temperature": 0.0}
+    bare, sent = (
+        httpx.post(f"{started.url}/completion", json=prompt | more, timeout=60).json()
+        for more in ({}, {"json_schema": schema})
+    )
+    dropped = bare["content"] == sent["content"]
+    assert dropped or "format" in str(schema)  # some formats are held to by some builds
+    with pytest.raises(CapabilityError, match="does not hold an answer to"):
+        probe.generate(QUESTION, schema=schema, max_new_tokens=8)
+
+
+def test_a_grammar_is_obeyed_and_numbers_stay_raw(probe, local):
+    served = probe.generate(QUESTION, picture(3), grammar='root ::= ("yes" | "no") " " [0-9]{2}', max_new_tokens=16)
+    assert re.fullmatch("(yes|no) [0-9]{2}", served.text)
+    assert served.meta["constraint"]["grammar"].startswith("root")
+    require_raw(served, local, QUESTION, picture(3), tolerance=LIKELIEST)
+    here = local.generate(QUESTION, picture(3), grammar='root ::= ("yes" | "no") " " [0-9]{2}', max_new_tokens=16)
+    assert here.text == served.text
+
+
+def test_a_constraint_on_a_stream(probe, local):
+    asked = {"grammar": 'root ::= "yes" | "no"', "max_new_tokens": 8, "alternatives": 3}
+    whole = probe.generate(QUESTION, **asked)
+    stream = probe.stream(QUESTION, **asked)
+    rows = list(stream)
+    assert stream.result.text == whole.text in ("yes", "no")
+    np.testing.assert_allclose([row.logprobs[0] for row in rows], whole.output.logprobs, atol=1e-5)
+    require_raw(whole, local, QUESTION, tolerance=TEXT)
+
+
+def test_a_grammar_that_cannot_be_read_is_the_servers_error(probe):
+    with pytest.raises(EngineError, match="failed to parse grammar"):
+        probe.generate(QUESTION, grammar='start: "yes"')  # Lark: llama.cpp reads GBNF
 
 
 def test_candidates_of_one_token(probe, local):

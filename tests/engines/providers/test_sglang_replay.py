@@ -12,7 +12,7 @@ from wire_recordings import read, routes
 from wire_server import WireServer, event_stream
 
 import vlmprobe
-from vlmprobe.errors import EngineResponseError
+from vlmprobe.errors import EngineError, EngineResponseError
 
 RECORDING = DATA / "wire/sglang/recorded-0.5.23-qwen2_5_vl.jsonl"
 SHOWN = {"image": picture(), "max_new_tokens": 8, "alternatives": 3}
@@ -60,6 +60,16 @@ def test_candidates_of_one_token_are_one_request(local, server, served):
     sent = [each.json for each in server.of("/generate")[before:]]
     assert sum("token_ids_logprob" in each for each in sent) == 1
     assert sum(each["sampling_params"]["max_new_tokens"] == 0 for each in sent) == longer
+
+
+def test_more_alternatives_than_there_are_tokens_are_not_requested(local, server, served):
+    """A real server ends at such a request ("selected index k out of range")."""
+    size = local.engine.adapter.model.config.text_config.vocab_size
+    for processor, most in ((local, size), (local.engine.adapter.processor, len(local.engine.adapter.tokenizer))):
+        probe = vlmprobe.connect(server.url, processor=processor)
+        with pytest.raises(EngineError, match="not recorded"):
+            probe.generate(QUESTION, max_new_tokens=1, alternatives=10_000)
+        assert server.of("/generate")[-1].json["top_logprobs_num"] == most
 
 
 def test_a_seed_that_has_no_effect_is_told(served):
@@ -119,12 +129,12 @@ def test_a_stream_is_the_whole_answer_row_by_row(local, served, flag):
 
 
 def test_a_long_stream_has_several_tokens_in_an_event(server, served):
-    with pytest.raises(Exception, match="not recorded"):
+    with pytest.raises(EngineError, match="not recorded"):
         list(served.stream(QUESTION, **{**SHOWN, "max_new_tokens": 2560}))
     assert server.of("/generate")[-1].json["sampling_params"]["stream_interval"] == 11
 
 
-ABORT = {"finish_reason": {"type": "abort", "message": "out of memory"}}
+ABORT = {"finish_reason": {"type": "abort", "message": "out of memory"}, "output_token_logprobs": []}
 SHORTER = {"output_token_logprobs": []}
 BROKEN = {
     "takes back": lambda told: [*told[:3], told[1]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -28,7 +29,7 @@ __all__ = ["Asked", "states_after_answers", "states_of_candidates"]
 # How many prompt ids are kept, the candidate ids after them, and the whole candidate if its length changes the states.
 Source: TypeAlias = tuple[int, Path, Path]
 WHOLE = 16  # prompts in a batch that run whole
-Requested: TypeAlias = tuple[Conversation, Sequence[str] | Sequence[tuple[int, ...]]]  # candidates, or their ids
+Requested: TypeAlias = tuple[Conversation, Sequence[str]]
 
 
 @dataclass(eq=False)
@@ -48,7 +49,7 @@ class Asked:
         """The prompt as ids."""
         return self.encoding.prompts[self.place]
 
-    @property
+    @cached_property
     def least(self) -> int:
         """How many of its ids come before every candidate."""
         return min(each.shared for each in self.candidates)
@@ -160,13 +161,8 @@ def _asked(adapter: Adapter, requests: Sequence[Requested], encoding: Encoding) 
     ]
 
 
-def _continuations(
-    adapter: Adapter, prompt: EncodedPrompt, candidates: Sequence[str] | Sequence[tuple[int, ...]]
-) -> list[Continuation]:
-    found = [
-        adapter.continuation(prompt, each) if isinstance(each, str) else Continuation(len(prompt.ids), each)
-        for each in candidates
-    ]
+def _continuations(adapter: Adapter, prompt: EncodedPrompt, candidates: Sequence[str]) -> list[Continuation]:
+    found = [adapter.continuation(prompt, text) for text in candidates]
     for text, each in zip(candidates, found, strict=True):
         if not each.ids:
             raise MessageError(f"candidate {text!r} adds no token after this prompt, so there is nothing to score")

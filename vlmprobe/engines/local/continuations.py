@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -50,17 +50,46 @@ class Continuations:
         Raises:
             NonFiniteLogitsError: if the logits after one of them are not finite.
         """
-        begin, wanted = tuple(map(int, begin)), torch.tensor(list(ids), dtype=torch.long)
+        wanted = torch.tensor(list(ids), dtype=torch.long)
+        found = np.empty((len(paths), len(ids)))
         with alone(self.adapter):
-            states = self._states(begin, paths)
-            found = np.empty((len(paths), len(ids)))
-            for rows, logits in self.head.chunks(states):
-                whole = logits.double()
-                total = whole.logsumexp(dim=-1, keepdim=True)
-                names = [f"the token after path {place}" for place in range(rows.start, rows.stop)]
-                require_finite(total[:, 0].cpu().numpy(), names)
-                found[rows] = (whole[:, wanted.to(whole.device)] - total).cpu().numpy()
+            for rows, whole in self._rows(begin, paths):
+                found[rows] = whole[:, wanted.to(whole.device)].cpu().numpy()
         return found
+
+    @torch.no_grad()
+    def likeliest(
+        self, begin: Sequence[int], paths: Sequence[Path], at_least: Sequence[float]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The tokens of at least some probability each after each path, likeliest first.
+
+        Args:
+            begin, paths: as in :meth:`logprobs`.
+            at_least: [P] probabilities.
+
+        Returns:
+            For each path ids, int64 [n], and log-probabilities, float64 [n], nats.
+
+        Raises:
+            NonFiniteLogitsError: as there.
+        """
+        found = []
+        with alone(self.adapter):
+            for rows, whole in self._rows(begin, paths):
+                for row, least in zip(whole, at_least[rows], strict=True):
+                    kept = torch.nonzero(row.exp() >= least)[:, 0]
+                    kept = kept[row[kept].argsort(descending=True, stable=True)]
+                    found.append((kept.cpu().numpy(), row[kept].cpu().numpy()))
+        return found
+
+    def _rows(self, begin: Sequence[int], paths: Sequence[Path]) -> Iterator[tuple[slice, Tensor]]:
+        """Log-probabilities of all tokens, float64 [n, V], of slices of the paths."""
+        for rows, logits in self.head.chunks(self._states(tuple(map(int, begin)), paths)):
+            whole = logits.double()
+            total = whole.logsumexp(dim=-1, keepdim=True)
+            names = [f"the token after path {place}" for place in range(rows.start, rows.stop)]
+            require_finite(total[:, 0].cpu().numpy(), names)
+            yield rows, whole - total
 
     def _states(self, begin: Path, paths: Sequence[Path]) -> Tensor:
         """[P, H]: what the token after each path is drawn from."""

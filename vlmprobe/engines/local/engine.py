@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import require_one_side
-from vlmprobe.engines.base import MadeForOneConversation, NextTokens, Options
+from vlmprobe.engines.base import MadeForOneConversation, Options
 from vlmprobe.engines.local.answer_tables import Answers, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.candidate_states import states_after_answers
 from vlmprobe.engines.local.capture import Head, Steps
@@ -33,7 +33,7 @@ from vlmprobe.engines.local.phases import phases
 from vlmprobe.engines.local.prefix_memory import PrefixMemory
 from vlmprobe.engines.local.resumed import all_but_last, all_but_last_of, encode_together
 from vlmprobe.engines.local.run_generate import Run, drawing, run
-from vlmprobe.engines.local.scoring import next_tokens, score, scored
+from vlmprobe.engines.local.scoring import score, scored
 from vlmprobe.engines.local.second_prompt import SecondPrompt
 from vlmprobe.engines.local.shared_prefix import SharedPrefix
 from vlmprobe.engines.local.streamed_rows import Rows
@@ -331,15 +331,6 @@ class LocalEngine:
             warn_if_beyond(self.adapter.model.config, encoding.prompts)
             require_one_side(self.adapter, [len(each.ids) for each in encoding.prompts], len(ids))
             return score_ids(self.adapter, self.head, self.detokenizer, encoding, ids, options)
-
-    def next_tokens(
-        self, conversation: Conversation, beginnings: Sequence[Sequence[int]], at_least: Sequence[float]
-    ) -> list[NextTokens]:
-        """For each beginning, as token ids, the tokens of at least this probability that may follow it."""
-        memory = ImageMemory(images=1, lasts=False) if self.memory is None else self.memory
-        asked = conversation, beginnings, at_least
-        with alone(self.adapter), self._remembered(memory, [conversation]):
-            return next_tokens(self.adapter, self.head, self.detokenizer, *asked, self.prefixes)
 
     def layers(
         self, conversation: Conversation, options: Options, **what: Any

@@ -35,6 +35,7 @@ SPACES = r"( |\n {0,16})?"  # between the parts of a JSON document; without a li
 HEADER = '%llguidance {"no_forcing": true}\n'
 TRIES, LONGEST = 32, 1000  # answers that are tried out before a grammar counts as one without end, and their tokens
 ENDING = tuple("\"]})>'`\n")  # what tokens begin with that tend to end something; these are tried out first
+ENDS_AT = 0.7  # how often a token is one that tends to end something, from the second try on
 PAIRS = 64  # tokens by which it is found out whether texts of tokens make up the text
 
 
@@ -218,7 +219,7 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 def _require_an_answer(start: LLMatcher, kind: str, words: Sequence[bytes], ends: frozenset[int]) -> None:
-    """Find one whole answer, by trying what tends to end things first, then at random.
+    """Find one whole answer, by trying what tends to end things, then also at random.
 
     Raises:
         GenerationOptionError: if none is found.
@@ -234,7 +235,9 @@ def _require_an_answer(start: LLMatcher, kind: str, words: Sequence[bytes], ends
             if matcher.is_accepting():
                 return
             listed = [each for each in np.flatnonzero(bits).tolist() if each < len(words) and each not in ends]
-            token = _likely_to_end(listed, words) if not attempt else chance.choice(listed)
+            # At random now and then: what tends to end things may lead nowhere (-0.000...), and chance alone too.
+            ending = not attempt or chance.random() < ENDS_AT
+            token = _likely_to_end(listed, words) if ending else chance.choice(listed)
             matcher.consume_token(token)
             written += words[token]
         if dead is None and attempt >= TRIES // 8:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmprobe.adapter import Adapter, Continuation, EncodedPrompt
-from vlmprobe.engines.base import NextTokens, Options
+from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.candidate_states import Asked, states_of_candidates
 from vlmprobe.engines.local.capture import Head, Kept
 from vlmprobe.engines.local.context_length import warn_if_beyond
@@ -25,7 +25,7 @@ from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.row_files import RowFile, Slots, row_files
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["next_tokens", "score", "scored"]
+__all__ = ["score", "scored"]
 
 CONTEXT = 16  # prompt tokens before a candidate that can affect how its text decodes
 
@@ -67,43 +67,6 @@ def scored(
             start = stop if known else 0
             told = {**each.meta, **({"logits_file": str(file.path)} if file else {})}
             found.append((tables, [_boundary(detokenizer, each.prompt, one) for one in each.candidates], told))
-    return found
-
-
-def next_tokens(
-    adapter: Adapter,
-    head: Head,
-    detokenizer: Detokenizer,
-    conversation: Conversation,
-    beginnings: Sequence[Sequence[int]],
-    at_least: Sequence[float],
-    memory: PrefixMemory | None = None,
-) -> list[NextTokens]:
-    """For each beginning of the answer to a conversation, as ids, the tokens of at least this probability after it.
-
-    The prompt is prefilled once, and what beginnings have in common runs once.
-    """
-    any_token = 0  # a candidate's last token runs nowhere: it is read from the state before it
-    asked = states_of_candidates(adapter, [(conversation, [(*ids, any_token) for ids in beginnings])], memory)[0]
-    warn_if_beyond(adapter.model.config, [asked.prompt])
-    hidden = torch.stack([asked.states[drawn_from[-1]] for drawn_from in asked.sources])
-    found: list[NextTokens] = []
-    for rows, logits in head.chunks(hidden):
-        logprobs = logits.double().log_softmax(-1)
-        require_finite(logprobs[:, 0].cpu().numpy(), [f"the token after {list(each)}" for each in beginnings[rows]])
-        for row, beginning, least in zip(logprobs, beginnings[rows], at_least[rows], strict=True):
-            kept = torch.nonzero(row.exp() >= least)[:, 0]
-            kept = kept[row[kept].argsort(descending=True, stable=True)]
-            ids = kept.cpu().numpy()
-            context = [*asked.prompt.ids[-CONTEXT:].tolist(), *beginning]
-            found.append(
-                NextTokens(
-                    ids,
-                    row[kept].cpu().numpy(),
-                    detokenizer.texts_of_next(context, ids.tolist()),
-                    np.isin(ids, list(detokenizer.special)),
-                )
-            )
     return found
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from vlmprobe.adapter import Continuation, EncodedPrompt
 from vlmprobe.engines.base import Options
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
@@ -54,6 +55,7 @@ class SGLang(StreamedEngine):
     abilities = Abilities(
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
         prompt=EVERY_PROMPT,
+        constraints=frozenset({"schema", "grammar"}),
     )
 
     @classmethod
@@ -104,11 +106,11 @@ class SGLang(StreamedEngine):
             request["logprob_start_len"] = 0
         reply = Node(await self.client.post(PATH, request), self.title)
         meta = reply["meta_info"]
-        ids = _ids(reply, decoding)
+        reason, ids = _finish_reason(meta, self.title), _ids(reply, decoding)
         before = None if prompt is None else self._prompt_rows(meta, prompt, options.alternatives)
         return Answer(
             reply["text"].string(),
-            _finish_reason(meta, self.title),
+            reason,
             self._rows(meta, "output", ids, options.alternatives),
             None if prompt is None else prompt.ids,
             before,
@@ -128,7 +130,9 @@ class SGLang(StreamedEngine):
         async with aclosing(self.client.events(PATH, request)) as events:
             async for event in events:
                 reply = Node(event, self.title)
-                meta, ids, text = reply["meta_info"], _ids(reply, decoding), reply["text"].string()
+                meta = reply["meta_info"]
+                reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
+                ids, text = _ids(reply, decoding), reply["text"].string()
                 # An event holds the answer so far, or what is new where the server streams incrementally.
                 if meta["completion_tokens"].integer() == len(ids):
                     if not text.startswith(said) or len(ids) < count:
@@ -138,7 +142,6 @@ class SGLang(StreamedEngine):
                 else:
                     rows, said = self._rows(meta, "output", ids, options.alternatives), said + text
                 count += len(rows)
-                reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
                 yield Answer(text, reason, rows, meta=self._told(decoding, options), usage=_usage(meta))
 
     async def candidates(
@@ -197,7 +200,7 @@ class SGLang(StreamedEngine):
         """The request for an answer."""
         adapter = self.tokens.need("A prompt for SGLang's /generate")
         text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
-        sampling = _sampling(decoding, options.seed)
+        sampling = _sampling(decoding, options.seed, options.constraint)
         return await self._request(conversation, sampling, options.alternatives) | {"text": text}
 
     async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
@@ -205,7 +208,7 @@ class SGLang(StreamedEngine):
         return {
             "sampling_params": sampling,
             "return_logprob": True,
-            "top_logprobs_num": top,
+            "top_logprobs_num": min(top, self.tokens.listable or top),  # more than there are would end the server
             "stream": False,
             **({"image_data": images} if images else {}),
         }
@@ -253,7 +256,7 @@ class SGLang(StreamedEngine):
         return Row(value, due, top=tuple(known), full=whole_row(listed, self.tokens.vocabulary))
 
 
-def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
+def _sampling(decoding: Decoding, seed: int | None, constraint: Constraint | None = None) -> dict[str, Any]:
     sampled = decoding.do_sample
     found: dict[str, Any] = {
         "max_new_tokens": decoding.max_new_tokens,
@@ -270,6 +273,8 @@ def _sampling(decoding: Decoding, seed: int | None) -> dict[str, Any]:
         found["stop_token_ids"] = list(decoding.eos_token_id)
     if seed is not None:
         found["sampling_seed"] = seed
+    if constraint is not None:
+        found["json_schema" if constraint.kind == "schema" else "ebnf"] = constraint.text
     return found
 
 

@@ -47,7 +47,11 @@ def result_of(
     """
     tokens.require_ids((*(answer.prompt or ()), *answer.output), title)
     meaning = answer.meaning or meaning
+    of_answer = meaning if options.constraint is None else meaning.constrained(abilities.constrained)
+    kind = of_answer.of(decoding.processing)
     absent = {"prompt": abilities.no_prompt} if abilities.no_prompt and options.prompt else {}
+    if options.constraint is not None and kind == "constrained":
+        absent["logprobs"] = f"{title} sends numbers under the {options.constraint.name}: they are in scores"
     before: TokenTable | None = None
     ids = answer.prompt_ids
     if answer.prompt is not None and ids is not None and options.prompt:
@@ -64,7 +68,7 @@ def result_of(
         found.rows,
         -1 if ids is None else len(ids) + len(found.reasoning),
         options.alternatives,
-        meaning,
+        of_answer,
         decoding.processing,
         tokens.detokenizer,
         title,
@@ -87,9 +91,9 @@ def result_of(
     if read is not None and read != text:
         meta["text_of_ids"] = read
     told = {
-        "value_kind": meaning.of(decoding.processing),
+        "value_kind": kind,
         "generation_config": decoding.told(),
-        "seed": options.seed,
+        **options.told,
         "finish_reason": answer.finish_reason,
         **({"absent": absent} if absent else {}),
         **_resized(tokens, conversation),

@@ -79,7 +79,7 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
         )
     if kind not in ("raw", "unknown"):
         numbers = _empty(len(rows), 0)
-        numbers["scores"] = (np.full_like(own, np.nan) if meaning.logits else _logprobs(own)).astype(np.float32)
+        numbers["scores"] = (_of_logits(rows) if meaning.logits else _logprobs(own)).astype(np.float32)
         return Columns(numbers, [()] * len(rows))
     wide = max((min(alternatives, len(row.top) if row.full is None else len(row.full)) for row in rows), default=0)
     numbers = _empty(len(rows), wide)
@@ -205,6 +205,19 @@ def _rank(row: Row) -> int:
     if row.value is None or row.full is not None:
         return -1
     return next((k for k, each in enumerate(row.top) if _same(each, row)), -1)
+
+
+def _of_logits(rows: Sequence[Row]) -> np.ndarray:
+    """float64 [T]: log-probabilities of tokens from logits of the whole vocabulary; NaN where these are not known."""
+    return np.array(
+        [
+            np.nan
+            if row.full is None or row.value is None or row.value <= FLOOR
+            else row.value - np.logaddexp.reduce(row.full[row.full > FLOOR], dtype=np.float64)
+            for row in rows
+        ],
+        np.float64,
+    )
 
 
 def _logprobs(own: np.ndarray) -> np.ndarray:

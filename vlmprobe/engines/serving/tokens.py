@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmprobe.demo import BUNDLED
-from vlmprobe.demo import checkpoint as bundled
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, EngineResponseError
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs
 from vlmprobe.inputs.messages import Conversation
@@ -67,11 +65,22 @@ class Tokens:
         """Exclusive upper bound on the model's ids; None without a processor."""
         if self.adapter is None:
             return None
+        # A head may be wider than the tokenizer, and a placeholder's id may be beyond the head.
+        known = self._declared or len(self.adapter.tokenizer) + PADDED
+        return max(known, len(self.adapter.tokenizer), *(each + 1 for each in self.image_ids))
+
+    @cached_property
+    def listable(self) -> int | None:
+        """How many tokens the model's head has at least; None without a processor."""
+        return None if self.adapter is None else self._declared or len(self.adapter.tokenizer)
+
+    @property
+    def _declared(self) -> int | None:
+        """The width of the head, where the checkpoint's configuration is known."""
+        assert self.adapter is not None
         config = self.adapter.model.config
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        # A head may be wider than the tokenizer, and a placeholder's id may be beyond the head.
-        known = getattr(text, "vocab_size", None) or len(self.adapter.tokenizer) + PADDED
-        return max(known, len(self.adapter.tokenizer), *(each + 1 for each in self.image_ids))
+        return getattr(text, "vocab_size", None)
 
     def require_ids(self, rows: Iterable[Row], where: str) -> None:
         """Raise :class:`EngineResponseError` for an id outside the model's vocabulary."""
@@ -130,8 +139,10 @@ def _reader(checkpoint: str | os.PathLike[str]) -> Adapter:
     from vlmprobe.model_registry import registry
 
     name = os.path.expanduser(os.fspath(checkpoint))
-    if name in BUNDLED:
-        name = str(bundled(name))
+    if name == "demo":
+        from vlmprobe.demo import checkpoint as bundled
+
+        name = str(bundled())
     config = registry.read_config(name)
     found = registry.find(config, checkpoint=name)
     if found.load.__func__ is not Adapter.load.__func__:  # type: ignore[attr-defined]

@@ -32,6 +32,8 @@ const json = async (path) => (await call(path)).json();
 export const about = () => json("api/about");
 export const samples = () => json("api/samples");
 export const sample = async (name) => (await call(`api/samples/${encodeURIComponent(name)}`)).blob();
+export const listed = (find, order, start) => json(`api/saved?${new URLSearchParams({ find, order, start })}`);
+export const entry = (place) => json(`api/saved/${place}`);
 export const addImage = async (file) => (await call("api/images", { method: "POST", body: file })).json();
 export const share = async (keys) => (await post("api/share", { keys })).blob();
 export const python = async (spec, names) => (await (await post("api/python", { ...spec, names })).json()).code;

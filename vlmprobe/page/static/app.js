@@ -1,110 +1,64 @@
-// The page: a conversation with a model, one question at a time.
+// The page: a question, and one conversation or several side by side that it is asked in.
 
-import { about, ask, share } from "./api.js";
+import { about, share } from "./api.js";
 import { composer, start } from "./composer.js";
 import { byId, h, tell } from "./dom.js";
-import { again, send } from "./images.js";
+import { known, send } from "./images.js";
+import { Lane } from "./lane.js";
+import { savedList } from "./saved.js";
 import { lang, words } from "./strings.js";
-import { addVersion, dropVersion, keysOf, specOf, Talk, textOf } from "./talk.js";
-import { turnView } from "./turn.js";
 
-let talk = new Talk(), running = null, lacks = {};
-const views = new Map(); // turn -> its view
+let models = [], lacks = [], lanes = [], listing = false;
 document.documentElement.lang = lang;
 
-const write = composer(byId("composer"), { onAsk: (question) => answer(talk.ask(question)), onStop: () => running?.stop.abort() });
-const fresh = h("button", { type: "button", class: "quiet", onclick: restart }, words.newTalk);
+const write = composer(byId("composer"), { onAsk: asked, onStop: () => lanes.forEach((lane) => lane.running?.stop.abort()) });
 const saved = h("button", { type: "button", class: "quiet", disabled: true, onclick: save }, words.share);
-byId("acts").append(fresh, saved);
+byId("acts").append(h("button", { type: "button", class: "quiet", onclick: restart }, words.newTalk), saved);
 start(byId("start"), async (blob, name) => {
   const { key } = await send(blob, name);
-  if (!talk.next) answer(talk.ask({ text: words.describe, images: [key], kind: "answer", texts: [], options: {} }));
+  if (!lanes.length) asked({ text: words.describe, images: [key], kind: "answer", texts: [], options: {} });
 }).catch(fail);
+let first = status();
 
 function fail(error) {
   byId("state").textContent = error.message;
 }
 
-// Bring the screen to the path that is walked.
-function draw() {
-  const path = talk.path();
-  byId("start").hidden = path.length > 0;
-  for (const [turn, view] of views) {
-    if (path.includes(turn)) continue;
-    view.destroy();
-    views.delete(turn);
-  }
-  for (const [place, turn] of path.entries()) {
-    if (views.has(turn)) continue;
-    const view = turnView(turn, {
-      lacks, legend: place === 0,
-      onBranch: (version, index, alternative) => branch(turn, version, index, alternative),
-      onSwitch: (version) => walk(turn, version),
-    });
-    views.set(turn, view);
-    byId("talk").append(view.root);
-    if (turn.current?.document) view.show(turn.current);
-  }
-  saved.disabled = !path.some((turn) => turn.current?.key);
+function changed() {
+  const said = lanes.some((lane) => lane.talk.next);
+  byId("saved").hidden = said;
+  byId("start").hidden = said || listing;
+  saved.disabled = !lanes.some((lane) => lane.keys.length);
+  write.asking = lanes.some((lane) => lane.running);
+  write.begun = said;
 }
 
-function walk(turn, version) {
-  if (running || turn.current === version) return;
-  turn.current = version;
-  views.get(turn).show(version);
-  draw();
+function lane(model, name) {
+  const made = new Lane({ model, name, lacks: lacks[model], known: () => lacks[model].known || status(), changed });
+  lanes.push(made);
+  byId("talk").append(made.root);
+  byId("main").classList.toggle("several", lanes.length > 1);
+  return made;
 }
 
-async function branch(turn, version, index, alternative) {
-  if (running) {
-    running.stop.abort();
-    await running.ended;
+// Ask in every conversation; the first question says how many there are: one for each model, and if wanted each image.
+async function asked(question) {
+  await first;
+  if (lanes.some((each) => each.talk.path().some((turn) => turn.why))) restart(); // its prompt is not known
+  let groups = lanes.map(() => question.images);
+  if (!lanes.some((each) => each.talk.next)) {
+    clear();
+    const apart = question.apart ? question.images.map((key) => [key]) : [question.images];
+    groups = models.flatMap(() => apart);
+    models.forEach((name, model) => apart.forEach(([key], place) => {
+      const image = question.apart ? known(key).name || `${words.image} ${place + 1}` : "";
+      lane(model, [models.length > 1 ? name : "", image].filter(Boolean).join(" · "));
+    }));
   }
-  if (!version.document || index >= version.document.output.length) return;
-  await answer(turn, { version, index, alternative });
-}
-
-// Ask for an answer to a turn, a further one if it branches from another.
-async function answer(turn, from = null) {
-  const version = addVersion(turn, from), stop = new AbortController();
-  let ended;
-  running = { stop, ended: new Promise((resolve) => { ended = resolve; }) };
-  write.asking = true;
-  draw();
-  const view = views.get(turn), spec = specOf(turn, version);
-  view.begin(version);
-  if (!from) view.root.scrollIntoView({ block: "start", behavior: "instant" });
-  const follow = following();
-  try {
-    const { document: found, key } = await ask(spec, {
-      stop: stop.signal,
-      resend: () => again(keysOf(spec)),
-      on: {
-        queue: ({ ahead, loading }) => view.status(loading ? words.opening : words.waiting(ahead)),
-        start: () => view.status(""),
-        token: (row) => { view.add(row); follow(); },
-      },
-    });
-    Object.assign(version, { document: found, key });
-    if (!Object.keys(lacks).length) await status();
-    view.show(version);
-    if (from) view.focus(from.index);
-    tell(`${words.answered}: ${textOf(found).slice(0, 500)}`);
-  } catch (error) {
-    dropVersion(turn, version);
-    if (turn.current) {
-      view.show(turn.current);
-      view.status(error.message);
-    } else {
-      talk.drop(turn);
-      write.restore(turn, error.type === "Stopped" ? words.stopped : error.message);
-    }
-  } finally {
-    running = null;
-    write.asking = false;
-    draw();
-    ended();
-  }
+  const follow = lanes.length === 1 ? following() : undefined;
+  const failed = await Promise.all(lanes.map((each, place) => each.ask({ ...question, images: groups[place] }, follow)));
+  if (failed.every(Boolean)) write.restore(question, failed[0].type === "Stopped" ? words.stopped : failed[0].message);
+  else failed.forEach((error, place) => { if (error) lanes[place].wrong.textContent = error.message; });
 }
 
 // Keeps the end of a growing answer in sight for who was looking at it.
@@ -117,22 +71,28 @@ function following() {
   };
 }
 
+function clear() {
+  for (const each of lanes) {
+    each.running?.stop.abort();
+    each.root.remove();
+  }
+  lanes = [];
+  byId("main").classList.remove("several");
+}
+
 function restart() {
-  running?.stop.abort();
-  const images = talk.path()[0]?.images || [];
-  talk = new Talk();
-  draw();
-  write.use(images);
+  const turns = lanes.map((each) => each.talk.next).filter((turn) => turn && !turn.why);
+  clear();
+  changed();
+  write.use([...new Set(turns.flatMap((turn) => turn.images))]);
   write.focus();
 }
 
 async function save() {
-  const keys = talk.path().map((turn) => turn.current?.key).filter(Boolean);
   saved.textContent = `${words.sharing} …`;
   try {
-    const url = URL.createObjectURL(await share(keys));
-    const link = h("a", { href: url, download: "vlmprobe.html" });
-    link.click();
+    const url = URL.createObjectURL(await share(lanes.flatMap((each) => each.keys)));
+    h("a", { href: url, download: "vlmprobe.html" }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60000);
   } catch (error) {
     tell(error.message);
@@ -142,21 +102,26 @@ async function save() {
   }
 }
 
-// What the model is, and whether it can be asked yet.
+// What the models are, and whether they can be asked yet.
 async function status() {
   try {
     const told = await about();
-    byId("model").textContent = told.model;
+    models = told.models;
+    for (const place of models.keys()) lacks[place] = Object.assign(lacks[place] || {}, told.lacks[place], told.lacks.length ? { known: true } : {});
+    byId("model").textContent = models.join(", ");
     byId("state").textContent = told.error ? `${words.failed}: ${told.error.message}` : told.state === "ready" ? "" : `${words[told.state]} …`;
-    document.title = `${told.model} · vlmprobe`;
-    if (told.lacks) {
-      Object.assign(lacks, told.lacks);
-      write.lacks = lacks;
+    document.title = `${models.join(", ")} · vlmprobe`;
+    write.lacks = { score: lacks.map((each) => each.score).find(Boolean) };
+    if (told.saved && !listing) {
+      listing = true;
+      changed();
+      await savedList(byId("saved"), (entry) => {
+        clear();
+        lane(0, "").open(entry);
+      });
     }
     if (told.state === "loading") setTimeout(status, 1000);
   } catch (error) {
     fail(error);
   }
 }
-
-status();

@@ -10,7 +10,7 @@ const EXAMPLES = { options: "textsOptions", levels: "textsLevels", candidates: "
 
 // `onAsk({text, images, kind, texts, options})` and `onStop()` are called; returns what the page does with it.
 export function composer(form, { onAsk, onStop }) {
-  let images = [], asking = false, lacks = {};
+  let images = [], asking = false, begun = false;
   const strip = h("ul", { class: "strip", "aria-label": words.image });
   const file = h("input", { type: "file", accept: "image/*", multiple: true, class: "unseen", tabindex: "-1", "aria-label": words.addImages, onchange: () => { take([...file.files]); file.value = ""; } });
   const add = h("button", { type: "button", class: "quiet add", title: words.dropImages, onclick: () => file.click() }, words.addImages);
@@ -28,6 +28,7 @@ export function composer(form, { onAsk, onStop }) {
     unfold.setAttribute("aria-expanded", String(!settings.hidden));
   } }, words.settings);
   const ask = h("button", { type: "submit", class: "main" }, words.ask);
+  const apart = h("input", { type: "checkbox" }), apartField = h("label", { class: "apart", hidden: true }, apart, words.apart);
   const wrong = h("p", { class: "wrong", role: "alert" });
 
   for (const kind of KINDS) {
@@ -35,7 +36,7 @@ export function composer(form, { onAsk, onStop }) {
     kinds.append(h("label", { class: "kind" }, input, h("span", {}, words[kind])));
   }
   form.setAttribute("aria-label", words.question);
-  form.append(strip, textsField, settings, wrong, h("div", { class: "line" }, text, ask), h("div", { class: "line tools" }, add, file, kinds, unfold));
+  form.append(strip, apartField, textsField, settings, wrong, h("div", { class: "line" }, text, ask), h("div", { class: "line tools" }, add, file, kinds, unfold));
 
   const kind = () => form.elements.kind.value;
 
@@ -53,6 +54,7 @@ export function composer(form, { onAsk, onStop }) {
         draw();
         add.focus();
       } }, "×"))));
+    apartField.hidden = begun || images.length < 2;
     text.placeholder = images.length ? words.placeholder : words.placeholderNone;
   }
 
@@ -89,7 +91,7 @@ export function composer(form, { onAsk, onStop }) {
     if (!text.value.trim()) { text.focus(); return; }
     if (which in EXAMPLES && listed.length < 2) { wrong.textContent = words.fewTexts; texts.focus(); return; }
     wrong.textContent = "";
-    onAsk({ text: text.value.trim(), images: images.map(({ key }) => key), kind: which, texts: listed, options: options() });
+    onAsk({ text: text.value.trim(), images: images.map(({ key }) => key), kind: which, texts: listed, options: options(), apart: !apartField.hidden && apart.checked });
     images = [];
     text.value = "";
     grow();
@@ -128,10 +130,14 @@ export function composer(form, { onAsk, onStop }) {
       ask.textContent = value ? words.stop : words.ask;
       ask.classList.toggle("stopping", value);
     },
+    set begun(value) {
+      if (begun === value) return;
+      begun = value;
+      draw();
+    },
     set lacks(value) {
-      lacks = value;
       for (const input of kinds.querySelectorAll("input")) {
-        const why = input.value === "answer" ? "" : lacks.score || "";
+        const why = input.value === "answer" ? "" : value.score || "";
         input.disabled = Boolean(why);
         input.parentElement.title = why;
       }

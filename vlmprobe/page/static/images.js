@@ -14,7 +14,13 @@ export async function send(file, name) {
   return image;
 }
 
-export const again = (keys) => Promise.all(keys.map((key) => addImage(held.get(key).file)));
+// An image that the server has opened; there is no file of it here.
+export function opened({ key, name, shown }) {
+  if (!held.has(key)) held.set(key, { key, name, shown, url: shown, file: null });
+  return key;
+}
+
+export const again = (keys) => Promise.all(keys.map((key) => held.get(key).file).filter(Boolean).map(addImage));
 export const known = (key) => held.get(key);
 export const names = (keys) => Object.fromEntries(keys.map((key) => [key, held.get(key)?.name || ""]));
 export const filesOf = (transfer) => [...(transfer?.files || [])].filter((file) => file.type.startsWith("image/"));

@@ -28,7 +28,8 @@ export const WORDS = {
     samplesAbout: (n) => `${n} answers drawn at temperature 1.`, agreement: (share) => `${share} say the same`, times: "of",
     sampling: (done, of) => `Answer ${done + 1} of ${of}`, howMany: "How many",
     copy: "Copy", copied: "Copied", unavailable: "Not available with this model", image: "image", close: "Close", again: "Compute again",
-    skip: "To the question",
+    saved: "Saved answers", find: "Find", order: "Order", asSaved: "As saved", leastSure: "Least sure first", row: "row", confidence: "confidence",
+    rows: (n) => `${n.toLocaleString("en")} ${n === 1 ? "row" : "rows"}`, apart: "Ask about each image on its own, side by side", previous: "Previous", following: "Next",
   },
   zh: {
     loading: "正在打开", ready: "就绪", failed: "无法打开",
@@ -57,7 +58,8 @@ export const WORDS = {
     samplesAbout: (n) => `以温度 1 采样的 ${n} 个回答。`, agreement: (share) => `${share} 的回答相同`, times: "/",
     sampling: (done, of) => `第 ${done + 1} 个回答，共 ${of} 个`, howMany: "次数",
     copy: "复制", copied: "已复制", unavailable: "此模型不支持", image: "图像", close: "关闭", again: "重新计算",
-    skip: "跳到问题",
+    saved: "已保存的回答", find: "查找", order: "排序", asSaved: "按保存顺序", leastSure: "最不确定的在前", row: "行", confidence: "置信度",
+    rows: (n) => `${n.toLocaleString("en")} 行`, apart: "分别就每张图像提问，并排显示", previous: "上一页", following: "下一页",
   },
 };
 

@@ -69,7 +69,7 @@ export function specOf(turn, version) {
     messages.push(message(each), { role: "assistant", text: textOf(answer.document) || "…" });
   }
   messages.push(message(turn));
-  const spec = { messages, options: turn.options };
+  const spec = { messages, options: turn.options, model: turn.model };
   if (turn.kind !== "answer") Object.assign(spec, { kind: turn.kind, texts: turn.texts });
   if (version?.begin) spec.begin = version.begin;
   return spec;

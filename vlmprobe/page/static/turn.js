@@ -14,11 +14,9 @@ export function turnView(turn, { lacks, legend, onBranch, onSwitch }) {
   const id = `turn-${++count}`;
   const place = h("div", { class: "view" });
   const status = h("p", { class: "status" }, "");
-  const said = h("p", { class: "said", dir: "auto", hidden: true });
-  const note = h("p", { class: "note faint", dir: "auto", hidden: true });
   const branches = h("div", { class: "branches", role: "group", "aria-label": words.branches, hidden: true });
   const images = [...new Set([...turn.before.flatMap((each) => each.turn.images), ...turn.images])].map((key) => known(key)?.shown || "");
-  const root = h("section", { class: `turn${turn.images.length ? "" : " same"}`, id, "aria-label": `${turn.before.length + 1}. ${turn.text.slice(0, 200)}` }, said, note, place, status, branches);
+  const root = h("div", { role: "group", class: `turn${turn.images.length ? "" : " same"}`, id, "aria-label": `${turn.before.length + 1}. ${turn.text.slice(0, 200)}` }, place, status, branches);
   const panels = panelBar(root, { turn, lacks, id });
   let handle = null, kind = null, shown = null;
 
@@ -84,10 +82,6 @@ export function turnView(turn, { lacks, legend, onBranch, onSwitch }) {
       status.textContent = lacks.branch && turn.kind === "answer" ? `${words.noBranch}: ${lacks.branch}` : "";
       if (turn.kind !== "answer" && !kind) place.replaceChildren();
       component({ ...version.document, question: turn.text, images });
-      said.textContent = version.document.answer || "";
-      said.hidden = !version.document.answer;
-      note.textContent = version.document.note || "";
-      note.hidden = !version.document.note;
       drawBranches();
       panels.show(version);
     },

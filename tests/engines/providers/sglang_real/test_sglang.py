@@ -39,10 +39,14 @@ def figures():
         yield rows
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def installed():
     if reason := missing():
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def folder(installed, tmp_path_factory):
     return build("qwen2_5_vl", tmp_path_factory.mktemp("engine") / "qwen2_5_vl")
 
 
@@ -142,13 +146,13 @@ def test_the_suite(local, served):
 
 
 def test_all_alternatives_give_the_entropy(local, served, figures):
-    size = local.engine.adapter.model.config.text_config.vocab_size
-    asked = {"alternatives": size, "max_new_tokens": 3, "do_sample": False, "prompt": True}
+    asked = {"alternatives": 10_000, "max_new_tokens": 3, "do_sample": False, "prompt": True}
     here, there = (probe.generate(QUESTION, picture(), **asked) for probe in (local, served))
     figures[MODEL, "entropy, with all alternatives"] = max(
         difference(here.output, there.output, "entropy"), difference(here.prompt, there.prompt, "entropy")
     )
     assert figures[MODEL, "entropy, with all alternatives"] < TOLERANCE
+    assert there.output.top_ids.shape == here.output.top_ids.shape
     assert np.isnan(there.output.logsumexp).all()  # the raw logits are not known
 
 
@@ -214,18 +218,23 @@ def test_a_seed_that_has_no_effect_is_told(served):
     assert "seed" not in served.generate(QUESTION, picture(), seed=3, **GREEDY).meta.get("absent", {})
 
 
-def test_raw_numbers_and_a_stream_without_repeats(folder, local, figures, tmp_path):
-    """Of a server that is told to give the model's own numbers, and in each event only what is new."""
-    flags = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
+def test_another_model_with_raw_numbers_and_a_stream_without_repeats(figures, tmp_path):
+    """Its server is told to give the model's own numbers, and in each event only what is new."""
+    folder, flags = build("qwen3_vl", tmp_path / "qwen3_vl"), {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
+    local = vlmprobe.load(folder, check=False, device="cpu", dtype="float32")
     with serving(folder, "--incremental-streaming-output", log=tmp_path / "sglang.log", **flags) as url:
         probe = vlmprobe.connect(url, processor=folder)
-        label = f"{MODEL}, SGLANG_RETURN_ORIGINAL_LOGPROB=1"
+        label = "Qwen3-VL, SGLANG_RETURN_ORIGINAL_LOGPROB=1"
         drawn = probe.generate(QUESTION, picture(), do_sample=True, temperature=2.0, alternatives=5, max_new_tokens=4)
         assert drawn.meta["value_kind"] == "raw"
         one, other = (each.generate(QUESTION, picture(), prompt=True, **GREEDY) for each in (local, probe))
         assert np.abs(drawn.output.top_logprobs[0] - one.output.top_logprobs[0, :5]).max() < LIKELIEST
         require_same(one, other, figures, label)
-        require_same_stream(probe, other, figures, f"{MODEL}, --incremental-streaming-output", picture(), **GREEDY)
+        label = "Qwen3-VL, --incremental-streaming-output"
+        require_same_stream(probe, other, figures, label, picture(), **GREEDY)
+        report = check_engine(probe, local, tolerance=TOLERANCE, image_tolerance=TOLERANCE).raise_for_failures()
+        assert report.counts() == {"passed": 12}
+        assert report["E8"].notes == ("they are raw",)
 
 
 # -- what a server says --------------------------------------------------------------------------------
@@ -248,6 +257,8 @@ def test_a_stream_that_is_left_ends_the_servers_work(url, served):
 def test_errors_say_what_is_wrong(served):
     with pytest.raises(EngineError, match="context length"):
         served.generate("word " * 5000, max_new_tokens=2)
+    with pytest.raises(EngineError, match="context length"):
+        list(served.stream("word " * 5000, max_new_tokens=2))
     with pytest.raises(CapabilityError, match="no full rows"):
         served.generate(QUESTION, keep="logits")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.adapter.thought_format import NOTATIONS
+from vlmprobe.engines.constraint import Constraint, Kind
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.serving import Alternative, Node, Row, Tokens
 from vlmprobe.engines.serving.http.reply import real
@@ -19,9 +20,19 @@ from vlmprobe.inputs.begun import NOTHING
 from vlmprobe.inputs.chat_templates import raw_template
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
 
-__all__ = ["as_message", "prompt_fields", "token_of", "vllm_prompt", "vllm_row", "whole_row"]
+__all__ = [
+    "CONSTRAINTS",
+    "as_message",
+    "prompt_fields",
+    "structured_outputs",
+    "token_of",
+    "vllm_prompt",
+    "vllm_row",
+    "whole_row",
+]
 
 TOKEN_ID = "token_id:"
+CONSTRAINTS: frozenset[Kind] = frozenset({"schema", "grammar"})
 
 
 def prompt_fields(conversation: Conversation, tokens: Tokens) -> dict[str, Any]:
@@ -45,6 +56,11 @@ def prompt_fields(conversation: Conversation, tokens: Tokens) -> dict[str, Any]:
     if format.chat_template_kwargs:
         fields["chat_template_kwargs"] = dict(format.chat_template_kwargs)
     return fields | ({"tool_choice": "none", "tools": list(format.tools)} if format.tools else {})
+
+
+def structured_outputs(constraint: Constraint) -> dict[str, Any]:
+    """vLLM's own name of what an answer must obey, and its value."""
+    return {"json" if constraint.kind == "schema" else "grammar": constraint.value}
 
 
 def as_message(conversation: Conversation, tokens: Tokens) -> Conversation:

@@ -18,7 +18,15 @@ import numpy as np
 from vlmprobe.engines.base import Engine, Options
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.providers.vllm.candidates import score_candidates, takes_ids
-from vlmprobe.engines.providers.vllm.prompt import as_message, prompt_fields, token_of, vllm_prompt, vllm_row
+from vlmprobe.engines.providers.vllm.prompt import (
+    CONSTRAINTS,
+    as_message,
+    prompt_fields,
+    structured_outputs,
+    token_of,
+    vllm_prompt,
+    vllm_row,
+)
 from vlmprobe.engines.providers.vllm.rank import rank_documents
 from vlmprobe.engines.serving import BASIC, Abilities, Answer, Decoding, Facts, Meaning, Node, Row, Server
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
@@ -49,6 +57,7 @@ class VLLM(StreamedEngine):
         no_logits=RAW_LOGITS,
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_strings", "eos_token_id"},
         prompt=EVERY_PROMPT,
+        constraints=CONSTRAINTS,
     )
     tokens_in: bool | None = None  # whether the server accepts ids (--enable-scale-out); None until tried
     full: bool = False  # whether it returns whole rows
@@ -156,6 +165,8 @@ class VLLM(StreamedEngine):
             self.model, conversation, decoding, seed=options.seed, top=-1 if whole else top
         )
         request |= decoding_fields(decoding) | {"return_token_ids": True, "return_tokens_as_token_ids": by_id}
+        if options.constraint is not None:
+            request["structured_outputs"] = structured_outputs(options.constraint)
         return request | prompt_fields(conversation, self.tokens), whole
 
     async def candidates(

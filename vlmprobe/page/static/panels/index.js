@@ -1,5 +1,6 @@
 // Panels below an answer. Each is one module with
 //   name                      of the button, a key of strings.js
+//   fits({turn})              whether it is about such an answer at all
 //   lacks({turn, version, lacks})   why it cannot be shown, as text; empty if it can
 //   settings                  [{name, label, values, value}], numbers that can be chosen
 //   load(context)             what it shows: context has turn, version, spec, settings, ask(more), progress(text)
@@ -104,8 +105,8 @@ export function panelBar(root, { turn, lacks, id }) {
       selected = null;
       bar.hidden = !next;
       for (const { panel, section, button } of places) {
-        const why = next ? panel.lacks({ turn, version: next, lacks }) : "";
-        button.toggleAttribute("aria-disabled", false);
+        const why = next && panel.fits({ turn }) ? panel.lacks({ turn, version: next, lacks }) : "";
+        button.hidden = !panel.fits({ turn });
         if (why) button.setAttribute("aria-disabled", "true");
         else button.removeAttribute("aria-disabled");
         button.title = why;

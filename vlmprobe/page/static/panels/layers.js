@@ -9,6 +9,7 @@ const SEEN = 24; // tokens side by side
 
 export default {
   name: "layers",
+  fits: ({ turn }) => turn.kind === "answer",
   lacks: ({ version, lacks }) => lacks.layers || needsIds(version),
   load: ({ version, ask }) => ask({ panel: "layers", answer: idsOf(version) }),
 

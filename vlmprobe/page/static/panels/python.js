@@ -8,7 +8,8 @@ import { keysOf } from "../talk.js";
 
 export default {
   name: "python",
-  lacks: () => "",
+  fits: () => true,
+  lacks: ({ turn }) => turn.why || "",
   load: ({ spec }) => python(spec, names(keysOf(spec))),
 
   show(root, code) {

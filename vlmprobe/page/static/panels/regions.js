@@ -9,7 +9,8 @@ const allImages = (turn) => [...turn.before.flatMap((each) => each.turn.images),
 
 export default {
   name: "regions",
-  lacks: ({ turn, version, lacks }) => lacks.regions || needsIds(version) || (allImages(turn).length ? "" : words.unavailable),
+  fits: ({ turn }) => turn.kind === "answer" && allImages(turn).length > 0,
+  lacks: ({ version, lacks }) => lacks.regions || needsIds(version),
   settings({ turn }) {
     const count = allImages(turn).length;
     const which = count > 1 ? [{ name: "image", label: words.imageNumber, values: [...Array(count).keys()], value: count - 1 }] : [];

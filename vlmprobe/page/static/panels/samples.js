@@ -6,7 +6,8 @@ import { words } from "../strings.js";
 
 export default {
   name: "samples_panel",
-  lacks: ({ turn, lacks }) => lacks.samples || (turn.kind === "answer" ? "" : words.unavailable),
+  fits: ({ turn }) => turn.kind === "answer",
+  lacks: ({ lacks }) => lacks.samples,
   settings: () => [{ name: "n", label: words.howMany, values: [4, 8, 16, 32], value: 8 }],
   load: ({ settings, ask }) => ask({ panel: "samples", settings }),
 
