@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from wire_server import WireServer, event_stream, refusal
 import vlmprobe
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.constraint import constraint_of
-from vlmprobe.engines.serving import Alternative, Meaning, Row
+from vlmprobe.engines.providers.vllm.in_process import VLLMEngine
+from vlmprobe.engines.serving import Alternative, Decoding, Meaning, Row
 from vlmprobe.engines.serving.base import OBJECT
 from vlmprobe.engines.serving.refusals import refuse
 from vlmprobe.engines.serving.registry import engines
@@ -242,3 +245,17 @@ def test_a_grammar_that_the_server_cannot_read_is_its_error(local):
     said = "Invalid grammar specification"
     with WireServer({**VLLM, CHAT: chat}) as server, pytest.raises(EngineError, match=said):
         vlmprobe.connect(server.url).generate(QUESTION, grammar="root", **GREEDY)
+
+
+@pytest.mark.parametrize(("kind", "due"), [("schema", {"json": SCHEMA}), ("grammar", {"grammar": GRAMMAR})])
+def test_what_vllm_in_this_process_is_given(monkeypatch, kind, due):
+    told = SimpleNamespace(SamplingParams=lambda **given: given)
+    monkeypatch.setitem(sys.modules, "vllm", told)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", SimpleNamespace(StructuredOutputsParams=dict))
+    engine = VLLMEngine(None, None, "raw_logprobs")
+    assert (
+        engine._sampling(Decoding(), None, 1, None, asked(**{kind: GIVEN[kind]}).constraint)["structured_outputs"]
+        == due
+    )
+    assert engine._sampling(Decoding(), None, 1, None)["structured_outputs"] is None
+    assert engine.abilities.constrained == "constrained"

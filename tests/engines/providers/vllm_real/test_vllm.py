@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from reranker_template import RERANKER
 from vllm_server import environment, missing, python, serving
 
 import vlmprobe
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, EngineError
 from vlmprobe.results.files import load_result
 
 pytestmark = pytest.mark.engine
@@ -154,6 +155,23 @@ def test_sampling_is_raw_and_a_server_says_what_it_gives(model, start):
     assert found.returncode == 3, found.stderr  # --enable-scale-out would give more
     assert '"max_logprobs": 20' in found.stdout
     assert '"mode": "raw_logprobs"' in found.stdout
+
+
+@pytest.mark.parametrize("flags", [(), ("--logprobs-mode", "raw_logits", "--max-logprobs", "-1")], ids=["", "logits"])
+def test_numbers_under_a_grammar_are_renormalised(model, start, flags):
+    folder = model("qwen2_vl")
+    local, served = both(folder, start(folder, *flags))
+    asked = {"grammar": 'root ::= ("yes" | "no") " " [0-9] [0-9]', "image": picture(), "max_new_tokens": 12}
+    here, there = (probe.generate(QUESTION, **asked) for probe in (local, served))
+    assert re.fullmatch("(yes|no) [0-9]{2}", there.text)
+    assert there.output.ids.tolist() == here.output.ids.tolist()
+    assert there.meta["value_kind"] == "constrained"
+    assert np.isnan(there.output.logprobs).all()
+    assert difference(here.output, there.output, "scores") < TOLERANCE
+    colour = served.generate(QUESTION, schema={"enum": ["red", "blue"]}, max_new_tokens=12)
+    assert json.loads(colour.text) in ("red", "blue")
+    with pytest.raises(EngineError, match=r"[Gg]rammar"):
+        served.generate(QUESTION, grammar="root = yes", max_new_tokens=2)
 
 
 def test_qwen2_5_vl_and_a_template_that_ends_in_a_space(model, start, figures):
