@@ -72,7 +72,9 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
         frozenset({"ModelOutput", "get_json_schema", "logging"}),
     ),
     **_of("transformers", "utils.logging", "main classes: logging"),
+    **_of("starlette", "applications requests responses routing staticfiles"),
     **_of("typer", "."),
     **_of("typer", "core", "tutorial: for cls= of a command and of the app", frozenset({"TyperCommand", "TyperGroup"})),
+    **_of("uvicorn", "."),
     **_of("vllm", ". sampling_params"),
 }
