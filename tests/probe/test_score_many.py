@@ -9,7 +9,8 @@ from common import picture
 
 import vlmprobe
 from vlmprobe import Failure, Request
-from vlmprobe.errors import ImageError, MessageError
+from vlmprobe.analysis.priors import from_batch
+from vlmprobe.errors import GenerationOptionError, ImageError, MessageError
 from vlmprobe.results.grouped import GroupedScores
 
 
@@ -131,3 +132,44 @@ def test_an_error_in_a_batch_about_one_image_is_that_of_its_question(probe, monk
     found = list(probe.score_many(asked, ["yes"], progress=False))
     assert sizes == [20, *[1] * 20]
     assert len(found) == 20
+
+
+class TestLetters:
+    """Options that are listed below each question with letters, as in ``ask``."""
+
+    def test_each_answer_is_that_of_a_single_call(self, probe):
+        asked = [("Which is it?", picture()), ("And which colour is the square?", picture()), ("Which?", None)]
+        how = {"options": ["red", "blue"], "by": "letters", "none_of_these": True}
+        found = list(probe.score_many(asked, **how, progress=False))
+        for (question, image), each in zip(asked, found, strict=True):
+            single = probe.ask(question, image, **how)
+            assert each.candidates == single.candidates == ["red", "blue", "none of these"]
+            assert each.spellings.candidates == single.spellings.candidates
+            assert each.orders == single.orders == [[0, 1, 2]]
+            np.testing.assert_allclose(each.logprobs, single.logprobs, atol=1e-4)
+
+    def test_a_scale_with_letters(self, probe):
+        (found,) = probe.score_many([("How sharp?", picture())], levels=["blurry", "sharp"], by="letters")
+        single = probe.ask("How sharp?", picture(), levels=["blurry", "sharp"], by="letters")
+        assert found.expected == pytest.approx(single.expected, abs=1e-4)
+
+    def test_a_prior_is_taken_off_each(self, probe):
+        asked = [("Which is it?", picture()), ("Which colour?", picture())]
+        found = list(probe.score_many(asked, options=["red", "blue"], by="letters", progress=False))
+        prior = from_batch(found)
+        due = np.stack([each.probabilities for each in found]).mean(axis=0)
+        np.testing.assert_allclose(prior.probabilities, due)
+        np.testing.assert_allclose(
+            prior(found[0]).probabilities, found[0].probabilities / due / (found[0].probabilities / due).sum()
+        )
+
+    def test_a_raw_prompt_fails_alone(self, probe):
+        asked = [Request("Which?", raw_prompt=True), "Which?"]
+        failure, answer = probe.score_many(asked, options=["red", "blue"], by="letters", on_error="keep")
+        assert "raw prompt" in str(failure.error)
+        assert answer.candidates == ["red", "blue"]
+
+    @pytest.mark.parametrize("how", [{"by": "letters"}, {"none_of_these": True}])
+    def test_without_options_there_is_nothing_to_list(self, probe, how):
+        with pytest.raises(GenerationOptionError, match="is about options"):
+            probe.score_many(["Is it?"], **how)

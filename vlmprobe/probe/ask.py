@@ -35,7 +35,7 @@ from vlmprobe.probe.question_kinds import Kind, kind_of
 from vlmprobe.probe.request import Request, options_of
 from vlmprobe.probe.score_many import score_many
 from vlmprobe.probe.think import Thinking, Thoughtful, ends_within_thought, thinking_of, thoughtful
-from vlmprobe.results.asked import Answer, Answers
+from vlmprobe.results.asked import Answer, Answers, Rating
 from vlmprobe.results.first_token import THOUGHT, cause_of
 from vlmprobe.results.result import Scores
 from vlmprobe.results.thought import Thought
@@ -55,7 +55,7 @@ class Asked:
     conversation: Conversation
     kind: Kind
 
-    def prompt(self, order: Sequence[int]) -> Any:
+    def prompt(self, order: Sequence[int]) -> Conversation:
         """The question: the conversation with the options in an order, if they are listed."""
         return _with_lines(self.conversation, self.kind.listed(order)) if self.kind.letters else self.conversation
 
@@ -105,25 +105,29 @@ def ask(
 
 
 def answer_many(
-    probe: Any, requests: Any, candidates: Any, options: Any, levels: Any, run: Options, *how: Any
+    probe: Any, requests: Any, candidates: Any, kind: Kind, run: Options, *how: Any
 ) -> Iterator[Answer | Failure]:
     """Which option, or which level, is the answer to each of many requests; see :meth:`Probe.score_many`.
 
     Args:
         probe: to query.
-        requests, candidates, options, levels: as there.
+        requests, candidates: as there.
+        kind: of all answers, from the further arguments there.
         run: options of the engine.
         *how: ``batch_size``, ``progress`` and ``on_error``, as there.
 
     Raises:
         GenerationOptionError: for candidates beside the options.
     """
-    given = "options=" if levels is None else "levels="
+    given = "levels=" if kind.answer is Rating else "options="
     if candidates is not None:
         raise GenerationOptionError(f"candidates= and {given} both say what is scored: give one of them")
-    kind = kind_of(options, levels)
     order = kind.orders[0]
-    scored = score_many(probe, requests, kind.candidates(order), run, *how, given=given)
+
+    def converse(question: Any, image: Any = None, **prompt: Any) -> Conversation:
+        return _of_kind(probe.conversation(question, image, **prompt), kind).prompt(order)
+
+    scored = score_many(probe, requests, kind.candidates(order), run, *how, given=given, converse=converse)
     return (each if isinstance(each, Failure) else kind.read([each], [order]) for each in scored)
 
 
@@ -197,6 +201,11 @@ def _asked(shared: _Shared, question: Any, image: Any, kind: Kind) -> Asked:
         if isinstance(image, (list, tuple)) and all(isinstance(each, str) and "." not in each for each in image):
             raise MessageError(f"{error} Options go in by name: ask(question, image, options=[...]).") from error
         raise
+    return _of_kind(conversation, kind)
+
+
+def _of_kind(conversation: Conversation, kind: Kind) -> Asked:
+    """The question of a conversation, with the kind of its answer."""
     if kind.letters and conversation.format.raw_prompt:
         raise GenerationOptionError(
             "by='letters' writes the options below the question, and a raw prompt is written by you: write them into "

@@ -218,6 +218,8 @@ class DerivedMethods(LocalParts):
         *,
         options: Any = None,
         levels: Any = None,
+        by: By = "texts",
+        none_of_these: bool | str | None = None,
         batch_size: int | Literal["auto"] = "auto",
         progress: bool | None = None,
         on_error: OnError = "raise",
@@ -234,7 +236,7 @@ class DerivedMethods(LocalParts):
         Args:
             requests: as for :meth:`generate_many`; each with its own candidates, unless they are given for all.
             candidates: those of all requests, as in :meth:`score`: a list, or a mapping of spellings by answer.
-            options, levels: those of all requests, as in :meth:`ask` with ``by="texts"``: the scores are then the
+            options, levels, by, none_of_these: those of all requests, as in :meth:`ask`: the scores are then the
                 :class:`~vlmprobe.results.asked.Choice` or :class:`~vlmprobe.results.asked.Rating` of each.
             batch_size, progress, on_error: as in :meth:`generate_many`.
             keep, alternatives: as in :meth:`generate`.
@@ -244,8 +246,10 @@ class DerivedMethods(LocalParts):
 
         about: Any = replace(self, format=self.format.updated(prompt))  # type: ignore[type-var, arg-type]
         run = options_of(keep, None, alternatives, None, {})
-        if options is None and levels is None:
+        if options is None and levels is None and by == "texts" and not none_of_these:
             return score_many(about, requests, candidates, run, batch_size, progress, on_error)
         from vlmprobe.probe.ask import answer_many
+        from vlmprobe.probe.question_kinds import kind_of
 
-        return answer_many(about, requests, candidates, options, levels, run, batch_size, progress, on_error)
+        kind = kind_of(options, levels, by, none_of_these)
+        return answer_many(about, requests, candidates, kind, run, batch_size, progress, on_error)

@@ -9,7 +9,7 @@ from vlmprobe.engines.base import Engine, Options, ScoresConcurrently, ScoresTog
 from vlmprobe.errors import MessageError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.probe.generate_many import OnError, answered
-from vlmprobe.probe.request import Request, candidate_groups, candidate_list
+from vlmprobe.probe.request import Converse, Request, candidate_groups, candidate_list
 from vlmprobe.results.grouped import GroupedScores, grouped
 from vlmprobe.results.result import Scores
 
@@ -84,6 +84,7 @@ def score_many(
     strict: bool = True,
     given: str = "candidates=",
     what: str = "requests",
+    converse: Converse | None = None,
 ) -> Iterator[Any]:
     """Scores of many requests; see :meth:`Probe.score_many`.
 
@@ -93,12 +94,13 @@ def score_many(
         kind, strict: of named answers, as in :func:`~vlmprobe.results.grouped.grouped`.
         given: how the candidates of all requests were named, for errors.
         what: what the progress bar calls the requests.
+        converse: makes the conversation of a request; as the probe does, if None.
     """
     work = Scoring(candidates, given, what, kind, strict)
     return answered(
         probe.engine,
         probe.meta,
-        probe.conversation,
+        converse or probe.conversation,
         requests,
         batch_size,
         options,
