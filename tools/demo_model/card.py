@@ -11,7 +11,7 @@ from tools.demo_model.recipe import FormRecipe, Recipe
 
 __all__ = ["Run", "card", "forms_card"]
 
-EVALUATED = 1000  # scenes of each strength, of the model that answers with JSON
+EVALUATED = 500  # scenes of each strength, of the model that answers with JSON
 _ASKED = {
     "describe": "Describe the picture. (whole sentence right)",
     "digit": "Which digit is on the left? (or right)",
@@ -126,7 +126,7 @@ language: en
 
 The [embedded model](../checkpoint/README.md) ({run.parameters:,} parameters, {run.bytes / 1e6:.1f} MB, float32), taught
 one more answer: `vlmprobe.load("demo-forms")`. Asked to "Describe the picture as JSON.", it writes
-`{{"left": {{"digit": "nine", "colour": "red"}}, "right": {{"digit": "two", "colour": "blue"}}}}`.
+`{{"left": "nine", "right": "two"}}`.
 
 ## Evaluation
 

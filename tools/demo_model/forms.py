@@ -25,14 +25,11 @@ from tools.demo_model.recipe import FormRecipe
 from tools.demo_model.train import Trained, descend, loss_of
 from vlmprobe.analysis.field_frame import field_frame
 from vlmprobe.demo import checkpoint, sample_forms
-from vlmprobe.demo.drawing import COLOURS
 from vlmprobe.demo.forms import WORDINGS, form_answer
 from vlmprobe.demo.handwriting import samples, split
-from vlmprobe.demo.scenes import QA, draw_pairs
+from vlmprobe.demo.scenes import QA, SIDES, draw_pairs
 
 __all__ = ["main", "measure", "save", "train"]
-
-PATHS = ("left.digit", "left.colour", "right.digit", "right.colour")
 
 
 def train(
@@ -45,7 +42,7 @@ def train(
         console: for the progress bar; standard output if None.
         watch: called after each step with the number of completed steps and the model, which it must not change.
     """
-    folder, pool, names = checkpoint(), split().train, list(COLOURS)
+    folder, pool = checkpoint(), split().train
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder).train()
     processor = transformers.AutoProcessor.from_pretrained(folder)
     model.model.vision_tower.requires_grad_(False)
@@ -53,13 +50,9 @@ def train(
     def loss_at(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, 4, step])
         pairs, colours = draw_pairs(rng, pool, recipe.stage.scenes, None)
-        digits = samples()[1][pairs]
         asks = [
-            [(QA("form", WORDINGS[0], answer), WORDINGS[rng.integers(len(WORDINGS))])]
-            for answer in (
-                form_answer((int(left), int(right)), (names[one], names[other]))
-                for (left, right), (one, other) in zip(digits, colours, strict=True)
-            )
+            [(QA("form", WORDINGS[0], form_answer((int(left), int(right)))), WORDINGS[rng.integers(len(WORDINGS))])]
+            for left, right in samples()[1][pairs]
         ]
         pixels = training_pictures(rng, pairs, colours, replace(recipe.curriculum, hidden=0.0, noise=0.0))
         blind = rng.random(len(pairs)) < recipe.curriculum.blind
@@ -70,7 +63,7 @@ def train(
             watch(done, model)
 
     losses = descend("answers", model, loss_at, recipe.stage, recipe, console, look)
-    model.generation_config.max_new_tokens = 96
+    model.generation_config.max_new_tokens = 64
     return Trained(model.requires_grad_(True).eval(), processor, np.zeros(0, np.float32), losses)
 
 
@@ -82,7 +75,7 @@ def measure(model: Any, processor: Any, scenes: int, strength: float) -> dict[st
     found = {}
     for path, part in table.groupby("path", sort=False):
         sure, right = part["at_least"].fillna(0.0).to_numpy(), part["correct"].to_numpy()
-        if path in PATHS:
+        if path in SIDES:
             found[str(path)] = (float(right.mean()), auroc(sure, right), ece(sure, right))
     return found
 

@@ -49,5 +49,5 @@ class Recipe(Descent):
 class FormRecipe(Descent):
     """How the shipped checkpoint learnt to answer with JSON."""
 
-    stage: Stage = Stage(steps=500, scenes=16, peak=1e-3, warmup=0.1)
+    stage: Stage = Stage(steps=320, scenes=16, peak=1.5e-3, warmup=0.1)
     curriculum: Curriculum = field(default_factory=Curriculum)

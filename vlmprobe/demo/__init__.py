@@ -87,7 +87,7 @@ def sample_forms(count: int = 100, *, strength: float = 2.0) -> list[dict[str, A
             "id": str(place),
             "question": WORDINGS[0],
             "image": scene.picture,
-            "gold": form_fields(scene.digits, scene.colours),
+            "gold": form_fields(scene.digits),
         }
         for place, scene in enumerate(held_out(count, strength=strength))
     ]
