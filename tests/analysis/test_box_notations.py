@@ -92,6 +92,13 @@ def test_molmo_points_are_percent_of_width_and_height():
     assert found.coordinate(0, "x1").interval() == (123.0, 123.0)
 
 
+def test_points_in_tags_of_a_model_whose_family_is_recorded_count_as_its_boxes_do():
+    text = '<points x1="154" y1="500" alt="dog">dog</points>'
+    meta = {"image_sizes": [[2000, 100]], "resized_sizes": [[1540, 1000]]}
+    np.testing.assert_allclose(boxes(written(text, **meta, box_format="qwen3-vl")).xyxy[0, :2], [308, 50])
+    np.testing.assert_allclose(boxes(written(text, **meta, box_format="qwen2.5-vl")).xyxy[0, :2], [200, 50])
+
+
 @pytest.mark.parametrize("name", WRITE)
 def test_the_syntax_tells_the_notation_unless_it_is_json(name):
     numbers = (10, 900) if name == "kosmos-2" else (1, 2, 3, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import re
 import time
 from dataclasses import replace
@@ -174,6 +175,8 @@ def test_columns_dicts_slices_and_views():
     assert "3 numbers, not 4" in found._repr_html_()
     assert "Coordinate(x1: 90% from 1 to 1" in repr(found.coordinate(0, "x1"))
     assert found.coordinate(0, "x1").to_pandas()["probability"].tolist() == [1.0]
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.overlap_above(0.5), found.overlap_above(0.5))
     with pytest.raises(ResultError, match="side must be"):
         found.coordinate(0, "x3")
 
@@ -187,7 +190,7 @@ def test_boxes_are_drawn_on_the_image_and_nothing_is_an_error():
     assert [each.get_text() for each in ax.texts][1] == ">99.9%"
     assert ax.get_xlim() == (0, 1000)
     assert ax.get_ylim() == (1000, 0)
-    assert "1 more not drawn" in boxes(result).plot(most=1).get_xlabel()
+    assert "1 more not drawn" in boxes(result).plot(most=1, image=np.zeros((5, 5), np.uint8)).get_xlabel()
     with pytest.raises(ResultError, match="no box"):
         boxes(written("nothing")).plot()
 

@@ -219,9 +219,11 @@ def test_the_image_of_a_prompt_is_a_chip(show):
     result = two_digits()
     browser = show(result.to_dict() | {"images": [image_parts(result.images[0])["uri"]]})
     browser.find_element(By.TAG_NAME, "summary").click()
+    wait = WebDriverWait(browser, 5)
+    wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".prompt .chip"))  # an event unfolds it
     assert browser.find_element(By.CSS_SELECTOR, ".prompt .chip").text.split() == ["image", "1", "16", "positions"]
     loaded = "return [...document.images].map(image => image.complete && image.naturalWidth > 0)"
-    WebDriverWait(browser, 5).until(lambda _: browser.execute_script(loaded) == [True, True])
+    wait.until(lambda _: browser.execute_script(loaded) == [True, True])
 
 
 OWNING = (

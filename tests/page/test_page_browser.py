@@ -371,7 +371,8 @@ def test_both_languages_say_the_same_things(show, served, browser):
 
 def test_saved_answers_are_listed_and_gone_on_from(show, demo, browser, tmp_path):
     results = [demo.generate(QUESTION, path) for path in vlmprobe.demo.sample_images()]
-    vlmprobe.save_results([*results, replace(results[0], meta={**results[0].meta, "model": "other"})], tmp_path / "s")
+    other = replace(results[0], meta={**results[0].meta, "model": "other", "question": OWNING[1]})
+    vlmprobe.save_results([*results, other], tmp_path / "s")
     with Server(demo, open_saved(tmp_path / "s")) as server:
         screen = show(server)
         screen.one("#saved h2", "s")
@@ -398,6 +399,9 @@ def test_saved_answers_are_listed_and_gone_on_from(show, demo, browser, tmp_path
         assert "another model is open" in screen.one(".turn .status", "other").text
         screen.token("left").click()
         assert not screen.all("button.choice")
+        assert OWNING[1].strip() in screen.one(".turn .question").text
+        assert not screen.all("[onerror]")
+        assert browser.title == "demo · vlmprobe"
 
 
 def test_two_images_side_by_side(show, served, demo, browser):

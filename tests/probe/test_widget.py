@@ -73,8 +73,11 @@ def test_an_alternative_continues_the_answer_and_one_can_go_back(probe, widget, 
     first = widget.ask(QUESTION)
     widget.select(2)
     other = token_rows(first.output)[2]["alternatives"][1]
+    shown = []
+    widget.observe(lambda change: shown.append([row["token"] for row in change.new["output"]]), "document")
     hear(widget, do="branch", index=2, id=other["id"], token=other["token"])
     assert widget.error == ""
+    assert shown == [[*first.output.tokens[:2], other["token"]], widget.result.output.tokens]  # at once, and whole
     assert widget.result.output.tokens[:3] == [*first.output.tokens[:2], other["token"]]
     assert widget.result.text == probe.branch(first, 2, other["id"], question=QUESTION, image=picture).text
     assert widget.selected is None

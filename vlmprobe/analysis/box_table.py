@@ -15,6 +15,7 @@ from vlmprobe.analysis.box_pixels import as_stored, orientation_of
 from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.view import DASH, counted, percent
 from vlmprobe.errors import ResultError, near
+from vlmprobe.inputs.images import load_image
 from vlmprobe.results.choices import StaysReadOnly
 from vlmprobe.results.document import finite
 from vlmprobe.results.frame import DataFrame, data_frame
@@ -279,7 +280,8 @@ class Boxes(Viewed, StaysReadOnly):
 
         Args:
             ax: axes to draw on.
-            image: what to draw on, of any size; that of the result if None.
+            image: what to draw on, as a path, Pillow image or array, upright and of any size; that of the result if
+                None.
             most: how many boxes to draw.
         """
         from vlmprobe.display.plots.boxes import draw_boxes
@@ -291,7 +293,7 @@ class Boxes(Viewed, StaysReadOnly):
                 if each is not None:
                     ends[row, side] = each.interval()
         names = [" ".join(filter(None, [shown.labels[row], _share(shown, row)])) for row in range(len(shown))]
-        background = self.image if image is None else image
+        background = self.image if image is None else load_image(image)
         return draw_boxes(shown.xyxy, ends, names, self.size, background, ax, more=len(self) - len(shown))
 
     def __repr__(self) -> str:

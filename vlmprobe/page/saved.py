@@ -16,7 +16,8 @@ from vlmprobe.engines.recorded_prompt import holds_images
 from vlmprobe.errors import ResultError, VlmprobeError
 from vlmprobe.inputs.images import load_image
 from vlmprobe.results.files import load_result, load_results
-from vlmprobe.results.result import DOCUMENT, Result
+from vlmprobe.results.result import Result
+from vlmprobe.results.saved import DOCUMENT
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,8 +49,7 @@ class AskWidget(AnswerWidget):
         self._image = list(probe.conversation(question or "?", image).images)  # read once, and now
         self._turn, self._stopping = threading.Lock(), threading.Event()
         self.results: list[Result] = []
-        document = {"question": "", "output": [], "images": pictures(self._image)}
-        super().__init__(lang=lang, asks=True, question=question, document=document)
+        super().__init__(lang=lang, asks=True, question=question, document=self._nothing())
         self.on_msg(self._hear)
 
     @property
@@ -109,7 +109,7 @@ class AskWidget(AnswerWidget):
 
     def _answer(self, question: str) -> Result:
         self.question = question
-        self.document = {"question": question, "output": [], "images": pictures(self._image)}
+        self.document = self._nothing(question)
         with self._probe.stream(question, self._image, **self._options) as stream:
             for table in stream:
                 rows = token_rows(table)
@@ -124,9 +124,23 @@ class AskWidget(AnswerWidget):
         if result is None:
             raise ResultError("There is no answer to branch from: ask first.")
         question = str(result.meta.get("question", ""))
+        self._show_beginning(position, token)
         return self._kept(
             self._probe.branch(result, position, token, question=question, image=self._image, **self._options)
         )
+
+    def _show_beginning(self, position: int, token: int | str) -> None:
+        """What is known of a branch before it is generated: the tokens that are kept, and the one put in their place."""
+        rows = self.document["output"]
+        if not 0 <= position < len(rows):
+            return
+        chosen = [each for each in rows[position]["alternatives"] if token in (each["id"], each["token"])]
+        begun = [rows[position] | each | {"confidence": math.exp(each["logprob"]), "rank": None} for each in chosen[:1]]
+        self.document = {**self._nothing(self.question), "output": rows[:position] + begun}
+
+    def _nothing(self, question: str = "") -> dict[str, Any]:
+        """The document of an answer that has not begun."""
+        return {"question": question, "output": [], "images": pictures(self._image)}
 
     def _kept(self, result: Result) -> Result:
         self.results.append(result)
@@ -142,7 +156,7 @@ class AskWidget(AnswerWidget):
         """Show the last answer, or none."""
         self.earlier = max(0, len(self.results) - 1)
         if self.result is None:
-            self.document = {"question": "", "output": [], "images": pictures(self._image)}
+            self.document = self._nothing()
         else:
             self.document = document_of(self.result) | {"images": pictures(self._image)}
             self.question = str(self.result.meta.get("question") or "")

@@ -52,10 +52,7 @@ def local():
 
 def served(engine: str, path: str, model: wire.Model) -> WireServer:
     """A server that answers as that engine does, whatever it is told that the answer must obey."""
-    if engine == "openai_responses":
-        reply = wire.openai_responses(model, "text")
-    else:
-        reply = getattr(wire, engine)(model)
+    reply = getattr(wire, engine)(model, *(["text"] if engine == "openai_responses" else []))
     folder = engine.partition("_")[0]
     listed = {"openai": MODELS, "vllm": VLLM}.get(folder) or wire.facts(folder)
     template = {"/apply-template": wire.llamacpp_template} if engine == "llamacpp_native" else {}
@@ -242,6 +239,6 @@ def test_a_grammar_that_the_server_cannot_read_is_its_error(local):
             refusal(400, "Invalid grammar specification.") if bad else wire.vllm(wire.Model(local, QUESTION))(request)
         )
 
-    with WireServer({**VLLM, CHAT: chat}) as server:
-        with pytest.raises(EngineError, match="Invalid grammar specification"):
-            vlmprobe.connect(server.url).generate(QUESTION, grammar="root", **GREEDY)
+    said = "Invalid grammar specification"
+    with WireServer({**VLLM, CHAT: chat}) as server, pytest.raises(EngineError, match=said):
+        vlmprobe.connect(server.url).generate(QUESTION, grammar="root", **GREEDY)

@@ -20,6 +20,7 @@ from vlmprobe.engines.base import Options
 from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.providers.llamacpp_candidates import stepwise
+from vlmprobe.engines.providers.llamacpp_schema import require_held_to
 from vlmprobe.engines.serving import (
     BASIC,
     Abilities,
@@ -101,6 +102,8 @@ class LlamaCpp(StreamedEngine):
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Validate a request before it is sent; the server reports the template that reads ``chat_template_kwargs``."""
         super().check(conversations, options)
+        if options.constraint is not None and options.constraint.kind == "schema":
+            require_held_to(options.constraint.value)
         template = self.server.more.get("template")
         for conversation in conversations:
             if conversation.format.chat_template_kwargs and template:

@@ -22,8 +22,8 @@ class Meaning:
     """How to read the numbers of one server.
 
     ``kind`` is what they are if a call samples with temperature and filters: ``"raw"`` (untouched), ``"tempered"``
-    (after temperature and penalties), ``"filtered"`` (after top-k and top-p too), ``"unknown"``; of a constrained answer
-    (:meth:`constrained`) also ``"constrained"``: after what its schema or grammar rules out.
+    (after temperature and penalties), ``"filtered"`` (after top-k and top-p too), ``"unknown"``; of a constrained
+    answer (:meth:`constrained`) also ``"constrained"``: after what its schema or grammar rules out.
     """
 
     kind: Kind = "unknown"

@@ -16,7 +16,7 @@ export function turnView(turn, { lacks, legend, onBranch, onSwitch }) {
   const status = h("p", { class: "status" }, "");
   const branches = h("div", { class: "branches", role: "group", "aria-label": words.branches, hidden: true });
   const images = [...new Set([...turn.before.flatMap((each) => each.turn.images), ...turn.images])].map((key) => known(key)?.shown || "");
-  const root = h("section", { class: `turn${turn.images.length ? "" : " same"}`, id, "aria-label": `${turn.before.length + 1}. ${turn.text.slice(0, 200)}` }, place, status, branches);
+  const root = h("div", { role: "group", class: `turn${turn.images.length ? "" : " same"}`, id, "aria-label": `${turn.before.length + 1}. ${turn.text.slice(0, 200)}` }, place, status, branches);
   const panels = panelBar(root, { turn, lacks, id });
   let handle = null, kind = null, shown = null;
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,16 +44,19 @@ RESERVED = ("model", "logprobs_mode", "max_logprobs", "trust_remote_code")
 class VLLMEngine:
     """A ``vllm.LLM``. Calls from several threads are serialised: vLLM's object is not thread-safe."""
 
+    abilities = Abilities(
+        no_logits='load with engine="vllm", logprobs_mode="raw_logits"',
+        takes=TAKES,
+        prompt=EVERY_PROMPT,
+        constraints=CONSTRAINTS,
+    )
+
     def __init__(self, llm: Any, tokens: Tokens, mode: str) -> None:
         self.llm = llm
         self.tokens = tokens
         self.meaning = MODES[mode]
-        self.abilities = Abilities(
-            no_logits="" if self.meaning.logits else 'load with engine="vllm", logprobs_mode="raw_logits"',
-            takes=TAKES,
-            prompt=EVERY_PROMPT,
-            constraints=CONSTRAINTS,
-        )
+        if self.meaning.logits:
+            self.abilities = replace(self.abilities, no_logits="")
         self._turn = threading.Lock()
 
     @classmethod
