@@ -17,7 +17,7 @@ from vlmprobe.analysis.field_frame import field_frame
 from vlmprobe.demo import sample_forms
 from vlmprobe.results.result import Result
 
-IMAGES = 1000  # half to choose the thresholds from, half to see what they do
+IMAGES = 600  # half to choose the thresholds from, half to see what they do
 ERRORS = 0.01
 PATHS = ("left", "right")
 
@@ -44,11 +44,10 @@ def draw_one(probe: Any, forms: list[dict[str, Any]], results: list[Result]) -> 
 
     def draw() -> Any:
         figure = pyplot.figure(figsize=(9, 4.4), layout="constrained")
-        picture, bars = figure.subfigures(1, 2, width_ratios=[2, 3])
-        ax = picture.subplots()
+        grid = figure.add_gridspec(2, 2, width_ratios=[2, 3], height_ratios=[2, 5])
+        ax, above, below = (figure.add_subplot(each) for each in (grid[:, 0], grid[0, 1], grid[1, 1]))
         ax.imshow(form["image"])
         ax.axis("off")
-        above, below = bars.subplots(2, 1, height_ratios=[2, 5])
         found.plot(above)
         others.plot(below)
         return above
