@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tools.demo_model.build import IMAGE_TOKENS, MEAN, PICTURE, STD
+from tools.demo_model.build import DIGIT_SCENES, Look
 from vlmprobe.demo.drawing import COLOURS, placement, render
 from vlmprobe.demo.handwriting import samples
 from vlmprobe.demo.scenes import QA, draw_asked, draw_pairs, questions
 from vlmprobe.demo.wordings import wordings
 
-__all__ = ["Batch", "Curriculum", "draw_batch", "pack", "training_pictures"]
+__all__ = ["Batch", "Curriculum", "draw_batch", "normalised", "pack", "training_pictures"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Batch:
     input_ids: torch.Tensor  # int64 [N, L]
     position_ids: torch.Tensor  # int64 [N, L]
     attention_mask: torch.Tensor  # bool [N, 1, L, L], True where position i attends to position j
-    pixel_values: torch.Tensor  # float32 [N, 3, PICTURE, PICTURE], normalised
+    pixel_values: torch.Tensor  # float32 [N, 3, side, side], normalised
     targets: torch.Tensor  # int64 [N, L], the token after each position; -100 outside answers
     kinds: np.ndarray  # str [N, L], the kind of question at each position, "" elsewhere
 
@@ -93,8 +93,8 @@ def draw_batch(rng: np.random.Generator, tokenizer: Any, pool: np.ndarray, count
 def training_pictures(
     rng: np.random.Generator, pairs: np.ndarray, colours: np.ndarray, how: Curriculum
 ) -> torch.Tensor:
-    """Augmented images of sample ``pairs`` [N, 2] in ``colours`` [N, 2], normalised: [N, 3, PICTURE, PICTURE]."""
-    count = len(pairs)
+    """Augmented images of sample ``pairs`` [N, 2] in ``colours`` [N, 2], normalised: [N, 3, side, side]."""
+    count, side = len(pairs), DIGIT_SCENES.picture
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
@@ -103,31 +103,43 @@ def training_pictures(
         pairs,
         colours,
         placement(rng, count, strength=how.strength),
-        side=2 * PICTURE,
+        side=2 * side,
         warp=how.warp * normal(2 * count, 2, 4, 4),
         ink=torch.exp(how.ink * normal(count, 2)),
         shades=how.shade * normal(count, 2, 3),
         visible=torch.from_numpy(rng.random((count, 2)) >= how.hidden),
     )
-    images = functional.interpolate(images, (PICTURE, PICTURE), mode="bicubic", antialias=True)
+    images = functional.interpolate(images, (side, side), mode="bicubic", antialias=True)
     grain = torch.from_numpy(rng.uniform(0, 0.03, (count, 1, 1, 1)).astype(np.float32))
-    images = images + grain * normal(count, 3, PICTURE, PICTURE)
+    images = images + grain * normal(count, 3, side, side)
     noisy = torch.from_numpy(rng.random(count) < how.noise)
-    images[noisy] = torch.from_numpy(rng.random((int(noisy.sum()), 3, PICTURE, PICTURE), dtype=np.float32))
-    return (images.clamp(0, 1) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    images[noisy] = torch.from_numpy(rng.random((int(noisy.sum()), 3, side, side), dtype=np.float32))
+    return normalised(images.clamp(0, 1), DIGIT_SCENES)
 
 
-def pack(tokenizer: Any, asks: list[list[tuple[QA, str]]], pixels: torch.Tensor, blind: np.ndarray) -> Batch:
+def normalised(images: torch.Tensor, look: Look) -> torch.Tensor:
+    """Images [N, 3, side, side] in 0 to 1 as the processor normalises them."""
+    return (images - torch.tensor(look.mean)[:, None, None]) / torch.tensor(look.std)[:, None, None]
+
+
+def pack(
+    tokenizer: Any,
+    asks: list[list[tuple[QA, str]]],
+    pixels: torch.Tensor,
+    blind: np.ndarray,
+    look: Look = DIGIT_SCENES,
+) -> Batch:
     """Pack the questions of N scenes into N rows.
 
     Args:
         tokenizer: of :func:`tools.demo_model.build.build_tokenizer`.
         asks: for each scene its questions and their wordings.
-        pixels: [N, 3, PICTURE, PICTURE], normalised.
+        pixels: [N, 3, side, side], normalised.
         blind: bool [N]; True masks the image from the questions, as if there were none.
+        look: what the model takes.
     """
     user, assistant, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<|end|>"])
-    image = tokenizer.convert_tokens_to_ids(["<img>", *["<image>"] * IMAGE_TOKENS, "</img>"])
+    image = tokenizer.convert_tokens_to_ids(["<img>", *["<image>"] * look.tokens, "</img>"])
     rows: list[list[tuple[int, int, int, int, str]]] = []  # (id, position, segment, target, kind)
     for row, scene in enumerate(asks):
         packed = [(token, place, -1, -100, "") for place, token in enumerate([user, *image])]

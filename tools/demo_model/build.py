@@ -6,6 +6,8 @@ All classes are from transformers, so the saved folder loads with ``AutoModelFor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,17 +28,34 @@ from vlmprobe.demo.drawing import COLOURS
 from vlmprobe.demo.handwriting import DIGITS
 from vlmprobe.demo.wordings import WORDINGS
 
-__all__ = ["IMAGE_TOKENS", "PICTURE", "build_model", "build_processor", "build_tokenizer"]
+__all__ = ["DIGIT_SCENES", "WIDTH", "Look", "build_model", "build_processor", "build_tokenizer"]
 
-PICTURE = 32  # side of the vision tower's input image, pixels
-PATCH = 4
-GRID = PICTURE // PATCH  # patches per side
-IMAGE_TOKENS = (GRID // 2) ** 2  # four patches are merged into one token
+
+@dataclass(frozen=True)
+class Look:
+    """What the vision tower takes."""
+
+    picture: int  # side of the image, pixels
+    patch: int  # side of a patch, pixels
+    mean: tuple[float, float, float]  # of the training images, rounded
+    std: tuple[float, float, float]
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.picture // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image: four patches are merged into one."""
+        return (self.grid // 2) ** 2
+
+
+DIGIT_SCENES = Look(picture=32, patch=4, mean=(0.16, 0.16, 0.18), std=(0.26, 0.23, 0.23))
 WIDTH = 96
 HEADS = 4
 VISION_LAYERS = 4
 LANGUAGE_LAYERS = 4
-MEAN, STD = (0.16, 0.16, 0.18), (0.26, 0.23, 0.23)  # of the training images, rounded
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<img>", "</img>", "<image>", "<video>")
 ANSWER_WORDS = ("a", "an", "and", "on", "the", "left", "right", "yes", "no", *COLOURS, *DIGITS)
@@ -60,7 +79,9 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    questions: Sequence[str] = WORDINGS, answers: Sequence[str] = ANSWER_WORDS
+) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each word of the questions and answers, and bytes for everything else.
 
     Byte-level as in GPT-2 and Qwen: a word at the beginning of a text and the same word after a space are
@@ -68,9 +89,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     words: dict[str, None] = {}
-    for text in WORDINGS:
+    for text in questions:
         words.update(dict.fromkeys(piece for piece, _ in splitter.pre_tokenize_str(text)))
-    for word in ANSWER_WORDS:
+    for word in answers:
         for form in (word, word.capitalize(), f" {word}"):
             words.update(dict.fromkeys(piece for piece, _ in splitter.pre_tokenize_str(form)))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -98,23 +119,25 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
-    """A processor that resizes any image to 32 x 32 pixels, without tiles."""
-    look: dict[str, Any] = {
-        "size": {"height": PICTURE, "width": PICTURE},
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
+def build_processor(tokenizer: PreTrainedTokenizerFast, look: Look = DIGIT_SCENES) -> InternVLProcessor:
+    """A processor that resizes any image to the size of the vision tower's, without tiles."""
+    asked: dict[str, Any] = {
+        "size": {"height": look.picture, "width": look.picture},
+        "image_mean": list(look.mean),
+        "image_std": list(look.std),
     }
     return InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(crop_to_patches=False, min_patches=1, max_patches=1, **look),
+        image_processor=GotOcr2ImageProcessor(crop_to_patches=False, min_patches=1, max_patches=1, **asked),
         tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(**look),
-        image_seq_length=IMAGE_TOKENS,
+        video_processor=InternVLVideoProcessor(**asked),
+        image_seq_length=look.tokens,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, look: Look = DIGIT_SCENES
+) -> InternVLForConditionalGeneration:
     """The model with random weights, float32, drawn from ``seed``; torch's global random state is not changed."""
     text = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -135,8 +158,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCon
         intermediate_size=3 * WIDTH,
         num_hidden_layers=VISION_LAYERS,
         num_attention_heads=HEADS,
-        image_size=[PICTURE, PICTURE],
-        patch_size=[PATCH, PATCH],
+        image_size=[look.picture, look.picture],
+        patch_size=[look.patch, look.patch],
         attention_bias=True,
         initializer_range=0.08,  # the usual 0.02 suits a width of a thousand; at width 96 attention would start uniform
         layer_scale_init_value=1.0,
@@ -145,26 +168,26 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCon
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.context_image_token_id,
-        image_seq_length=IMAGE_TOKENS,
+        image_seq_length=look.tokens,
         downsample_ratio=0.5,
         tie_word_embeddings=True,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(config)
-    place_patches(model)
+    place_patches(model, look.grid)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=32, do_sample=False
     )
     return model
 
 
-def place_patches(model: InternVLForConditionalGeneration) -> None:
+def place_patches(model: InternVLForConditionalGeneration, grid: int) -> None:
     """Initialise the vision position embeddings with 2-D sinusoids instead of transformers' zeros.
 
     From zeros this model needs a thousand steps to tell left from right.
     """
-    rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     rates = 1.0 / 100.0 ** (torch.arange(WIDTH // 4) / (WIDTH // 4))
     waves = [way(place.flatten()[:, None] * rates) for place in (rows, columns) for way in (torch.sin, torch.cos)]
     embeddings = model.model.vision_tower.embeddings.position_embeddings

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.demo_model.evaluate import Evaluation, summary
-from tools.demo_model.recipe import Recipe
+from tools.demo_model.recipe import FormRecipe, Recipe
 
-__all__ = ["Run", "card"]
+__all__ = ["Run", "card", "forms_card"]
 
+EVALUATED = 500  # scenes of each strength, of the model that answers with JSON
 _ASKED = {
     "describe": "Describe the picture. (whole sentence right)",
     "digit": "Which digit is on the left? (or right)",
@@ -96,4 +98,56 @@ machine; elsewhere they differ by rounding.
 It knows the questions above, a few other wordings of each, and nothing else: any other question gets one of these
 answers, sometimes with high confidence. Any image is resized to 32 x 32 pixels; anything but two coloured digits on a
 dark background is out of distribution. It is for learning, tests and demonstrations.
+"""
+
+
+def forms_card(recipe: FormRecipe, run: Run, measured: Mapping[float, Mapping[str, tuple[float, float, float]]]) -> str:
+    """The text of README.md of the model that answers with JSON, in Markdown.
+
+    Args:
+        recipe: hyperparameters.
+        run: of the training.
+        measured: by the strength of distortion and by field, the share of right fields, the AUROC of their probability,
+            and its calibration error.
+    """
+    rows = "\n".join(
+        f"| {strength:g} | `{path}` | {100 * accuracy:.1f}% | {_figure(area)} | {error:.3f} |"
+        for strength, fields in measured.items()
+        for path, (accuracy, area, error) in fields.items()
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+license: apache-2.0
+language: en
+---
+
+# The embedded model of vlmprobe that answers with JSON
+
+The [embedded model](../checkpoint/README.md) ({run.parameters:,} parameters, {run.bytes / 1e6:.1f} MB, float32), taught
+one more answer: `vlmprobe.load("demo-forms")`. Asked to "Describe the picture as JSON.", it writes
+`{{"left": "nine", "right": "two"}}`.
+
+## Evaluation
+
+On {EVALUATED:,} held-out scenes of each strength (0 as written, 2 about the limit of legibility, beyond the range of
+the training), greedy answers. The confidence of a field is the probability of its value's tokens. AUROC is the
+probability that a right field is more confident than a wrong one; ECE is the expected calibration error over 15 bins of
+equal width.
+
+| strength | field | right | AUROC | ECE |
+|---|---|---|---|---|
+{rows}
+
+## Training
+
+`python -m tools.demo_model.forms --seed {recipe.seed}`: from the weights of the demo model, whose vision tower stays as
+it is, {recipe.stage.steps:,} steps of {recipe.stage.scenes} scenes of the training samples, AdamW with one cosine
+cycle, peak rate {recipe.stage.peak:g}, loss on answer tokens only. It took {run.minutes:.0f} minutes on {run.threads}
+CPU thread(s) shared with other work, {run.cpu_minutes:.1f} minutes of CPU time ({run.versions}).
+
+## Limitations
+
+It knows this one question in three wordings, and has forgotten how to answer others. Any image is resized to 32 x 32
+pixels. It is for learning, tests and demonstrations.
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tools.demo_model.batches import Curriculum
 
-__all__ = ["Recipe", "Stage"]
+__all__ = ["Descent", "FormRecipe", "Recipe", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,16 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Descent:
+    """What is the same in every stage."""
+
+    decay: float = 0.05  # weight decay, AdamW
+    clip: float = 1.0  # gradient norm
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe(Descent):
     """How the shipped checkpoint was trained.
 
     First the vision tower alone learns to classify digits and colours, through a linear head that is discarded
@@ -32,8 +41,13 @@ class Recipe:
     whole: Stage = Stage(steps=6000, scenes=24, peak=1.5e-3, warmup=0.1)
     ease: float = 0.2  # share of the first stage in which distortions ramp up to full strength
     settle: float = 0.2  # final share of the second stage, in which they are halved
-    decay: float = 0.05  # weight decay, AdamW
-    clip: float = 1.0  # gradient norm
     yes_no: float = 2.0  # loss weight of "same" and "exists": one token among many, and learnt last
-    seed: int = 0
+    curriculum: Curriculum = field(default_factory=Curriculum)
+
+
+@dataclass(frozen=True)
+class FormRecipe(Descent):
+    """How the shipped checkpoint learnt to answer with JSON."""
+
+    stage: Stage = Stage(steps=320, scenes=16, peak=1.5e-3, warmup=0.1)
     curriculum: Curriculum = field(default_factory=Curriculum)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from tools.demo_model.batches import Batch, draw_batch, training_pictures
-from tools.demo_model.build import GRID, WIDTH, build_model, build_processor, build_tokenizer
-from tools.demo_model.recipe import Recipe, Stage
+from tools.demo_model.build import DIGIT_SCENES, WIDTH, build_model, build_processor, build_tokenizer
+from tools.demo_model.recipe import Descent, Recipe, Stage
 from vlmprobe.demo.drawing import COLOURS
 from vlmprobe.demo.handwriting import DIGITS, samples, split
 from vlmprobe.demo.scenes import draw_pairs
@@ -49,7 +49,9 @@ class Eyes(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits over digits [N, 2, 10] and over colours [N, 2, 7]."""
         patches = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
-        halves = rearrange(patches, "n (row side column) width -> n side row column width", row=GRID, side=2)
+        halves = rearrange(
+            patches, "n (row side column) width -> n side row column width", row=DIGIT_SCENES.grid, side=2
+        )
         digits, colours = self.read(halves.mean((2, 3))).split([len(DIGITS), len(COLOURS)], dim=-1)
         return digits, colours
 
@@ -111,7 +113,7 @@ def descend(
     module: nn.Module,
     loss_at: Callable[[int], torch.Tensor],
     stage: Stage,
-    recipe: Recipe,
+    recipe: Descent,
     console: Console | None,
     look: Callable[[int], None],
 ) -> np.ndarray:

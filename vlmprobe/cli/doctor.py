@@ -10,6 +10,7 @@ import typer
 from vlmprobe.cli import options, output
 from vlmprobe.cli.open_model import served
 from vlmprobe.cli.terminal import FAILED, console, guarded, one_line, working
+from vlmprobe.demo import BUNDLED
 
 if TYPE_CHECKING:
     from vlmprobe.engines.serving.health import Health
@@ -42,7 +43,7 @@ def doctor(
 
     The API key is read from VLMPROBE_API_KEY.
     """
-    if url == "demo" or os.path.isdir(os.path.expanduser(url)):
+    if url in BUNDLED or os.path.isdir(os.path.expanduser(url)):
         raise typer.BadParameter(
             f"{url} is a checkpoint, and doctor examines servers: for a checkpoint use vlmprobe check {url}",
             param_hint="'URL'",

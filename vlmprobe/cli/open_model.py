@@ -13,6 +13,7 @@ import typer
 
 from vlmprobe.cli import options
 from vlmprobe.cli.terminal import working, wrong_usage
+from vlmprobe.demo import BUNDLED
 from vlmprobe.errors import CheckpointNotFoundError, UnknownModelError, VlmprobeError
 
 if TYPE_CHECKING:
@@ -92,11 +93,11 @@ def open_probe(model: str, **load: Any) -> Probe:
     from vlmprobe import load as load_probe
     from vlmprobe.model_registry.registry import read_config
 
-    is_local = model == "demo" or os.path.exists(os.path.expanduser(model))
+    is_local = model in BUNDLED or os.path.exists(os.path.expanduser(model))
     with working(f"Loading {model}", spin=is_local):
         with wrong_usage():
             _check_choices(load.get("adapter"), load.get("device", "auto"), load.get("dtype", "auto"))
-            if is_local and model != "demo":
+            if is_local and model not in BUNDLED:
                 read_config(os.path.expanduser(model))
         _no_bars(except_downloads=not is_local and sys.stderr.isatty())
         return load_probe(model, **load)

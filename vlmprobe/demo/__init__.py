@@ -1,7 +1,8 @@
-"""The embedded default model, ``vlmprobe.load("demo")``: a tiny VLM that reads scenes of real handwriting.
+"""The embedded models, tiny VLMs: ``vlmprobe.load("demo")`` reads scenes of real handwriting, and
+``vlmprobe.load("demo-forms")`` the same as forms, answering with JSON.
 
-Importing this package is cheap. ``scenes`` makes images with questions and answers; ``tools/demo_model`` in the
-repository trains and evaluates the shipped checkpoint.
+Importing this package is cheap. ``scenes`` makes images with questions and answers, ``forms`` the fields of one;
+``tools/demo_model`` in the repository trains and evaluates the shipped checkpoints.
 """
 
 from __future__ import annotations
@@ -12,22 +13,26 @@ from typing import Any
 
 from vlmprobe.errors import CheckpointError, renamed
 
-__all__ = ["checkpoint", "sample_images", "sample_questions"]
+__all__ = ["BUNDLED", "checkpoint", "sample_forms", "sample_images", "sample_questions"]
 
 _HERE = Path(__file__).resolve().parent
+BUNDLED = {"demo": ("checkpoint", "train"), "demo-forms": ("forms_checkpoint", "forms")}  # folder, training
 
 
-def checkpoint() -> Path:
-    """The folder of the shipped checkpoint, in the format of ``from_pretrained``.
+def checkpoint(name: str = "demo") -> Path:
+    """The folder of a shipped checkpoint, in the format of ``from_pretrained``.
+
+    Args:
+        name: ``"demo"`` or ``"demo-forms"``.
 
     Raises:
         CheckpointError: if the installation lacks it.
     """
-    folder = _HERE / "checkpoint"
+    folder, training = _HERE / BUNDLED[name][0], BUNDLED[name][1]
     if not (folder / "model.safetensors").is_file():
         raise CheckpointError(
             f"{folder} holds no weights: reinstall vlmprobe, or, in a clone of the repository, train them with: "
-            f"python -m tools.demo_model.train --out {folder}"
+            f"python -m tools.demo_model.{training} --out {folder}"
         )
     return folder
 
@@ -59,6 +64,33 @@ def sample_questions(count: int = 100, *, strength: float = 0.0) -> list[dict[st
         for number, each in enumerate(scene.questions)
     )
     return list(islice(rows, count))
+
+
+def sample_forms(count: int = 100, *, strength: float = 2.0) -> list[dict[str, Any]]:
+    """Held-out scenes to be read as forms, with the right fields: a small data set for the model ``"demo-forms"``.
+
+    Args:
+        count: how many.
+        strength: as in :func:`sample_questions`; the model errs at 2.
+
+    Returns:
+        Dictionaries with ``id``, ``question``, ``image`` (a PIL image) and ``gold``, the right fields.
+
+    Raises:
+        MissingExtraError: without scikit-learn, which bundles the handwriting.
+    """
+    from vlmprobe.demo.forms import WORDINGS, form_fields
+    from vlmprobe.demo.scenes import held_out
+
+    return [
+        {
+            "id": str(place),
+            "question": WORDINGS[0],
+            "image": scene.picture,
+            "gold": form_fields(scene.digits),
+        }
+        for place, scene in enumerate(held_out(count, strength=strength))
+    ]
 
 
 def pictures() -> list[Path]:

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from vlmprobe.demo import BUNDLED
 from vlmprobe.errors import CheckpointNotFoundError, HubError, RemoteCodeError, UnknownModelError, near
 from vlmprobe.model_registry.model_kind import why_no_probe
 
@@ -36,7 +37,7 @@ def missing(checkpoint: str) -> CheckpointNotFoundError:
             f"There is no folder {checkpoint!r}, and the hub id {checkpoint!r} is that of a text-only model: a probe "
             f"takes models that read images, such as {EXAMPLE!r}."
         )
-    meant = near(checkpoint.lower(), [DEMO]) or near(checkpoint, _folders_beside(checkpoint))
+    meant = near(checkpoint.lower(), [*BUNDLED]) or near(checkpoint, _folders_beside(checkpoint))
     return CheckpointNotFoundError(
         f"There is no folder {checkpoint!r}, and it is not a hub id such as {EXAMPLE!r}.{meant} "
         f"Pass an existing folder, a hub id, or {DEMO!r}."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vlmprobe.adapter.loading import ignored, loader_of, remember_loader
 from vlmprobe.adapter.quiet import quiet
+from vlmprobe.demo import BUNDLED, checkpoint
 from vlmprobe.errors import (
     CapabilityError,
     CheckpointError,
@@ -55,7 +56,8 @@ def load(
     unless it is asked for by the environment variable ``TRANSFORMERS_VERBOSITY``.
 
     Args:
-        model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe.
+        model: a local folder, a hub id, or ``"demo"`` for the small trained model that ships with vlmprobe
+            (``"demo-forms"`` for the one that answers with JSON).
         device: ``"auto"`` uses an accelerator if available, else the CPU; or ``"cpu"``, ``"cuda:1"``, ...
         dtype: ``"auto"`` for the checkpoint's own; or ``"float32"``, ``"bfloat16"``, ``"float16"``, their short
             forms (``"fp16"``, ``"half"``, ...), or a torch dtype.
@@ -93,10 +95,8 @@ def load(
             "vlmprobe never runs a checkpoint's own code, so trust_remote_code cannot be set; leave it out."
         )
     name = str(model)
-    if name == "demo":
-        from vlmprobe.demo import checkpoint
-
-        model = checkpoint()
+    if name in BUNDLED:
+        model = checkpoint(name)
     elif name.startswith("~"):
         model = Path(name).expanduser()
     if not isinstance(model, (str, os.PathLike)):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmprobe.demo import BUNDLED
+from vlmprobe.demo import checkpoint as bundled
 from vlmprobe.errors import AdapterError, CapabilityError, CheckpointError, EngineResponseError
 from vlmprobe.inputs.image_spans import ImageSpan, divide_runs, placeholder_runs
 from vlmprobe.inputs.messages import Conversation
@@ -139,10 +141,8 @@ def _reader(checkpoint: str | os.PathLike[str]) -> Adapter:
     from vlmprobe.model_registry import registry
 
     name = os.path.expanduser(os.fspath(checkpoint))
-    if name == "demo":
-        from vlmprobe.demo import checkpoint as bundled
-
-        name = str(bundled())
+    if name in BUNDLED:
+        name = str(bundled(name))
     config = registry.read_config(name)
     found = registry.find(config, checkpoint=name)
     if found.load.__func__ is not Adapter.load.__func__:  # type: ignore[attr-defined]
