@@ -75,3 +75,23 @@ def test_mistakes_are_told_before_a_model_is_loaded(run, tmp_path):
     assert "no JSON Schema" in " ".join(run("--fields", "--schema", str(file), code=2).stderr.split())
     file.write_text("{")
     assert "is not JSON" in run("--fields", "--schema", str(file), code=2).stderr
+    assert "add --schema FILE" in " ".join(run("--constrain", code=2).stderr.split())
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+
+
+def test_a_schema_can_bind_the_answer(tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(SCHEMA))
+    ask = ["probe", "demo", "none", "Which digit?", "--json", "--max-new-tokens", "80"]
+    done = CliRunner().invoke(app, [*ask, "--schema", str(file), "--constrain", "--fields"])
+    document = json.loads(done.stdout)
+    assert json.loads(document["text"])["n"] in (1, 2)
+    assert document["meta"]["constraint"] == {"schema": SCHEMA}
+    assert document["fields"][0]["path"] == "n"
+    grammar = tmp_path / "grammar.gbnf"
+    grammar.write_text('root ::= "one" | "two"')
+    document = json.loads(CliRunner().invoke(app, [*ask, "--grammar", str(grammar)]).stdout)
+    assert document["text"] in ("one", "two")
+    assert 0 < document["output"][0]["mass_allowed"] < 1

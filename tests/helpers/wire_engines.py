@@ -425,8 +425,8 @@ def openai(model: Model) -> Callable[[Request], Any]:
     return chat
 
 
-def openai_responses(model: Model) -> Callable[[Request], Any]:
-    """As OpenAI documents it; a limit below 16 is refused, and so is a parameter that the API does not have."""
+def openai_responses(model: Model, *further: str) -> Callable[[Request], Any]:
+    """As OpenAI documents it; a limit below 16 is refused, and so is a parameter that is none of ``further`` ones."""
     known = {
         "model",
         "input",
@@ -437,12 +437,13 @@ def openai_responses(model: Model) -> Callable[[Request], Any]:
         "top_logprobs",
         "store",
         "stream",
+        *further,
     }
 
     def responses(request: Request) -> Any:
         body = request.json
-        if further := set(body) - known:
-            return refusal(400, f"Unknown parameter: {min(further)!r}.")
+        if unknown := set(body) - known:
+            return refusal(400, f"Unknown parameter: {min(unknown)!r}.")
         limit = body["max_output_tokens"]
         if limit < 16:
             return refusal(400, f"Invalid 'max_output_tokens': expected a value >= 16, but got {limit} instead.")

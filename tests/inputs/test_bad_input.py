@@ -244,7 +244,7 @@ OPTIONS = [
     ({"assistant_tokenizer": object()}, "not accept assistant_tokenizer: speculative"),
     ({"stopping_criteria": [len]}, "not accept stopping_criteria: use stop_strings, eos_token_id or max_time"),
     ({"generation_config": GenerationConfig(max_new_tokens=5)}, "not accept generation_config: pass its options"),
-    ({"prefix_allowed_tokens_fn": len}, "not accept prefix_allowed_tokens_fn: pass logits_processor="),
+    ({"prefix_allowed_tokens_fn": 5}, "must be a function"),
     ({"negative_prompt_ids": torch.ones(1, 1)}, "not accept negative_prompt_ids: they are for guidance_scale"),
     ({"past_key_values": object()}, "not accept past_key_values: .*probe.session"),
     ({"attention_mask": torch.ones(1, 1)}, "not accept attention_mask: a probe encodes"),

@@ -646,6 +646,19 @@ def test_options_of_the_prompt_are_those_of_the_run(tmp_path):
         vlmprobe.run(probe, rows, out=tmp_path / "two", keep="logits")
 
 
+def test_a_schema_is_recorded_by_what_it_says(tmp_path):
+    file, out = tmp_path / "schema.json", tmp_path / "run"
+    file.write_text('{"enum": ["one"]}')
+    assert asked(questions(3), out, schema=file) == 3
+    assert json.loads((out / "run.json").read_text())["options"]["schema"] == {"enum": ["one"]}
+    assert asked(questions(3), out, schema={"enum": ["one"]}) == 0
+    file.write_text('{"enum": ["two"]}')
+    with pytest.raises(RunError, match="schema is"):
+        asked(questions(3), out, schema=file)
+    with pytest.raises(GenerationOptionError, match="prefix_allowed_tokens_fn is no option of a run"):
+        asked(questions(3), out, prefix_allowed_tokens_fn=len)
+
+
 def test_a_session_asks_about_its_images(tmp_path):
     from vlmprobe.demo import sample_images
 

@@ -18,6 +18,7 @@ from vlmprobe.engines.base import (
     abilities,
     has,
 )
+from vlmprobe.engines.constraint import Kind as ConstraintKind
 from vlmprobe.engines.local import LocalEngine
 from vlmprobe.engines.providers.lmdeploy.in_process import LMDeployEngine
 from vlmprobe.engines.providers.vllm.in_process import VLLMEngine
@@ -47,6 +48,10 @@ def _scores_any_text(engine: Any) -> bool:
     return _scores(engine) and not _declared(engine).one_token
 
 
+def _constrains(engine: Any, kind: ConstraintKind) -> bool:
+    return engine is LocalEngine or kind in _declared(engine).constraints
+
+
 def _local(engine: Any) -> bool:
     return engine is LocalEngine
 
@@ -58,9 +63,11 @@ METHODS: dict[str, Callable[[Any], bool]] = {  # as they stand in the table: wha
     "`score`, `yes_no` of one token each, from the tokens that the engine lists at one position": lambda engine: (
         _scores(engine) and not _scores_any_text(engine)
     ),
+    "`schema=`": lambda engine: _constrains(engine, "schema"),
+    "`grammar=`": lambda engine: _constrains(engine, "grammar"),
     "`rank`": lambda engine: _scores(engine) or has(engine, Ranks),
     "`stream`": lambda engine: has(engine, Streams),
-    '`keep="hidden"`, `heads`, `logits_processor=`': _local,
+    '`keep="hidden"`, `heads`, `logits_processor=`, `prefix_allowed_tokens_fn=`': _local,
     "`session`": lambda engine: has(engine, RemembersImages),
     "`branch`": lambda engine: has(engine, GivesPromptIds),
     "`contrast`": lambda engine: has(engine, ScoresIds),

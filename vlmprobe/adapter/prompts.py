@@ -74,6 +74,13 @@ class Prompts:
         name = "image_processor"
         return (self.processor, name) if callable(getattr(self.processor, name, None)) else None
 
+    def resized_sizes(self, conversation: Conversation) -> list[tuple[int, int]] | None:
+        """Width and height in pixels of each image as the model receives it; None where that is not one size each.
+
+        Families whose answers count in these pixels say it; it is recorded in ``meta``.
+        """
+        return None
+
     def check_format(self, conversation: Conversation) -> None:
         """Reject what a conversation gives its prompt and the prompt would not hold; runs no model.
 

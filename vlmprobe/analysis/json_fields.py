@@ -23,11 +23,12 @@ import numpy as np
 
 from vlmprobe.analysis.json_paths import parsed_path, path_matches, path_text
 from vlmprobe.analysis.json_reader import Leaf, Path, read_json
-from vlmprobe.analysis.json_schema import apply_schema, schema_of
+from vlmprobe.analysis.json_schema import apply_schema
 from vlmprobe.analysis.token_spans import NOTHING, Measured, SpanReader, text_and_spans
 from vlmprobe.analysis.uncertainty import Source, table_of
 from vlmprobe.display.overview import Kind, Overview, Viewed
 from vlmprobe.display.view import DASH, counted, percent
+from vlmprobe.engines.constraint import schema_of
 from vlmprobe.errors import VlmprobeWarning
 from vlmprobe.results.choices import StaysReadOnly
 from vlmprobe.results.document import finite

@@ -186,6 +186,9 @@ def require_generation(options: dict[str, Any]) -> None:
     if options:
         from transformers import GenerationConfig
 
+        from vlmprobe.engines.constraint import constraint_of
         from vlmprobe.engines.local.generation_config import generation_config
 
-        generation_config(GenerationConfig(), options)
+        further = dict(options)
+        constraint_of(further)
+        generation_config(GenerationConfig(), further)

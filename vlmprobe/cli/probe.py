@@ -51,9 +51,30 @@ def probe(
             exists=True,
             dir_okay=False,
             readable=True,
-            help="JSON Schema by which --fields tells types, missing and surplus fields. The answer is generated "
-            "without it.",
+            help="JSON Schema by which --fields tells types, missing and surplus fields, and which --constrain "
+            "imposes.",
             rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    constrain: Annotated[
+        bool,
+        typer.Option(
+            "--constrain",
+            help="Let the model write nothing but what --schema allows.",
+            rich_help_panel=options.GENERATION,
+        ),
+    ] = False,
+    grammar: Annotated[
+        Path | None,
+        typer.Option(
+            "--grammar",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Let the model write nothing but what this grammar allows (GBNF or Lark).",
+            rich_help_panel=options.GENERATION,
             show_default=False,
         ),
     ] = None,
@@ -126,11 +147,17 @@ def probe(
         raise typer.BadParameter(
             "--json prints one document at the end: leave out one of the two", param_hint="'--stream'"
         )
-    if schema is not None and not fields:
-        raise typer.BadParameter("says what the fields should be: add --fields", param_hint="'--schema'")
+    if schema is not None and not (fields or constrain):
+        raise typer.BadParameter(
+            "says what the fields should be: add --fields, to see them, or --constrain", param_hint="'--schema'"
+        )
+    if constrain and schema is None:
+        raise typer.BadParameter("imposes a schema: add --schema FILE", param_hint="'--constrain'")
     interrupted, unreadable = False, None
     with guarded(debug):
         wanted = None if schema is None else arguments.schema_of(schema)
+        generation |= {"schema": wanted} if constrain else {}
+        generation |= {"grammar": grammar} if grammar else {}
         asked, images, question_meta = arguments.asked(
             "probe", model, image, more_images, question, turns.system, turns.assistant
         )

@@ -59,6 +59,8 @@ class ShownTable(Protocol):
     @property
     def scores(self) -> np.ndarray | None: ...  # float32 [T], nats, after processors
     @property
+    def mass_allowed(self) -> np.ndarray | None: ...  # float32 [T], probability of what a constraint allowed
+    @property
     def top_ids(self) -> np.ndarray: ...  # int64 [T, K]
     @property
     def top_logprobs(self) -> np.ndarray: ...  # float32 [T, K], nats

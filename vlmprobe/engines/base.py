@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.errors import CapabilityError
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result, Scores
@@ -34,6 +35,7 @@ __all__ = [
     "MixesImages",
     "Options",
     "Ranks",
+    "ReadsContinuations",
     "ReadsLayers",
     "ReadsSecondPrompt",
     "RemembersImages",
@@ -60,10 +62,23 @@ class Options:
     seed: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)  # arguments of transformers' GenerationConfig
     processors: tuple[Any, ...] = ()  # the caller's own logits processors, in order
+    constraint: Constraint | None = None  # what the answer must obey
     store: OnDisk | None = None  # where full rows are written; in memory if None
     begin: tuple[int, ...] = ()  # ids forced as the start of the answer; generation continues from them
     # What the caller requested explicitly: an error where the engine cannot provide it; anything else is left out.
     demanded: frozenset[str] = frozenset({"prompt", "alternatives"})
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What ``meta`` of an answer records of them, beside the generation config."""
+        told: dict[str, Any] = {"seed": self.seed}
+        if self.processors:
+            told["logits_processor"] = [type(each).__name__ for each in self.processors]
+        if self.constraint is not None:
+            told["constraint"] = self.constraint.told
+        if self.begin:
+            told["begin"] = list(self.begin)
+        return told
 
 
 class Engine(Protocol):
@@ -211,6 +226,15 @@ class ReadsSecondPrompt(Protocol):
 
     def second_prompt(self, conversation: Conversation) -> Any:
         """A second prompt on this model, fed an answer's tokens while that answer is generated."""
+
+
+@runtime_checkable
+class ReadsContinuations(Protocol):
+    """Next-token log-probabilities after many continuations of a prompt."""
+
+    def continuations(self, conversation: Conversation) -> Any:
+        """The prompt of a conversation, to be continued by ids: see
+        :class:`~vlmprobe.engines.local.continuations.Continuations`."""
 
 
 @runtime_checkable

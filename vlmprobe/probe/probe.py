@@ -70,7 +70,10 @@ class Probe(DerivedMethods):
             **generation: arguments of transformers' ``GenerationConfig``: ``max_new_tokens`` (the checkpoint's own
                 default, else 128), ``temperature`` (0 is greedy, above 0 samples), ``do_sample``, ``num_beams``, ...
                 And those of :class:`~vlmprobe.PromptOptions`: ``chat_template_kwargs``, ``tools``, ``chat_template``,
-                ``raw_prompt`` and ``continue_final_message``.
+                ``raw_prompt`` and ``continue_final_message``. And one that the answer must obey: ``schema`` (JSON
+                Schema as a mapping, text or path, or a Pydantic model), ``grammar`` (GBNF or Lark, as text or
+                ``pathlib.Path``) or ``prefix_allowed_tokens_fn``; ``mass_allowed`` of the result says how likely the
+                model would have obeyed by itself.
 
         Raises:
             ImageError: for an image that cannot be read.

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, Unpack
 import numpy as np
 
 from vlmprobe.engines.base import KEEP, Options
+from vlmprobe.engines.constraint import constraint_of
 from vlmprobe.engines.recorded_prompt import record
 from vlmprobe.errors import GenerationOptionError, MessageError, near, renamed
 from vlmprobe.inputs.image_names import is_named_like_an_image
@@ -121,6 +122,8 @@ def options_of(
     Raises:
         GenerationOptionError: for an invalid value.
     """
+    generation = dict(generation)
+    constraint = constraint_of(generation)
     _require_generation(generation)
     listed = list(keep) if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
     stores = [each if isinstance(each, OnDisk) else OnDisk(each) for each in listed if isinstance(each, ON_DISK)]
@@ -153,8 +156,9 @@ def options_of(
         prompt,
         int(alternatives),
         drawn,
-        dict(generation),
+        generation,
         own,
+        constraint,
         next(iter(stores), None),
         demanded=frozenset(demanded),
     )

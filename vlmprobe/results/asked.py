@@ -14,7 +14,7 @@ from vlmprobe.display.view import percent
 from vlmprobe.errors import ResultError
 from vlmprobe.results.frame import DataFrame, data_frame
 from vlmprobe.results.grouped import Answer, YesNo
-from vlmprobe.results.result import Saved
+from vlmprobe.results.saved import Saved
 from vlmprobe.results.written import written
 
 __all__ = ["Answer", "Answers", "Choice", "Rating", "YesNo"]

@@ -58,6 +58,13 @@ class Detokenizer:
             _, window = self._next(window, each)
         return list(self._running(window, ids))
 
+    def texts_of_next(self, context: Sequence[int], ids: Iterable[int]) -> list[str]:
+        """What each of these ids would add to the text of the same context; see :meth:`texts`."""
+        window = _Window()
+        for each in context:
+            _, window = self._next(window, each)
+        return [self._step(window, each)[0] for each in ids]
+
     def running(self, ids: Iterable[int]) -> Iterator[str]:
         """Streaming :meth:`texts`: the text of each token is yielded before the next id is read."""
         return self._running(_Window(), ids)
@@ -106,21 +113,33 @@ class Detokenizer:
         """The text without special tokens."""
         return "".join(text for each, text in zip(ids, texts, strict=True) if each not in self.special)
 
+    def bytes_of(self, each: int) -> bytes:
+        """The UTF-8 bytes that a token adds to a text; empty for an id that is no token."""
+        if self.tokenizer.convert_ids_to_tokens(each) is None:
+            return b""
+        found = self._text_or_bytes(each)
+        return found if isinstance(found, bytes) else found.encode()
+
     def _alone(self, each: int) -> str:
         """Text of a token out of context; bytes of an incomplete character are written as ``<0xE7>``."""
         if each < 0:
             return ""
+        found = self._text_or_bytes(each)
+        return found if isinstance(found, str) else "".join(f"<0x{byte:02X}>" for byte in found)
+
+    def _text_or_bytes(self, each: int) -> str | bytes:
+        """The text of a token out of context, or its bytes if they are no whole characters."""
         text = self.decode([each])
         piece = self.tokenizer.convert_ids_to_tokens(each)
         if not isinstance(piece, str):
             return text
         if BYTE_PIECE.fullmatch(piece):
             byte = int(piece[3:-1], 16)
-            return chr(byte) if byte < 0x80 else piece  # decoders drop a leading space
+            return chr(byte) if byte < 0x80 else bytes([byte])  # decoders drop a leading space
         if REPLACEMENT in text:
             table = _byte_of_character()
             known = all(character in table for character in piece)
-            return "".join(f"<0x{table[character]:02X}>" for character in piece) if known else piece
+            return bytes(table[character] for character in piece) if known else piece
         if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
             return " " + text  # SentencePiece decoders drop the space of a first token
         return text

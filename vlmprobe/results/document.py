@@ -102,6 +102,8 @@ def token_rows(table: Any, *, logits: bool = False) -> list[dict[str, Any]]:
             row["entropy_at_least"] = float(table.entropy_at_least[t])
         if table.scores is not None:
             row["score"] = float(table.scores[t])
+        if table.mass_allowed is not None:
+            row["mass_allowed"] = float(table.mass_allowed[t])
         if logits and table.logits is not None:
             row["logits"] = table.logits[t].tolist()
         rows.append(row)

@@ -16,7 +16,8 @@ from vlmprobe.results.asked import Answers, Choice, Rating
 from vlmprobe.results.failure import ENDING, Failure, load_failure, save_failure
 from vlmprobe.results.grouped import GroupedScores, YesNo
 from vlmprobe.results.layouts import require_readable
-from vlmprobe.results.result import ARRAYS, DOCUMENT, FORMAT, SECOND_ARRAYS, Result, Saved, Scores
+from vlmprobe.results.result import Result, Scores
+from vlmprobe.results.saved import ARRAYS, DOCUMENT, FORMAT, SECOND_ARRAYS, Saved
 
 __all__ = ["load_result", "load_results", "save_results"]
 

@@ -23,7 +23,7 @@ ON_DISK = ("float16", "bfloat16")  # narrower dtypes that full rows on disk may 
 COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
     **dict.fromkeys(("ids", "positions", "ranks"), (np.int64, 1)),
     **dict.fromkeys(("offsets", "top_ids"), (np.int64, 2)),
-    **dict.fromkeys(("logprobs", "entropy", "logsumexp", "scores"), (np.float32, 1)),
+    **dict.fromkeys(("logprobs", "entropy", "logsumexp", "scores", "mass_allowed"), (np.float32, 1)),
     **dict.fromkeys(("logprobs_at_most", "entropy_at_least"), (np.float32, 1)),
     **dict.fromkeys(("top_logprobs", "logits", "hidden"), (np.float32, 2)),
 }
@@ -57,6 +57,9 @@ class TokenTable(StaysReadOnly):
     logits: np.ndarray | None = None  # float32 [T, V], the full raw rows, with keep="logits"; memory-mapped if on disk
     hidden: np.ndarray | None = None  # float32 [T, H], what entered the LM head, with keep="hidden"
     scores: np.ndarray | None = None  # float32 [T], logprob after processors, where it differs from logprobs
+    mass_allowed: np.ndarray | None = (
+        None  # float32 [T], raw probability of all that ``schema=`` or ``grammar=`` allowed
+    )
     # Bounds from an engine that gives incomplete numbers; NaN where the number itself is known, or nothing is.
     logprobs_at_most: np.ndarray | None = None  # float32 [T], nats
     entropy_at_least: np.ndarray | None = None  # float32 [T], nats
@@ -146,6 +149,7 @@ class TokenTable(StaysReadOnly):
             del table["id"]
         for shown, column in (
             ("score", self.scores),
+            ("mass_allowed", self.mass_allowed),
             ("logprob_at_most", self.logprobs_at_most),
             ("entropy_at_least", self.entropy_at_least),
         ):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmprobe.display.progress import Rows, tracking_rows
 from vlmprobe.engines.base import AnswersConcurrently
+from vlmprobe.engines.constraint import constraint_of
 from vlmprobe.errors import GenerationOptionError, RunError
 from vlmprobe.inputs.prompt_format import taken
 from vlmprobe.probe.request import options_of
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Summary", "run"]
 
-UNFIT = {"keep", "logits_processor", "on_error", "prompt"}  # of generate_many
+UNFIT = {"keep", "logits_processor", "on_error", "prefix_allowed_tokens_fn", "prompt"}  # of generate_many
 UNFIT_BECAUSE = "its answers are kept as columns of Parquet, and options are compared from one start to the next"
 SHOWN_AFTER = 5.0  # seconds of asking, after which it is told how long the whole will take
 
@@ -141,6 +142,8 @@ def run(
         raise GenerationOptionError(f"limit must be an integer of at least 0, not {limit!r}")
     if unfit := sorted(UNFIT & set(generation)):
         raise GenerationOptionError(f"{unfit[0]} is no option of a run: {UNFIT_BECAUSE}")
+    if (constraint := constraint_of(generation)) is not None:
+        generation[constraint.name] = constraint.value  # run.json records what it says, not the path of a file
     prompted = taken(generation)
     if isinstance(probe, OnRay):
         probe = replace(probe, prompt={**probe.prompt, **prompted})

@@ -278,7 +278,7 @@ def test_a_failure_that_nobody_waited_for_is_not_told_to_the_next_call():
         while not server.in_flight:
             time.sleep(0.01)
         background_loop.settle([work])
-        while not probe.engine._finding.done():
+        while not probe.engine._finding["meaning"].done():
             time.sleep(0.01)
         broken[0] = False
         assert probe.generate("Hi", max_new_tokens=1).output.tokens == [" red"]

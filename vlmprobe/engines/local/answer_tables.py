@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from vlmprobe.adapter import EncodedPrompt
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, RowsOf, States
+from vlmprobe.engines.local.generation_config import end_ids
 from vlmprobe.engines.local.row_stats import numpy_columns
 from vlmprobe.engines.local.run_generate import Run
 from vlmprobe.engines.local.teacher_forcing import preceded
@@ -22,7 +23,7 @@ from vlmprobe.results.detokenize import Detokenizer
 from vlmprobe.results.row_files import RowFile, Slots
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["Answers", "end_ids", "finish_reason", "prompt_table", "prompt_tables", "rows_of"]
+__all__ = ["Answers", "finish_reason", "prompt_table", "prompt_tables", "rows_of"]
 
 
 class Answers:
@@ -68,7 +69,8 @@ class Answers:
             hidden = torch.stack([ran.decoded[step][source[step]] for step in range(len(made))])
         if ran.beam_indices is None:
             numbers = {name: values[: len(made), row] for name, values in self.columns.items()}
-            more: dict[str, np.ndarray | None] = {name: numbers.pop(name, None) for name in ("logits", "scores")}
+            apart = ("logits", "scores", "mass_allowed")
+            more: dict[str, np.ndarray | None] = {name: numbers.pop(name, None) for name in apart}
         else:
             assert hidden is not None  # run() always keeps them with beams
             slots = file.at("output", range(begin, begin + len(made))) if file else None
@@ -81,10 +83,10 @@ class Answers:
             states = ran.prefill[row * (self.config.num_beams or 1), -begin - 1 : -1]
             slots = file.at("output", range(begin)) if file else None
             given, logits = head_columns(self.head, states, first, options, slots)
-            no_scores = np.full(begin, np.nan, np.float32)  # these tokens were not sampled
             made = np.concatenate([first, made])
             numbers = preceded(numbers, given)
-            more = preceded(more, {"logits": logits, "hidden": _kept_hidden(states, options), "scores": no_scores})
+            not_drawn = dict.fromkeys(("scores", "mass_allowed"), np.full(begin, np.nan, np.float32))
+            more = preceded(more, {"logits": logits, "hidden": _kept_hidden(states, options), **not_drawn})
         require_finite(numbers["logsumexp"], [f"generated token {step}" for step in range(len(made))])
         return token_table(
             self.detokenizer,
@@ -179,12 +181,6 @@ def head_columns(
     kept = (slots or held) if "logits" in options.keep else None
     stats = head.stats(hidden, torch.as_tensor(ids, device=hidden.device), options.alternatives, keep=kept)
     return numpy_columns(stats), torch.cat(held).numpy() if held else None
-
-
-def end_ids(config: GenerationConfig) -> list[int]:
-    """The ids that end an answer."""
-    ends = config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def finish_reason(made: np.ndarray, prompt: int, config: GenerationConfig) -> str:

@@ -21,13 +21,19 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from vlmprobe.engines.local.row_stats import RowStats, processed_logprobs, row_stats
+from vlmprobe.engines.local.row_stats import RowStats, mass_of, processed_logprobs, row_stats
 
 __all__ = ["Head", "Kept", "RowsOf", "States", "Steps", "states_of", "watch_backbone"]
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk of rows
 STEPS = 32  # decoding steps whose columns are stacked: a small tensor has far more overhead than content
 WAITING, WAITING_BYTES = 4, 2**20  # steps of a batch, and of their rows, that are reduced together, likewise
+
+
+class Mask(Protocol):
+    """A processor that rules out tokens."""
+
+    allowed: Tensor  # bool [N, V], of the step that was processed last
 
 
 class Kept(Protocol):
@@ -191,15 +197,18 @@ class _Enough(Exception):
 class Steps:
     """Records each step of a decoding loop without beams, for a batch of N."""
 
-    def __init__(self, top: int, *, keep: Kept | None) -> None:
+    def __init__(self, top: int, *, keep: Kept | None, mask: Mask | None = None) -> None:
         self.top = top
+        self.mask = mask  # the processor that rules out what a constraint does not allow
         self.count = 0  # T, the steps whose token is known
         self.logits = keep  # receives [N, V] of each step, on the CPU
         self._steps: list[dict[str, Tensor]] = []  # columns [n, N, ...] of each few of the last steps
         self._blocks: list[dict[str, Tensor]] = []  # columns [STEPS or a few more, N, ...] of earlier steps
-        self._waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []  # raw rows, scores and tokens to be reduced
+        # Raw rows, scores, probabilities of what was allowed, and tokens to be reduced.
+        self._waiting: list[tuple[Tensor, Tensor | None, Tensor | None, Tensor]] = []
         self._raw: Tensor | None = None  # [N, V] of the step whose token is not known yet
         self._scores: Tensor | None = None
+        self._mass: Tensor | None = None  # [N], the probability of what was allowed
         self._looks = 0  # steps of beam search
         self.processing = False  # whether a processor is running, which may run the model itself
 
@@ -217,11 +226,11 @@ class Steps:
         """Record the token [N] that was drawn at the last step."""
         if self._raw is None:
             return
-        self._waiting.append((self._raw, self._scores, tokens))
+        self._waiting.append((self._raw, self._scores, self._mass, tokens))
         if self.logits is not None:
             self.logits.append(self._raw.cpu())
         size = self._raw.nelement() * self._raw.element_size()
-        self._raw = self._scores = None
+        self._raw = self._scores = self._mass = None
         self.count += 1
         most = WAITING if len(tokens) > 1 else 1
         if len(self._waiting) == most or (len(self._waiting) + 1) * size > WAITING_BYTES:
@@ -231,12 +240,14 @@ class Steps:
         """Reduce the rows that wait to columns."""
         if not self._waiting:
             return
-        raw, scores, tokens = (_together(each) for each in zip(*self._waiting, strict=True))
+        raw, scores, mass, tokens = (_together(each) for each in zip(*self._waiting, strict=True))
         shape = len(self._waiting), -1
         self._waiting = []
         columns = vars(row_stats(raw, tokens, self.top)).copy()
         if scores is not None:
             columns["scores"] = processed_logprobs(scores, tokens)
+        if mass is not None:
+            columns["mass_allowed"] = mass
         self._steps.append({name: values.unflatten(0, shape) for name, values in columns.items()})
         if sum(len(each["logprobs"]) for each in self._steps) >= STEPS:
             self._blocks.append(_chained(self._steps))
@@ -288,6 +299,8 @@ class Steps:
     def _after(self, ids: Tensor, scores: Tensor) -> Tensor:
         self.processing = False
         self._scores = scores
+        if self.mask is not None and self._raw is not None:
+            self._mass = mass_of(self._raw, self.mask.allowed)
         return scores
 
 

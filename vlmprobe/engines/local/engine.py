@@ -18,12 +18,14 @@ from transformers import GenerationConfig
 from vlmprobe.adapter import Adapter, EncodedPrompt, Encoding
 from vlmprobe.adapter.rope import require_one_side
 from vlmprobe.engines.base import MadeForOneConversation, Options
-from vlmprobe.engines.local.answer_tables import Answers, end_ids, finish_reason, prompt_table, rows_of
+from vlmprobe.engines.local.answer_tables import Answers, finish_reason, prompt_table, rows_of
 from vlmprobe.engines.local.candidate_states import states_after_answers
 from vlmprobe.engines.local.capture import Head, Steps
 from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
+from vlmprobe.engines.local.continuations import Continuations
 from vlmprobe.engines.local.feature_cache import ImageMemory, Reuse, images_key, remembered
-from vlmprobe.engines.local.generation_config import generation_config
+from vlmprobe.engines.local.generation_config import counts_padding, end_ids, generation_config, plain
+from vlmprobe.engines.local.grammar import Grammars
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
 from vlmprobe.engines.local.peft_state import active_adapters, puts_virtual_tokens
@@ -48,14 +50,6 @@ from vlmprobe.results.table import TokenTable
 
 __all__ = ["LocalEngine"]
 
-COUNT_PADDING = {  # options that count padding as text, and their neutral values
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-}
-
 
 class LocalEngine:
     """Runs an adapter's model. Thread-safe; calls on one model are serialised."""
@@ -67,6 +61,7 @@ class LocalEngine:
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.detokenizer = Detokenizer(adapter.tokenizer)
+        self.grammars = Grammars(adapter, self.detokenizer)
         self.memory = None
         self.prefixes = None
         self._checked: ref[Options] | None = None  # the options that were validated last
@@ -111,7 +106,7 @@ class LocalEngine:
                     processor.require_conversation(conversation)
         if conversations and self._checked is not None and self._checked() is options:  # by another of the same call
             return
-        self._config(options)
+        self.grammars.require(options, self._config(options))
         known = self.adapter.outer.get_input_embeddings().weight.shape[0] if options.begin else 0
         if any(not 0 <= each < known for each in options.begin):
             raise MessageError(
@@ -135,10 +130,8 @@ class LocalEngine:
         config = self._config(options)
         ends = config.stop_strings or config.max_time
         drawn = options.seed is not None and config.do_sample
-        counts = config.max_new_tokens is None or any(
-            getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
-        )
-        counts = counts or bool(options.processors) or puts_virtual_tokens(self.adapter)
+        counts = counts_padding(config) or bool(options.processors) or puts_virtual_tokens(self.adapter)
+        counts = counts or (options.constraint is not None and options.constraint.by_row)
         return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
 
     def generate(
@@ -173,7 +166,7 @@ class LocalEngine:
             clock.append(time.perf_counter())
             inputs = begun(self.adapter, encoding.inputs, options.begin)
             # The rows of forced first tokens come from the prefill, like those of the prompt.
-            kept = replace(options, prompt=True) if options.begin else options
+            kept = replace(self.grammars.constrained(options, config), prompt=options.prompt or bool(options.begin))
             prompts = encoding.prompts
             with row_files(options.store, [rows_of(each, self.detokenizer, options) for each in prompts]) as files:
                 rows = StepRows(files, len(options.begin)) if files else None
@@ -197,18 +190,14 @@ class LocalEngine:
         images = any(each.images for each in conversations)
         meta: dict[str, Any] = {
             "value_kind": "raw",
-            "generation_config": _plain(config.to_diff_dict()),
-            "seed": options.seed,
+            "generation_config": plain(config),
+            **options.told,
             "batch_size": len(conversations),
             "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
             "phases": phases(device_of(model), clock[2] - clock[1], ran.decoding, images, features),
         }
         if features is not None:
             meta["image_features"] = str(features)
-        if options.processors:
-            meta["logits_processor"] = [type(each).__name__ for each in options.processors]
-        if options.begin:
-            meta["begin"] = list(options.begin)
         if common:
             meta["prefix_in_common"] = common
         return [
@@ -319,7 +308,7 @@ class LocalEngine:
             raise GenerationOptionError("Beams are known only at the end: stream with num_beams=1, or call generate.")
 
         def answer(listener: Callable[[TokenTable], bool]) -> Result:
-            rows = Rows(self.detokenizer)
+            rows = Rows(self.detokenizer, options.begin)
             closed = False
 
             def listen(steps: Steps, ids: Tensor) -> bool:
@@ -331,7 +320,7 @@ class LocalEngine:
             ended = result.finish_reason == "length" or int(result.output.ids[-1]) in end_ids(config)
             return result if ended or not closed else replace(result, meta={**result.meta, "finish_reason": "closed"})
 
-        return Stream(answer)
+        return Stream(answer, given=len(options.begin))
 
     def score_ids(
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
@@ -364,6 +353,10 @@ class LocalEngine:
         self.adapter.check(conversation)
         return SecondPrompt(self.adapter, conversation)
 
+    def continuations(self, conversation: Conversation) -> Continuations:
+        """The prompt of a conversation, to be continued by many paths of ids."""
+        return Continuations(self.adapter, self.head, conversation)
+
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
         """int64 [S]: a conversation's prompt as the model receives it, image placeholders included."""
         return self.adapter.encode([conversation]).prompts[0].ids
@@ -393,8 +386,3 @@ class LocalEngine:
     def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
         """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
         return prompt_table(self.head, self.detokenizer, prompt, states, options)
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """The JSON-ready part of a generation config."""
-    return {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, list, type(None)))}

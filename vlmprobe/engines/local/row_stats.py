@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowStats", "numpy_columns", "processed_logprobs", "row_stats"]
+__all__ = ["RowStats", "mass_of", "numpy_columns", "processed_logprobs", "row_stats"]
 
 # Float32 rows that are reduced together: on a CPU what fits its caches, else what keeps the device busy.
 BLOCK_BYTES = {True: 4 * 2**20, False: 128 * 2**20}
@@ -165,6 +165,13 @@ def _count_above(logits: Tensor, chosen: Tensor, work: Tensor) -> Tensor:
 def processed_logprobs(scores: Tensor, ids: Tensor) -> Tensor:
     """Log-probability [N] of each token under processed scores [N, V] (after penalties, temperature, filters), nats."""
     return torch.log_softmax(scores.float(), dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def mass_of(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Probability [N] of all that is allowed (bool [N, V]) under raw logits [N, V]."""
+    rows = logits.float()
+    inside = rows.masked_fill(~allowed.to(rows.device), float("-inf")).logsumexp(dim=-1)
+    return (inside - rows.logsumexp(dim=-1)).exp()
 
 
 def numpy_columns(stats: RowStats) -> dict[str, np.ndarray]:

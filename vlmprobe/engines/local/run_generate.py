@@ -20,6 +20,7 @@ from vlmprobe.adapter.encoding import is_along
 from vlmprobe.adapter.kv_cache import cache_name, cache_of
 from vlmprobe.engines.base import Options
 from vlmprobe.engines.local.capture import Head, Kept, Steps, watch_backbone
+from vlmprobe.engines.local.grammar import Mask
 from vlmprobe.engines.local.model_state import alone, changes_of, device_of
 from vlmprobe.engines.local.peft_state import with_virtual_tokens
 from vlmprobe.engines.local.phases import Moments
@@ -85,7 +86,8 @@ def run(
     length = inputs["input_ids"].shape[1]
     if rows is None and "logits" in options.keep:
         rows = []
-    steps = Steps(options.alternatives, keep=None if beams else rows)
+    mask = next((each for each in options.processors if isinstance(each, Mask)), None)
+    steps = Steps(options.alternatives, keep=None if beams else rows, mask=mask)
     prefill: list[Tensor] = [] if begun is None else [begun.hidden]
     decoded: list[Tensor] = []
     ends: list[Tensor] = []

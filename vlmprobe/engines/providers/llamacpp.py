@@ -14,12 +14,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from vlmprobe.engines.base import Options
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.providers.llamacpp_candidates import stepwise
+from vlmprobe.engines.providers.llamacpp_schema import require_held_to
 from vlmprobe.engines.serving import (
     BASIC,
     Abilities,
@@ -39,6 +40,7 @@ from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import base64_of
 from vlmprobe.engines.serving.refusals import warn_unread
+from vlmprobe.engines.serving.rows import whole_row
 from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
 from vlmprobe.inputs.chat_templates import require_variables
@@ -63,6 +65,8 @@ class LlamaCpp(StreamedEngine):
         no_prompt=f"llama-server has no log-probabilities of prompts; {WOULD}",
         takes=BASIC | {"top_k", "min_p", "repetition_penalty", "stop_strings"},
         prompt=frozenset({"chat_template_kwargs"}),
+        constraints=frozenset({"schema", "grammar"}),
+        constrained="raw",
     )
 
     @classmethod
@@ -98,6 +102,8 @@ class LlamaCpp(StreamedEngine):
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
         """Validate a request before it is sent; the server reports the template that reads ``chat_template_kwargs``."""
         super().check(conversations, options)
+        if options.constraint is not None and options.constraint.kind == "schema":
+            require_held_to(options.constraint.value)
         template = self.server.more.get("template")
         for conversation in conversations:
             if conversation.format.chat_template_kwargs and template:
@@ -200,7 +206,7 @@ class LlamaCpp(StreamedEngine):
         prompt = await self._prompt(conversation) if self._native else None
         if prompt is None:
             return None
-        request = self._body(prompt, decoding, options.alternatives)
+        request = self._body(prompt, decoding, options.alternatives) | _obeying(options.constraint)
         return request if options.seed is None else request | {"seed": options.seed}
 
     def _body(self, prompt: Any, decoding: Decoding, top: int) -> dict[str, Any]:
@@ -258,9 +264,12 @@ class LlamaCpp(StreamedEngine):
         self, conversation: Conversation, decoding: Decoding, options: Options, more: dict[str, Any]
     ) -> Answer:
         """Over OpenAI's route, which names no token that has no row."""
+        if options.constraint is not None and options.constraint.kind == "schema":
+            # There the server lets the model write a fence around the JSON, and leaves it out of the text.
+            raise CapabilityError(f"This llama.cpp server takes a schema only where it has /apply-template and {PATH}.")
         top = options.alternatives
         request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
-        request |= self._sampling(decoding) | more
+        request |= self._sampling(decoding) | _obeying(options.constraint) | more
         if conversation.format.chat_template_kwargs:
             request["chat_template_kwargs"] = dict(conversation.format.chat_template_kwargs)
         reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
@@ -302,10 +311,7 @@ class LlamaCpp(StreamedEngine):
         own = next((each.raw for each in listed if each.id == token and each.raw is not None), raw)
         # Its bytes are those of the text that it completes, or none if that is held back: its own are elsewhere.
         text = decoder.decode(raw if raw.endswith(own) else own)
-        full = None
-        if len(listed) == vocabulary:  # all of them: their entropy is known
-            full = np.full(vocabulary, -np.inf, np.float32)
-            full[[each.id for each in listed if each.id is not None]] = [each.value for each in listed]
+        full = whole_row(listed, vocabulary)  # where all came, their entropy is known
         return Row(value, token, text, top=tuple(each for each in listed if each.value > FLOOR), full=full)
 
     @staticmethod
@@ -340,6 +346,13 @@ def _listed(drawn: Row, token: int, most: int) -> Row | None:
         return None
     own = drawn.top[place]
     return Row(own.value, token, own.text, place, drawn.top[:most], drawn.full)
+
+
+def _obeying(constraint: Constraint | None) -> dict[str, Any]:
+    """The field that makes an answer obey a constraint; none without one."""
+    if constraint is None:
+        return {}
+    return {"json_schema" if constraint.kind == "schema" else "grammar": constraint.value}
 
 
 def _answer(reply: Node, rows: Sequence[Row]) -> Answer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from vlmprobe.engines.base import Options
@@ -35,6 +36,8 @@ class OpenAI(StreamedEngine):
         no_prompt=f"the protocol has no prompt log-probabilities; {WOULD}",
         one_token=f"the protocol cannot score given text; {WOULD}",
         takes=BASIC | {"stop_strings"},
+        constraints=frozenset({"schema"}),
+        constrained="unknown",
         prompt=frozenset({"tools", "tool_calls", "role 'tool'"}),
     )
 
@@ -51,10 +54,14 @@ class OpenAI(StreamedEngine):
             found = await self.probed_meaning()
             self.meaning = Meaning(found.kind, found.logits, clamped=False)
 
+    async def find_out_constrained(self) -> None:
+        """Determine what the numbers of an answer are that obeys a schema: the protocol does not say."""
+        self.abilities = replace(self.abilities, constrained=await self.probed_constraint())
+
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request."""
         top = min(options.alternatives, MOST)
-        request = await self._body(conversation, decoding, options.seed, top)
+        request = await self._body(conversation, decoding, options, top)
         try:
             reply = Node(await self.client.post(openai_chat.PATH, request), self.title)
         except EngineError as error:
@@ -70,7 +77,7 @@ class OpenAI(StreamedEngine):
     ) -> AsyncGenerator[Answer, None]:
         """The same, streamed."""
         top = min(options.alternatives, MOST)
-        request = await self._body(conversation, decoding, options.seed, top)
+        request = await self._body(conversation, decoding, options, top)
         try:
             async with aclosing(
                 openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=top)
@@ -88,8 +95,9 @@ class OpenAI(StreamedEngine):
             async for piece in again:
                 yield piece
 
-    async def _body(self, conversation: Conversation, decoding: Decoding, seed: int | None, top: int) -> dict[str, Any]:
-        request = await openai_chat.body(self.model, conversation, decoding, seed=seed, top=top)
+    async def _body(self, conversation: Conversation, decoding: Decoding, options: Options, top: int) -> dict[str, Any]:
+        request = await openai_chat.body(self.model, conversation, decoding, seed=options.seed, top=top)
+        request |= openai_chat.response_format(options.constraint)
         if self.limit != LIMIT:
             request[self.limit] = request.pop(LIMIT)
         return request

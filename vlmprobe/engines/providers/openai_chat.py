@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.serving import Alternative, Answer, Client, Decoding, Node, Row, Usage
 from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real
@@ -31,6 +32,7 @@ __all__ = [
     "only_choice",
     "pieces",
     "reasoning_of",
+    "response_format",
     "rows_of",
     "text_of",
     "texts_decoder",
@@ -118,6 +120,14 @@ async def body(
     if conversation.format.tools:
         request["tools"] = list(conversation.format.tools)
     return request
+
+
+def response_format(constraint: Constraint | None) -> dict[str, Any]:
+    """The field that makes an answer obey a schema, in OpenAI's strict mode; none without a constraint."""
+    if constraint is None:
+        return {}
+    schema = {"name": "answer", "strict": True, "schema": constraint.value}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 async def pieces(

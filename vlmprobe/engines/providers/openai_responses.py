@@ -6,6 +6,7 @@ where the caller says ``engine="openai-responses"``: what a server says of itsel
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vlmprobe.engines.base import Options
@@ -36,6 +37,8 @@ class OpenAIResponses(ServedEngine):
         no_prompt=f"the API has no prompt log-probabilities; {WOULD}",
         one_token=f"the API cannot score given text; {WOULD}",
         takes=BASIC,
+        constraints=frozenset({"schema"}),
+        constrained="unknown",
     )
 
     @classmethod
@@ -49,10 +52,14 @@ class OpenAIResponses(ServedEngine):
             found = await self.probed_meaning()
             self.meaning = Meaning(found.kind, found.logits, clamped=False)
 
+    async def find_out_constrained(self) -> None:
+        """Determine what the numbers of an answer are that obeys a schema: the API does not say."""
+        self.abilities = replace(self.abilities, constrained=await self.probed_constraint())
+
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request."""
         top, limit = min(options.alternatives, MOST), max(LEAST, decoding.max_new_tokens)
-        request = {
+        request: dict[str, Any] = {
             "model": self.model,
             "input": [await _message(each) for each in conversation.messages],
             "max_output_tokens": limit,
@@ -63,6 +70,9 @@ class OpenAIResponses(ServedEngine):
             "store": False,
             "stream": False,
         }
+        if options.constraint is not None:
+            form = {"type": "json_schema", "name": "answer", "strict": True, "schema": options.constraint.value}
+            request["text"] = {"format": form}
         reply = Node(await self.client.post(PATH, request), self.title)
         reason = _finish_reason(reply)
         text, said = _said(reply, limit, top)

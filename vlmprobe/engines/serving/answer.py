@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from vlmprobe.engines.constraint import Kind as ConstraintKind
 from vlmprobe.engines.serving.rows import Row
-from vlmprobe.engines.serving.value_kind import Meaning
+from vlmprobe.engines.serving.value_kind import Kind, Meaning
 from vlmprobe.inputs.image_spans import ImageSpan
 from vlmprobe.inputs.prompt_format import PROMPT_OPTIONS
 
@@ -33,6 +34,8 @@ class Abilities:
     one_token: str = ""  # why only candidates of one token can, by the alternatives of one position
     no_logits: str = "serving engines send log-probabilities, not logits"  # why there is no keep="logits"
     takes: frozenset[str] = frozenset()  # generation options, by the names of Decoding
+    constraints: frozenset[ConstraintKind] = frozenset()  # what an answer can be made to obey
+    constrained: Kind = "constrained"  # what the numbers of such an answer are: "raw" if it is applied after them
     images: bool = True
     prompt: frozenset[str] = frozenset()  # how a prompt can be written: names of PromptOptions, and of MESSAGE_KEYS
 

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from vlmprobe.engines.base import Engine, Options
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.serving.answer import Abilities, Answer, Scored
 from vlmprobe.engines.serving.facts import Facts, Server
 from vlmprobe.engines.serving.findings import Finding
@@ -36,7 +37,7 @@ from vlmprobe.engines.serving.refusals import refuse
 from vlmprobe.engines.serving.results import result_of, scores_of
 from vlmprobe.engines.serving.streaming import streamed
 from vlmprobe.engines.serving.tokens import Tokens
-from vlmprobe.engines.serving.value_kind import HOT, Meaning, judge
+from vlmprobe.engines.serving.value_kind import FLOOR, HOT, Kind, Meaning, judge, judge_constrained
 from vlmprobe.engines.stream import Stream
 from vlmprobe.errors import CapabilityError, EngineError
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
@@ -49,6 +50,10 @@ LARGE = 10_000  # tokens and alternatives whose table takes more than 5 ms
 LARGE_IMAGE = 2**20  # pixels whose thumbnail takes more than 5 ms
 PROBED = 20  # alternatives that are requested to determine what the numbers mean
 TEXT = "Name any animal, colour, number or town."  # a prompt after which many tokens are likely
+QUESTION = Conversation((Message("user", (TextPart(TEXT),)),))
+NAMED = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+OBJECT = {**NAMED, "additionalProperties": False}  # as OpenAI's strict mode wants it
+NOTHING = Options()
 
 
 class ServedEngine:
@@ -67,7 +72,7 @@ class ServedEngine:
         self.model = model
         self.tokens = tokens
         self.meaning = meaning  # None until determined
-        self._finding: asyncio.Task[None] | None = None
+        self._finding: dict[str, asyncio.Task[None]] = {}  # what is being determined, and what was
         self._lengths = PromptLengths(self.title, tokens)
 
     # -- what a subclass defines -------------------------------------------------------------------
@@ -104,6 +109,9 @@ class ServedEngine:
         """Determine, before the first request, what the server does not report. By default: what its numbers mean."""
         if self.meaning is None:
             self.meaning = await self.probed_meaning()
+
+    async def find_out_constrained(self) -> None:
+        """The same, before the first constrained answer. By default, the class says what its numbers are."""
 
     async def without_chat(self, error: EngineError) -> list[Finding]:
         """Findings for a server that cannot generate; some can do something else."""
@@ -204,7 +212,7 @@ class ServedEngine:
 
     async def result(self, conversation: Conversation, options: Options) -> Result:
         """Send one request and build its tables."""
-        await self.known()
+        await self.known(options)
         decoding = self.decoding(options)
         started = time.perf_counter()
         answer = await self.answer(conversation, decoding, options)
@@ -250,15 +258,20 @@ class ServedEngine:
 
     # -- what the server does not report -----------------------------------------------------------
 
-    async def known(self) -> None:
-        """Wait until :meth:`find_out` has run once, whichever request came first."""
-        finding = self._finding
+    async def known(self, options: Options = NOTHING) -> None:
+        """Wait until what a call with these options needs was determined once, whichever request came first."""
+        await self._once("meaning", self.find_out)
+        if options.constraint is not None:
+            await self._once("constrained", self.find_out_constrained)
+
+    async def _once(self, name: str, find_out: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        finding = self._finding.get(name)
         if finding is None or not _stands(finding):
-            self._finding = finding = asyncio.ensure_future(self.find_out())
+            self._finding[name] = finding = asyncio.ensure_future(find_out())
         try:
             await asyncio.shield(finding)
         except Exception:
-            self._finding = None  # the next call tries again
+            self._finding.pop(name, None)  # the next call tries again
             raise
 
     async def probed_meaning(self) -> Meaning:
@@ -267,14 +280,13 @@ class ServedEngine:
         if most is not None and most < 2:
             return Meaning()
         options = Options(prompt=False, alternatives=min(PROBED, most or PROBED), seed=0, demanded=frozenset())
-        question = Conversation((Message("user", (TextPart(TEXT),)),))
         ways = (
             Decoding(max_new_tokens=1),
             Decoding(max_new_tokens=1, do_sample=True, temperature=HOT),
             Decoding(max_new_tokens=1, do_sample=True, top_p=1e-6),
         )
         try:
-            answers = await asyncio.gather(*(self.answer(question, way, options) for way in ways))
+            answers = await asyncio.gather(*(self.answer(QUESTION, way, options) for way in ways))
         except EngineError:
             return Meaning()
         values = [
@@ -282,6 +294,22 @@ class ServedEngine:
             for answer in answers
         ]
         return judge(*values)
+
+    async def probed_constraint(self) -> Kind:
+        """What the numbers of a constrained answer are, from the first token of a JSON object; unknown if refused."""
+        most = self.abilities.alternatives
+        constraint = Constraint("schema", OBJECT)
+        options = Options(
+            prompt=False, alternatives=min(PROBED, most or PROBED), constraint=constraint, demanded=frozenset()
+        )
+        try:
+            answer = await self.answer(QUESTION, Decoding(max_new_tokens=1), options)
+        except EngineError:
+            return "unknown"
+        if answer.reasoning or not answer.output:
+            return "unknown"
+        row = answer.output[0]
+        return judge_constrained(row.text or "", [each.shown for each in row.top if each.value > FLOOR])
 
 
 class StreamedEngine(ServedEngine):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from vlmprobe.engines.base import Options
+from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.serving.answer import BEGUN, Abilities
 from vlmprobe.errors import CapabilityError, VlmprobeWarning, outside
 from vlmprobe.inputs.messages import Conversation
@@ -25,6 +26,8 @@ def refuse(title: str, abilities: Abilities, conversations: Sequence[Conversatio
         raise CapabilityError(f"{title} gives no full rows of logits: {abilities.no_logits}; or {LOCAL}.")
     if options.processors:
         raise CapabilityError(f"{title} does not run the caller's logits processors: {LOCAL}.")
+    if options.constraint is not None:
+        _refuse_constraint(title, abilities, options.constraint, full="logits" in options.keep)
     if options.begin:
         raise CapabilityError(f"{title} cannot continue from given ids: {LOCAL}.")
     if "prompt" in options.demanded and options.prompt and abilities.no_prompt:
@@ -43,6 +46,19 @@ def refuse(title: str, abilities: Abilities, conversations: Sequence[Conversatio
         named = {key for part in conversation.image_parts for key in part.options}
         if named:
             raise CapabilityError(f"{title} takes no image option {', '.join(sorted(named))}: {LOCAL}.")
+
+
+def _refuse_constraint(title: str, abilities: Abilities, constraint: Constraint, *, full: bool) -> None:
+    if constraint.kind == "function":
+        raise CapabilityError(f"{title} does not run the caller's {constraint.name}: {LOCAL}.")
+    if constraint.kind not in abilities.constraints:
+        others = f"it takes {', '.join(sorted(abilities.constraints))}; " if abilities.constraints else ""
+        raise CapabilityError(f"{title} takes no {constraint.name}: {others}vLLM, SGLang and llama.cpp do, or {LOCAL}.")
+    if full and abilities.constrained != "raw":
+        raise CapabilityError(
+            f'{title} applies the {constraint.name} to its logits, so keep="logits" would not keep those of the model: '
+            f"{LOCAL}."
+        )
 
 
 def _asked_of_prompt(conversation: Conversation) -> set[str]:

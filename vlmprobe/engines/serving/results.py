@@ -12,7 +12,7 @@ from vlmprobe.engines.serving.completeness import compared
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.engines.serving.value_kind import Meaning
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, VlmprobeError
 from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result, Scores
@@ -47,7 +47,11 @@ def result_of(
     """
     tokens.require_ids((*(answer.prompt or ()), *answer.output), title)
     meaning = answer.meaning or meaning
+    of_answer = meaning if options.constraint is None else meaning.constrained(abilities.constrained)
+    kind = of_answer.of(decoding.processing)
     absent = {"prompt": abilities.no_prompt} if abilities.no_prompt and options.prompt else {}
+    if options.constraint is not None and kind == "constrained":
+        absent["logprobs"] = f"{title} sends numbers under the {options.constraint.name}: they are in scores"
     before: TokenTable | None = None
     ids = answer.prompt_ids
     if answer.prompt is not None and ids is not None and options.prompt:
@@ -64,7 +68,7 @@ def result_of(
         found.rows,
         -1 if ids is None else len(ids) + len(found.reasoning),
         options.alternatives,
-        meaning,
+        of_answer,
         decoding.processing,
         tokens.detokenizer,
         title,
@@ -87,11 +91,12 @@ def result_of(
     if read is not None and read != text:
         meta["text_of_ids"] = read
     told = {
-        "value_kind": meaning.of(decoding.processing),
+        "value_kind": kind,
         "generation_config": decoding.told(),
-        "seed": options.seed,
+        **options.told,
         "finish_reason": answer.finish_reason,
         **({"absent": absent} if absent else {}),
+        **_resized(tokens, conversation),
     }
     return Result(text, before, output, ids, {**told, **meta}, _shown(conversation))
 
@@ -124,6 +129,17 @@ def scores_of(
     ]
     told = {"value_kind": meaning.of("none"), **meta}
     return Scores(list(candidates), tables, [each.boundary for each in scored], told, _shown(conversation))
+
+
+def _resized(tokens: Tokens, conversation: Conversation) -> dict[str, Any]:
+    """How large the images become, and how boxes are written, as far as the client's processor says it."""
+    if tokens.adapter is None or not conversation.images:
+        return {}
+    try:
+        found = tokens.adapter.facts(conversation)
+    except (ValueError, VlmprobeError):  # an image that this processor refuses and the server's did not
+        return {}
+    return {name: found[name] for name in ("resized_sizes", "box_format") if name in found}
 
 
 def _shown(conversation: Conversation) -> tuple[Any, ...]:

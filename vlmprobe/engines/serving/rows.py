@@ -11,7 +11,7 @@ import numpy as np
 from vlmprobe.engines.serving.value_kind import FLOOR, Meaning
 from vlmprobe.errors import EngineResponseError
 
-__all__ = ["Alternative", "Columns", "Row", "columns"]
+__all__ = ["Alternative", "Columns", "Row", "columns", "whole_row"]
 
 ROUNDING = 1e-3  # nats by which rounding may put a log-probability above 0
 
@@ -79,7 +79,7 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
         )
     if kind not in ("raw", "unknown"):
         numbers = _empty(len(rows), 0)
-        numbers["scores"] = (np.full_like(own, np.nan) if meaning.logits else _logprobs(own)).astype(np.float32)
+        numbers["scores"] = (_of_logits(rows) if meaning.logits else _logprobs(own)).astype(np.float32)
         return Columns(numbers, [()] * len(rows))
     wide = max((min(alternatives, len(row.top) if row.full is None else len(row.full)) for row in rows), default=0)
     numbers = _empty(len(rows), wide)
@@ -95,6 +95,18 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
         blank = np.full(shapes.pop(), np.nan, np.float32)
         numbers["logits"] = np.stack([blank if row.full is None else row.full for row in rows])
     return Columns(numbers, kept)
+
+
+def whole_row(listed: Sequence[Alternative], vocabulary: int | None) -> np.ndarray | None:
+    """float32 [V]: the values of the whole vocabulary, for :attr:`Row.full`; None where not all of it is listed."""
+    if vocabulary is None or len(listed) != vocabulary:
+        return None
+    ids = np.array([-1 if each.id is None else each.id for each in listed])
+    if not np.array_equal(np.sort(ids), np.arange(vocabulary)):
+        return None
+    full = np.empty(vocabulary, np.float32)
+    full[ids] = [each.value for each in listed]
+    return full
 
 
 def _empty(count: int, wide: int) -> dict[str, np.ndarray]:
@@ -193,6 +205,19 @@ def _rank(row: Row) -> int:
     if row.value is None or row.full is not None:
         return -1
     return next((k for k, each in enumerate(row.top) if _same(each, row)), -1)
+
+
+def _of_logits(rows: Sequence[Row]) -> np.ndarray:
+    """float64 [T]: log-probabilities of tokens from logits of the whole vocabulary; NaN where these are not known."""
+    return np.array(
+        [
+            np.nan
+            if row.full is None or row.value is None or row.value <= FLOOR
+            else row.value - np.logaddexp.reduce(row.full[row.full > FLOOR], dtype=np.float64)
+            for row in rows
+        ],
+        np.float64,
+    )
 
 
 def _logprobs(own: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlmprobe.engines.base import Options
-from vlmprobe.engines.serving.answer import Answer, Usage
+from vlmprobe.engines.serving.answer import Abilities, Answer, Usage
 from vlmprobe.engines.serving.answer_tables import table_of
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.rows import Row, columns
@@ -30,6 +30,7 @@ LISTENS_S = 0.1  # how often to check, while the server is silent, whether the s
 class WritesPieces(Protocol):
     """An engine that streams its answers in chunks."""
 
+    abilities: Abilities
     tokens: Tokens
     meaning: Meaning | None
 
@@ -40,7 +41,7 @@ class WritesPieces(Protocol):
     def decoding(self, options: Options) -> Decoding:
         """The generation options of a call."""
 
-    async def known(self) -> None:
+    async def known(self, options: Options) -> None:
         """Wait until what the server does not report is determined."""
 
     def pieces(self, conversation: Conversation, decoding: Decoding, options: Options) -> AsyncGenerator[Answer, None]:
@@ -90,7 +91,7 @@ async def _follow(
     listen: Callable[[TokenTable | None], bool],
 ) -> bool:
     """Pass on the rows as they come; whether the answer was cut before its end."""
-    await engine.known()
+    await engine.known(options)
     written.started = time.perf_counter()
     async with aclosing(engine.pieces(conversation, decoding, options)) as pieces:
         async for piece in pieces:
@@ -156,9 +157,10 @@ class _Written:
     def _table(self, row: Row, *, last: bool) -> TokenTable:
         engine, place = self._engine, len(self._rows)
         self._rows.append(row)
-        found = columns(
-            [row], self._options.alternatives, engine.meaning or Meaning(), self._decoding.processing, engine.title
-        )
+        meaning = engine.meaning or Meaning()
+        if self._options.constraint is not None:
+            meaning = meaning.constrained(engine.abilities.constrained)
+        found = columns([row], self._options.alternatives, meaning, self._decoding.processing, engine.title)
         text = row.text or ""
         # Without a tokenizer, the last token is an end token if it is not in the text.
         special = last and bool(text) and self._length == self._stop

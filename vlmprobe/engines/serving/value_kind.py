@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["FLOOR", "KINDS", "Kind", "Meaning", "judge"]
+__all__ = ["FLOOR", "KINDS", "Kind", "Meaning", "judge", "judge_constrained"]
 
-Kind = Literal["raw", "tempered", "filtered", "unknown"]
-KINDS: tuple[Kind, ...] = ("raw", "tempered", "filtered", "unknown")
+Kind = Literal["raw", "tempered", "filtered", "constrained", "unknown"]
+KINDS: tuple[Kind, ...] = ("raw", "tempered", "filtered", "unknown")  # of all answers
 FLOOR = -9990.0  # engines write -9999, or the lowest float, where a probability is zero or not reported
 HOT = 2.0  # the temperature of the probe request
 LEAST_SPAN = 0.02  # nats between the first and last alternative, below which a temperature cannot be detected
@@ -22,7 +22,8 @@ class Meaning:
     """How to read the numbers of one server.
 
     ``kind`` is what they are if a call samples with temperature and filters: ``"raw"`` (untouched), ``"tempered"``
-    (after temperature and penalties), ``"filtered"`` (after top-k and top-p too), ``"unknown"``.
+    (after temperature and penalties), ``"filtered"`` (after top-k and top-p too), ``"unknown"``; of a constrained
+    answer (:meth:`constrained`) also ``"constrained"``: after what its schema or grammar rules out.
     """
 
     kind: Kind = "unknown"
@@ -31,9 +32,15 @@ class Meaning:
 
     def of(self, processing: str) -> Kind:
         """The kind of the numbers of one call, given what was done to its distribution."""
-        if self.kind in ("unknown", "raw") or processing == "none":
-            return "unknown" if self.kind == "unknown" else "raw"
+        if self.kind in ("unknown", "raw", "constrained"):
+            return self.kind
+        if processing == "none":
+            return "raw"
         return "tempered" if self.kind == "tempered" or processing == "tempered" else "filtered"
+
+    def constrained(self, kind: Kind) -> Meaning:
+        """Of the same server, for a constrained answer, whose numbers are of a ``kind``."""
+        return replace(self, kind=kind)
 
     @property
     def mode(self) -> str:
@@ -61,6 +68,22 @@ def judge(plain: Sequence[float], hot: Sequence[float], cut: Sequence[float]) ->
     tempered = abs(ratio - 1 / HOT) < abs(ratio - 1)
     alone = len(left) == 1 or (not logits and left[0] > -1e-4 and known[0] < -1e-3)
     return Meaning("filtered" if alone else "tempered" if tempered else "raw", logits)
+
+
+def judge_constrained(drawn: str, listed: Sequence[str]) -> Kind:
+    """Infer what the numbers of constrained answers are from the first token of one that must be a JSON object.
+
+    Args:
+        drawn: its text.
+        listed: the texts of the likeliest tokens of the same position.
+    """
+    if not _may_begin_an_object(drawn) or not listed:
+        return "unknown"  # the constraint may not reach this token, such as one of a thought
+    return "constrained" if all(map(_may_begin_an_object, listed)) else "raw"
+
+
+def _may_begin_an_object(text: str) -> bool:
+    return text.strip()[:1] in ("", "{")
 
 
 def _are_logits(values: Sequence[float]) -> bool:

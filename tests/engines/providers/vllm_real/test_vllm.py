@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import subprocess
 import sys
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from engine_models import engine_model
 from engine_record import CANDIDATES, QUESTION, SINGLE, picture
+from engine_tables import parity
 from reranker_template import RERANKER
 from vllm_server import environment, missing, python, serving
 
 import vlmprobe
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, EngineError
 from vlmprobe.results.files import load_result
 
 pytestmark = pytest.mark.engine
@@ -25,24 +26,12 @@ SHOWN = {"max_new_tokens": 8}
 TOLERANCE = 1e-4
 # vLLM writes the parts of a query or document as one string before the template sees them.
 PARTS = re.compile(r"\{%- for part in message\.content -%\}.*?\n\{%- endfor -%\}", re.DOTALL)
-ROW = re.compile(r"^\| (.+?) \| (.+?) \| (\d\S*) \|$", re.MULTILINE)
-BLOCK = re.compile(r"(<!-- parity, written by make engine-test -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @pytest.fixture(scope="session")
 def figures():
-    """Rows of the table of parity; written into the page that PARITY names."""
-    rows: dict[tuple[str, str], float] = {}
-    yield rows
-    page = os.environ.get("PARITY")
-    if page and rows:
-        text = Path(page).read_text(encoding="utf-8")
-        held = {row[:2]: row[2] for row in ROW.findall(BLOCK.search(text)[0])}  # a run of some tests keeps the others
-        held |= {key: f"{value:.1e}" for key, value in rows.items()}
-        lines = ["| model, server | what | largest difference |", "|---|---|---|"]
-        lines += [f"| {model} | {what} | {value} |" for (model, what), value in held.items()]
-        table = "\n".join(lines)
-        Path(page).write_text(BLOCK.sub(lambda block: f"{block[1]}\n{table}\n\n{block[2]}", text), encoding="utf-8")
+    with parity("vLLM") as rows:
+        yield rows
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +126,7 @@ def test_qwen2_vl(model, start, figures):
     compare_scores(local, served, figures, label, "continue_final_message", picture())
     asked = [vlmprobe.Request(f"Question {n}?", picture(), id=n) for n in range(16)]
     together = list(served.generate_many(asked, max_new_tokens=8))
-    alone = [served.generate(each.prompt, each.image, max_new_tokens=8) for each in asked]
+    alone = [served.generate(each.question, each.image, max_new_tokens=8) for each in asked]
     assert [each.meta["id"] for each in together] == list(range(16))
     figures[label, "16 at once, one by one"] = max(
         difference(one.output, other.output, "logprobs") for one, other in zip(together, alone, strict=True)
@@ -166,6 +155,23 @@ def test_sampling_is_raw_and_a_server_says_what_it_gives(model, start):
     assert found.returncode == 3, found.stderr  # --enable-scale-out would give more
     assert '"max_logprobs": 20' in found.stdout
     assert '"mode": "raw_logprobs"' in found.stdout
+
+
+@pytest.mark.parametrize("flags", [(), ("--logprobs-mode", "raw_logits", "--max-logprobs", "-1")], ids=["", "logits"])
+def test_numbers_under_a_grammar_are_renormalised(model, start, flags):
+    folder = model("qwen2_vl")
+    local, served = both(folder, start(folder, *flags))
+    asked = {"grammar": 'root ::= ("yes" | "no") " " [0-9] [0-9]', "image": picture(), "max_new_tokens": 12}
+    here, there = (probe.generate(QUESTION, **asked) for probe in (local, served))
+    assert re.fullmatch("(yes|no) [0-9]{2}", there.text)
+    assert there.output.ids.tolist() == here.output.ids.tolist()
+    assert there.meta["value_kind"] == "constrained"
+    assert np.isnan(there.output.logprobs).all()
+    assert difference(here.output, there.output, "scores") < TOLERANCE
+    colour = served.generate(QUESTION, schema={"enum": ["red", "blue"]}, max_new_tokens=12)
+    assert json.loads(colour.text) in ("red", "blue")
+    with pytest.raises(EngineError, match=r"[Gg]rammar"):
+        served.generate(QUESTION, grammar="root = yes", max_new_tokens=2)
 
 
 def test_qwen2_5_vl_and_a_template_that_ends_in_a_space(model, start, figures):

@@ -10,11 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vlmprobe.engines.base import Options
+from vlmprobe.engines.constraint import Constraint
+from vlmprobe.engines.providers.vllm.prompt import CONSTRAINTS, structured_outputs
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Meaning, Row, Scored, Tokens
 from vlmprobe.engines.serving.answer import EVERY_PROMPT
 from vlmprobe.engines.serving.refusals import refuse
@@ -41,15 +44,19 @@ RESERVED = ("model", "logprobs_mode", "max_logprobs", "trust_remote_code")
 class VLLMEngine:
     """A ``vllm.LLM``. Calls from several threads are serialised: vLLM's object is not thread-safe."""
 
+    abilities = Abilities(
+        no_logits='load with engine="vllm", logprobs_mode="raw_logits"',
+        takes=TAKES,
+        prompt=EVERY_PROMPT,
+        constraints=CONSTRAINTS,
+    )
+
     def __init__(self, llm: Any, tokens: Tokens, mode: str) -> None:
         self.llm = llm
         self.tokens = tokens
         self.meaning = MODES[mode]
-        self.abilities = Abilities(
-            no_logits="" if self.meaning.logits else 'load with engine="vllm", logprobs_mode="raw_logits"',
-            takes=TAKES,
-            prompt=EVERY_PROMPT,
-        )
+        if self.meaning.logits:
+            self.abilities = replace(self.abilities, no_logits="")
         self._turn = threading.Lock()
 
     @classmethod
@@ -99,7 +106,7 @@ class VLLMEngine:
         decoding = self._decoding(options)
         started = time.perf_counter()
         width = -1 if self.meaning.logits else options.alternatives
-        sampling = self._sampling(decoding, options.seed, width, width if options.prompt else None)
+        sampling = self._sampling(decoding, options.seed, width, width if options.prompt else None, options.constraint)
         outputs = self._run([self._prompt(each, self._ids(each)[0]) for each in conversations], sampling)
         meta = {"batch_size": len(conversations), "timings": {"generate_s": time.perf_counter() - started}}
         return [
@@ -169,8 +176,16 @@ class VLLMEngine:
         images = list(conversation.images)
         return {"prompt_token_ids": ids.tolist(), **({"multi_modal_data": {"image": images}} if images else {})}
 
-    def _sampling(self, decoding: Decoding, seed: int | None, top: int | None, prompt: int | None) -> Any:
+    def _sampling(
+        self,
+        decoding: Decoding,
+        seed: int | None,
+        top: int | None,
+        prompt: int | None,
+        constraint: Constraint | None = None,
+    ) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         drawn = decoding.do_sample
         return SamplingParams(
@@ -188,6 +203,9 @@ class VLLMEngine:
             prompt_logprobs=prompt,
             flat_logprobs=True,  # dictionaries of a whole vocabulary cost twenty times as much
             detokenize=bool(decoding.stop_strings),
+            structured_outputs=None
+            if constraint is None
+            else StructuredOutputsParams(**structured_outputs(constraint)),
         )
 
     def _run(self, prompts: list[dict[str, Any]], sampling: Any) -> list[Any]:

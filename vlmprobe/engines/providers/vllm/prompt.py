@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlmprobe.adapter.thought_format import NOTATIONS
+from vlmprobe.engines.constraint import Constraint, Kind
 from vlmprobe.engines.providers import openai_chat
 from vlmprobe.engines.serving import Alternative, Node, Row, Tokens
 from vlmprobe.engines.serving.http.reply import real
@@ -19,9 +20,19 @@ from vlmprobe.inputs.begun import NOTHING
 from vlmprobe.inputs.chat_templates import raw_template
 from vlmprobe.inputs.messages import Conversation, Message, TextPart
 
-__all__ = ["as_message", "prompt_fields", "token_of", "vllm_prompt", "vllm_row", "whole_row"]
+__all__ = [
+    "CONSTRAINTS",
+    "as_message",
+    "prompt_fields",
+    "structured_outputs",
+    "token_of",
+    "vllm_prompt",
+    "vllm_row",
+    "whole_row",
+]
 
 TOKEN_ID = "token_id:"
+CONSTRAINTS: frozenset[Kind] = frozenset({"schema", "grammar"})
 
 
 def prompt_fields(conversation: Conversation, tokens: Tokens) -> dict[str, Any]:
@@ -45,6 +56,11 @@ def prompt_fields(conversation: Conversation, tokens: Tokens) -> dict[str, Any]:
     if format.chat_template_kwargs:
         fields["chat_template_kwargs"] = dict(format.chat_template_kwargs)
     return fields | ({"tool_choice": "none", "tools": list(format.tools)} if format.tools else {})
+
+
+def structured_outputs(constraint: Constraint) -> dict[str, Any]:
+    """vLLM's own name of what an answer must obey, and its value."""
+    return {"json" if constraint.kind == "schema" else "grammar": constraint.value}
 
 
 def as_message(conversation: Conversation, tokens: Tokens) -> Conversation:
@@ -117,7 +133,7 @@ def whole_row(values: Mapping[int | None, float], where: str) -> np.ndarray:
     return row
 
 
-def vllm_row(said: openai_chat.Said, token: int, *, whole: bool) -> Row:
+def vllm_row(said: openai_chat.Said, token: int | None, *, whole: bool) -> Row:
     """A generated token with its alternatives, or with the row of the whole vocabulary."""
     if whole:
         return Row(said.value, token, full=whole_row({token_of(text): value for text, value in said.top}, "vLLM"))
