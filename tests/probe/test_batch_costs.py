@@ -16,7 +16,7 @@ from common import picture
 import vlmprobe
 from vlmprobe import Failure, Request
 from vlmprobe.engines import batching
-from vlmprobe.engines.local import capture, engine, feature_cache
+from vlmprobe.engines.local import beginnings, capture, engine, feature_cache
 from vlmprobe.errors import ImageError
 from vlmprobe.inputs import messages
 from vlmprobe.inputs.ahead import Decoder, Job
@@ -157,6 +157,16 @@ def test_an_image_of_several_batches_is_remembered(probe_of, monkeypatch):
     assert told.count("reused in part") == 16, "of the first batch; the others look its features up"
     assert told.count("reused") == 24
     assert_as_alone(probe, requests[::13], results[::13])
+
+
+def test_questions_about_one_image_need_one_prefill_in_several_windows(probe_of, monkeypatch):
+    probe, image = probe_of("internvl"), picture(0)
+    list(probe.score_many([(f"Is it {place}?", image) for place in range(3)], ["yes", "no"]))  # which tries what it may
+    prefills = counted(monkeypatch, beginnings, "prefill")
+    results = list(probe.score_many([(f"Is it {place}?", image) for place in range(130)], ["yes", "no"]))
+    assert len(prefills) == 1
+    due = probe.score("Is it 129?", ["yes", "no"], image).logprobs
+    np.testing.assert_allclose(results[-1].logprobs, due, atol=1e-4)
 
 
 def test_weights_that_change_between_two_results_are_in_the_next_batch(checkpoint):
