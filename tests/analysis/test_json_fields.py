@@ -274,9 +274,9 @@ def test_ten_thousand_fields_take_a_moment():
     for number in range(10_000):
         tokens += ['"', f"k{number}", '": ', str(number), ", "]
     result = answer(*tokens[:-1], "}")
-    start = time.perf_counter()
+    start = time.process_time()
     found = fields(result)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(found) == 10_000
     assert found.values == list(range(10_000))
     np.testing.assert_allclose(found.probability, np.exp(result.output.logprobs[4::5][:10_000]), rtol=1e-6)

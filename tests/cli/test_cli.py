@@ -644,3 +644,18 @@ def test_ctrl_c_in_the_middle_of_an_answer(tiny, scene, tmp_path):
     assert "Traceback" not in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is visible again
     assert not target.exists()
+
+
+def test_warnings_of_ours_are_shown_and_those_of_libraries_are_not():
+    """As with a server that does not say what it is: the warning names the line that called, which is not ours."""
+    script = """
+from vlmprobe.cli.terminal import prepare
+prepare()
+import warnings
+from vlmprobe.errors import VlmprobeWarning
+warnings.warn("this is told", VlmprobeWarning)
+warnings.warn("this is not")
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "this is told" in found.stderr
+    assert "this is not" not in found.stderr

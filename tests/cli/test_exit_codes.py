@@ -90,7 +90,7 @@ WRONG = [  # command line, what is told
     (("probe", "demo", "none", "Q", "--adapter", "nativ"), "Did you mean native"),
     (("probe", "demo", "none", "Q", "--device", "toaster"), "toaster"),
     (("probe", "demo", "none", "Q", "--dtype", "int8"), "int8"),
-    (("probe", "demo", "none", "Q", "--engine", "vllm"), "not the URL of a server"),
+    (("probe", "demo", "none", "Q", "--served-model", "m"), "not the URL of a server"),
     (("probe", "http://localhost:1", "none", "Q", "--engine", "vlm"), "vllm"),
     (("probe", "demo", "none", "Q", "--temperature", "warm"), "--temperature"),
     (("probe", "demo", "none", "Q", "--temperature", "-1"), "--temperature"),

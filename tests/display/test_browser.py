@@ -225,3 +225,37 @@ def test_a_fragment_needs_no_script_and_inherits_the_colours_of_a_dark_notebook(
     assert "underline" in seven.value_of_css_property("text-decoration")
     ActionChains(browser).move_to_element(seven).perform()
     assert card_of(seven).is_displayed()
+
+
+def test_the_report_is_in_chinese_where_the_browser_is(show, browser):
+    """The words of the templates; what a model, a person or a checkpoint wrote stays, even if it is such a word."""
+    result = answer("confidence", " rank", " all others")
+    result.meta.update({"question": "rank", "model": "image 1"})
+    html = page([two_digits(), result, scores({"candidate": [0.7], "rank": [0.2]})])
+    agent = browser.execute_script("return navigator.userAgent")
+    browser.execute_cdp_cmd("Emulation.setUserAgentOverride", {"userAgent": agent, "acceptLanguage": "zh-CN"})
+    try:
+        show(html)
+        places = "dt, summary, thead th, .legend .faint"
+        texts = {each.text for each in browser.find_elements(By.CSS_SELECTOR, places)}
+        assert {"置信度", "困惑度", "候选", "token 的概率", "提示词 9 个 token · 1 张图像 · 困惑度 1.77"} <= texts
+        assert browser.execute_script("return document.documentElement.lang") == "zh"
+        assert [each.text for each in browser.find_elements(By.CLASS_NAME, "question")] == [
+            "describe the picture",
+            "rank",
+        ]
+        assert browser.find_elements(By.CLASS_NAME, "answer")[1].text.split() == ["confidence", "rank", "all", "others"]
+        assert [each.text for each in browser.find_elements(By.CSS_SELECTOR, "tbody th")] == ["candidate", "rank"]
+        assert browser.find_element(By.TAG_NAME, "header").text.split("\n")[:2] == ["demo, image 1, hand", "3 个结果"]
+        ActionChains(browser).move_to_element(token(browser, "seven")).perform()
+        told = " ".join(card_of(token(browser, "seven")).text.split())
+        assert told.startswith("␣seven 46.7% 排名 0 · 熵 1.203 nats · logprob −0.761 ␣seven 46.7%")
+        assert told.endswith("其余全部 1.1%")
+        assert "这些候选合计占模型输出概率的 90.0%。" in browser.find_elements(By.CLASS_NAME, "mass")[0].text
+        left = browser.execute_script(
+            "return [...document.querySelectorAll('.figures dt, thead th, footer span, .card .other')]"
+            ".map(each => each.firstChild.data).filter(each => /^[ -~]+$/.test(each) && each !== 'logprob')"
+        )
+        assert not left
+    finally:
+        browser.execute_cdp_cmd("Emulation.setUserAgentOverride", {"userAgent": agent, "acceptLanguage": "en-US"})

@@ -460,3 +460,22 @@ def test_long_output_is_shortened_in_the_middle_and_says_so():
 def test_rendering_imports_no_torch():
     code = "import sys, vlmprobe.display; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_number_that_rounds_to_a_thousand_is_written_whole():
+    assert [view.short(each) for each in (999.4, 999.6, 1000.0)] == ["999", "1,000", "1,000"]  # was 1e+03
+
+
+def test_a_bounded_token_is_shown_as_at_most_so_likely():
+    table = make_table([nothing(" never"), nothing(" listed")])
+    bounds = np.array([math.log(0.02), math.nan], np.float32)
+    table = dataclasses.replace(table, logprobs_at_most=bounds, positions=np.array([7, 8]))
+    html = table_html(table)
+    assert re.search(r'<span class="t l6" tabindex="0">never', html)  # no surer than its bound
+    told = Outline(html).all_text
+    assert "␣never≤ 2.0%logprob ≤ −3.912" in told.replace("\n", "")
+    assert "its probability is not known" in told
+    assert "no distribution" not in told  # of an answer there always is one
+    shown = terminal(table_rich(table))
+    assert "≤ 2.0%" in shown
+    assert "≤ −3.912" in shown

@@ -18,6 +18,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("IPython", "display"),
     **_of("PIL", ". Image ImageDraw ImageFile ImageFilter ImageOps"),
     **_of("accelerate", "utils", "package reference: utility functions", frozenset({"align_module_device"})),
+    **_of("anywidget", "."),
     **_of("filelock", "."),
     **_of("httpx", "."),
     **_of("huggingface_hub", "."),
@@ -55,6 +56,7 @@ DOCUMENTED: dict[str, tuple[Names, str]] = {
     **_of("tokenizers", ". decoders models pre_tokenizers processors trainers"),
     **_of("torch", ". accelerator cuda linalg nn nn.functional nn.init overrides random special"),
     **_of("torchvision", "transforms.functional"),
+    **_of("traitlets", "."),
     **_of("transformers", "."),
     **_of(
         "transformers",

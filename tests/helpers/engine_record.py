@@ -17,6 +17,8 @@ from vlmprobe.engines.serving.http.client import Client
 QUESTION = "What is in the picture?"
 SINGLE = [" the", " picture", "?", "."]  # one token each
 CANDIDATES = ["yes", " a cat", "tiger"]
+SHORT = ["a", "b"]  # one token each for every tokenizer
+FLAGS = {"/server_info": ("version", "incremental_streaming_output", "enable_deterministic_inference")}  # kept of it
 
 
 def picture() -> Image.Image:
@@ -44,20 +46,43 @@ def calls(model: str, url: str) -> dict[str, Any]:
     }
 
 
+def sglang_calls(model: str, url: str) -> dict[str, Any]:
+    """What is recorded of SGLang."""
+    probe = vlmprobe.connect(url, processor=model)
+    shown = {"image": picture(), "max_new_tokens": 8, "alternatives": 3}
+    sampled = {"do_sample": True, "temperature": 0.5, "top_k": 5, "seed": 3}
+    return {
+        "generate": probe.generate(QUESTION, **shown),
+        "sampled": probe.generate(QUESTION, **shown, **sampled, prompt=False),
+        "scores": probe.score(QUESTION, [*SHORT, *CANDIDATES], image=picture(), alternatives=1),
+        "streamed": probe.stream(QUESTION, **shown).result,
+    }
+
+
 def main(model: str, url: str, file: str) -> None:
     """Run the calls and write the exchanges."""
     exchanges: dict[str, dict[str, Any]] = {}
-    plain = Client._exchange
+    plain, plain_events = Client._exchange, Client.events
 
     async def exchange(self: Client, http: Any, method: str, path: str, body: bytes | None) -> Any:
         status, headers, content = await plain(self, http, method, path, body)
         asked = None if body is None else bare(json.loads(body))
-        exchanges[json.dumps([method, path, asked])] = {"status": status, "response": json.loads(content)}
+        response = json.loads(content)
+        if path in FLAGS:  # all that a server was started with
+            response = {name: value for name, value in response.items() if name in FLAGS[path]}
+        exchanges[json.dumps([method, path, asked])] = {"status": status, "response": response}
         return status, headers, content
 
-    Client._exchange = exchange  # type: ignore[method-assign]
-    calls(model, url)
+    async def events(self: Client, path: str, body: Any) -> Any:
+        told: list[Any] = []
+        exchanges[json.dumps(["POST", path, bare(body)])] = {"status": 200, "events": told}
+        async for each in plain_events(self, path, body):
+            told.append(each)
+            yield each
+
+    Client._exchange, Client.events = exchange, events  # type: ignore[method-assign]
     found = vlmprobe.connect(url)
+    {"vllm": calls, "sglang": sglang_calls}[found.meta["engine"]](model, url)
     head = {"engine": found.meta["engine"], "version": found.meta["engine_version"], "model": Path(model).name}
     lines = [head]
     for key, document in exchanges.items():

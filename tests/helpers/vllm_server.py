@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+from server_process import running
 
-PATIENCE_S = 420  # a start takes half a minute on an idle machine
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -31,12 +27,13 @@ def python() -> Path:
     return Path(folder) / "bin" / "python"
 
 
-def missing() -> str | None:
-    """Why there is no vLLM here, or None."""
+def missing(*further: str) -> str | None:
+    """Why there is no vLLM here, or no ``further`` module beside it, or None."""
     if not python().exists():
         return f"no vLLM: {python().parents[1]} could not be made (make engine-test tries)"
-    found = subprocess.run([python(), "-c", "import vllm"], capture_output=True, text=True, env=environment())
-    return None if found.returncode == 0 else f"no vLLM in {python().parents[1]}: {found.stderr.strip()[-200:]}"
+    modules = ", ".join(("vllm", *further))
+    found = subprocess.run([python(), "-c", f"import {modules}"], capture_output=True, text=True, env=environment())
+    return None if found.returncode == 0 else f"no {modules} in {python().parents[1]}: {found.stderr.strip()[-200:]}"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -48,35 +45,7 @@ def environment(**more: str) -> dict[str, str]:
 @contextmanager
 def serving(model: Path, *flags: str, log: Path, **more: str) -> Iterator[str]:
     """The address of a server of ``model``, which ends with the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [python(), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
-    command += ["--enforce-eager", "--seed", "0", *flags]
-    url = f"http://127.0.0.1:{port}"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment(**more), start_new_session=True, cwd=log.parent
-        )
-    try:
-        end = time.monotonic() + PATIENCE_S
-        while not _healthy(url):
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"vLLM did not start: {log.read_text(errors='replace')[-3000:]}")
-            time.sleep(1)
+    command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--seed", "0", *flags]
+    with running(command, log=log, environment=environment(**more)) as url:
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False

@@ -1,10 +1,10 @@
 """Recordings of real servers: every request that a probe made and what was answered, for :class:`WireServer` to replay.
 
 A recording is JSON lines of ``{"method", "path", "request", "status", "response"}`` after a first line that says what
-was recorded. Pictures are left out of the requests. A request that was not recorded gets HTTP 418, so a test fails
-where a probe asks anything else than what the real server was asked. A stream is made from the whole answer that was
-recorded, in the form of vLLM 0.32 (``chat_completion_stream_generator``); ``engines/providers/vllm_real`` reads those
-of a real one.
+was recorded; a stream has ``"events"`` in place of the response. Pictures are left out of the requests. A request that
+was not recorded gets HTTP 418, so a test fails where a probe asks anything else than what the real server was asked. A
+stream of vLLM is made from the whole answer that was recorded, in the form of vLLM 0.32
+(``chat_completion_stream_generator``); ``engines/providers/vllm_real`` reads those of a real one.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ def routes(file: Path) -> dict[str, Callable[[Request], Reply]]:
     _, exchanges = read(file)
 
     def reply(request: Request) -> Reply:
-        asked = bare(request.json)
-        whole = asked
+        asked = whole = bare(request.json)
         if asked and asked.get("stream"):
             whole = {key: value for key, value in asked.items() if key != "stream_options"} | {"stream": False}
         for each in exchanges:
-            if (each["method"], each["path"], each["request"]) == (request.method, request.path, whole):
-                found = json_reply(each["response"], each["status"])
-                return found if whole is asked else event_stream(streamed(each["response"]))
+            due = each["method"], each["path"], each["request"]
+            if due == (request.method, request.path, asked):
+                return (
+                    event_stream(each["events"]) if "events" in each else json_reply(each["response"], each["status"])
+                )
+            if due == (request.method, request.path, whole):
+                return event_stream(streamed(each["response"]))
         return json_reply({"error": {"message": f"not recorded: {json.dumps(asked)[:2000]}"}}, 418)
 
     return {each["path"]: reply for each in exchanges}

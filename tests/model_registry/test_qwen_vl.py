@@ -175,3 +175,22 @@ def test_a_resize_that_a_family_does_not_have_is_refused_before_anything_is_load
 def test_no_family_without_a_choice_says_what_resizes(probe_of):
     assert "resize" not in probe_of("llava").generate("Hi", max_new_tokens=1).meta
     assert probe_of("qwen2_vl").generate("Hi", max_new_tokens=1).meta["resize"] == "processor"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_recorded_size_of_an_image_is_that_of_the_grid_the_model_receives(name, probe_of):
+    """For tall, wide, tiny and large images, whoever resizes them: the answers of Qwen2.5-VL count in these pixels."""
+    probe = probe_of(name)
+    patch = probe.engine.adapter.processor.image_processor.patch_size
+    sizes = [(640, 480), (20, 1500), (1999, 11), (3, 4), (57, 57), (85, 43)]
+    options = [{}, {"resized_height": 61, "resized_width": 120}, {"max_pixels": 5000}]
+    for size in sizes:
+        for each in options[: 3 if min(size) > 20 else 1]:
+            parts = [{"type": "image", "image": noise(*size), **each}, {"type": "text", "text": "Where?"}]
+            messages = [{"role": "user", "content": parts}]
+            conversation = Conversation.build(messages)
+            _, high, wide = encoded(probe, messages)["image_grid_thw"][0].tolist()
+            told = probe.engine.adapter.facts(conversation)
+            assert told["resized_sizes"] == [[wide * patch, high * patch]], (size, each)
+            assert told["box_format"] == {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl"}.get(name, "qwen3-vl")
+    assert "resized_sizes" not in probe.engine.adapter.facts(Conversation.build("Hi"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from run_engine import numbers, questions
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 
 import vlmprobe
 from vlmprobe.cli import app
-from vlmprobe.demo import sample_images
+from vlmprobe.demo import checkpoint, sample_images
 from vlmprobe.errors import GenerationOptionError, MissingExtraError, RunError
 from vlmprobe.runs import OnRay, on_ray
 
@@ -111,6 +113,68 @@ def test_a_server_needs_no_actors(tmp_path):
     typed = CliRunner().invoke(app, [*arguments, "--ray", "2"])
     assert typed.exit_code == 2
     assert "a server needs no actors" in typed.output
+
+
+def fake_ray(monkeypatch, gpus: float) -> list[float]:
+    """Ray as far as a pool is asked for; GPUs of each actor."""
+    asked: list[float] = []
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 8, "GPU": gpus})
+    monkeypatch.setattr(on_ray, "_imported", lambda: ray)
+    monkeypatch.setattr(on_ray, "cores", lambda: 8)
+    monkeypatch.setattr(on_ray, "_mapped", lambda ray, probe, blocks, how, each: asked.append(each) or iter(()))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("parallel", "known", "each"), [(1, 0, 0), (1, 1, 0), (1, 2, 1), (2, 0, 0), (2, 4, 2), (4, 8, 4)]
+)
+def test_each_actor_gets_the_gpus_that_its_model_is_spread_over(monkeypatch, parallel, known, each):
+    asked = fake_ray(monkeypatch, known)
+    assert not list(OnRay(OPEN, 2, parallel=parallel).results([], ()))
+    assert asked == [each]
+    assert not list(OnRay(OPEN, 2, gpus=0.5, parallel=parallel).results([], ()))
+    assert asked == [each, 0.5]
+
+
+def test_actors_that_need_more_gpus_than_there_are(monkeypatch):
+    fake_ray(monkeypatch, 3)
+    with pytest.raises(GenerationOptionError, match=r"over 2 GPUs each need 4, and Ray knows of 3"):
+        list(OnRay(OPEN, 2, parallel=2).results([], ()))
+    for wrong in (0, True, 1.5, "2"):
+        with pytest.raises(GenerationOptionError, match="integer number of GPUs"):
+            OnRay(OPEN, 1, parallel=wrong).require_cores()
+
+
+def test_the_engine_and_its_options_reach_the_actors(tmp_path, monkeypatch):
+    fake_ray(monkeypatch, 0)
+    given = []
+    monkeypatch.setattr("vlmprobe.runs.run", lambda probe, *_, **__: given.append(probe))
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"question": "Hi"}\n')
+    line = ["run", str(checkpoint()), str(data), "--out", str(tmp_path / "out"), "--dtype", "float32"]
+    spread = ["--engine", "vllm", "--engine-option", "tensor_parallel_size=2", "--engine-option", "max_model_len=512"]
+    CliRunner().invoke(app, [*line, "--ray", "2", *spread])
+    (found,) = given
+    assert (found.actors, found.parallel) == (2, 2)
+    assert found.open.func is vlmprobe.load
+    told = {"engine": "vllm", "tensor_parallel_size": 2, "max_model_len": 512, "dtype": "float32"}
+    assert found.open.keywords.items() >= told.items()
+    CliRunner().invoke(app, [*line, "--ray", "2", *spread, "--engine-option", "pipeline_parallel_size=3"])
+    assert given.pop().parallel == 6
+    wrong = CliRunner().invoke(app, [*line, "--ray", "2", "--engine", "vllm", "--engine-option", "tp=two"])
+    assert wrong.exit_code == 2
+    assert "integer number of GPUs, not 'two'" in wrong.output
+    CliRunner().invoke(app, [*line, "--ray", "2"])
+    assert given[1].parallel == 1
+    assert "engine" not in given[1].open.keywords
+
+
+def test_an_actor_whose_engine_is_not_installed_ends_the_run_with_what_to_do(monkeypatch):
+    """An actor, in this process: what it says is what the driver raises."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    actor = on_ray.Actor(OnRay(partial(vlmprobe.load, checkpoint(), engine="vllm"), 1), (None, *[None] * 6))
+    (done,) = actor({"block": []})["done"]
+    assert "vLLM is not installed here" in pickle.loads(done).error
 
 
 @needs_ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from run_engine import oracle, questions
@@ -107,3 +108,26 @@ def test_a_damaged_shard_is_named(tmp_path):
     (tmp_path / "0of1-000001.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(RunError, match=r"0of1-000001\.parquet is damaged"):
         read_records(tmp_path)
+
+
+class TestArraysInRecords:
+    """A record holds the numbers of its tokens as arrays; a table is the same as from lists."""
+
+    @pytest.mark.parametrize("shape", [(), (3,)])
+    @pytest.mark.parametrize(("name", "kind"), [("top_ids", np.int64), ("top_logprobs", np.float32)])
+    def test_cells_of_arrays_are_those_of_lists(self, name, kind, shape):
+        name = name if shape else {"top_ids": "token_id", "top_logprobs": "token_logprob"}[name]
+        numbers = np.random.default_rng(0).normal(size=(6, *shape)) * 9
+        given = [None, numbers[:2].astype(kind), numbers[:0].astype(kind), None, numbers[2:].astype(kind)]
+        listed = [None if each is None else each.tolist() for each in given]
+        found, due = (
+            records.table_of([{**record(str(place)), name: cell} for place, cell in enumerate(cells)])[name]
+            for cells in (given, listed)
+        )
+        found.validate(full=True)
+        assert (found.type, found.to_pylist()) == (due.type, due.to_pylist())
+        assert found.null_count == 2
+
+    def test_an_id_that_does_not_fit_is_an_error(self):
+        with pytest.raises(pa.ArrowInvalid, match="not in range"):
+            records.table_of([{**record("a"), "token_id": np.array([2**40])}])

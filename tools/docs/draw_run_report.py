@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -26,11 +27,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = report(Path(folder))
         for name, scheme in (("run-report", "light"), ("run-report-dark", "dark")):
-            path = images / f"{name}.png"
-            path.write_bytes(screenshot(page, scheme))
-            with Image.open(path) as shown:
-                small = shown.convert("RGB").quantize(COLOURS)
-            small.save(path, optimize=True)
+            save(screenshot(page, scheme), images / f"{name}.png")
+
+
+def save(png: bytes, path: Path) -> None:
+    """Save a screenshot with few colours."""
+    with Image.open(BytesIO(png)) as shown:
+        shown.convert("RGB").quantize(COLOURS).save(path, optimize=True)
 
 
 def report(folder: Path) -> Path:
@@ -51,13 +54,13 @@ def report(folder: Path) -> Path:
     return runs["bfloat16"].report(folder / "report", against=runs["float32"])
 
 
-def screenshot(page: Path, scheme: str) -> bytes:
-    """The top of a page in a colour scheme, as PNG."""
+def screenshot(page: Path, scheme: str, height: int = HEIGHT) -> bytes:
+    """The top of a page in a colour scheme, as PNG; ``height`` in CSS pixels."""
     options = webdriver.ChromeOptions()
     for flag in ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-background-networking"):
         options.add_argument(flag)
     with webdriver.Chrome(options=options) as browser:
-        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": SCALE, "mobile": False}
+        size = {"width": WIDTH, "height": height, "deviceScaleFactor": SCALE, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)

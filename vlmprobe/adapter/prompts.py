@@ -74,6 +74,13 @@ class Prompts:
         name = "image_processor"
         return (self.processor, name) if callable(getattr(self.processor, name, None)) else None
 
+    def resized_sizes(self, conversation: Conversation) -> list[tuple[int, int]] | None:
+        """Width and height in pixels of each image as the model receives it; None where that is not one size each.
+
+        Families whose answers count in these pixels say it; it is recorded in ``meta``.
+        """
+        return None
+
     def check_format(self, conversation: Conversation) -> None:
         """Reject what a conversation gives its prompt and the prompt would not hold; runs no model.
 
@@ -212,7 +219,13 @@ def _readable(chat: list[dict[str, Any]], write: Callable[[list[dict[str, Any]]]
 
 def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Length of the longest common prefix."""
-    length = 0
-    while length < min(len(one), len(other)) and one[length] == other[length]:
-        length += 1
+    if type(one) is not type(other):  # slices of which would never be equal
+        one, other = list(one), list(other)
+    length, beyond = 0, min(len(one), len(other)) + 1
+    while beyond - length > 1:  # slices are compared, since a loop over the characters of a prompt takes longer
+        middle = (length + beyond) // 2
+        if one[length:middle] == other[length:middle]:
+            length = middle
+        else:
+            beyond = middle
     return length

@@ -64,10 +64,18 @@ class TextEnds:
     def ids(self, end: str) -> tuple[int, ...]:
         """The ids of a text that begins with an added token."""
         found = self._ids.get(end)
-        if found is None:
-            if len(self._ids) >= MOST:
-                self._ids.clear()
-            found = self._ids[end] = tuple(self._tokenizer(end, add_special_tokens=False)["input_ids"])
+        return self._read([end])[0] if found is None else found
+
+    def read(self, ends: Iterable[str]) -> None:
+        """Tokenise several, which takes less time at once than one by one."""
+        if new := [each for each in dict.fromkeys(ends) if each not in self._ids]:
+            self._read(new)
+
+    def _read(self, ends: Sequence[str]) -> list[tuple[int, ...]]:
+        found = [tuple(ids) for ids in self._tokenizer(list(ends), add_special_tokens=False)["input_ids"]]
+        if len(self._ids) + len(found) > MOST:
+            self._ids.clear()
+        self._ids.update(zip(ends, found, strict=True))
         return found
 
     def continued(self, end: str, text: str) -> tuple[int, tuple[int, ...]]:

@@ -4,8 +4,8 @@
 >>> uncertainty.mean_entropy(result)
 >>> contrast(probe, "Describe the picture.", image)
 
-``dir(vlmprobe.analysis)`` lists the modules, and the functions ``contrast``, ``fields`` and ``lens``, the entry points
-of theirs.
+``dir(vlmprobe.analysis)`` lists the modules, and the functions ``boxes``, ``contrast``,
+``field_alternatives``, ``fields`` and ``lens``, the entry points of theirs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors, which then show their signatures
+    from vlmprobe.analysis.box_confidence import boxes as boxes
     from vlmprobe.analysis.image_contrast import contrast as contrast
+    from vlmprobe.analysis.json_alternatives import field_alternatives as field_alternatives
     from vlmprobe.analysis.json_fields import fields as fields
     from vlmprobe.analysis.logit_lens import lens as lens
 
-FUNCTIONS = {"contrast": "image_contrast", "fields": "json_fields", "lens": "logit_lens"}  # name: module
+FUNCTIONS = {  # name: module
+    "boxes": "box_confidence",
+    "contrast": "image_contrast",
+    "field_alternatives": "json_alternatives",
+    "fields": "json_fields",
+    "lens": "logit_lens",
+}
 MOVED = {  # former module: where it is now; until 1.0
     "alignment": "vlmprobe.analysis.token_alignment",
     "branching": "vlmprobe.probe.branch",

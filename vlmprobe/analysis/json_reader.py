@@ -7,12 +7,13 @@ One pass without recursion, so that time grows with the length of the text, and 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from vlmprobe.errors import ResultError
 
-__all__ = ["DEEPEST", "Document", "Leaf", "Path", "read_json"]
+__all__ = ["DEEPEST", "Document", "Leaf", "Path", "read_json", "value_begun"]
 
 Path: TypeAlias = "tuple[str | int, ...]"  # keys and indices from the root
 Span: TypeAlias = "tuple[int, int]"
@@ -119,6 +120,27 @@ def read_json(text: str) -> Document:
             else "The answer is empty: there is no JSON in it."
         )
     return plain
+
+
+def value_begun(text: str) -> tuple[Leaf, bool] | None:
+    """The value that a text begins with, and whether it has ended there, so that nothing after it belongs to it.
+
+    Of an object or array only the bracket is looked at, which decides that it is one. Kind "none" is what is no value,
+    such as a comma. None while there is only white space.
+    """
+    reader = _Reader(text, 0)
+    try:
+        reader._next()
+    except _Stop:
+        return None
+    reader.sure = True  # what has no quotes is read as well
+    with suppress(_Stop):
+        reader._value((), None)
+    if reader._stack:
+        kind = "object" if reader._stack[0].is_object else "array"
+        return Leaf((), {} if kind == "object" else [], kind, (reader._stack[0].start, reader.at), None), True
+    leaf = reader.leaves[0]
+    return leaf, leaf.complete if leaf.kind in ("string", "none") else leaf.span[1] < len(text)
 
 
 class _Reader:

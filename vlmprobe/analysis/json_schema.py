@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from vlmprobe.analysis.json_reader import Leaf, Path
 from vlmprobe.errors import ResultError
 
-__all__ = ["apply_schema"]
+__all__ = ["allowed_values", "apply_schema"]
 
 Node: TypeAlias = "Mapping[str, Any]"
 MOST = 1000  # nodes that are looked at for the alternatives of one place
@@ -61,6 +61,27 @@ def apply_schema(leaves: Sequence[Leaf], root: Node) -> tuple[list[str], list[Le
             if key not in there:
                 missing.append(Leaf((*path, key), None, "missing", (0, 0), None, complete=False, notes=["missing"]))
     return expected, missing
+
+
+def allowed_values(path: Path, root: Node) -> list[Any] | None:
+    """The values that a schema lists for a place: of ``enum`` and ``const``, of booleans and null. None if it does not.
+
+    Raises:
+        ResultError: as :func:`apply_schema`.
+    """
+    nodes: list[Node] | None = _alternatives(root, root)
+    for part in path:
+        nodes = None if nodes is None else _member(nodes, part, root)
+    found: list[Any] = []
+    for node in nodes or [{}]:
+        types = _listed(node.get("type", ()))
+        if "enum" in node or "const" in node:
+            found += node["enum"] if "enum" in node else [node["const"]]
+        elif types and all(each in ("boolean", "null") for each in types):
+            found += [value for each in types for value in ((True, False) if each == "boolean" else (None,))]
+        else:
+            return None
+    return None if any(isinstance(value, dict | list) for value in found) else found
 
 
 def _alternatives(node: Any, root: Node, before: frozenset[str] = frozenset()) -> list[Node]:

@@ -1,9 +1,9 @@
-"""``show``: one table of many results, in Jupyter or in a terminal."""
+"""``show``: one table of many results, in Jupyter or in a terminal. ``widget``: one result to click through."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from vlmprobe.results.failure import Failure
 from vlmprobe.results.result import Result, Scores
 from vlmprobe.results.table import TokenTable
 
-__all__ = ["show"]
+if TYPE_CHECKING:
+    from vlmprobe.display.widget import AnswerWidget
+
+__all__ = ["show", "widget"]
 
 NOTHING = (DASH, float("nan"))
 
@@ -42,6 +45,25 @@ def show(results: Any) -> None:
     if not listed:
         raise ResultError(f"There is no result to show in {results!r}: give a result, or a list of them.")
     overview.show(_Listed(listed))
+
+
+def widget(result: Any, *, lang: str | None = None) -> AnswerWidget:
+    """A result or scores as a widget of a notebook: every token with what else could have been said.
+
+    Args:
+        result: a :class:`Result`, :class:`Scores`, or a typed answer.
+        lang: "en" or "zh"; by default the browser's language.
+
+    Returns:
+        An :class:`~vlmprobe.display.widget.AnswerWidget`, whose ``selected`` is the row that was clicked last.
+
+    Raises:
+        MissingExtraError: if anywidget is not installed.
+        ResultError: for something else than a result or scores.
+    """
+    from vlmprobe.display.widget import AnswerWidget
+
+    return AnswerWidget(result, lang=lang)
 
 
 class _Listed(Viewed):

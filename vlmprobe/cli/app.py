@@ -14,6 +14,7 @@ from vlmprobe.cli.demo import demo
 from vlmprobe.cli.doctor import doctor
 from vlmprobe.cli.models import models
 from vlmprobe.cli.new_adapter import new_adapter
+from vlmprobe.cli.page import page
 from vlmprobe.cli.probe import probe
 from vlmprobe.cli.report import report
 from vlmprobe.cli.run import run
@@ -44,6 +45,7 @@ RUN_EXAMPLE = (
     "interrupted, 143 terminated. The same command again goes on."
 )
 SHOW_EXAMPLE = "Example: vlmprobe show answers"
+PAGE_EXAMPLE = "Example: vlmprobe page demo"
 REPORT_EXAMPLE = "Example: vlmprobe report answers --out report"
 
 ASK_EXAMPLE = (
@@ -151,6 +153,7 @@ def top(
 
 
 app.command(cls=Command)(demo)
+app.command(cls=Command, epilog=PAGE_EXAMPLE)(page)
 app.command(cls=AskCommand, epilog=PROBE_EXAMPLE)(probe)
 app.command(cls=AskCommand, epilog=ASK_EXAMPLE)(ask)
 app.command(cls=AskCommand, epilog=SCORE_EXAMPLE)(score)

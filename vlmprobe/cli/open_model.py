@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vlmprobe.cli import options
 from vlmprobe.cli.terminal import working, wrong_usage
 from vlmprobe.errors import CheckpointNotFoundError, UnknownModelError, VlmprobeError
 
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
-__all__ = ["is_server", "open_model", "open_probe", "open_server", "served"]
+__all__ = ["checkpoint_engine", "is_server", "open_model", "open_probe", "open_server", "served"]
 
 
 ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, without its scheme
@@ -38,6 +39,7 @@ def open_model(
     revision: str | None,
     ignore_weights: list[str] | None,
     engine: str | None,
+    engine_option: list[str] | None,
     served_model: str | None,
     processor: str | None,
     prompt: Mapping[str, Any],
@@ -54,9 +56,8 @@ def open_model(
         "--revision": revision,
         "--ignore-weights": ", ".join(ignore_weights or ()) or None,
     }
-    serving = {"--engine": engine, "--served-model": served_model, "--processor": processor}
     if is_server(model):
-        if given := _given(loading):
+        if given := _given(loading | {"--engine-option": ", ".join(engine_option or ()) or None}):
             raise typer.BadParameter("MODEL is a server, which has loaded its model", param_hint=given)
         urls = SEVERAL.split(model)
         return open_server(
@@ -64,10 +65,26 @@ def open_model(
         )
     if ADDRESS.fullmatch(model) and not os.path.exists(model):
         raise typer.BadParameter(f"there is no folder {model}; a server is http://{model}", param_hint="'MODEL'")
-    if given := _given(serving):
-        raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
     chosen = {"device": device, "dtype": dtype, "adapter": adapter, "revision": revision}
-    return open_probe(model, **chosen, ignore_weights=ignore_weights or (), **prompt)
+    engine_arguments = checkpoint_engine(model, engine, engine_option, served_model, processor)
+    return open_probe(model, **chosen, ignore_weights=ignore_weights or (), **engine_arguments, **prompt)
+
+
+def checkpoint_engine(
+    model: str, engine: str | None, engine_option: list[str] | None, served_model: str | None, processor: str | None
+) -> dict[str, Any]:
+    """Arguments of ``vlmprobe.load`` for the engine that runs a checkpoint; empty for transformers.
+
+    Raises:
+        typer.BadParameter: for options of a server, or options of an engine without its name.
+    """
+    if given := _given({"--served-model": served_model, "--processor": processor}):
+        raise typer.BadParameter(f"{model} is not the URL of a server (http://...)", param_hint=given)
+    if engine is None:
+        if engine_option:
+            raise typer.BadParameter("name the engine with --engine", param_hint="'--engine-option'")
+        return {}
+    return {"engine": engine, **options.engine_options(engine_option)}
 
 
 def open_probe(model: str, **load: Any) -> Probe:
@@ -85,7 +102,7 @@ def open_probe(model: str, **load: Any) -> Probe:
         return load_probe(model, **load)
 
 
-def open_server(url: str | list[str], **options: Any) -> Probe:
+def open_server(url: str | list[str], **how: Any) -> Probe:
     """Connect to a server or several, with a status line in a terminal.
 
     The API key is read from ``VLMPROBE_API_KEY``.
@@ -93,7 +110,7 @@ def open_server(url: str | list[str], **options: Any) -> Probe:
     from vlmprobe import connect
 
     with working(f"Connecting to {url if isinstance(url, str) else ', '.join(url)}"), served():
-        return connect(url, **options)
+        return connect(url, **how)
 
 
 @contextmanager
@@ -117,8 +134,8 @@ def _check_choices(adapter: str | None, device: str, dtype: str) -> None:
     resolved_dtype(dtype)
 
 
-def _given(options: dict[str, str | None]) -> str:
-    return ", ".join(f"'{name}'" for name, value in options.items() if value is not None)
+def _given(named: dict[str, str | None]) -> str:
+    return ", ".join(f"'{name}'" for name, value in named.items() if value is not None)
 
 
 def _no_bars(*, except_downloads: bool) -> None:

@@ -40,7 +40,8 @@ class Opening:
     adapter: options.Adapter = None
     revision: options.Revision = None
     ignore_weights: options.IgnoreWeights = None
-    engine: options.EngineName = None
+    engine: options.EngineHere = None
+    engine_option: options.EngineOption = None
     served_model: options.ServedModel = None
     processor: options.Processor = None
 

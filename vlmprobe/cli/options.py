@@ -20,7 +20,9 @@ __all__ = [
     "Debug",
     "Device",
     "Dtype",
+    "EngineHere",
     "EngineName",
+    "EngineOption",
     "Html",
     "IgnoreWeights",
     "Image",
@@ -38,10 +40,20 @@ __all__ = [
     "ServedModel",
     "System",
     "Tools",
+    "engine_options",
     "generation_options",
 ]
 
 MODEL, SERVER, OUTPUT, GENERATION, PROMPT = "Model", "Server", "Output", "Generation", "Prompt"
+OF_LOAD = {  # argument of vlmprobe.load -> what sets it
+    "model": "MODEL",
+    "engine": "--engine",
+    "device": "--device",
+    "dtype": "--dtype",
+    "adapter": "--adapter",
+    "revision": "--revision",
+    "ignore_weights": "--ignore-weights",
+}
 DEDICATED = {  # name of a generation option, or of an argument of Probe.generate -> the option that sets it
     "max_new_tokens": "--max-new-tokens",
     "temperature": "--temperature",
@@ -214,6 +226,26 @@ EngineName = Annotated[
         show_default=False,
     ),
 ]
+EngineHere = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="Server type, such as vllm; detected by default. Of a checkpoint: what runs it here, if not transformers.",
+        rich_help_panel=SERVER,
+        show_default=False,
+    ),
+]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option",
+        metavar="NAME=VALUE",
+        help="Option of the engine of a checkpoint, such as tensor_parallel_size=2. Repeatable.",
+        rich_help_panel=SERVER,
+        show_default=False,
+    ),
+]
 ServedModel = Annotated[
     str | None,
     typer.Option(
@@ -309,21 +341,35 @@ def generation_options(
         options["max_new_tokens"] = max_new_tokens
     if temperature is not None:
         options["temperature"] = temperature
-    seen = set()
+    assigned = _assigned(assignments, "'--option'", "top_p=0.9")
+    if dedicated := next((name for name in assigned if name in DEDICATED), None):
+        own = DEDICATED[dedicated]
+        raise typer.BadParameter(f"{dedicated} has an option of its own: {own}", param_hint="'--option'")
+    return options | assigned
+
+
+def engine_options(assignments: list[str] | None) -> dict[str, Any]:
+    """Arguments of an engine in this process; as :func:`generation_options`."""
+    hint = "'--engine-option'"
+    found = _assigned(assignments, hint, "tensor_parallel_size=2")
+    if own := next((name for name in found if name in OF_LOAD), None):
+        raise typer.BadParameter(f"{own} has an option of its own: {OF_LOAD[own]}", param_hint=hint)
+    return found
+
+
+def _assigned(assignments: list[str] | None, hint: str, example: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name.isidentifier():
             raise typer.BadParameter(
-                f"{assignment!r} is not of the form name=value, such as top_p=0.9", param_hint="'--option'"
+                f"{assignment!r} is not of the form name=value, such as {example}", param_hint=hint
             )
-        if name in DEDICATED:
-            raise typer.BadParameter(f"{name} has an option of its own: {DEDICATED[name]}", param_hint="'--option'")
-        if name in seen:
-            raise typer.BadParameter(f"{name} is given twice", param_hint="'--option'")
-        seen.add(name)
-        options[name] = _value(value.strip())
-    return options
+        if name in found:
+            raise typer.BadParameter(f"{name} is given twice", param_hint=hint)
+        found[name] = _value(value.strip())
+    return found
 
 
 def _value(text: str) -> Any:

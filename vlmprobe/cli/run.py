@@ -6,19 +6,21 @@ import shlex
 import sys
 from collections.abc import Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vlmprobe.cli import arguments, options
-from vlmprobe.cli.open_model import is_server, open_model
+from vlmprobe.cli.open_model import checkpoint_engine, is_server, open_model
 from vlmprobe.cli.option_groups import Opening, Template, grouped
 from vlmprobe.cli.terminal import FAILED, console, guarded, note, one_line, wrong_usage
 
 __all__ = ["run"]
 
 COLUMNS, ROWS = "Columns of DATA", "Rows"
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "tp")  # GPUs of one model; tp is LMDeploy's name
 
 
 def _option(*names: str, what: str, help: str, panel: str, **more: Any) -> Any:
@@ -282,11 +284,15 @@ def _on_ray(actors: int, model: str, opening: Opening, prompt: Mapping[str, Any]
     from vlmprobe import load
     from vlmprobe.runs import OnRay
 
-    if is_server(model) or any((opening.engine, opening.served_model, opening.processor)):
+    if is_server(model):
         raise typer.BadParameter("a server needs no actors: it is asked many rows at a time", param_hint="'--ray'")
     here = {name: getattr(opening, name) for name in ("device", "dtype", "adapter", "revision")}
-    opens = partial(load, model, ignore_weights=opening.ignore_weights or (), **here, **prompt)
-    found = OnRay(opens, actors)
+    asked = (opening.engine, opening.engine_option, opening.served_model, opening.processor)
+    engine = checkpoint_engine(model, *asked)
+    opens = partial(load, model, ignore_weights=opening.ignore_weights or (), **here, **engine, **prompt)
+    spread = [engine[name] for name in PARALLEL if name in engine]
+    wrong = [each for each in spread if type(each) is not int]
+    found = OnRay(opens, actors, parallel=wrong[0] if wrong else prod(spread))
     with wrong_usage():
         found.require_cores()
     return found

@@ -22,6 +22,7 @@ from vlmprobe.errors import (
     ResultError,
     UnknownModelError,
     VlmprobeError,
+    VlmprobeWarning,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def prepare() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"vlmprobe(\.|$)")
+        warnings.filterwarnings("default", category=VlmprobeWarning)  # these name the line that called vlmprobe
         warnings.showwarning = _show_warning
 
 

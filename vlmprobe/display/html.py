@@ -249,7 +249,7 @@ def environment() -> Environment:
         "bounds": view.LEVELS,
         "scope": scope,
         "style": Markup(styles()),
-        "script": Markup(read_template("keys.js")),
+        "script": Markup(_script()),
     }
     return made
 
@@ -261,6 +261,12 @@ def _style() -> tuple[str, str]:
     sheet = read_template("style.css") + f".vlmprobe {{{widths}}}"
     scope = f"vlmprobe-{hashlib.sha256(sheet.encode()).hexdigest()[:8]}"
     return scope, sheet.replace(".vlmprobe ", f".{scope} ")
+
+
+def _script() -> str:
+    """The script of a page: its keys, and its words in Chinese, which are those of the component of ``answer.js``."""
+    words = read_template("answer.js").split("// --- Words")[1].split("---\n", 1)[1].split("// --- End")[0]
+    return f"{read_template('keys.js')}{{\n{words}{read_template('chinese.js')}}}\n"
 
 
 def _digest(text: str) -> str:

@@ -147,7 +147,8 @@ def _compared(metrics: Mapping[str, Any] | None) -> list[tuple[str, tuple[str, .
     found: list[tuple[str, tuple[str, ...]]] = []
     for name, each in (metrics or {}).items():
         low, high = each.difference.low, each.difference.high
-        values = f"{each.a:.3f}", f"{each.b:.3f}", f"{each.difference.value:+.3f}", f"{low:+.3f} to {high:+.3f}"
+        difference, interval = f"{each.difference.value:+.3f}", f"{low:+.3f} to {high:+.3f}"
+        values = f"{each.a:.3f}", f"{each.b:.3f}", difference.replace("-", "−"), interval.replace("-", "−")
         found.append((_label(name), values))
     return found
 

@@ -165,8 +165,8 @@ def _table(rows: Sequence[view.Row], table: ShownTable, space: int) -> Renderabl
         else:
             grid.add_row(
                 Text().append(row.label, style=_shade(row) + (FAINT if row.kind == "special" else Style())),
-                bar(row.probability, cells),
-                view.nats(row.logprob),
+                Text(row.share, style=FAINT) if row.bounded else bar(row.probability, cells),
+                row.nats,
                 str(row.rank) if row.rank >= 0 else view.DASH,
                 view.nats(row.entropy),
                 _others(row),

@@ -17,6 +17,7 @@ __all__ = [
     "LITTLE",
     "Alternative",
     "Row",
+    "at_most",
     "counted",
     "figures",
     "held",
@@ -64,14 +65,31 @@ class Row:
     text: str  # for running text: safe characters, line breaks kept
     label: str  # for a table: white space and missing text made visible
     kind: str  # "text", "special" or "image"
-    level: int | None  # 0 = sure ... len(LEVELS) = unsure; None without a probability
+    level: int | None  # 0 = sure ... len(LEVELS) = unsure; None without a probability; of a bound, if that is known
     probability: float
     logprob: float  # nats
+    at_most: float  # nats: a bound of logprob where that is not known; NaN where it is, or nothing is
+    first: bool  # of its sequence: there is no distribution before it
     rank: int  # 0 = the most likely token, -1 = undefined
     entropy: float  # nats
     score: float  # logprob after processors, nats; NaN where it is the same as logprob or unknown
     alternatives: tuple[Alternative, ...]  # likeliest first, the chosen token among them
     rest: float  # probability of everything that is not among the alternatives
+
+    @property
+    def bounded(self) -> bool:
+        """Whether only a bound of the probability is known."""
+        return math.isnan(self.logprob) and not math.isnan(self.at_most)
+
+    @property
+    def share(self) -> str:
+        """The probability in percent, or its bound."""
+        return at_most(math.exp(self.at_most)) if self.bounded else percent(self.probability)
+
+    @property
+    def nats(self) -> str:
+        """The log-probability, or its bound."""
+        return f"≤ {nats(self.at_most)}" if self.bounded else nats(self.logprob)
 
 
 def counted(number: int, noun: str) -> str:
@@ -110,6 +128,11 @@ def percent(probability: float) -> str:
     return "<0.1%" if probability < 0.0005 else f"{100 * probability:.1f}%"
 
 
+def at_most(probability: float) -> str:
+    """An upper bound of a probability, in percent."""
+    return "≤ 100%" if probability >= 0.9995 else f"≤ {percent(probability).lstrip('<')}"
+
+
 def nats(value: float) -> str:
     """A log-probability or entropy to about four digits, with a true minus sign and no negative zero."""
     if not math.isfinite(value):
@@ -135,7 +158,9 @@ def rows(table: ShownTable, alternatives: int = 5) -> list[Row]:
     """Every row of a table, ready to be shown, with at most ``alternatives`` likeliest tokens and the chosen one."""
     probabilities = np.exp(table.logprobs.astype(np.float64))
     tops = np.exp(table.top_logprobs[:, :alternatives].astype(np.float64))
-    scores = np.full(len(table), np.nan) if table.scores is None else table.scores
+    missing = np.full(len(table), np.nan)
+    scores = missing if table.scores is None else table.scores
+    bounds = missing if table.logprobs_at_most is None else table.logprobs_at_most
     shown = []
     for place, (token, kind) in enumerate(zip(table.tokens, table.kinds, strict=True)):
         probability = float(probabilities[place])
@@ -146,9 +171,11 @@ def rows(table: ShownTable, alternatives: int = 5) -> list[Row]:
                 text=plain(token),
                 label=label(token),
                 kind=kind,
-                level=level(probability),
+                level=level(float(np.exp(bounds[place])) if math.isnan(probability) else probability),
                 probability=probability,
                 logprob=float(table.logprobs[place]),
+                at_most=float(bounds[place]),
+                first=int(table.positions[place]) == 0,
                 rank=int(table.ranks[place]),
                 entropy=float(table.entropy[place]),
                 score=float(scores[place]),
@@ -206,14 +233,14 @@ def figures(result: ShownResult) -> list[tuple[str, str, str]]:
     if output.mass_allowed is not None:
         mass = float(np.log(output.mass_allowed[~np.isnan(output.mass_allowed)].astype(np.float64)).sum())
         summary.append(("would have obeyed", tiny(mass), "probability of drawing only what the constraint allowed"))
+    summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
+    if "finish_reason" in result.meta:
+        summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))
     if worst := least_sure(output):
         several = "s" if len(worst) > 1 else ""
         where = f"at place{several} {', '.join(str(place) for place, _, _ in worst)}"
         shown = " · ".join(f"{token} {probability}" for _, token, probability in worst)
         summary.append(("least sure", shown, f"the token{several} of least probability, {where}"))
-    summary.append(("tokens", f"{len(output):,}", "generated, the end token included"))
-    if "finish_reason" in result.meta:
-        summary.append(("finish", label(str(result.meta["finish_reason"])), "stop: an end; length: cut at the limit"))
     return summary
 
 
@@ -236,7 +263,7 @@ def summed(scores: ShownScores, place: int) -> str:
 def share(scores: ShownScores, place: int) -> str:
     """The probability of a candidate among the others in percent, or its bound."""
     value, most = float(scores.probabilities[place]), float(scores.probability_bounds[place, 1])
-    return f"≤ {percent(most).lstrip('<')}" if math.isnan(value) and not math.isnan(most) else percent(value)
+    return at_most(most) if math.isnan(value) and not math.isnan(most) else percent(value)
 
 
 def held(scores: ShownScores) -> str:
@@ -265,7 +292,7 @@ def short(value: float) -> str:
     """A positive number in three digits, or whole with separators from 1,000 on."""
     if not math.isfinite(value):
         return DASH if math.isnan(value) else "∞"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def _visible(match: re.Match[str]) -> str:

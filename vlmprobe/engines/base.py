@@ -35,6 +35,7 @@ __all__ = [
     "MixesImages",
     "Options",
     "Ranks",
+    "ReadsContinuations",
     "ReadsLayers",
     "ReadsSecondPrompt",
     "RemembersImages",
@@ -225,6 +226,15 @@ class ReadsSecondPrompt(Protocol):
 
     def second_prompt(self, conversation: Conversation) -> Any:
         """A second prompt on this model, fed an answer's tokens while that answer is generated."""
+
+
+@runtime_checkable
+class ReadsContinuations(Protocol):
+    """Next-token log-probabilities after many continuations of a prompt."""
+
+    def continuations(self, conversation: Conversation) -> Any:
+        """The prompt of a conversation, to be continued by ids: see
+        :class:`~vlmprobe.engines.local.continuations.Continuations`."""
 
 
 @runtime_checkable

@@ -66,16 +66,19 @@ class Batches:
     ) -> Iterator[tuple[int, Any]]:
         """Indices and results, in execution order."""
         left = list(order)
+        about = [_images(each) for each in conversations]
         alone: set[int] = set()  # of a batch that failed
         while left:
             batch = left[:1]
+            seen = {about[batch[0]]}
             for place in left[1 : self.size * about_same]:
                 pair = conversations[batch[0]], conversations[place]
                 if batch[0] in alone or place in alone or not together(*pair):
                     break
-                if len(batch) >= self.size and len({_images(conversations[each]) for each in (*batch, place)}) > 1:
+                if len(batch) >= self.size and seen != {about[place]}:
                     break
                 batch.append(place)
+                seen.add(about[place])
             try:
                 results = run(batch)
             except Exception as error:  # noqa: BLE001 - of the model

@@ -32,16 +32,17 @@ class Stream(Iterator[TokenTable]):
     Other calls on the same model wait for it. A stream is read by one thread.
     """
 
-    def __init__(self, answer: Callable[[Listener], Result]) -> None:
+    def __init__(self, answer: Callable[[Listener], Result], given: int = 0) -> None:
         """``answer`` is run in another thread; it calls its argument with every row, and stops if that returns True.
 
-        While it waits for a row it may call it with None, to check whether to stop.
+        While it waits for a row it may call it with None, to check whether to stop. ``given`` is the number of tokens
+        that the answer was made to begin with: rows of its result, but not of the stream.
         """
         self._answer: Callable[[Listener], Result] | None = answer
         self._items: queue.SimpleQueue[TokenTable | Result | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._read = 0
+        self._read = given
         self._result: Result | None = None
         self._ended = False
         self.told: Callable[[Result], Result] = lambda result: result  # what the probe adds to the result

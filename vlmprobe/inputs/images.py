@@ -63,7 +63,7 @@ BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{40,}={0,2}\s*")
 ORIENTATION = 0x0112  # EXIF tag of the image orientation
 PNG_DEPTH = 24  # byte offset of the bit depth in a PNG file
 COMPARED = 2**24  # bytes of an image that is kept to be compared with the next one
-_DIGESTED = (b"", "")  # an image as bytes, and its digest
+_DIGESTED = ((0, 0), b"", "")  # size and pixels of an image, and its digest
 LAZY = threading.Lock()  # open files, and Pillow's lazily opened images, share one position between threads
 
 
@@ -146,11 +146,13 @@ def digest(image: Image.Image) -> str:
     That of the image before is kept, since many questions may be about one image: to compare is faster than to hash.
     """
     global _DIGESTED
-    contents = repr(image.size).encode() + image.tobytes()
-    known, found = _DIGESTED
-    if known != contents:
-        found = hashlib.blake2b(contents, digest_size=16).hexdigest()
-        _DIGESTED = (contents if len(contents) <= COMPARED else b"", found)
+    size, held = image.size, image.tobytes()
+    known, before, found = _DIGESTED
+    if known != size or before != held:
+        hashed = hashlib.blake2b(repr(size).encode(), digest_size=16)
+        hashed.update(held)
+        found = hashed.hexdigest()
+        _DIGESTED = (size, held, found) if len(held) <= COMPARED else ((0, 0), b"", "")
     return found
 
 

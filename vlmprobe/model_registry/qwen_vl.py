@@ -14,6 +14,12 @@ from vlmprobe.inputs.messages import Conversation, ImagePart
 
 __all__ = ["QwenVL"]
 
+BOX_FORMATS = {
+    "qwen2_vl": "qwen2-vl",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "qwen3_vl": "qwen3-vl",
+    "qwen3_vl_moe": "qwen3-vl",
+}
 PROCESSOR, UTILS = "processor", "qwen-vl-utils"
 
 
@@ -25,7 +31,7 @@ class QwenVL(Adapter):
     pixel limits of the image processor.
     """
 
-    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    model_types = tuple(BOX_FORMATS)
     resizers: ClassVar[tuple[str, ...]] = (PROCESSOR, UTILS)
     resize = PROCESSOR
 
@@ -35,9 +41,34 @@ class QwenVL(Adapter):
         return frozenset({"min_pixels", "max_pixels", "resized_height", "resized_width"})
 
     def facts(self, conversation: Conversation | None = None) -> dict[str, Any]:
-        """``resize``: what resizes the images; a list with one entry per image if they differ in it."""
+        """What resizes the images, how large they become, and how the family writes boxes.
+
+        ``resize``: a list with one entry per image if they differ in it. ``resized_sizes``: width and height of each.
+        ``box_format``: as :func:`vlmprobe.analysis.boxes` calls it.
+        """
         by = [self._resizer(part) for part in conversation.image_parts] if conversation else []
-        return {**super().facts(conversation), "resize": by if len(set(by)) > 1 else (by or [self.resize])[0]}
+        found = {**super().facts(conversation), "resize": by if len(set(by)) > 1 else (by or [self.resize])[0]}
+        if conversation is not None and (sizes := self.resized_sizes(conversation)):
+            found |= {"resized_sizes": [list(size) for size in sizes]}
+            found |= {"box_format": BOX_FORMATS[self.model.config.model_type]}
+        return found
+
+    def resized_sizes(self, conversation: Conversation) -> list[tuple[int, int]]:
+        """Width and height in pixels of each image as the model receives it: its grid times the patch size."""
+        return [self._resized(part) for part in conversation.image_parts]
+
+    def _resized(self, part: ImagePart) -> tuple[int, int]:
+        pixels = self.processor.image_processor
+        if self._resizer(part) == UTILS:
+            return self._sized(part).size
+        if not pixels.do_resize:
+            return part.image.size
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        (width, height), limits = part.image.size, pixels.size
+        factor = pixels.patch_size * pixels.merge_size
+        high, wide = smart_resize(height, width, factor, limits["shortest_edge"], limits["longest_edge"])
+        return wide, high
 
     def process(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         """As the base class; what qwen-vl-utils has resized is not resized again.

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from vlmprobe.engines.base import Options
     from vlmprobe.probe.request import Converse
 
-__all__ = ["begin_of", "branch", "conversation_of"]
+__all__ = ["begin_of", "branch", "conversation_of", "recorded_conversation"]
+
+AGAIN = "pass the original question= and image="
 
 
 def branch(
@@ -59,16 +61,25 @@ def conversation_of(
     Raises:
         MessageError: if the result lacks part of it, or answers another one.
     """
-    again = "pass the original question= and image="
     require(engine, GivesPromptIds)
+    conversation = recorded_conversation(converse, result, question, image)
+    require_answer_to(engine, conversation, result, f"{AGAIN}, with all messages")
+    return conversation
+
+
+def recorded_conversation(converse: Converse, result: Result, question: Prompt | None, image: Any) -> Conversation:
+    """The same, without comparing its prompt with that of the result, which not every engine gives.
+
+    Raises:
+        MessageError: if the result lacks part of it.
+    """
     if question is None and image is None and holds_images(result):
         image = list(result.images)  # those of the result, also if it has none and a session would add its own
     conversation = converse(result.meta.get("question", "") if question is None else question, image)
     written = AS_BY_DEFAULT.updated(taken(dict(result.meta)))  # as the result's prompt, whatever this probe's are
     conversation = Conversation.build(replace(conversation, format=written))
     if question is None and not holds_images(result) and not conversation.images:
-        raise MessageError(f"The result holds its images only downscaled for display: {again}.")
-    require_answer_to(engine, conversation, result, f"{again}, with all messages")
+        raise MessageError(f"The result holds its images only downscaled for display: {AGAIN}.")
     return conversation
 
 

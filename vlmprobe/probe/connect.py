@@ -100,7 +100,9 @@ def connect(
     served: list[ServedEngine] = []
     for each in urls:
         client = Client(each, api_key=api_key, headers=headers, limits=limits)
-        found, server = background.run(detect(Facts(client), engines().values(), engine))
+        found, server, unsure = background.run(detect(Facts(client), engines().values(), engine))
+        if unsure:
+            warnings.warn(unsure, VlmprobeWarning, stacklevel=outside())
         served.append(found(client, server, _model_of(client.url, server.models, model, engine), tokens, meaning))
     first, *others = served
     for other in others:
@@ -147,7 +149,8 @@ def opened(
         model: a folder or hub id.
         engine: its name.
         name: of the model, for ``meta``.
-        asked: ``load``'s own arguments (``device``, ``dtype``, ``revision``, ``adapter``, ``resize``).
+        asked: ``load``'s own arguments (``device``, ``dtype``, ``revision``, ``adapter``, ``resize``), and the weights
+            that it is ``ignoring``.
         options: of the engine.
         format: of every prompt, unless a call says otherwise.
     """
@@ -159,10 +162,10 @@ def opened(
         raise GenerationOptionError(
             f"No engine is named {engine!r}.{near(engine, known)} There are: {', '.join(known)}."
         )
-    if asked["adapter"] is not None or asked["resize"] is not None or asked["device"] != "auto":
+    if asked["adapter"] is not None or asked["resize"] is not None or asked["device"] != "auto" or asked["ignoring"]:
         raise CapabilityError(
-            f"{known[engine].title} chooses its own model code, image sizes and devices: leave out adapter, resize, "
-            "device."
+            f"{known[engine].title} chooses its own model code, image sizes, devices and weights: leave out adapter, "
+            "resize, device, ignore_weights."
         )
     given = {key: str(asked[key]).removeprefix("torch.") for key in ("dtype", "revision") if asked[key] is not None}
     if given.get("dtype") == "auto":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlmprobe.probe.generate_many import OnError
     from vlmprobe.probe.question_kinds import By, Rotate
     from vlmprobe.probe.sample import Samples
+    from vlmprobe.probe.widget import AskWidget
     from vlmprobe.results.asked import Answer, Answers, Choice, Rating
     from vlmprobe.results.grouped import YesNo
     from vlmprobe.results.result import Scores
@@ -183,6 +184,24 @@ class DerivedMethods(LocalParts):
         from vlmprobe.probe.sample import sample
 
         return sample(self.generate, question, image, n=n, seed=seed, **options)
+
+    def widget(self, image: Any = None, question: str = "", *, lang: str | None = None, **options: Any) -> AskWidget:
+        """Ask in a notebook, watch the answer come, and continue from another token with a click.
+
+        Args:
+            image: as in :meth:`generate`; it is part of every question.
+            question: what the box holds at first.
+            lang: "en" or "zh"; by default the browser's language.
+            **options: as in :meth:`stream`, and in :meth:`branch`.
+
+        Raises:
+            MissingExtraError: if anywidget is not installed.
+            ImageError: for an image that cannot be read.
+        """
+        from vlmprobe.probe.widget import AskWidget
+
+        probe: Any = self
+        return AskWidget(probe, image, question, lang=lang, **options)
 
     @overload
     def score_many(

@@ -223,11 +223,12 @@ def _in_batches(
     batches = Batches(engine, size, keeps, work.about_same)
     run = batches.grouped if grouped else batches.in_order
     images = _Remembered(engine)
+    size = WINDOW if grouped else size
     try:
-        for window in _windows(read, ahead, WINDOW if grouped else size, keeps):
+        for window in _windows(read, ahead, size, keeps):
             right = [each for each in window if isinstance(each.conversation, Conversation)]
             conversations = [each.conversation for each in right if isinstance(each.conversation, Conversation)]
-            images.read(conversations)
+            images.read(conversations, full=len(window) == size)
 
             def batch(places: Sequence[int], right: Sequence[Asked] = right) -> Sequence[Any]:
                 return work.batch(images.engine_for(places), [right[place].item for place in places], options)
@@ -240,7 +241,7 @@ def _in_batches(
 
 
 class _Remembered:
-    """Remembers image features from batch to batch, where a batch is about images of another one.
+    """Remembers what is computed from images from batch to batch, where a batch is about images of another one.
 
     For each batch it costs to find out whether the model has changed since the last, which a caller may do between two
     results. Within a batch an engine encodes an image once by itself.
@@ -250,12 +251,14 @@ class _Remembered:
         self.engine = engine
         self._remembering: Engine | None = None
         self._now: list[tuple[str, ...]] = []  # the images of each conversation of the window
-        self._before: frozenset[tuple[str, ...]] = frozenset()  # and of the window before
+        self._around: frozenset[tuple[str, ...]] = frozenset()  # of the window before, and what the next may begin with
 
-    def read(self, conversations: Sequence[Conversation]) -> None:
-        """The conversations of the next window."""
-        self._before = frozenset(self._now)
+    def read(self, conversations: Sequence[Conversation], *, full: bool) -> None:
+        """The conversations of the next window; one that is not ``full`` is the last."""
+        before = frozenset(self._now)
         self._now = [tuple(part.digest for part in each.image_parts) for each in conversations]
+        *_, last, end = ((), (), *self._now)
+        self._around = before | {end} if full and end == last else before
 
     def engine_for(self, places: Sequence[int]) -> Engine:
         """The engine for some of them."""
@@ -263,7 +266,7 @@ class _Remembered:
             return self.engine
         mine = {self._now[place] for place in places} - {()}
         other = {images for place, images in enumerate(self._now) if place not in places}
-        if mine.isdisjoint(other | self._before):
+        if mine.isdisjoint(other | self._around):
             return self.engine
         if self._remembering is None:
             self._remembering = self.engine.remembering(8, exact=False)

@@ -113,6 +113,7 @@ def load(
 
         computed = {"device": device, "dtype": resolved_dtype(dtype)}
         asked = {**computed, "revision": revision, "adapter": adapter, "resize": resize}
+        asked["ignoring"] = ignored(ignore_weights)
         return opened(os.fspath(model), engine, name, asked, from_pretrained, format)
     ignoring = ignored(ignore_weights)
     if ignoring:  # an adapter's own load need not know the argument

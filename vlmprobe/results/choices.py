@@ -12,7 +12,7 @@ from vlmprobe.display.view import counted
 from vlmprobe.errors import ResultError
 from vlmprobe.results.frame import DataFrame, data_frame
 
-__all__ = ["Choices", "StaysReadOnly", "choices_of", "read_only"]
+__all__ = ["Choices", "StaysReadOnly", "choices_of", "rank_of_chosen", "read_only"]
 
 
 class StaysReadOnly:
@@ -122,7 +122,7 @@ def choices_of(table: ShownTable, k: int = 5) -> Choices:
     found: list[tuple[int, int, int, str, float, bool]] = []
     known = ~np.isnan(table.top_logprobs[:, :k])
     for step in np.flatnonzero(known.any(axis=1)).tolist():
-        said = _rank_of_chosen(table, step, k)
+        said = rank_of_chosen(table, step, k)
         for rank in np.flatnonzero(known[step]).tolist():
             token, logprob = table.top_tokens[step][rank], float(table.top_logprobs[step, rank])
             found.append((step, rank, int(table.top_ids[step, rank]), token, logprob, rank == said))
@@ -142,7 +142,7 @@ def choices_of(table: ShownTable, k: int = 5) -> Choices:
     )
 
 
-def _rank_of_chosen(table: ShownTable, step: int, k: int) -> int | None:
+def rank_of_chosen(table: ShownTable, step: int, k: int) -> int | None:
     """Rank of the chosen token among the k likeliest of its step; compared by text if there are no ids."""
     said, top = (table.tokens, table.top_tokens) if table.ids is None else (table.ids, table.top_ids)
     return next((rank for rank, each in enumerate(top[step][:k]) if each == said[step]), None)

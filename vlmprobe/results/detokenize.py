@@ -58,6 +58,13 @@ class Detokenizer:
             _, window = self._next(window, each)
         return list(self._running(window, ids))
 
+    def texts_of_next(self, context: Sequence[int], ids: Iterable[int]) -> list[str]:
+        """What each of these ids would add to the text of the same context; see :meth:`texts`."""
+        window = _Window()
+        for each in context:
+            _, window = self._next(window, each)
+        return [self._step(window, each)[0] for each in ids]
+
     def running(self, ids: Iterable[int]) -> Iterator[str]:
         """Streaming :meth:`texts`: the text of each token is yielded before the next id is read."""
         return self._running(_Window(), ids)

@@ -18,6 +18,7 @@ __all__ = ["KINDS", "TokenTable", "read_only"]
 
 KINDS = ("text", "special", "image")
 Ids: TypeAlias = Any  # np.ndarray int64; None from a server that gives no ids
+OF_THE_TABLE = ("image_spans", "lost")  # fields that are no columns
 ON_DISK = ("float16", "bfloat16")  # narrower dtypes that full rows on disk may have
 COLUMNS: dict[str, tuple[type[np.generic], int]] = {  # column: type, dimensions
     **dict.fromkeys(("ids", "positions", "ranks"), (np.int64, 1)),
@@ -65,9 +66,10 @@ class TokenTable(StaysReadOnly):
     lost: int = 0  # tokens that an engine generated and sent nothing of, in unknown places between these rows
 
     def __post_init__(self) -> None:
+        count = len(self.tokens)
         for name, value in vars(self).items():
-            if name not in ("image_spans", "lost") and value is not None and len(value) != len(self.tokens):
-                raise ResultError(f"column {name} has {len(value)} rows, tokens has {len(self.tokens)}")
+            if value is not None and name not in OF_THE_TABLE and len(value) != count:
+                raise ResultError(f"column {name} has {len(value)} rows, tokens has {count}")
         super().__post_init__()
 
     def __len__(self) -> int:
@@ -80,7 +82,7 @@ class TokenTable(StaysReadOnly):
         changed = {
             field.name: value[rows]
             for field in fields(self)
-            if field.name not in ("image_spans", "lost") and (value := getattr(self, field.name)) is not None
+            if field.name not in OF_THE_TABLE and (value := getattr(self, field.name)) is not None
         }
         return replace(self, **changed)
 

@@ -40,14 +40,18 @@ class OnRay:
         probe = OnRay(functools.partial(vlmprobe.load, "./model"), actors=4)
         vlmprobe.run(probe, "questions.jsonl", out="answers")
 
+    The engine may be another one that runs in a process: ``functools.partial(vlmprobe.load, "./model", engine="vllm",
+    tensor_parallel_size=2)`` with ``parallel=2``, which gives each actor two GPUs.
+
     With ``RAY_ADDRESS`` set the actors run on that cluster, where the folders of the data set and of the answers must
     have the same paths.
     """
 
     open: Callable[[], Any]  # gives the probe; it is pickled
     actors: int
-    gpus: float | None = None  # for each actor; one if None and Ray knows of any
+    gpus: float | None = None  # for each actor; as many as `parallel` if None and Ray knows of any
     prompt: Mapping[str, Any] = field(default_factory=dict)  # options of every prompt
+    parallel: int = 1  # GPUs of one machine that the engine of an actor spreads a model over
 
     def require_cores(self) -> None:
         """Called before Ray starts.
@@ -58,6 +62,8 @@ class OnRay:
         """
         if isinstance(self.actors, bool) or not isinstance(self.actors, int) or self.actors < 1:
             raise GenerationOptionError(f"the number of actors must be an integer of at least 1, not {self.actors!r}")
+        if isinstance(self.parallel, bool) or not isinstance(self.parallel, int) or self.parallel < 1:
+            raise GenerationOptionError(f"a model is spread over an integer number of GPUs, not {self.parallel!r}")
         _imported()
         if not os.environ.get("RAY_ADDRESS"):
             self._require_more_than(cores())
@@ -69,6 +75,16 @@ class OnRay:
                 f"forever: ask for {max(1, int(known) - 1)} at most" + (", or run without --ray" if known < 2 else "")
             )
 
+    def _gpus(self, known: float) -> int:
+        """How many an actor gets, of as many as Ray knows of; none where a GPU for each is not there."""
+        needed = self.actors * self.parallel
+        if self.parallel > 1 and 0 < known < needed:
+            raise GenerationOptionError(
+                f"{self.actors} actors that spread a model over {self.parallel} GPUs each need {needed}, and Ray knows "
+                f"of {known:g}: ask for fewer actors"
+            )
+        return self.parallel if known >= needed else 0
+
     def results(self, blocks: list[Block], how: tuple[Any, ...]) -> Iterator[Done]:
         """What actors say of blocks of questions, in any order."""
         ray = _imported()
@@ -78,7 +94,7 @@ class OnRay:
         try:
             resources = ray.cluster_resources()
             self._require_more_than(resources.get("CPU", 0))
-            gpus = self.gpus if self.gpus is not None else 1 if resources.get("GPU", 0) >= self.actors else 0
+            gpus = self._gpus(resources.get("GPU", 0)) if self.gpus is None else self.gpus
             yield from _mapped(ray, self, blocks, how, gpus)
         finally:
             if began:

@@ -79,7 +79,7 @@ def size_of(record: Mapping[str, Any]) -> int:
     """About how many bytes a record takes in memory: texts by their length, tokens by their number."""
     texts = sum(len(value) for value in record.values() if type(value) is str)
     tokens = (record.get("n_tokens") or 0) + len(record.get("prompt_token") or ())
-    alternatives = len((record.get("top_ids") or ((),))[0]) if record.get("n_tokens") else 0
+    alternatives = record["top_ids"].shape[1] if record.get("n_tokens") else 0
     return texts + tokens * (TOKEN_BYTES + alternatives * ALTERNATIVE_BYTES) + _size(record.get("carry"))
 
 
@@ -87,12 +87,32 @@ def table_of(records: Sequence[Mapping[str, Any]], prompt: bool = False) -> Any:
     """Records as a ``pyarrow.Table``: id and carried columns after the row's number."""
     pa = require_arrow()
     types = schema(prompt)
-    columns = {field.name: pa.array([each.get(field.name) for each in records], field.type) for field in types}
+    columns = {field.name: _cells([each.get(field.name) for each in records], field.type) for field in types}
     own = {"id": column([each["id"] for each in records])}
     for name in dict.fromkeys(name for each in records for name in each["carry"]):
         own[name] = column([each["carry"].get(name) for each in records])
     first = {name: columns.pop(name) for name in ("key", "row")}
     return pa.table({**first, **own, **columns})
+
+
+def _cells(values: list[Any], kind: Any) -> Any:
+    """Cells of a known type as a ``pyarrow.Array``; lists may be arrays, [T] or, of lists in lists, [T, K]."""
+    pa = require_arrow()
+    held = [each for each in values if isinstance(each, np.ndarray)]
+    if not held:
+        return pa.array(values, kind)
+    leaf = kind.value_type.value_type if held[0].ndim == 2 else kind.value_type
+    inner = pa.array(np.concatenate([each.ravel() for each in held])).cast(leaf)
+    if held[0].ndim == 2:
+        widths = np.repeat([each.shape[1] for each in held], list(map(len, held)))
+        inner = pa.ListArray.from_arrays(_offsets(widths), inner)
+    lengths = [0 if each is None else len(each) for each in values]
+    return pa.ListArray.from_arrays(_offsets(lengths), inner, mask=pa.array([each is None for each in values]))
+
+
+def _offsets(lengths: Any) -> Any:
+    """Where lists of these lengths begin and end in their elements."""
+    return require_arrow().array(np.concatenate([[0], np.cumsum(lengths)]), "int32")
 
 
 def column(values: list[Any]) -> Any:
@@ -156,10 +176,8 @@ def _about(row: Row, key: str, status: str, sizes: Sequence[Sequence[int]]) -> d
 
 
 def _tokens(table: TokenTable, columns: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    found = {}
-    for name, (of, _) in columns.items():
-        value = getattr(table, of)
-        found[name] = value.tolist() if isinstance(value, np.ndarray) else value
+    """Columns of a table; arrays as they are, since lists of numbers are many objects to make and to keep."""
+    found = {name: getattr(table, of) for name, (of, _) in columns.items()}
     for name in ("top_tokens", "prompt_top_tokens"):
         if name in found:
             found[name] = [list(each) for each in found[name]]

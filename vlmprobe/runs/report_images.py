@@ -38,7 +38,7 @@ class Found:
         """Write thumbnails of a row's images: what a page needs to show them, and why others are not shown."""
         shown, gone = [], []
         for number, image in enumerate(row["images"] or ()):
-            path, why = self._path(image)
+            path, why = self.path(image)
             if path is None:
                 gone.append(why)
                 continue
@@ -55,7 +55,8 @@ class Found:
             shown.append({"file": name, "width": made.width, "height": made.height, "small": small})
         return shown, gone
 
-    def _path(self, image: Mapping[str, Any]) -> tuple[Path | None, str]:
+    def path(self, image: Mapping[str, Any]) -> tuple[Path | None, str]:
+        """The file of one image of a row; None, and why, if it is not found as it was."""
         kind = str(image["hash"]).partition(":")[0] if ":" in str(image["hash"]) else "file"
         name = image["path"] or "the image"
         if kind == "address":

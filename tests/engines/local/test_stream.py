@@ -11,6 +11,7 @@ import pytest
 import torch
 from common import QUESTION, picture
 
+from vlmprobe.engines.base import Options
 from vlmprobe.errors import CapabilityError, GenerationOptionError, NonFiniteLogitsError, ResultError
 from vlmprobe.results.table import TokenTable
 
@@ -228,3 +229,22 @@ def test_many_streams_leave_no_thread(probe_of):
     for thread in streams():
         thread.join(20)
     assert not streams()
+
+
+def test_an_answer_that_was_made_to_begin_somehow(probe_of):
+    probe = probe_of("qwen2_vl")
+    options = Options(generation={"max_new_tokens": 4, "do_sample": False}, begin=(5, 6, 7))
+    conversation = probe.conversation(QUESTION, picture())
+    whole = probe.engine.generate([conversation], options)[0]
+    stream = probe.engine.stream(conversation, options)
+    rows = list(stream)
+    assert [int(row.ids[0]) for row in rows] == whole.output.ids[3:].tolist()
+    assert [row.tokens[0] for row in rows] == whole.output.tokens[3:]
+    assert [int(row.offsets[0, 0]) for row in rows] == whole.output.offsets[3:, 0].tolist()
+    np.testing.assert_allclose([row.logprobs[0] for row in rows], whole.output.logprobs[3:], atol=1e-4)
+    assert stream.result.output.ids.tolist() == whole.output.ids.tolist()
+    assert stream.result.finish_reason == whole.finish_reason
+    with probe.engine.stream(conversation, options) as cut:
+        next(cut)
+    assert cut.result.output.ids.tolist() == whole.output.ids[:4].tolist()
+    assert cut.result.finish_reason == "closed"

@@ -11,6 +11,7 @@ import jsonschema
 import llamacpp_server
 import numpy as np
 import pytest
+from engine_tables import parity
 from PIL import Image
 from wire_server import WireServer
 
@@ -25,6 +26,7 @@ from vlmprobe.inputs.messages import Conversation
 TEXT, IMAGE, TWO_IMAGES, LIKELIEST = 2e-4, 5e-3, 1e-2, 2e-2  # nats: llama.cpp's vision tower is its own, in part half
 UNLIKELY = 2 * TEXT  # of tokens that only a constraint lets through, at 1e-5
 QUESTION = "What is in the picture?"
+MODEL = "Qwen2.5-VL"
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 SPANS = {"max_new_tokens": 8, "do_sample": False}  # an answer to the question alone of which a character spans tokens
 
@@ -51,16 +53,27 @@ def picture(seed: int, width: int = 112, height: int = 112) -> Image.Image:
     return Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
 
 
-def require_same(served, here, tolerance: float) -> None:
+@pytest.fixture(scope="module")
+def figures():
+    with parity("llama.cpp") as rows:
+        yield rows
+
+
+def require_same(served, here, tolerance: float, figures, label: str) -> None:
     """Ids, texts and every log-probability that the server sends, of the same answer opened here."""
     assert served.output.ids.tolist() == here.output.ids.tolist()
     assert served.output.tokens == here.output.tokens
     assert served.output.offsets.tolist() == here.output.offsets.tolist()
     told = served.output.scored
     assert told.sum() >= len(told) / 2
-    np.testing.assert_allclose(served.output.logprobs[told], here.output.logprobs[told], atol=tolerance)
     wide = TEXT if tolerance == TEXT else LIKELIEST
-    np.testing.assert_allclose(served.output.top_logprobs[told], here.output.top_logprobs[told], atol=wide)
+    for what, name, allowed in (
+        ("generated", "logprobs", tolerance),
+        ("generated, likeliest", "top_logprobs", wide),
+    ):
+        one, other = (getattr(each.output, name)[told] for each in (served, here))
+        figures[label, what] = float(np.abs(one - other).max())
+        np.testing.assert_allclose(one, other, atol=allowed)
 
 
 def test_it_is_recognised(probe):
@@ -69,9 +82,9 @@ def test_it_is_recognised(probe):
     assert probe.engine.server.more["vocabulary"] == 396
 
 
-def test_an_answer_of_which_a_character_spans_tokens(probe, local):
+def test_an_answer_of_which_a_character_spans_tokens(probe, local, figures):
     served, here = (each.generate(QUESTION, alternatives=4, **SPANS) for each in (probe, local))
-    require_same(served, here, TEXT)
+    require_same(served, here, TEXT, figures, f"{MODEL}, text only")
     lost = np.flatnonzero(~served.output.scored)
     assert len(lost) == 1
     assert np.isnan(served.confidence)
@@ -100,13 +113,13 @@ def test_lost_rows_reach_what_is_made_of_samples(probe):
 
 
 @pytest.mark.parametrize("size", [(112, 112), (112, 84)])
-def test_an_image(probe, local, size):
+def test_an_image(probe, local, figures, size):
     image = picture(3, *size)
     served, here = (each.generate(QUESTION, image, alternatives=10, **GREEDY) for each in (probe, local))
-    require_same(served, here, IMAGE)
+    require_same(served, here, IMAGE, figures, f"{MODEL}, a picture of {size[0]} x {size[1]}")
 
 
-def test_two_images_among_texts(probe, local):
+def test_two_images_among_texts(probe, local, figures):
     asked = [
         {"role": "system", "content": "Be brief."},
         {
@@ -121,7 +134,7 @@ def test_two_images_among_texts(probe, local):
         },
     ]
     served, here = (each.generate(asked, alternatives=3, **GREEDY) for each in (probe, local))
-    require_same(served, here, TWO_IMAGES)
+    require_same(served, here, TWO_IMAGES, figures, f"{MODEL}, two pictures")
 
 
 def test_numbers_stay_raw_whatever_the_sampling(probe, local):
@@ -265,12 +278,17 @@ CANDIDATES = ["a cat", "blue", "no", "a", " two}", "迤"]
 
 
 @pytest.mark.parametrize("size", [None, (112, 84)], ids=["text", "image"])
-def test_candidates_of_any_text(probe, local, started, size):
+def test_candidates_of_any_text(probe, local, started, figures, size):
     image = None if size is None else picture(6, *size)
     texts = CANDIDATES if image is None else CANDIDATES[:-1]
     served, here = (each.score(QUESTION, texts, image, alternatives=3) for each in (probe, local))
     assert [table.ids.tolist() for table in served.tables] == [table.ids.tolist() for table in here.tables]
     assert max(map(len, served.tables)) > 1
+    label = f"{MODEL}, text only" if size is None else f"{MODEL}, a picture of {size[0]} x {size[1]}"
+    figures[label, "tokens of candidates"] = max(
+        float(np.abs(found.logprobs - due.logprobs).max())
+        for found, due in zip(served.tables, here.tables, strict=True)
+    )
     for found, due in zip(served.tables, here.tables, strict=True):
         np.testing.assert_allclose(found.logprobs, due.logprobs, atol=TEXT if image is None else IMAGE)
         assert found.positions.tolist() == due.positions.tolist()
@@ -287,13 +305,16 @@ def test_a_piece_of_a_character_after_an_image_is_refused(probe):
         probe.score(QUESTION, ["迤"], picture(6))
 
 
-def test_twelve_at_once(probe):
+def test_twelve_at_once(probe, figures):
     requests = [vlmprobe.Request(f"Number {place}?", picture(place % 3)) for place in range(12)]
     together = list(probe.generate_many(requests, **SPANS))
     for request, found in list(zip(requests, together, strict=True))[::4]:
         alone = probe.generate(request.question, request.image, **SPANS)
         assert found.text == alone.text
         np.testing.assert_allclose(found.output.logprobs, alone.output.logprobs, atol=1e-4)
+        told = found.output.scored
+        off = float(np.abs(found.output.logprobs - alone.output.logprobs)[told].max())
+        figures[MODEL, "12 at once, one by one"] = max(off, figures.get((MODEL, "12 at once, one by one"), 0.0))
 
 
 @pytest.mark.parametrize("top", [1, 2])

@@ -14,10 +14,10 @@ from engine_record import CANDIDATES, QUESTION, SINGLE, picture
 from PIL import Image
 from scipy.special import log_softmax
 from wire_recordings import routes
-from wire_server import WireServer, json_reply, refusal
+from wire_server import WireServer, event_stream, json_reply, refusal
 
 import vlmprobe
-from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, MessageError
+from vlmprobe.errors import CapabilityError, EngineResponseError, GenerationOptionError, MessageError, VlmprobeWarning
 from vlmprobe.results.files import load_result
 
 RECORDING = DATA / "wire/vllm/recorded-0.32.0-qwen2_vl.jsonl"
@@ -326,3 +326,71 @@ def test_candidates_of_one_token_after_another_prompt(local, model):
         probe = vlmprobe.connect(server.url, processor=model)
         with pytest.raises(EngineResponseError, match="ends differently"):
             probe.score(QUESTION, SINGLE, image=picture())
+
+
+# -- behind LiteLLM (1.108.7), as it answered before a real vLLM of the same model -----------------------------------
+
+LITELLM = json.loads((DATA / "wire/vllm/litellm-1.108.7.json").read_text(encoding="utf-8"))
+CHINESE = "请用中文写一句话，并加上一个表情符号。"
+PIECE, END = 143, 380  # of a character that no other token completes; and the end token
+PROXIED = {"max_new_tokens": 12, "alternatives": 1}
+
+
+@pytest.fixture
+def proxy():
+    def chat(request):
+        if not 0 <= request.json["top_logprobs"] <= 20:
+            status, said = LITELLM["too_many"]
+            return json_reply(said, status)
+        return event_stream(LITELLM["stream"]) if request.json.get("stream") else json_reply(LITELLM["whole"])
+
+    with WireServer({"/v1/models": LITELLM["models"], "/v1/chat/completions": chat}) as server:
+        yield server
+
+
+@pytest.fixture
+def proxied(proxy, model):
+    with pytest.warns(VlmprobeWarning, match="owned by 'openai'") as told:
+        probe = vlmprobe.connect(proxy.url, engine="vllm", processor=model, value_kind="raw")
+    assert told[0].filename == __file__
+    return probe
+
+
+def test_behind_litellm_an_answer_has_its_ids(proxied, local):
+    there = proxied.generate(CHINESE, prompt=False, **PROXIED)
+    here = local.generate(CHINESE, do_sample=False, **PROXIED)
+    assert there.input_ids.tolist() == here.input_ids.tolist()
+    assert there.output.ids.tolist() == here.output.ids.tolist() == [32, 287, 86, PIECE, END]
+    assert_close(there.output, here.output)
+    assert proxied.engine.abilities.alternatives == 20  # as its refusal quotes vLLM's
+
+
+def test_behind_litellm_a_stream_loses_a_piece_of_a_character_and_says_so(proxied, local):
+    """LiteLLM leaves out chunks without text: the end token's row must not let the lost piece pass for it."""
+    result = proxied.stream(CHINESE, **PROXIED).result
+    here = local.generate(CHINESE, do_sample=False, **PROXIED).output
+    assert result.output.ids.tolist() == [32, 287, 86, END]
+    assert np.abs(result.output.logprobs - here.logprobs[[0, 1, 2, 4]]).max() < 1e-4
+    assert result.output.lost == 1
+    assert np.isnan(result.confidence)
+    assert "5 tokens were generated, and 1 of them sent without a row" in result.meta["absent"]["rows"]
+    assert "end" not in result.meta["absent"]
+    assert result.input_ids is None
+    assert "a proxy before vLLM drops them" in result.meta["absent"]["input_ids"]
+
+
+def test_without_ids_where_names_do_not_tell_them(proxy, model, monkeypatch):
+    """A proxy that drops ``token_ids``: the names that were asked for tell them, words do not."""
+    choice = LITELLM["whole"]["choices"][0]
+    monkeypatch.delitem(choice, "provider_specific_fields")
+    with pytest.warns(VlmprobeWarning):
+        probe = vlmprobe.connect(proxy.url, engine="vllm", processor=model, value_kind="raw")
+    assert probe.generate(CHINESE, prompt=False, **PROXIED).output.ids.tolist() == [32, 287, 86, PIECE, END]
+    for entry in choice["logprobs"]["content"]:
+        for each in (entry, *entry["top_logprobs"]):
+            monkeypatch.setitem(each, "token", "w")
+    with pytest.warns(VlmprobeWarning):
+        probe = vlmprobe.connect(proxy.url, engine="vllm", value_kind="raw")
+    found = probe.generate(CHINESE, prompt=False, **PROXIED)
+    assert found.output.ids is None
+    assert found.output.tokens == ["w"] * 5

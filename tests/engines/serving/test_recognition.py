@@ -73,16 +73,32 @@ def test_a_model_that_is_not_listed_is_asked_for_by_name():
         assert server.of(CHAT)[-1].json["model"] == "other"
 
 
-@pytest.mark.parametrize("engine", ["auto", "openai"])
+SERVE = {"paths": {"/v1/chat/completions": {}, "/load_model": {}, "/reset": {}, "/v1/models": {}, "/health": {}}}
+
+
+@pytest.mark.parametrize("engine", ["auto", "openai", "vllm"])
 def test_transformers_serve_is_named_and_what_to_do(engine):
     """Its routes, as transformers 5.24 describes them; it ignores ``logprobs``."""
-    paths = {"/v1/chat/completions": {}, "/load_model": {}, "/reset": {}, "/v1/models": {}, "/health": {}}
     models = {"object": "list", "data": [{"id": "models/tiny", "owned_by": "local", "object": "model", "created": 0}]}
-    said = r"transformers serve.*vlmprobe\.load\('models/tiny'\)"
-    with WireServer({"/v1/models": models, "/openapi.json": {"paths": paths}}) as server:
+    said = r"transformers serve.*folder here, vlmprobe\.load\('models/tiny'\), which"
+    with WireServer({"/v1/models": models, "/openapi.json": SERVE}) as server:
         with pytest.raises(CapabilityError, match=said):
             vlmprobe.connect(server.url, engine=engine)
         assert not server.of(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "said"), [("b", r"folder here, vlmprobe\.load\('b'\), which"), (None, "folder here with vlmprobe")]
+)
+def test_transformers_serve_lists_the_hub_cache_too(loaded, said):
+    """As transformers 5.24 lists models unless it is started with one; 5.19 fails where there is no cache."""
+    models = [{"id": each, "status": {"value": "loaded" if each == loaded else "unloaded"}} for each in "ab"]
+    listed = {"data": models} if loaded else refusal(500, "Internal Server Error")
+    with (
+        WireServer({"/v1/models": listed, "/openapi.json": SERVE}) as server,
+        pytest.raises(CapabilityError, match=said),
+    ):
+        vlmprobe.connect(server.url)
 
 
 def test_transformers_serve_has_the_routes_by_which_it_is_recognised():

@@ -1,4 +1,4 @@
-"""Plot of the fields of a JSON answer: how sure the model was of each."""
+"""Plots of the fields of a JSON answer: how sure the model was of each, and what else one might have been."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmprobe.display import view
 from vlmprobe.display.plots.style import axes, bars
 from vlmprobe.errors import ResultError
 
-__all__ = ["draw_fields"]
+__all__ = ["draw_alternatives", "draw_fields"]
 
 
 def draw_fields(
@@ -39,4 +39,26 @@ def draw_fields(
     label += f"\n{view.counted(more, 'field')} more not drawn" if more else ""
     notes = [view.percent(float(each)) for each in at_least]
     bars(ax, [view.label(name) for name in names], at_least, notes, label=label, marks=upper)
+    return ax
+
+
+def draw_alternatives(
+    path: str, names: Sequence[str], probability: np.ndarray, rest: float, unexplored: float, ax: Any = None
+) -> Any:
+    """Probability of each value of a field as a bar, and of all else below them. Returns the axes.
+
+    Args:
+        path: of the field.
+        names: [K], the values.
+        probability: float64 [K].
+        rest: of all else.
+        unexplored: the part of it that might be any value.
+        ax: axes to draw on.
+    """
+    shares = np.append(probability, rest)
+    ax = axes(ax, size=(5.8, 0.36 * len(shares) + 1.2))
+    label = "probability of the whole value"
+    label += f"\nof the rest, {view.percent(unexplored)} is unexplored" if unexplored > 5e-5 else ""
+    notes = [view.percent(float(each)) for each in shares]
+    bars(ax, [*(view.label(name) for name in names), "all else"], shares, notes, label=label, title=path)
     return ax

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -48,7 +49,7 @@ class Asked:
         """The prompt as ids."""
         return self.encoding.prompts[self.place]
 
-    @property
+    @cached_property
     def least(self) -> int:
         """How many of its ids come before every candidate."""
         return min(each.shared for each in self.candidates)

@@ -22,8 +22,9 @@ from vlmprobe.engines.local.answer_tables import Answers, finish_reason, prompt_
 from vlmprobe.engines.local.candidate_states import states_after_answers
 from vlmprobe.engines.local.capture import Head, Steps
 from vlmprobe.engines.local.context_length import switch_within, warn_if_beyond
+from vlmprobe.engines.local.continuations import Continuations
 from vlmprobe.engines.local.feature_cache import ImageMemory, Reuse, images_key, remembered
-from vlmprobe.engines.local.generation_config import end_ids, generation_config
+from vlmprobe.engines.local.generation_config import counts_padding, end_ids, generation_config, plain
 from vlmprobe.engines.local.grammar import Grammars
 from vlmprobe.engines.local.layer_readout import LayerColumns, layer_columns
 from vlmprobe.engines.local.model_state import alone, device_of, to_model
@@ -48,14 +49,6 @@ from vlmprobe.results.row_files import StepRows, row_files
 from vlmprobe.results.table import TokenTable
 
 __all__ = ["LocalEngine"]
-
-COUNT_PADDING = {  # options that count padding as text, and their neutral values
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-}
 
 
 class LocalEngine:
@@ -137,10 +130,7 @@ class LocalEngine:
         config = self._config(options)
         ends = config.stop_strings or config.max_time
         drawn = options.seed is not None and config.do_sample
-        counts = config.max_new_tokens is None or any(
-            getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
-        )
-        counts = counts or bool(options.processors) or puts_virtual_tokens(self.adapter)
+        counts = counts_padding(config) or bool(options.processors) or puts_virtual_tokens(self.adapter)
         counts = counts or (options.constraint is not None and options.constraint.by_row)
         return 1 if ends or drawn or counts or not self.adapter.capabilities.batching else wanted
 
@@ -200,7 +190,7 @@ class LocalEngine:
         images = any(each.images for each in conversations)
         meta: dict[str, Any] = {
             "value_kind": "raw",
-            "generation_config": _plain(config.to_diff_dict()),
+            "generation_config": plain(config),
             **options.told,
             "batch_size": len(conversations),
             "timings": dict(zip(("encode_s", "generate_s", "read_s"), np.diff(clock).tolist(), strict=True)),
@@ -318,7 +308,7 @@ class LocalEngine:
             raise GenerationOptionError("Beams are known only at the end: stream with num_beams=1, or call generate.")
 
         def answer(listener: Callable[[TokenTable], bool]) -> Result:
-            rows = Rows(self.detokenizer)
+            rows = Rows(self.detokenizer, options.begin)
             closed = False
 
             def listen(steps: Steps, ids: Tensor) -> bool:
@@ -330,7 +320,7 @@ class LocalEngine:
             ended = result.finish_reason == "length" or int(result.output.ids[-1]) in end_ids(config)
             return result if ended or not closed else replace(result, meta={**result.meta, "finish_reason": "closed"})
 
-        return Stream(answer)
+        return Stream(answer, given=len(options.begin))
 
     def score_ids(
         self, conversations: Sequence[Conversation], ids: Sequence[int], options: Options
@@ -363,6 +353,10 @@ class LocalEngine:
         self.adapter.check(conversation)
         return SecondPrompt(self.adapter, conversation)
 
+    def continuations(self, conversation: Conversation) -> Continuations:
+        """The prompt of a conversation, to be continued by many paths of ids."""
+        return Continuations(self.adapter, self.head, conversation)
+
     def prompt_ids(self, conversation: Conversation) -> np.ndarray:
         """int64 [S]: a conversation's prompt as the model receives it, image placeholders included."""
         return self.adapter.encode([conversation]).prompts[0].ids
@@ -392,8 +386,3 @@ class LocalEngine:
     def prompt_table(self, prompt: EncodedPrompt, states: Tensor, options: Options) -> TokenTable:
         """The table of a prompt of S positions from its states [S, H] that enter the head; further rows are ignored."""
         return prompt_table(self.head, self.detokenizer, prompt, states, options)
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """The JSON-ready part of a generation config."""
-    return {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, list, type(None)))}

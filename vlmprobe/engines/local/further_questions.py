@@ -99,13 +99,14 @@ def _derived(adapter: Adapter, first: Encoding, conversations: Sequence[Conversa
             require_no_placeholder(each, written)
     prompt = first.prompts[0]
     known = [*prompt.ids.tolist(), *adapter.tokenizer.convert_tokens_to_ids(list(written))]
-    found: list[Encoding | None] = []
     # A raw prompt may say itself where its images are, and those of one call are written alike.
     texts = adapter.render(rest) if not opening.format.raw_prompt else [adapter.render([each])[0] for each in rest]
-    for text in texts:
-        start = ends.start(prompt.text, known, common_prefix(prompt.text, text))
-        found.append(None if start is None else _with_end(adapter, first, ends.ids(prompt.text[start:]), text, start))
-    return found
+    starts = [ends.start(prompt.text, known, common_prefix(prompt.text, text)) for text in texts]
+    ends.read(text[start:] for text, start in zip(texts, starts, strict=True) if start is not None)
+    return [
+        None if start is None else _with_end(adapter, first, ends.ids(prompt.text[start:]), text, start)
+        for text, start in zip(texts, starts, strict=True)
+    ]
 
 
 def _with_end(adapter: Adapter, first: Encoding, known: tuple[int, ...], text: str, start: int) -> Encoding | None:

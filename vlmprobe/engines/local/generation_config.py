@@ -13,7 +13,7 @@ from vlmprobe.engines.base import ONE_STEP
 from vlmprobe.engines.option_checks import check_value, with_temperature
 from vlmprobe.errors import GenerationOptionError, near
 
-__all__ = ["end_ids", "generation_config", "prefill_config"]
+__all__ = ["counts_padding", "end_ids", "generation_config", "plain", "prefill_config"]
 
 DEFAULT_NEW_TOKENS = 128
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -54,6 +54,13 @@ PUT_ASIDE = (
     *("output_logits", "output_scores", "output_hidden_states", "output_attentions", "num_return_sequences"),
     "low_memory",
 )
+COUNT_PADDING = {  # options that count padding as text, and their neutral values
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+}
 NEUTRAL = {  # values without an effect, besides None and False
     "num_return_sequences": 1,
     "guidance_scale": 1,
@@ -135,6 +142,12 @@ def end_ids(config: GenerationConfig) -> list[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
+def plain(config: GenerationConfig) -> dict[str, Any]:
+    """The JSON-ready part of a generation config that differs from the default."""
+    kinds = (str, int, float, bool, list, type(None))
+    return {key: value for key, value in config.to_diff_dict().items() if isinstance(value, kinds)}
+
+
 def prefill_config(base: GenerationConfig) -> GenerationConfig:
     """The config of a run that only reads: one greedy step, and a cache that can be continued.
 
@@ -149,3 +162,10 @@ def prefill_config(base: GenerationConfig) -> GenerationConfig:
 
 def _is_neutral(name: str, value: Any) -> bool:
     return value is None or value is False or (name in NEUTRAL and bool(value == NEUTRAL[name]))
+
+
+def counts_padding(config: GenerationConfig) -> bool:
+    """Whether an option counts padding as text, so that a batch of prompts of several lengths changes answers."""
+    return config.max_new_tokens is None or any(
+        getattr(config, name, neutral) not in (None, neutral) for name, neutral in COUNT_PADDING.items()
+    )

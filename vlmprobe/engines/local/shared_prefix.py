@@ -28,7 +28,7 @@ __all__ = ["Path", "SharedPrefix", "Stem", "longest", "recurs", "why_not_shared"
 Path = tuple[int, ...]  # ids after the prefix
 CACHE_BYTES = 512 * 2**20  # of repeated prefix cache in one batch
 # On a CPU more rows than these cost more, for what they read and write exceeds the processor's own caches.
-NEAR_BYTES, NEAR_ROWS = 48 * 2**20, 16
+NEAR_BYTES, NEAR_ROWS = 24 * 2**20, 16
 PADDING = 0.3  # of the positions of a batch, at most
 
 

@@ -14,7 +14,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from vlmprobe.engines.base import Options
@@ -41,6 +40,7 @@ from vlmprobe.engines.serving.completeness import lost_row
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import base64_of
 from vlmprobe.engines.serving.refusals import warn_unread
+from vlmprobe.engines.serving.rows import whole_row
 from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.errors import CapabilityError, EngineError, EngineResponseError
 from vlmprobe.inputs.chat_templates import require_variables
@@ -311,10 +311,7 @@ class LlamaCpp(StreamedEngine):
         own = next((each.raw for each in listed if each.id == token and each.raw is not None), raw)
         # Its bytes are those of the text that it completes, or none if that is held back: its own are elsewhere.
         text = decoder.decode(raw if raw.endswith(own) else own)
-        full = None
-        if len(listed) == vocabulary:  # all of them: their entropy is known
-            full = np.full(vocabulary, -np.inf, np.float32)
-            full[[each.id for each in listed if each.id is not None]] = [each.value for each in listed]
+        full = whole_row(listed, vocabulary)  # where all came, their entropy is known
         return Row(value, token, text, top=tuple(each for each in listed if each.value > FLOOR), full=full)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, and candidates.
+"""SGLang's own ``/generate``: ids, alternatives without limit, prompt log-probabilities, candidates and streams.
 
 Written from the source of 0.5.23, and compared with it on a CPU, without its GPU kernels. At image positions SGLang
 reports id 0 and the log-probability of the last token of the vocabulary: those positions are found here by encoding the
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from vlmprobe.engines.constraint import Constraint
 from vlmprobe.engines.providers.prompt_text import begun_by_server, encoded_prompt, written_prompt
 from vlmprobe.engines.serving import BASIC, Abilities, Alternative, Answer, Decoding, Facts, Node, Row, Server, Usage
 from vlmprobe.engines.serving.answer import EVERY_PROMPT, Scored
-from vlmprobe.engines.serving.base import ServedEngine
+from vlmprobe.engines.serving.base import StreamedEngine
 from vlmprobe.engines.serving.http.reply import real, token_id
 from vlmprobe.engines.serving.image_encoding import data_url
+from vlmprobe.engines.serving.rows import whole_row
 from vlmprobe.engines.serving.value_kind import FLOOR
 from vlmprobe.errors import CapabilityError, EngineResponseError, VlmprobeWarning, outside
 from vlmprobe.inputs.messages import Conversation
@@ -35,9 +37,15 @@ PATH = "/generate"
 MOST_PENALTY = 2.0  # of repetition
 BY_CHOICE = "chosen ids"  # how candidates of one token were scored, in meta
 ALL = -1  # SGLang's value for no top-k
+INCREMENTAL = "incremental_streaming_output"  # a flag, as the server names it
+SEEDED = "enable_deterministic_inference"
+NO_SEED = (
+    "SGLang draws by the seed of a request only with --enable-deterministic-inference: the answer cannot be repeated"
+)
+EVENTS = 256  # of a stream, about: each repeats the answer so far, so that one for each token would grow by the square
 
 
-class SGLang(ServedEngine):
+class SGLang(StreamedEngine):
     """An SGLang server. Its numbers include temperature and penalties, but not top-k and top-p.
 
     With ``SGLANG_RETURN_ORIGINAL_LOGPROB=1`` they are raw; no reply says so, so short requests determine it.
@@ -66,6 +74,7 @@ class SGLang(ServedEngine):
             models=names,
             context=context if isinstance(context, int) else None,
             root=info["model_path"],
+            more={flag: isinstance(told, dict) and told.get(flag) is True for flag in (INCREMENTAL, SEEDED)},
         )
 
     def check(self, conversations: Sequence[Conversation], options: Options) -> None:
@@ -90,34 +99,50 @@ class SGLang(ServedEngine):
 
     async def answer(self, conversation: Conversation, decoding: Decoding, options: Options) -> Answer:
         """Send one request."""
-        top = options.alternatives
-        adapter = self.tokens.need("A prompt for SGLang's /generate")
-        text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
-        request = await self._request(conversation, _sampling(decoding, options.seed, options.constraint), top)
-        request["text"] = text
-        prompt = await encoded_prompt(adapter, conversation) if options.prompt else None
-        if prompt is not None:
+        request = await self._generation(conversation, decoding, options)
+        prompt = None
+        if options.prompt:
+            prompt = await encoded_prompt(self.tokens.need("A prompt for SGLang's /generate"), conversation)
             request["logprob_start_len"] = 0
         reply = Node(await self.client.post(PATH, request), self.title)
         meta = reply["meta_info"]
-        ids = reply["output_ids"].ids()
-        if len(ids) > decoding.max_new_tokens:
-            most = decoding.max_new_tokens
-            raise EngineResponseError(f"{reply.where} has {len(ids)} output_ids where at most {most} were requested.")
-        rows = _rows(meta, "output", ids, top)
-        reason = meta["finish_reason"]["type"].string()
-        if reason == "abort":
-            raise EngineResponseError(f"{self.title} aborted the request: {meta['finish_reason'].value.get('message')}")
-        before = None if prompt is None else _prompt_rows(meta, prompt, top)
+        reason, ids = _finish_reason(meta, self.title), _ids(reply, decoding)
+        before = None if prompt is None else self._prompt_rows(meta, prompt, options.alternatives)
         return Answer(
             reply["text"].string(),
             reason,
-            rows,
+            self._rows(meta, "output", ids, options.alternatives),
             None if prompt is None else prompt.ids,
             before,
             None if prompt is None else prompt.spans,
-            usage=Usage(meta.count("prompt_tokens"), meta.count("completion_tokens")),
+            meta=self._told(decoding, options),
+            usage=_usage(meta),
         )
+
+    async def pieces(
+        self, conversation: Conversation, decoding: Decoding, options: Options
+    ) -> AsyncGenerator[Answer, None]:
+        """The same, streamed, without the prompt side."""
+        request = await self._generation(conversation, decoding, options) | {"stream": True}
+        if not self.server.more.get(INCREMENTAL):
+            request["sampling_params"]["stream_interval"] = 1 + decoding.max_new_tokens // EVENTS
+        count, said = 0, ""
+        async with aclosing(self.client.events(PATH, request)) as events:
+            async for event in events:
+                reply = Node(event, self.title)
+                meta = reply["meta_info"]
+                reason = _finish_reason(meta, self.title) if meta.get("finish_reason") else ""
+                ids, text = _ids(reply, decoding), reply["text"].string()
+                # An event holds the answer so far, or what is new where the server streams incrementally.
+                if meta["completion_tokens"].integer() == len(ids):
+                    if not text.startswith(said) or len(ids) < count:
+                        raise EngineResponseError(f"{self.title}: an event takes back what those before it said.")
+                    rows = self._rows(meta, "output", ids, options.alternatives, count)
+                    text, said = text[len(said) :], text
+                else:
+                    rows, said = self._rows(meta, "output", ids, options.alternatives), said + text
+                count += len(rows)
+                yield Answer(text, reason, rows, meta=self._told(decoding, options), usage=_usage(meta))
 
     async def candidates(
         self, conversation: Conversation, candidates: Sequence[str], options: Options
@@ -139,7 +164,7 @@ class SGLang(ServedEngine):
             request |= {"text": text + candidate, "logprob_start_len": 0}
             reply = Node(await self.client.post(PATH, request), self.title)
             joint = EncodedPrompt(whole, prompt.spans, "")
-            rows = _prompt_rows(reply["meta_info"], joint, options.alternatives)
+            rows = self._prompt_rows(reply["meta_info"], joint, options.alternatives)
             lost = len(prompt.ids) - found.shared
             told = f"the last {lost} prompt token(s) merge with the candidate: scored from position {found.shared}"
             return Scored(rows[found.shared :], found.shared, told if lost else None, before)
@@ -155,7 +180,7 @@ class SGLang(ServedEngine):
         request = await self._request(conversation, sampling, top)
         request |= {"text": text, "logprob_start_len": 0, "token_ids_logprob": list(dict.fromkeys(ids))}
         meta = Node(await self.client.post(PATH, request), self.title)["meta_info"]
-        _prompt_rows(meta, prompt, top)  # raises if the server's prompt is another
+        self._prompt_rows(meta, prompt, top)  # raises if the server's prompt is another
         found = meta.get("output_token_ids_logprobs")
         if found is None:
             return {}
@@ -165,17 +190,70 @@ class SGLang(ServedEngine):
         tops = meta["output_top_logprobs"][0].items() if top else None
         if lost := [each for each in ids if values.get(each) is None]:
             raise EngineResponseError(f"{listed.where} does not hold the log-probabilities of the ids {lost[:8]}.")
-        return {each: _row([values[each], each], tops, each, top, listed.where) for each in ids}
+        return {each: self._row([values[each], each], tops, each, top, listed.where) for each in ids}
+
+    def _told(self, decoding: Decoding, options: Options) -> dict[str, Any]:
+        unseeded = options.seed is not None and decoding.do_sample and not self.server.more.get(SEEDED)
+        return {"absent": {"seed": NO_SEED}} if unseeded else {}
+
+    async def _generation(self, conversation: Conversation, decoding: Decoding, options: Options) -> dict[str, Any]:
+        """The request for an answer."""
+        adapter = self.tokens.need("A prompt for SGLang's /generate")
+        text = begun_by_server(adapter, (await written_prompt(adapter, conversation, self.title))[0])
+        sampling = _sampling(decoding, options.seed, options.constraint)
+        return await self._request(conversation, sampling, options.alternatives) | {"text": text}
 
     async def _request(self, conversation: Conversation, sampling: dict[str, Any], top: int) -> dict[str, Any]:
         images = [await data_url(each) for each in conversation.image_parts]
         return {
             "sampling_params": sampling,
             "return_logprob": True,
-            "top_logprobs_num": top,
+            "top_logprobs_num": min(top, self.tokens.listable or top),  # more than there are would end the server
             "stream": False,
             **({"image_data": images} if images else {}),
         }
+
+    def _rows(self, meta: Node, side: str, ids: np.ndarray, top: int, after: int = 0) -> list[Row]:
+        """Rows of ``output`` or ``input`` tokens, whose own ids are ``ids`` [T], from row ``after`` on."""
+        entries = meta[f"{side}_token_logprobs"]
+        listed = entries.items()
+        tops = meta[f"{side}_top_logprobs"].items() if top else [None] * len(ids)
+        if not len(listed) == len(tops) == len(ids):
+            raise EngineResponseError(
+                f"{entries.where} has {len(listed)} rows and {len(tops)} of alternatives for {len(ids)} tokens."
+            )
+        return [
+            self._row(listed[place], tops[place], int(ids[place]), top, f"{entries.where}[{place}]")
+            for place in range(after, len(ids))
+        ]
+
+    def _prompt_rows(self, meta: Node, prompt: EncodedPrompt, top: int) -> list[Row]:
+        """Rows of a prompt; image positions hold nothing."""
+        rows = self._rows(meta, "input", prompt.ids, top)
+        masked = {place for span in prompt.spans for place in range(span.start, span.stop)}
+        named = [entry[1] if isinstance(entry, list) else None for entry in meta["input_token_logprobs"].items()]
+        for place, (found, due) in enumerate(zip(named, prompt.ids.tolist(), strict=True)):
+            if place not in masked and found not in (due, 0):
+                raise EngineResponseError(
+                    f"{meta.where}: position {place} of the prompt is token {found}, but {due} in the prompt that "
+                    "processor= makes. Is it the processor of the served model, with the same limits for images?"
+                )
+        return [
+            row if place and place not in masked and found == row.id else Row(id=row.id)
+            for place, (row, found) in enumerate(zip(rows, named, strict=True))
+        ]
+
+    def _row(self, entry: Any, others: Any, due: int, top: int, where: str) -> Row:
+        value, _ = _pair(entry, where)
+        listed = []
+        for each in others or []:
+            number, found = _pair(each, where)
+            if number is not None and found is not None:
+                listed.append(Alternative(number, found))
+        if len(listed) > top:
+            raise EngineResponseError(f"{where} has {len(listed)} alternatives where {top} were requested.")
+        known = sorted((each for each in listed if each.value > FLOOR), key=lambda each: -each.value)
+        return Row(value, due, top=tuple(known), full=whole_row(listed, self.tokens.vocabulary))
 
 
 def _sampling(decoding: Decoding, seed: int | None, constraint: Constraint | None = None) -> dict[str, Any]:
@@ -200,48 +278,23 @@ def _sampling(decoding: Decoding, seed: int | None, constraint: Constraint | Non
     return found
 
 
-def _rows(meta: Node, side: str, ids: np.ndarray, top: int) -> list[Row]:
-    """Rows of ``output`` or ``input`` tokens, whose own ids are ``ids`` [T]."""
-    entries = meta[f"{side}_token_logprobs"]
-    listed = entries.items()
-    tops = meta[f"{side}_top_logprobs"].items() if top else [None] * len(ids)
-    if not len(listed) == len(tops) == len(ids):
-        raise EngineResponseError(
-            f"{entries.where} has {len(listed)} rows and {len(tops)} of alternatives for {len(ids)} tokens."
-        )
-    return [
-        _row(entry, other, int(each), top, f"{entries.where}[{place}]")
-        for place, (entry, other, each) in enumerate(zip(listed, tops, ids, strict=True))
-    ]
+def _ids(reply: Node, decoding: Decoding) -> np.ndarray:
+    """int64 [T]: ids of an answer, or of a part of it."""
+    ids = reply["output_ids"].ids()
+    if len(ids) > (most := decoding.max_new_tokens):
+        raise EngineResponseError(f"{reply.where} has {len(ids)} output_ids where at most {most} were requested.")
+    return ids
 
 
-def _prompt_rows(meta: Node, prompt: EncodedPrompt, top: int) -> list[Row]:
-    """Rows of a prompt; image positions hold nothing."""
-    rows = _rows(meta, "input", prompt.ids, top)
-    masked = {place for span in prompt.spans for place in range(span.start, span.stop)}
-    named = [entry[1] if isinstance(entry, list) else None for entry in meta["input_token_logprobs"].items()]
-    for place, (found, due) in enumerate(zip(named, prompt.ids.tolist(), strict=True)):
-        if place not in masked and found not in (due, 0):
-            raise EngineResponseError(
-                f"{meta.where}: position {place} of the prompt is token {found}, but {due} in the prompt that "
-                "processor= makes. Is it the processor of the served model, with the same limits for images?"
-            )
-    return [
-        row if place and place not in masked and found == row.id else Row(id=row.id)
-        for place, (row, found) in enumerate(zip(rows, named, strict=True))
-    ]
+def _finish_reason(meta: Node, title: str) -> str:
+    reason = meta["finish_reason"]["type"].string()
+    if reason == "abort":
+        raise EngineResponseError(f"{title} aborted the request: {meta['finish_reason'].value.get('message')}")
+    return reason
 
 
-def _row(entry: Any, others: Any, due: int, top: int, where: str) -> Row:
-    value, _ = _pair(entry, where)
-    listed = []
-    for each in others or []:
-        number, found = _pair(each, where)
-        if number is not None and found is not None and number > FLOOR:
-            listed.append(Alternative(number, found))
-    if len(listed) > top:
-        raise EngineResponseError(f"{where} has {len(listed)} alternatives where {top} were requested.")
-    return Row(value, due, top=tuple(sorted(listed, key=lambda each: -each.value)))
+def _usage(meta: Node) -> Usage:
+    return Usage(meta.count("prompt_tokens"), meta.count("completion_tokens"))
 
 
 def _pair(entry: Any, where: str) -> tuple[float | None, int | None]:

@@ -56,7 +56,9 @@ def compared(answer: Answer, stops: Sequence[str], detokenizer: Detokenizer | No
         hidden = min(missing, answer.usage.reasoning)
         absent["reasoning"] = f"the server sends no rows of the {hidden} tokens of reasoning before the answer"
         missing -= hidden
-    if missing and not told and _is_the_end(answer, texts[first:], missing, stops):
+    # A row of the end token shows that the server sends it.
+    ended = detokenizer is not None and bool(rows) and rows[-1].id in detokenizer.special
+    if missing and not told and not ended and _is_the_end(answer, texts[first:], missing, stops):
         what = "those of the stop string" if stops else "the end token"
         absent["end"] = f"the server counts {missing} more than it sends rows of: {what}, which it cuts"
         missing = 0

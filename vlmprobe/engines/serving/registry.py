@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import entry_points
 
 from vlmprobe.engines.serving.base import ServedEngine
 from vlmprobe.engines.serving.facts import Facts, Server
-from vlmprobe.errors import CapabilityError, EngineError, MessageError, VlmprobeWarning, near, outside
+from vlmprobe.errors import CapabilityError, EngineError, MessageError, near
 from vlmprobe.plugins import load
 
 __all__ = ["clear", "detect", "engines"]
@@ -30,8 +29,10 @@ def clear() -> None:
 
 async def detect(
     facts: Facts, engines: Iterable[type[ServedEngine]], wanted: str = "auto"
-) -> tuple[type[ServedEngine], Server]:
+) -> tuple[type[ServedEngine], Server, str]:
     """The engine that recognises a server, generic ones last; or the wanted one, unless the server is another.
+
+    The last item is what to warn of, or empty.
 
     A wanted engine is taken at its name where nothing can be recognised: a proxy before it may hide what it is.
 
@@ -57,17 +58,16 @@ async def detect(
                 f"The server at {facts.client.url} is not recognised as {first[0].title}: it is {engine.title} "
                 f"({await facts.seen()})."
             )
-        return engine, server
+        return engine, server, ""
     seen = await facts.seen()
     if first:
+        await _refuse_transformers(facts)
         names = tuple(str(each["id"]) for each in await facts.models() if "id" in each)
-        warnings.warn(
+        unsure = (
             f"The server at {facts.client.url} does not say that it is {first[0].title}, and is taken for it as "
-            f"engine={wanted!r} says: {seen}.",
-            VlmprobeWarning,
-            stacklevel=outside(),
+            f"engine={wanted!r} says: {seen}."
         )
-        return first[0], Server(models=names)
+        return first[0], Server(models=names), unsure
     refused = next((each for each in facts.failed.values() if each.status in (401, 403)), None)
     if refused is not None:
         raise refused
@@ -84,8 +84,10 @@ async def _refuse_transformers(facts: Facts) -> None:
     paths = described.get("paths") if isinstance(described, dict) else None
     if not isinstance(paths, dict) or not {"/load_model", "/v1/chat/completions"} <= set(paths):
         return
-    model = next((str(each["id"]) for each in await facts.models() if "id" in each), "FOLDER")
+    names = {str(each["id"]): each.get("status") for each in await facts.models() if "id" in each}
+    loaded = [name for name, status in names.items() if status == {"value": "loaded"}] or list(names)
+    how = f", vlmprobe.load({loaded[0]!r})," if len(loaded) == 1 else " with vlmprobe.load,"
     raise CapabilityError(
         f"The server at {facts.client.url} is transformers serve, which sends no log-probabilities: load the same "
-        f"folder here, vlmprobe.load({model!r}), which gives every number."
+        f"folder here{how} which gives every number."
     )

@@ -12,7 +12,7 @@ from vlmprobe.engines.serving.completeness import compared
 from vlmprobe.engines.serving.generation_options import Decoding
 from vlmprobe.engines.serving.tokens import Tokens
 from vlmprobe.engines.serving.value_kind import Meaning
-from vlmprobe.errors import CapabilityError
+from vlmprobe.errors import CapabilityError, VlmprobeError
 from vlmprobe.inputs.images import THUMBNAIL, thumbnail
 from vlmprobe.inputs.messages import Conversation
 from vlmprobe.results.result import Result, Scores
@@ -96,6 +96,7 @@ def result_of(
         **options.told,
         "finish_reason": answer.finish_reason,
         **({"absent": absent} if absent else {}),
+        **_resized(tokens, conversation),
     }
     return Result(text, before, output, ids, {**told, **meta}, _shown(conversation))
 
@@ -128,6 +129,17 @@ def scores_of(
     ]
     told = {"value_kind": meaning.of("none"), **meta}
     return Scores(list(candidates), tables, [each.boundary for each in scored], told, _shown(conversation))
+
+
+def _resized(tokens: Tokens, conversation: Conversation) -> dict[str, Any]:
+    """How large the images become, and how boxes are written, as far as the client's processor says it."""
+    if tokens.adapter is None or not conversation.images:
+        return {}
+    try:
+        found = tokens.adapter.facts(conversation)
+    except (ValueError, VlmprobeError):  # an image that this processor refuses and the server's did not
+        return {}
+    return {name: found[name] for name in ("resized_sizes", "box_format") if name in found}
 
 
 def _shown(conversation: Conversation) -> tuple[Any, ...]:

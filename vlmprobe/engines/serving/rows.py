@@ -11,7 +11,7 @@ import numpy as np
 from vlmprobe.engines.serving.value_kind import FLOOR, Meaning
 from vlmprobe.errors import EngineResponseError
 
-__all__ = ["Alternative", "Columns", "Row", "columns"]
+__all__ = ["Alternative", "Columns", "Row", "columns", "whole_row"]
 
 ROUNDING = 1e-3  # nats by which rounding may put a log-probability above 0
 
@@ -95,6 +95,18 @@ def columns(rows: Sequence[Row], alternatives: int, meaning: Meaning, processing
         blank = np.full(shapes.pop(), np.nan, np.float32)
         numbers["logits"] = np.stack([blank if row.full is None else row.full for row in rows])
     return Columns(numbers, kept)
+
+
+def whole_row(listed: Sequence[Alternative], vocabulary: int | None) -> np.ndarray | None:
+    """float32 [V]: the values of the whole vocabulary, for :attr:`Row.full`; None where not all of it is listed."""
+    if vocabulary is None or len(listed) != vocabulary:
+        return None
+    ids = np.array([-1 if each.id is None else each.id for each in listed])
+    if not np.array_equal(np.sort(ids), np.arange(vocabulary)):
+        return None
+    full = np.empty(vocabulary, np.float32)
+    full[ids] = [each.value for each in listed]
+    return full
 
 
 def _empty(count: int, wide: int) -> dict[str, np.ndarray]:

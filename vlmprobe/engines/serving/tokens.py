@@ -65,11 +65,22 @@ class Tokens:
         """Exclusive upper bound on the model's ids; None without a processor."""
         if self.adapter is None:
             return None
+        # A head may be wider than the tokenizer, and a placeholder's id may be beyond the head.
+        known = self._declared or len(self.adapter.tokenizer) + PADDED
+        return max(known, len(self.adapter.tokenizer), *(each + 1 for each in self.image_ids))
+
+    @cached_property
+    def listable(self) -> int | None:
+        """How many tokens the model's head has at least; None without a processor."""
+        return None if self.adapter is None else self._declared or len(self.adapter.tokenizer)
+
+    @property
+    def _declared(self) -> int | None:
+        """The width of the head, where the checkpoint's configuration is known."""
+        assert self.adapter is not None
         config = self.adapter.model.config
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        # A head may be wider than the tokenizer, and a placeholder's id may be beyond the head.
-        known = getattr(text, "vocab_size", None) or len(self.adapter.tokenizer) + PADDED
-        return max(known, len(self.adapter.tokenizer), *(each + 1 for each in self.image_ids))
+        return getattr(text, "vocab_size", None)
 
     def require_ids(self, rows: Iterable[Row], where: str) -> None:
         """Raise :class:`EngineResponseError` for an id outside the model's vocabulary."""

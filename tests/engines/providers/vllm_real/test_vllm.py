@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from engine_models import engine_model
 from engine_record import CANDIDATES, QUESTION, SINGLE, picture
+from engine_tables import parity
 from reranker_template import RERANKER
 from vllm_server import environment, missing, python, serving
 
@@ -26,24 +26,12 @@ SHOWN = {"max_new_tokens": 8}
 TOLERANCE = 1e-4
 # vLLM writes the parts of a query or document as one string before the template sees them.
 PARTS = re.compile(r"\{%- for part in message\.content -%\}.*?\n\{%- endfor -%\}", re.DOTALL)
-ROW = re.compile(r"^\| (.+?) \| (.+?) \| (\d\S*) \|$", re.MULTILINE)
-BLOCK = re.compile(r"(<!-- parity, written by make engine-test -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @pytest.fixture(scope="session")
 def figures():
-    """Rows of the table of parity; written into the page that PARITY names."""
-    rows: dict[tuple[str, str], float] = {}
-    yield rows
-    page = os.environ.get("PARITY")
-    if page and rows:
-        text = Path(page).read_text(encoding="utf-8")
-        held = {row[:2]: row[2] for row in ROW.findall(BLOCK.search(text)[0])}  # a run of some tests keeps the others
-        held |= {key: f"{value:.1e}" for key, value in rows.items()}
-        lines = ["| model, server | what | largest difference |", "|---|---|---|"]
-        lines += [f"| {model} | {what} | {value} |" for (model, what), value in held.items()]
-        table = "\n".join(lines)
-        Path(page).write_text(BLOCK.sub(lambda block: f"{block[1]}\n{table}\n\n{block[2]}", text), encoding="utf-8")
+    with parity("vLLM") as rows:
+        yield rows
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +126,7 @@ def test_qwen2_vl(model, start, figures):
     compare_scores(local, served, figures, label, "continue_final_message", picture())
     asked = [vlmprobe.Request(f"Question {n}?", picture(), id=n) for n in range(16)]
     together = list(served.generate_many(asked, max_new_tokens=8))
-    alone = [served.generate(each.prompt, each.image, max_new_tokens=8) for each in asked]
+    alone = [served.generate(each.question, each.image, max_new_tokens=8) for each in asked]
     assert [each.meta["id"] for each in together] == list(range(16))
     figures[label, "16 at once, one by one"] = max(
         difference(one.output, other.output, "logprobs") for one, other in zip(together, alone, strict=True)

@@ -133,7 +133,7 @@ def whole_row(values: Mapping[int | None, float], where: str) -> np.ndarray:
     return row
 
 
-def vllm_row(said: openai_chat.Said, token: int, *, whole: bool) -> Row:
+def vllm_row(said: openai_chat.Said, token: int | None, *, whole: bool) -> Row:
     """A generated token with its alternatives, or with the row of the whole vocabulary."""
     if whole:
         return Row(said.value, token, full=whole_row({token_of(text): value for text, value in said.top}, "vLLM"))

@@ -23,6 +23,7 @@ from vlmprobe.engines.providers.vllm.prompt import (
     as_message,
     prompt_fields,
     structured_outputs,
+    token_of,
     vllm_prompt,
     vllm_row,
 )
@@ -42,6 +43,7 @@ UNLIMITED = 10**6  # more alternatives than any vocabulary has ids
 LARGE = 1000  # alternatives: nobody sets such a limit
 DEFAULT_MOST = 20  # of --max-logprobs
 TOO_MANY = re.compile(r"(?:max(?:imum)? allowed|at most|vocab(?:ulary)?[ _]size)\D{0,20}(\d+)")
+NO_PROMPT_IDS = "the stream came without the ids of the prompt: a proxy before vLLM drops them, and generate has them"
 RAW_LOGITS = "start the server with --logprobs-mode raw_logits --max-logprobs -1"
 
 
@@ -129,20 +131,23 @@ class VLLM(StreamedEngine):
         async with aclosing(
             openai_chat.pieces(self.client, request, self.title, tokens=decoding.max_new_tokens, top=most)
         ) as pieces:
+            first = True
             async for reply, choice, said in pieces:
                 usage = openai_chat.usage_of(reply)
                 if choice is None:
                     yield Answer("", "", [], usage=usage)
                     continue
                 prompt = reply.get("prompt_token_ids")
-                rows = _rows(choice, said, whole=whole) if said or choice.get("token_ids") else []
+                rows = _rows(choice, said, whole=whole) if said or _token_ids(choice) else []
                 ids = None if prompt is None else prompt.ids()
+                told = {"absent": {"input_ids": NO_PROMPT_IDS}} if first and ids is None else {}
+                first = False
                 yield Answer(
                     openai_chat.text_of(choice),
                     openai_chat.finish_reason(choice),
                     rows,
                     ids,
-                    meta=self.told(),
+                    meta={**self.told(), **told},
                     usage=usage,
                     reasoning=openai_chat.reasoning_of(choice),
                 )
@@ -194,8 +199,10 @@ class VLLM(StreamedEngine):
     async def further_findings(self) -> list[Finding]:
         """Whether ids are accepted, and which flags would enable more."""
         takes = await takes_ids(self)
-        remedy = "" if takes else "--enable-scale-out"
-        found = [Finding("candidates by ids", "yes" if takes else "no", "exact across any boundary", remedy)]
+        what, remedy = "exact across any boundary", "" if takes else "--enable-scale-out"
+        if not takes and self.server.version is None:
+            what, remedy = f"{what}; the proxy before vLLM has no route for them: connect to vLLM itself", ""
+        found = [Finding("candidates by ids", "yes" if takes else "no", what, remedy)]
         meaning = self.meaning or Meaning()
         if meaning.kind in ("tempered", "filtered"):
             found.append(Finding("raw numbers", "no", f"the mode is {meaning.mode}", "--logprobs-mode raw_logprobs"))
@@ -277,8 +284,17 @@ def _most(top: int, whole: bool) -> int | None:
     return None if whole else top + 1
 
 
+def _token_ids(choice: Node) -> Node | None:
+    """The ids of an answer; LiteLLM moves fields that are not OpenAI's into an object of its own."""
+    moved = choice.get("provider_specific_fields")
+    return choice.get("token_ids") or (None if moved is None else moved.get("token_ids"))
+
+
 def _rows(choice: Node, said: Sequence[openai_chat.Said], *, whole: bool) -> list[Row]:
-    ids = choice["token_ids"].ids()
+    found = _token_ids(choice)
+    if found is None:  # a token's name tells its id where names of that kind were asked for
+        return [vllm_row(each, token_of(each.token), whole=whole) for each in said]
+    ids = found.ids()
     if len(ids) != len(said):
         raise EngineResponseError(f"{choice.where} has {len(ids)} token_ids and {len(said)} log-probabilities.")
     return [vllm_row(each, int(token), whole=whole) for each, token in zip(said, ids, strict=True)]

@@ -62,6 +62,8 @@ class Client:
     ) -> None:
         self.url = address_of(url)
         self.limits = limits or Limits()
+        # For another client of this server; never shown.
+        self.access: dict[str, Any] = {"api_key": api_key, "headers": headers}
         self._secrets = tuple(each for each in (key_for(self.url, api_key), *(headers or {}).values()) if each)
         self._headers = {
             "User-Agent": f"vlmprobe/{__version__}",
