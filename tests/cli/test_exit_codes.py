@@ -80,7 +80,7 @@ def test_the_page_has_the_codes():
 
 
 WRONG = [  # command line, what is told
-    (("page", "demo", "--no-browser", "--port", "70000"), "70000"),
+    (("page", "demo", "--no-browser", "--port", "70000"), "65535"),
     (("probe", "demo", "gone.png", "Q"), "gone.png"),
     (("probe", "demo", "notes.txt", "Q"), "notes.txt"),
     (("probe", "demo", "folder", "Q"), "is a folder"),

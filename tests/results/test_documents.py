@@ -178,8 +178,8 @@ def test_a_wrapped_model_names_its_peft_adapters(own):
 def test_json_and_pages_replace_only_their_own_kind(answer, tmp_path):
     """What else is at the path stays, such as the image that was asked about; a path is what they return."""
     for name, write, held in (
-        ("a.html", answer.to_html, "<title>former"),
-        ("a.json", answer.to_json, '{"former": 1}'),
+        ("a.html", answer.to_html, "<title>yesterday"),
+        ("a.json", answer.to_json, '{"yesterday": 1}'),
     ):
         picture().save(tmp_path / "scene.png")
         (tmp_path / "notes.txt").write_text("mine")
@@ -192,7 +192,7 @@ def test_json_and_pages_replace_only_their_own_kind(answer, tmp_path):
             write(tmp_path)
         (tmp_path / name).write_text(f"<!DOCTYPE html><html>{held}" if name == "a.html" else held)
         assert write(str(tmp_path / name)) == tmp_path / name
-        assert "former" not in (tmp_path / name).read_text(encoding="utf-8")
+        assert "yesterday" not in (tmp_path / name).read_text(encoding="utf-8")
         assert write(tmp_path / name) == tmp_path / name  # its own
         (tmp_path / name).write_text("")
         assert write(tmp_path / name).stat().st_size > 100
