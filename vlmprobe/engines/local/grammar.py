@@ -169,16 +169,16 @@ class Grammars:
             made = HEADER + llguidance.grammar_from(*given)  # Lark
         except ValueError as error:
             raise GenerationOptionError(f"{kind} cannot be used: {error}") from error
-        tokenizer, words = self._tokenizer(ends)
+        tokenizer, words, eager = self._tokenizer(ends)
         wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(made, tokenizer)
         if wrong:
             raise GenerationOptionError(f"{kind} cannot be used: {messages[0].strip()}")
         matcher: LLMatcher = llguidance.LLMatcher(tokenizer, made, log_level=0)
-        _require_an_answer(matcher, kind, words, frozenset(ends))
+        _require_an_answer(matcher, kind, words, eager, ends)
         return matcher
 
-    def _make_tokenizer(self, ends: tuple[int, ...]) -> tuple[Any, list[bytes]]:
-        """llguidance's tokenizer for the model, and the bytes [V] of its tokens."""
+    def _make_tokenizer(self, ends: tuple[int, ...]) -> tuple[Any, list[bytes], np.ndarray]:
+        """llguidance's tokenizer for the model, the bytes [V] of its tokens, and :func:`_eagerness` of them."""
         detokenizer = self.detokenizer
         count = len(self.adapter.tokenizer)
         _require_concatenation(detokenizer, count)
@@ -187,7 +187,7 @@ class Grammars:
         for each in special:
             if each < count:
                 words[each] = b"\xff" + (words[each] or b"<%d>" % each)
-        return _tokenizer_of(words, special, ends), words
+        return _tokenizer_of(words, special, ends), words, _eagerness(words)
 
 
 class _Words:
@@ -218,7 +218,22 @@ def _reason(matcher: LLMatcher) -> str:
     return matcher.get_error().partition("\n")[0].replace("NoExtensionBias", "nothing fits") or "nothing fits"
 
 
-def _require_an_answer(start: LLMatcher, kind: str, words: Sequence[bytes], ends: frozenset[int]) -> None:
+def _eagerness(words: Sequence[bytes]) -> np.ndarray:
+    """int64 [V]: places of tokens in an order: those that tend to end something before others, short ones first."""
+
+    def key(token: int) -> tuple[int, int, int]:
+        word = words[token]
+        ending = word[:1].decode("latin-1") in ENDING
+        return (0 if ending else 1 if word.strip() else 2), len(word), token
+
+    places = np.empty(len(words), np.int64)
+    places[sorted(range(len(words)), key=key)] = np.arange(len(words))
+    return places
+
+
+def _require_an_answer(
+    start: LLMatcher, kind: str, words: Sequence[bytes], eager: np.ndarray, ends: tuple[int, ...]
+) -> None:
     """Find one whole answer, by trying what tends to end things, then also at random.
 
     Raises:
@@ -234,10 +249,13 @@ def _require_an_answer(start: LLMatcher, kind: str, words: Sequence[bytes], ends
                 break
             if matcher.is_accepting():
                 return
-            listed = [each for each in np.flatnonzero(bits).tolist() if each < len(words) and each not in ends]
+            listed = np.setdiff1d(np.flatnonzero(bits[: len(words)]), ends)
+            if not len(listed):
+                dead = dead or (written, "nothing fits")
+                break
             # At random now and then: what tends to end things may lead nowhere (-0.000...), and chance alone too.
             ending = not attempt or chance.random() < ENDS_AT
-            token = _likely_to_end(listed, words) if ending else chance.choice(listed)
+            token = int(listed[eager[listed].argmin()] if ending else chance.choice(listed))
             matcher.consume_token(token)
             written += words[token]
         if dead is None and attempt >= TRIES // 8:
@@ -250,12 +268,6 @@ def _require_an_answer(start: LLMatcher, kind: str, words: Sequence[bytes], ends
     raise GenerationOptionError(
         f"No answer of up to {LONGEST} tokens was found that obeys this {kind} and ends: does it have an end?"
     )
-
-
-def _likely_to_end(listed: Sequence[int], words: Sequence[bytes]) -> int:
-    ending = [each for each in listed if words[each][:1].decode("latin-1") in ENDING]
-    shown = [each for each in listed if words[each].strip()]
-    return min(ending or shown or listed, key=lambda each: (len(words[each]), each))
 
 
 def _require_concatenation(detokenizer: Detokenizer, count: int) -> None:
