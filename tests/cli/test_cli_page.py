@@ -56,8 +56,9 @@ def test_the_address_comes_before_the_model_and_ctrl_c_ends_it():
 
 def test_a_model_that_cannot_be_opened_ends_the_page(tmp_path):
     process = started(str(tmp_path / "nothing"))
-    _, errors = process.communicate(timeout=120)
+    address, errors = process.communicate(timeout=120)
     assert process.returncode == 2
+    assert address == ""
     assert errors.startswith("Error: ")
     assert "nothing" in errors
     assert "Traceback" not in errors
@@ -76,12 +77,12 @@ def test_a_second_model(monkeypatch):
     monkeypatch.setattr("vlmprobe.page.server.serve", lambda models, **_: served.extend(models))
     page = ["page", "demo", "--no-browser", "--dtype", "float32", "--adapter", "internvl", "--against"]
     assert CliRunner().invoke(app, [*page, "http://localhost:8000"]).exit_code == 0
-    assert CliRunner().invoke(app, [*page, "other"]).exit_code == 0
+    assert CliRunner().invoke(app, [*page, "an-org/other"]).exit_code == 0
     assert [each.python for each in served] == [
         "vlmprobe.load('demo', dtype='float32', adapter='internvl')",
         "vlmprobe.connect('http://localhost:8000')",
         "vlmprobe.load('demo', dtype='float32', adapter='internvl')",
-        "vlmprobe.load('other', dtype='float32')",
+        "vlmprobe.load('an-org/other', dtype='float32')",
     ]
     assert CliRunner().invoke(app, [*page, "demo"]).exit_code == 2
 

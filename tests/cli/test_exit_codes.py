@@ -81,6 +81,7 @@ def test_the_page_has_the_codes():
 
 WRONG = [  # command line, what is told
     (("page", "demo", "--no-browser", "--port", "70000"), "65535"),
+    (("page", "./gone", "--no-browser"), "./gone"),
     (("probe", "demo", "gone.png", "Q"), "gone.png"),
     (("probe", "demo", "notes.txt", "Q"), "notes.txt"),
     (("probe", "demo", "folder", "Q"), "is a folder"),

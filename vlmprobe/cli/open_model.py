@@ -19,7 +19,7 @@ from vlmprobe.errors import CheckpointNotFoundError, UnknownModelError, Vlmprobe
 if TYPE_CHECKING:
     from vlmprobe.probe import Probe
 
-__all__ = ["checkpoint_engine", "is_server", "open_model", "open_probe", "open_server", "served"]
+__all__ = ["checkpoint_engine", "is_server", "open_model", "open_probe", "open_server", "require_checkpoint", "served"]
 
 
 ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, without its scheme
@@ -88,17 +88,25 @@ def checkpoint_engine(
     return {"engine": engine, **options.engine_options(engine_option)}
 
 
+def require_checkpoint(model: str) -> None:
+    """Wrong usage for a folder that is no checkpoint and a name that is no hub id; the network is not asked."""
+    from vlmprobe.model_registry.registry import read_config
+
+    path = os.path.expanduser(model)
+    if model not in BUNDLED and (os.path.exists(path) or model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        with wrong_usage():
+            read_config(path)
+
+
 def open_probe(model: str, **load: Any) -> Probe:
     """Load the model, with a status line in a terminal; downloads from the hub show their own progress bars."""
     from vlmprobe import load as load_probe
-    from vlmprobe.model_registry.registry import read_config
 
     is_local = model in BUNDLED or os.path.exists(os.path.expanduser(model))
     with working(f"Loading {model}", spin=is_local):
+        require_checkpoint(model)
         with wrong_usage():
             _check_choices(load.get("adapter"), load.get("device", "auto"), load.get("dtype", "auto"))
-            if is_local and model not in BUNDLED:
-                read_config(os.path.expanduser(model))
         _no_bars(except_downloads=not is_local and sys.stderr.isatty())
         return load_probe(model, **load)
 

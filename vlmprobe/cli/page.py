@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlmprobe.cli import arguments, options
-from vlmprobe.cli.open_model import is_server, open_model
+from vlmprobe.cli.open_model import is_server, open_model, require_checkpoint
 from vlmprobe.cli.option_groups import Opening, Template, grouped
 from vlmprobe.cli.terminal import console, guarded, note, working
 
@@ -85,6 +85,8 @@ def page(
         from vlmprobe.page.server import LOCAL, Model, serve
 
         def model_of(name: str, opening: Opening) -> Model:
+            if not is_server(name):
+                require_checkpoint(name)  # before an address is told
             given = {option: value for option, value in vars(opening).items() if value not in (None, "auto", [])}
             return Model(
                 name,
