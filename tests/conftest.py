@@ -66,3 +66,13 @@ def own(checkpoint):
         return SimpleNamespace(name=name, model=model, processor=AutoProcessor.from_pretrained(folder))
 
     return load
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, new for each module of tests, with a console that is kept."""
+    from real_browser import open_browser
+
+    opened = open_browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.quit()

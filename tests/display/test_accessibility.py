@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 from accessibility import violations
 from components import component_page, widget_page
-from real_browser import open_browser
 from render_cases import answer, scores, two_digits
 
 from vlmprobe.display import page, table_html
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = open_browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["light-desktop", "dark-phone"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from real_browser import open_browser
 from render_cases import answer, make_table, scores, two_digits
 
 from vlmprobe.display import fragment, page, table_html
@@ -20,13 +19,6 @@ OWNING = (
     "</style></script><script>document.title='owned'</script>",
     ' " onmouseover="document.title=\'owned\'" onfocus="document.title=\'owned\'" x="',
 )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = open_browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import random
 
 import pytest
 from components import component_page
-from real_browser import open_browser
 from render_cases import answer, make_table, nothing, scores, two_digits
 
 from vlmprobe.display import view
@@ -18,13 +17,6 @@ pytest.importorskip("selenium.webdriver", reason="needs selenium (in the dev dep
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = open_browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture

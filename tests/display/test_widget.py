@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from components import widget_page
-from real_browser import open_browser
 from render_cases import scores, two_digits
 
 import vlmprobe
@@ -74,13 +73,6 @@ def test_without_anywidget_the_error_says_what_to_install():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.startswith("MissingExtraError anywidget is needed here; install it with: pip install 'anywidget")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = open_browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from accessibility import violations
 from page_client import QUESTION, UNSURE, Held, Server
-from real_browser import open_browser
 from render_cases import answer as answer_of
 from render_cases import make_table
 
@@ -37,11 +36,9 @@ window.addEventListener("unhandledrejection", (event) => console.error("unhandle
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = open_browser(tmp_path_factory.mktemp("profile"))
-    opened.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SHIFTS})
-    yield opened
-    opened.quit()
+def browser(browser):
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SHIFTS})
+    return browser
 
 
 @pytest.fixture(scope="module")

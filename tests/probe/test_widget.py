@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 from components import widget_page
-from real_browser import open_browser
 
 import vlmprobe
 from vlmprobe.errors import ImageError, MessageError, ResultError
@@ -180,13 +179,6 @@ def test_a_session_adds_its_images(probe, picture):
         widget = session.widget()
         assert len(widget.document["images"]) == 1
         assert widget.ask(QUESTION).text == probe.generate(QUESTION, picture).text
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = open_browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.quit()
 
 
 def test_in_a_browser(browser, widget, tmp_path):

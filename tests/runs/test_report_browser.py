@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from accessibility import violations
-from real_browser import open_browser
 from run_engine import oracle
 
 import vlmprobe
@@ -17,13 +16,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 OWNING = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 ROWS = 250
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = open_browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture(scope="module")
