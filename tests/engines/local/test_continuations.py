@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vlmprobe.engines.base import ReadsContinuations
+from vlmprobe.engines.local import continuations
 from vlmprobe.errors import NonFiniteLogitsError
 
 PATHS = [(), (5,), (5, 6), (7,), (7, 8, 9), (5, 6, 10), (5,)]
@@ -53,6 +54,20 @@ def test_a_cache_that_cannot_be_continued_gives_the_same_rows(probe_of, monkeypa
         monkeypatch.setattr(adapter, "capabilities", replace(type(adapter).capabilities, **change))
         found = probe.engine.continuations(conversation).logprobs((12,), PATHS, IDS)
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_prompt_that_cannot_be_shared_is_tried_and_encoded_once(probe_of, monkeypatch):
+    probe, calls = probe_of("llava"), []
+    adapter = probe.engine.adapter
+    monkeypatch.setattr(adapter, "capabilities", replace(type(adapter).capabilities, prefix_reuse=False))
+    real = continuations.prefill
+    monkeypatch.setattr(continuations, "prefill", lambda *inputs: calls.append("prefill") or real(*inputs))
+    asked = probe.engine.continuations(conversation_of(probe))
+    encode = type(adapter).encode
+    monkeypatch.setattr(type(adapter), "encode", lambda *given: calls.append("encode") or encode(*given))
+    for begin in [(), (12,), (12, 13)]:
+        asked.logprobs(begin, PATHS, IDS)
+    assert calls == ["encode", "prefill"]
 
 
 def test_logits_that_are_not_finite_are_an_error_that_names_the_path(probe_of):

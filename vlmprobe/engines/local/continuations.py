@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmprobe.adapter import Adapter
+from vlmprobe.adapter import Adapter, Encoding
 from vlmprobe.adapter.rope import may_continue
 from vlmprobe.engines.local.beginnings import prefill
 from vlmprobe.engines.local.capture import Head
@@ -32,6 +32,7 @@ class Continuations:
         self._begun: Path = ()  # the ids after the prompt that the prefix holds
         self._prefix: SharedPrefix | None = None
         self._bare: SharedPrefix | None = None  # of the prompt alone
+        self._encoding: Encoding | None = None
 
     @torch.no_grad()
     def logprobs(self, begin: Sequence[int], paths: Sequence[Path], ids: Sequence[int]) -> np.ndarray:
@@ -93,17 +94,16 @@ class Continuations:
 
     def _states(self, begin: Path, paths: Sequence[Path]) -> Tensor:
         """[P, H]: what the token after each path is drawn from."""
-        encoding = self.adapter.encode([self.conversation]) if self._bare is None else None
-        if encoding is not None:
-            inputs = to_model(self.adapter.model, encoding.inputs)
+        if self._encoding is None:
+            self._encoding = self.adapter.encode([self.conversation])
+            inputs = to_model(self.adapter.model, self._encoding.inputs)
             ran, hidden = prefill(self.adapter, inputs)
             if not why_not_shared(self.adapter, ran.cache):
                 self._bare = self._prefix = SharedPrefix(self.adapter, inputs, ran.cache, hidden[:, -1:])
         length = 0 if self._bare is None else int(self._bare.inputs["input_ids"].shape[1])
         longest = length + len(begin) + max(map(len, paths))
         if self._bare is None or not may_continue(self.adapter, length, longest):
-            encoding = encoding or self.adapter.encode([self.conversation])
-            return torch.stack([self._whole(encoding.inputs, (*begin, *path)) for path in paths])
+            return torch.stack([self._whole(self._encoding.inputs, (*begin, *path)) for path in paths])
         if begin[: len(self._begun)] != self._begun:
             self._prefix, self._begun = self._bare, ()
         assert self._prefix is not None
