@@ -20,7 +20,7 @@ from wire_server import WireServer, event_stream
 import vlmprobe
 from vlmprobe.errors import CheckpointError
 from vlmprobe.page import app, memory, model_queue
-from vlmprobe.page.calls import abilities
+from vlmprobe.page.calls import abilities, remembering
 from vlmprobe.page.memory import Recent
 
 ELSEWHERE = "http://127.0.0.1:8765"
@@ -535,6 +535,19 @@ def test_what_an_engine_lacks_is_told_with_the_reason(page, demo):
     assert "token-by-token streaming" in lacks["stream"]
     assert "vlmprobe.load" in lacks["layers"]
     assert lacks["samples"] == ""
+
+
+def test_questions_about_an_image_share_what_was_computed_of_it(demo):
+    greedy = {"max_new_tokens": 8, "temperature": 0}
+    with Page(lambda: remembering(demo)) as page:
+        key = page.image()
+        page.result(images=[key], options=greedy)
+        document = page.result("Is there a seven?", images=[key], options=greedy)["document"]
+    expected = demo.generate("Is there a seven?", UNSURE, max_new_tokens=8, do_sample=False)
+    assert document["meta"]["image_features"].startswith("reused")
+    assert document["text"] == expected.text
+    logprobs = [row["logprob"] for row in document["output"]]
+    np.testing.assert_allclose(logprobs, expected.output.logprobs, atol=1e-4)
 
 
 def test_a_served_model_is_asked_in_the_same_way(demo):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vlmprobe.engines.base import GivesPromptIds, Streams, require
+from vlmprobe.engines.base import GivesPromptIds, RemembersImages, Streams, require
 from vlmprobe.errors import CapabilityError
 from vlmprobe.page.asked import Asked
 from vlmprobe.page.panels import PANELS, run_panel
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from vlmprobe.page.model_queue import Job, Work
     from vlmprobe.probe import Probe
 
-__all__ = ["abilities", "work_of"]
+__all__ = ["abilities", "remembering", "work_of"]
+
+
+def remembering(probe: Probe) -> Probe:
+    """A session of a model in this process: questions and branches about an image share what was computed of it."""
+    return probe.session() if isinstance(probe.engine, RemembersImages) else probe
 
 
 def work_of(asked: Asked, images: Images, results: Results) -> Work:

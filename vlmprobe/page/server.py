@@ -62,6 +62,7 @@ def serve(
     import uvicorn
 
     from vlmprobe.page.app import application
+    from vlmprobe.page.calls import remembering
     from vlmprobe.page.guard import Guard
     from vlmprobe.page.model_queue import ModelQueue
 
@@ -73,7 +74,10 @@ def serve(
     def failed(error: BaseException) -> None:
         server.should_exit = True
 
-    queue = ModelQueue([each.open for each in models], failed)
+    def opening(model: Model) -> Callable[[], Any]:
+        return lambda: remembering(model.open())
+
+    queue = ModelQueue([opening(each) for each in models], failed)
     app = application(queue, {each.name: each.python for each in models}, saved)
     guarded = Guard(app, token, [host, *allow_hosts], loopback=host in LOCAL)
     config = uvicorn.Config(
